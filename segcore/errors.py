@@ -1,0 +1,96 @@
+"""Errors that people read, and the closed list of reasons why an image can fail.
+
+Two families. A `SegcoreError` ends the command with its `exit_code` and one sentence. An
+`ImageError` never ends anything: it becomes a `failed` row of the `images` table.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class SegcoreError(Exception):
+    """Base of all errors that are shown to a person as one sentence, without a traceback.
+
+    Args:
+        message: What was wrong, with the value and the file.
+        hint: What to do about it; shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[SegcoreError], tuple[str, str]]:
+        return type(self), (self.message, self.hint)  # survives Ray's pickling with its hint
+
+
+class UsageError(SegcoreError):
+    """The command, its configuration or its input is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """A model file is missing, of the wrong kind, damaged or unsafe."""
+
+
+class StorageError(SegcoreError):
+    """Storage did not do what was asked, after retries."""
+
+
+class ObjectNotFound(StorageError):
+    """No object at this URI."""
+
+    exit_code = 2
+
+
+class AccessDenied(StorageError):
+    """Credentials are missing or do not allow this."""
+
+
+class ClusterError(SegcoreError):
+    """Ray cannot be reached, or cannot give the resources that were asked for."""
+
+
+class ErrorCode(StrEnum):
+    """Why an image failed (`images.error_code`). Values are a contract: only ever add."""
+
+    EMPTY = "empty"  # zero bytes
+    NOT_AN_IMAGE = "not_an_image"  # no known image signature
+    UNSUPPORTED_FORMAT = "unsupported_format"  # an image, but of a kind that is not decoded
+    CORRUPT = "corrupt"  # signature known, pixels cannot be decoded exactly
+    TRUNCATED = "truncated"  # the data ends before the image does
+    TOO_MANY_PIXELS = "too_many_pixels"  # width x height over limits.max_pixels
+    TOO_MANY_BYTES = "too_many_bytes"  # object or member over limits.max_image_bytes
+    NOT_FOUND = "not_found"  # the URI names no object
+    ACCESS_DENIED = "access_denied"  # the object may not be read
+    READ_ERROR = "read_error"  # storage failed after retries
+    UNSAFE_URI = "unsafe_uri"  # scheme or path outside what the manifest may name
+    UNSAFE_MEMBER = "unsafe_member"  # tar member: link, device, absolute or parent path
+    SHARD_TRUNCATED = "shard_truncated"  # the archive ends inside this member
+    SHARD_CORRUPT = "shard_corrupt"  # the archive cannot be read past this point
+    MODEL_ERROR = "model_error"  # the model raised on this image
+    OUT_OF_MEMORY = "out_of_memory"  # memory ran out for this image alone
+    CRASHED = "crashed"  # the worker process died on this image
+    TIMED_OUT = "timed_out"  # the image took longer than the limit
+
+
+class ImageError(Exception):
+    """One image cannot be processed; becomes its `failed` row.
+
+    Args:
+        code: The reason, from the closed list.
+        message: One sentence for people; no secrets, no local temp paths.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
+        return type(self), (self.code, self.message)

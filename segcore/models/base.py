@@ -1,0 +1,76 @@
+"""What the pipeline needs of a model: the adapter contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from segcore.instances import Instances
+
+
+class ModelOptions(BaseModel):
+    """What a user may change of a model; None keeps the model's own default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    imgsz: int | None = Field(None, ge=32, le=8192, multiple_of=32)
+    conf: float | None = Field(None, ge=0.0, le=1.0)
+    iou: float | None = Field(None, gt=0.0, le=1.0)
+    max_det: int | None = Field(None, ge=1, le=10_000)
+    device: str = "auto"
+    batch_size: int | None = Field(None, ge=1, le=1024)
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of a model. `id` is what stands in `instances.category_id`."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is; everything here that changes results goes into the edition.
+
+    Attributes:
+        name: Name for people and for the edition, e.g. ``nuclei-yolo11n``.
+        architecture: e.g. ``yolo11n-seg``.
+        weights_sha256: Of the checkpoint file as read.
+        licence: SPDX id or a sentence; of the weights.
+        categories: All classes.
+        parameters: Preprocessing and thresholds in force (imgsz, conf, iou, max_det, ...).
+        result_version: Bumped by the code when the same weights give other results.
+    """
+
+    name: str
+    architecture: str
+    weights_sha256: str
+    licence: str
+    categories: tuple[Category, ...]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    result_version: int = 1
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An instance-segmentation model. The three steps may run in different threads.
+
+    Results of an image may not depend on the other images of its batch.
+    """
+
+    info: ModelInfo
+    batch_size: int
+
+    def preprocess(self, image: np.ndarray) -> Any:
+        """(H, W, 3) uint8 RGB -> one prepared image (CPU only, thread-safe)."""
+
+    def forward(self, prepared: Sequence[Any]) -> Any:
+        """At most `batch_size` prepared images -> raw outputs on the device."""
+
+    def postprocess(self, raw: Any, prepared: Sequence[Any]) -> list[Instances]:
+        """Raw outputs -> one `Instances` for each prepared image, in order."""
