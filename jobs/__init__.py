@@ -1,0 +1,1 @@
+"""Recipes that a person runs; the work is in `segcore`."""

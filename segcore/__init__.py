@@ -1,0 +1,1 @@
+"""segcore: segment archives of images, masks as Parquet with COCO RLE."""

@@ -1,0 +1,1 @@
+"""Training: COCO data in, a checkpoint and its curves out."""
