@@ -1,0 +1,221 @@
+"""Objects on S3, Google Cloud Storage and Azure through obstore, with errors for people.
+
+S3 credentials come from the chain of botocore (environment, profile, container or instance
+role), so whatever works for the AWS command line works here. `gs://` and `az://` take their
+credentials from the environment variables obstore documents; this project has not exercised them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+
+from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
+from segcore.uris import redact, split
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Config
+
+_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_DENIED_CODES = {
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidObjectState",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_CREDENTIALS_HINT = (
+    "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role of this machine."
+)
+# One PUT up to here; larger objects go up in parts, and still appear only when complete.
+_SINGLE_PUT_BYTES = 64 << 20
+_LIST_CHUNK = 1000
+_CONNECT = timedelta(seconds=10)
+
+
+def connect(uri: str, options: Any) -> Any:
+    """The obstore store of the bucket that `uri` names; `options` is a `StorageOptions`.
+
+    Raises:
+        AccessDenied: No credentials were found and `anonymous` is off.
+        StorageError: The store cannot be set up.
+    """
+    scheme, bucket, _ = split(uri)
+    timeout = timedelta(seconds=options.timeout_s)
+    client: ClientConfig = {"timeout": timeout, "connect_timeout": min(timeout, _CONNECT)}
+    retry: RetryConfig = {"max_retries": options.retries, "retry_timeout": timedelta(minutes=5)}
+    try:
+        if scheme == "s3":
+            return _connect_s3(bucket, options, client, retry)
+        return obstore.store.from_url(
+            f"{scheme}://{bucket}", client_options=client, retry_config=retry
+        )
+    except (BaseError, ValueError) as error:
+        raise StorageError(f"Cannot open {scheme}://{bucket}: {_first_line(error)}") from error
+
+
+def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryConfig) -> Any:
+    import botocore.exceptions
+    import botocore.session
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = botocore.session.Session()
+    try:
+        profile = session.get_scoped_config()
+        credentials: dict[str, Any] = {"skip_signature": True}
+        if not options.anonymous:
+            if session.get_credentials() is None:
+                raise AccessDenied(
+                    f"No AWS credentials were found for s3://{bucket}.",
+                    _CREDENTIALS_HINT + " For a public bucket set storage.anonymous=true.",
+                )
+            # botocore renews 15 minutes before the end, so that 5 minutes never serve stale keys
+            provider = Boto3CredentialProvider(session, ttl=timedelta(minutes=5))
+            credentials = {"credential_provider": provider}
+    except botocore.exceptions.BotoCoreError as error:
+        raise AccessDenied(f"AWS credentials cannot be used: {error}", _CREDENTIALS_HINT) from error
+    env = os.environ
+    endpoint = (
+        options.endpoint_url
+        or env.get("AWS_ENDPOINT_URL_S3")
+        or env.get("AWS_ENDPOINT_URL")
+        or profile.get("endpoint_url")
+    )
+    config: S3Config = {
+        "region": options.region
+        or env.get("AWS_REGION")
+        or session.get_config_variable("region")
+        or "us-east-1"
+    }
+    if endpoint:
+        config["endpoint"] = endpoint.rstrip("/")
+        client["allow_http"] = endpoint.startswith("http://")
+    return obstore.store.S3Store(
+        bucket, config=config, client_options=client, retry_config=retry, **credentials
+    )
+
+
+@contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Turn errors of obstore into the errors of segcore, without secrets."""
+    try:
+        yield
+    except SegcoreError:
+        raise
+    except (BaseError, OSError, ValueError) as error:
+        raise _translate(error, uri) from error
+
+
+def _translate(error: Exception, uri: str) -> StorageError:
+    shown = redact(uri)
+    text = str(error)
+    code = match.group(1) if (match := _CODE.search(text)) else ""
+    status = match.group(1) if (match := _STATUS.search(text)) else ""
+    if code == "NoSuchBucket":
+        return ObjectNotFound(f"{shown}: there is no such bucket.")
+    denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if denied or code in _DENIED_CODES or status in ("401", "403"):
+        reason = f" ({code})" if code else ""
+        return AccessDenied(f"No permission for {shown}{reason}.", _CREDENTIALS_HINT)
+    if isinstance(error, FileNotFoundError) or status == "404":
+        return ObjectNotFound(f"{shown} does not exist.")
+    if status in ("301", "307") or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
+        return StorageError(
+            f"{shown}: the bucket is in another region.", "Set storage.region or AWS_REGION."
+        )
+    if not status and "sending request" in text:
+        return StorageError(
+            f"{shown}: the storage server cannot be reached.",
+            "Check storage.endpoint_url (or AWS_ENDPOINT_URL) and the network.",
+        )
+    return StorageError(f"{shown}: {code or _first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).partition("\n")[0].partition("<?xml")[0].strip()
+    return re.sub(r"https?://\S+", lambda found: redact(found.group()), line)[:300]
+
+
+def clean_etag(meta: Any) -> str:
+    """ETag without its quotes; "" when the store gives none."""
+    return (meta["e_tag"] or "").strip('"')
+
+
+def stat(store: Any, uri: str) -> tuple[int, str]:
+    """(size in bytes, etag)."""
+    if not split(uri)[2]:
+        raise ObjectNotFound(f"{uri} is a bucket, not an object.")
+    with translated(uri):
+        meta = obstore.head(store, split(uri)[2])
+    return int(meta["size"]), clean_etag(meta)
+
+
+def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str]]:
+    """(uri, size, etag) of all objects below the prefix, in the order of the store."""
+    scheme, bucket, key = split(uri)
+    with translated(uri):
+        for chunk in obstore.list(store, prefix=key or None, chunk_size=_LIST_CHUNK):
+            for meta in chunk:
+                yield f"{scheme}://{bucket}/{meta['path']}", int(meta["size"]), clean_etag(meta)
+
+
+def read(store: Any, uri: str, check_size: Callable[[int], None]) -> bytes:
+    """The whole object in one request; `check_size` sees its size before the body is fetched."""
+    with translated(uri):
+        result = obstore.get(store, split(uri)[2])
+        check_size(int(result.meta["size"]))
+        return bytes(result.bytes())
+
+
+def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
+    """`length` bytes from `start`; fewer at the end of the object."""
+    if length <= 0:
+        return b""
+    try:
+        with translated(uri):
+            return bytes(obstore.get_range(store, split(uri)[2], start=start, end=start + length))
+    except StorageError as error:
+        if "InvalidRange" in error.message:
+            return b""  # starts at or behind the end
+        raise
+
+
+def write(store: Any, uri: str, data: bytes) -> None:
+    """Replace the object."""
+    with translated(uri):
+        multipart = len(data) > _SINGLE_PUT_BYTES
+        obstore.put(store, split(uri)[2], data, use_multipart=multipart)
+
+
+def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
+    """One PUT with `If-None-Match: *`; True when this call created the object."""
+    with translated(uri):
+        try:
+            obstore.put(store, split(uri)[2], data, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+    return True
+
+
+def delete(store: Any, uri: str) -> None:
+    """Remove the object; absent is fine."""
+    with translated(uri):
+        try:
+            obstore.delete(store, split(uri)[2])
+        except FileNotFoundError:
+            return

@@ -1,0 +1,253 @@
+"""The only door to bytes: list, read, read a range, write atomically; on disk or object stores.
+
+A URI is an absolute local path, `s3://bucket/key`, `gs://…` or `az://…` (the last two share the
+code but are not exercised by the tests of this project). Errors are `ObjectNotFound`,
+`AccessDenied` and `StorageError`, each one sentence; none of them shows a secret.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from segcore import local_disk, object_store
+from segcore.errors import AccessDenied, ObjectNotFound, StorageError
+from segcore.uris import is_remote, join, normalize, split
+
+__all__ = [
+    "AccessDenied",
+    "ObjectInfo",
+    "ObjectNotFound",
+    "ObjectTooLarge",
+    "Storage",
+    "StorageError",
+    "StorageOptions",
+    "is_remote",
+    "join",
+    "normalize",
+]
+
+LISTING_SCHEMA = pa.schema(
+    [("uri", pa.large_string()), ("size", pa.int64()), ("etag", pa.large_string())]
+)
+_LISTING_BATCH = 10_000
+
+
+class ObjectTooLarge(StorageError):
+    """The object is larger than the caller is ready to hold in memory."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object or file.
+
+    Attributes:
+        uri: Canonical URI.
+        size: Bytes; -1 when it cannot be known (a broken or refused link).
+        etag: Version; of a file `<mtime ns, hex>-<size, hex>`. `local_disk.OUTSIDE_LINK` or
+            `local_disk.BAD_NAME` mark a listed file that may not be read.
+    """
+
+    uri: str
+    size: int
+    etag: str
+
+
+class StorageOptions(BaseModel):
+    """How object stores are reached (configuration section `storage`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint; default AWS_ENDPOINT_URL, then AWS itself."
+    )
+    region: str | None = Field(
+        default=None, description="Default AWS_REGION, the profile, us-east-1."
+    )
+    anonymous: bool = Field(default=False, description="Do not sign requests (public buckets).")
+    retries: int = Field(default=8, ge=0, le=50, description="Retries of one request.")
+    timeout_s: float = Field(default=60.0, gt=0, description="Time limit of one request, seconds.")
+
+
+class Storage:
+    """Local disk and object stores behind the same few methods.
+
+    May be pickled (clients are made again, lazily, in each process) and used from many threads.
+    """
+
+    def __init__(self, options: StorageOptions | None = None) -> None:
+        self.options = options or StorageOptions()
+        self._stores: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["options"])  # type: ignore[misc]
+
+    def _store(self, uri: str) -> Any:
+        scheme, bucket, _ = split(uri)
+        name = f"{scheme}://{bucket}"
+        with self._lock:
+            if name not in self._stores:
+                self._stores[name] = object_store.connect(uri, self.options)
+            return self._stores[name]
+
+    def stat(self, uri: str) -> ObjectInfo:
+        """Size and version of one object; a folder counts as absent."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            size, etag = object_store.stat(self._store(uri), uri)
+        else:
+            size, etag = local_disk.stat(uri)
+        return ObjectInfo(uri, size, etag)
+
+    def exists(self, uri: str) -> bool:
+        """Whether an object (not a folder) of this name exists."""
+        try:
+            self.stat(uri)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list_table(self, prefix: str, follow_links: bool = False) -> pa.Table:
+        """All objects below the folder `prefix`, recursively, as columns uri, size, etag.
+
+        Sorted by uri (code points), whatever order the store lists in. An absent folder gives
+        no rows. On disk, names that start with a dot are skipped, and links are handled as
+        `local_disk.walk` says.
+        """
+        prefix = normalize(prefix)
+        if is_remote(prefix):
+            rows = object_store.walk(self._store(prefix), prefix)
+        else:
+            rows = local_disk.walk(prefix, follow_links)
+        table = pa.Table.from_batches(_batches(rows), LISTING_SCHEMA)
+        return table.take(pc.sort_indices(table, [("uri", "ascending")]))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The rows of `list_table`, one by one."""
+        for batch in self.list_table(prefix).to_batches(_LISTING_BATCH):
+            columns = (batch.column(name).to_pylist() for name in LISTING_SCHEMA.names)
+            for uri, size, etag in zip(*columns, strict=True):
+                yield ObjectInfo(uri, size, etag)
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        """The whole object.
+
+        Raises:
+            ObjectTooLarge: It has more than `max_bytes`; nothing of it was read.
+        """
+        uri = normalize(uri)
+
+        def check_size(size: int) -> None:
+            if max_bytes is not None and size > max_bytes:
+                raise ObjectTooLarge(f"{uri} has {size:,} bytes; the limit is {max_bytes:,}.")
+
+        if is_remote(uri):
+            return object_store.read(self._store(uri), uri, check_size)
+        check_size(local_disk.stat(uri)[0])
+        with local_disk.open_file(uri) as file, local_disk.translated(uri):
+            # bounded again: a pipe or a growing file has no size worth trusting
+            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        check_size(len(data))
+        return data
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start` on; fewer where the object ends."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            return object_store.read_range(self._store(uri), uri, start, length)
+        with local_disk.open_file(uri) as file, local_disk.translated(uri):
+            file.seek(start)
+            return file.read(length)
+
+    def open(self, uri: str, buffer_bytes: int = 4 << 20) -> BinaryIO:
+        """The object as a seekable file; remote ones are read ahead by `buffer_bytes`."""
+        uri = normalize(uri)
+        if not is_remote(uri):
+            return local_disk.open_file(uri)
+        store = self._store(uri)
+        size, _ = object_store.stat(store, uri)
+        return io.BufferedReader(_RemoteFile(store, uri, size), buffer_bytes)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Replace the object at once: readers see the old or the whole new content."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            object_store.write(self._store(uri), uri, data)
+        else:
+            local_disk.write(uri, data)
+
+    def write_if_absent(self, uri: str, data: bytes) -> bool:
+        """Create the object unless it exists; of many racers exactly one gets True."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            return object_store.write_if_absent(self._store(uri), uri, data)
+        return local_disk.write_if_absent(uri, data)
+
+    def delete(self, uri: str) -> None:
+        """Remove the object; absent is fine."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            object_store.delete(self._store(uri), uri)
+        else:
+            local_disk.delete(uri)
+
+
+class _RemoteFile(io.RawIOBase):
+    """Seekable view of a remote object; every read is one range request."""
+
+    def __init__(self, store: Any, uri: str, size: int) -> None:
+        self._store, self._uri, self._size = store, uri, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to the negative position {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = object_store.read_range(self._store, self._uri, self._at, length)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _batches(rows: Iterator[tuple[str, int, str]]) -> Iterator[pa.RecordBatch]:
+    # columns as we go: ten million rows of Python objects would take gigabytes
+    chunk: list[tuple[str, int, str]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _LISTING_BATCH:
+            yield _batch(chunk)
+            chunk = []
+    yield _batch(chunk)
+
+
+def _batch(chunk: list[tuple[str, int, str]]) -> pa.RecordBatch:
+    columns = [list(column) for column in zip(*chunk, strict=True)] or [[], [], []]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, LISTING_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA)

@@ -1,0 +1,131 @@
+"""URIs of objects and folders: one canonical form, joining, and hiding of secrets.
+
+Canonical form: an absolute path for local files (no `file://`), `scheme://bucket/key` without a
+trailing slash for remote ones. The key is taken literally: nothing is percent-decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote, urlsplit
+
+from segcore.errors import UsageError
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
+_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}
+_SECRET_QUERY = re.compile(
+    r"\?(?=[^?]*(?:sig|token|credential|secret|password|accesskey|api[-_]?key)[^=]*=).*",
+    re.IGNORECASE | re.DOTALL,
+)
+REMOTE_SCHEMES = ("s3", "gs", "az")
+
+
+def scheme_of(uri: str) -> str:
+    """Lower-case scheme of a URI, aliases resolved; "file" for a plain path."""
+    match = _SCHEME.match(uri)
+    if match is None:
+        return "file"
+    scheme = match.group(1).lower()
+    return _ALIASES.get(scheme, scheme)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names an object store (whatever has a scheme other than `file`)."""
+    return scheme_of(uri) != "file"
+
+
+def redact(uri: str) -> str:
+    """The URI as it may be shown: without user information and without signed query strings."""
+    match = _SCHEME.match(uri)
+    if match is None:
+        return _SECRET_QUERY.sub("?…", uri)
+    scheme, rest = match.groups()
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        authority = "…@" + authority.rpartition("@")[2]
+    if scheme.lower() in ("http", "https") and "?" in path:
+        path = path.partition("?")[0] + "?…"
+    return f"{scheme}://{authority}{slash}{_SECRET_QUERY.sub('?…', path)}"
+
+
+def normalize(uri_or_path: str | os.PathLike[str]) -> str:
+    """Canonical form of a path or URI.
+
+    Raises:
+        UsageError: Unknown scheme, no bucket, credentials inside the URI, or a key with empty,
+            `.` or `..` segments.
+    """
+    text = os.fspath(uri_or_path)
+    if not text:
+        raise UsageError("The path or URI is empty.")
+    if "\0" in text:
+        raise UsageError(f"{redact(text)!r} holds a NUL character.")
+    scheme = scheme_of(text)
+    if scheme == "file":
+        return _normalize_local(text)
+    if scheme not in REMOTE_SCHEMES:
+        known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
+        raise UsageError(
+            f"{redact(text)}: the scheme {scheme}:// is not supported.",
+            f"Use a local path or one of {known}.",
+        )
+    rest = text.partition("://")[2]
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise UsageError(
+            f"{redact(text)}: credentials do not belong in a URI.",
+            "Give them by environment variables, a profile or an instance role.",
+        )
+    if not bucket:
+        raise UsageError(f"{redact(text)} names no bucket.", f"Write {scheme}://bucket/path.")
+    key = key.rstrip("/")
+    if key and any(part in ("", ".", "..") for part in key.split("/")):
+        raise UsageError(f"{redact(text)}: keys with empty, '.' or '..' parts are not supported.")
+    return f"{scheme}://{bucket}/{key}" if key else f"{scheme}://{bucket}"
+
+
+def _normalize_local(text: str) -> str:
+    if _SCHEME.match(text):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"{redact(text)}: file:// URIs of other hosts are not supported.")
+        text = unquote(parts.path)
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def split(uri: str) -> tuple[str, str, str]:
+    """Canonical remote URI -> (scheme, bucket, key)."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return scheme, bucket, key
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with `parts` below it; parts may hold several segments.
+
+    Raises:
+        UsageError: A part is absolute, names a scheme, or has `..` or empty segments.
+    """
+    for part in parts:
+        segments = part.split("/")
+        if not part or _SCHEME.match(part) or any(s in ("", ".", "..") for s in segments):
+            raise UsageError(f"{redact(part)!r} is not a plain relative path.")
+        if os.sep != "/" and os.sep in part:
+            raise UsageError(f"{part!r} is not a plain relative path.")
+        base = f"{base.rstrip('/')}/{part}"
+    return base
+
+
+def parent(uri: str) -> str:
+    """Folder that holds this object; the bucket itself at the top of a bucket."""
+    if not is_remote(uri):
+        return os.path.dirname(uri)
+    scheme, bucket, key = split(uri)
+    folder = key.rpartition("/")[0]
+    return f"{scheme}://{bucket}/{folder}" if folder else f"{scheme}://{bucket}"
+
+
+def basename(uri: str) -> str:
+    """Last segment."""
+    return uri.rstrip("/").rpartition("/")[2]
