@@ -116,8 +116,13 @@ class SegmentHead(nn.Module):
     def initialize_biases(self) -> None:
         """Biases for training from scratch: small boxes, rare objects (arXiv:1708.02002, 4.1)."""
         for box, cls, stride in zip(self.cv2, self.cv3, STRIDES, strict=True):
-            box[-1].bias.data.fill_(1.0)
-            cls[-1].bias.data.fill_(math.log(5 / self.num_classes / (640 / stride) ** 2))
+            prior = math.log(5 / self.num_classes / (640 / stride) ** 2)
+            for tower, value in ((box, 1.0), (cls, prior)):
+                assert isinstance(tower, nn.Sequential)
+                last = tower[-1]
+                assert isinstance(last, nn.Conv2d)
+                assert last.bias is not None
+                nn.init.constant_(last.bias, value)
 
 
 def _tower(c_in: int, c_mid: int, c_out: int) -> nn.Sequential:

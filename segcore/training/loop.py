@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class Trainer:
         self.dataset = CropDataset(
             images, config.augment, config.samples_per_epoch or len(images), config.seed
         )
-        self.model = self._model().to(self.device, memory_format=torch.channels_last)
+        self.model = self._model().to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = WeightAverage(self.model, config.optimizer)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.optimizer.weight_decay), lr=config.optimizer.lr
@@ -144,7 +146,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             **{name: getattr(self, name) for name in ("epoch", "step", "minutes", "best")},
         }
-        _replace(self.folder / "last.pt", lambda path: torch.save(state, path))
+        _replace(self.folder / "last.pt", partial(torch.save, state))
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end; returns the averaged weights of the best epoch.
@@ -153,21 +155,28 @@ class Trainer:
         """
         while not self.finished:
             losses = self._epoch()
-            scores = {}
-            every = self.config.validation.every
-            last = self.finished
-            if self.validate and every and (last or self.epoch % every == 0):
-                scores = self.validate(self.average.tensors)
-            if scores.get("mask_ap", 0.0) >= self.best or not self.validate or not every:
+            scores = self._measure()
+            if scores.get("mask_ap", math.inf) > self.best and (scores or not self.measures):
                 self.best = scores.get("mask_ap", self.best)
-                best = dict(self.average.tensors)
-                _replace(self.folder / "best.pt", lambda path, best=best: torch.save(best, path))
+                _replace(self.folder / "best.pt", partial(torch.save, self.average.tensors))
             self.save()
             lr = self.optimizer.param_groups[0]["lr"]
             result = EpochResult(self.epoch, self.step, self.minutes, lr, losses, scores)
             with (self.folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(asdict(result)) + "\n")
         return torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+
+    @property
+    def measures(self) -> bool:
+        """Whether epochs are compared at all; if not, the last one counts as the best."""
+        return self.validate is not None and self.config.validation.every > 0
+
+    def _measure(self) -> dict[str, float]:
+        if not self.measures or self.validate is None:
+            return {}
+        if self.epoch % self.config.validation.every and not self.finished:
+            return {}
+        return self.validate(self.average.tensors)
 
     @property
     def share(self) -> float:
