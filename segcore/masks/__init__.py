@@ -1,0 +1,24 @@
+"""Instance masks as COCO run-length encodings: from logits, bitmaps and polygons, and back.
+
+A mask is a COCO compressed RLE string (`bytes`) on a canvas of (height, width): runs of zeros and
+ones in column-major order, zeros first. Nothing here knows torch, Ray, storage or configuration.
+"""
+
+from segcore.masks.logits import FULL, EncodedMasks, Window, encode_logits
+from segcore.masks.polygons import from_polygons, to_polygons
+from segcore.masks.rle import area, bbox, counts_to_string, decode, encode, string_to_counts
+
+__all__ = [
+    "FULL",
+    "EncodedMasks",
+    "Window",
+    "area",
+    "bbox",
+    "counts_to_string",
+    "decode",
+    "encode",
+    "encode_logits",
+    "from_polygons",
+    "string_to_counts",
+    "to_polygons",
+]

@@ -1,0 +1,112 @@
+"""Polygons in COCO pixel-edge coordinates <-> RLE strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+from segcore.masks.rle import MAX_CANVAS, bbox, decode
+
+
+def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> bytes:
+    """Union of polygons -> compressed RLE string, rasterised as pycocotools does.
+
+    Args:
+        polygons: Each x0, y0, x1, y1, ... of at least three points, in pixels; (0, 0) is the outer
+            corner of the top-left pixel. They may reach one canvas beyond each border.
+        height, width: The canvas.
+
+    Raises:
+        ValueError: A polygon is malformed or lies far outside the canvas.
+    """
+    if height < 1 or width < 1 or height * width > MAX_CANVAS:
+        raise ValueError(f"canvas {height}x{width} is outside 1..{MAX_CANVAS} pixels")
+    if not len(polygons):
+        raise ValueError("a segmentation has at least one polygon")
+    flat = []
+    for polygon in polygons:
+        try:
+            points = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError("a polygon is a flat list of numbers") from None
+        if points.ndim != 1 or points.size < 6 or points.size % 2:
+            raise ValueError(f"a polygon is 3 or more x, y pairs, got shape {points.shape}")
+        limit = np.tile([width, height], points.size // 2)
+        if not ((points >= -limit) & (points <= 2 * limit)).all():  # NaN too
+            raise ValueError(f"a polygon has points far outside the canvas {height}x{width}")
+        flat.append(points.tolist())
+    counts: bytes = coco.merge(coco.frPyObjects(flat, height, width))["counts"]
+    return counts
+
+
+def to_polygons(
+    counts: bytes | str, height: int, width: int, tolerance: float = 0.0
+) -> list[np.ndarray]:
+    """Outlines of a mask along pixel edges; holes are filled, as COCO polygons have none.
+
+    With `tolerance` 0, `from_polygons` of the result is the mask again, its holes filled. Pixels
+    that touch at a corner only are parts of their own.
+
+    Args:
+        counts: Compressed RLE string.
+        height, width: The canvas.
+        tolerance: Farthest that an outline may be simplified (Douglas-Peucker), in pixels.
+
+    Returns:
+        One (K, 2) float32 array x, y for each part, K >= 3, closed without repeating a point.
+
+    Raises:
+        ValueError: The string is malformed or does not fill the canvas.
+    """
+    left, top, w, h = bbox(counts, height, width)
+    if w == 0:
+        return []
+    padded = np.zeros((h + 2, w + 2), bool)
+    padded[1:-1, 1:-1] = decode(counts, height, width)[top : top + h, left : left + w]
+    rings = []
+    for ring in _outer_rings(padded):
+        points = np.add(ring, (left, top)).astype(np.float32)
+        if tolerance > 0:
+            points = np.asarray(cv2.approxPolyDP(points[:, None], tolerance, True), np.float32)[
+                :, 0
+            ]
+        if len(points) >= 3:
+            rings.append(points)
+    return rings
+
+
+def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
+    """Corners of each outline, of a bitmap with a border of one empty pixel.
+
+    Corners in a line of the grid are joined in pairs, in each direction; an outline alternates
+    between both. A point where two pixels touch diagonally is two corners, one for each pixel.
+    """
+    a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    touch = (a == d) & (b == c) & (a != b)
+    y, x = np.nonzero((a ^ b ^ c ^ d) | touch)
+    copies = np.where(touch[y, x], 2, 1)
+    y, x = np.repeat(y, copies), np.repeat(x, copies)
+    second = np.arange(y.size) - np.repeat(np.cumsum(copies) - copies, copies)
+    # the first copy has the edge to the left; of the pixels a and d it also has the one upwards
+    lower = np.where(a[y, x], second, 1 - second)
+    partners = []
+    for order in (np.lexsort((second, x, y)), np.lexsort((lower, y, x))):
+        partner = np.empty_like(order)
+        partner[order[::2]], partner[order[1::2]] = order[1::2], order[::2]
+        partners.append(partner.tolist())
+    along_x, along_y = partners
+    seen = [False] * y.size
+    rings = []
+    for start in range(y.size):  # row-major, so that a ring starts at its top-left corner
+        ring, at = [], start
+        while not seen[at]:
+            across = along_x[at]
+            seen[at] = seen[across] = True
+            ring += [at, across]
+            at = along_y[across]
+        if ring and d[y[start], x[start]]:  # a hole has an empty pixel there
+            rings.append(np.stack([x[ring], y[ring]], axis=1))
+    return rings
