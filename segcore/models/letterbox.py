@@ -1,0 +1,98 @@
+"""Letterbox geometry: an image on a square canvas, and the way back for boxes and masks.
+
+Facts of the published models, which must be met to the pixel for their results to be met:
+the image is scaled by ``r = min(S / H, S / W)`` (up as well as down) to ``round(W r) x round(H r)``,
+resized bilinearly by OpenCV only when the size changes, and centred on a canvas of value 114; an
+odd pixel of padding goes to the right or the bottom. Masks are read from the prototypes without the
+padding: where it is no whole number of prototype pixels, the mask logits are first upsampled
+bilinearly by 2 or 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from segcore.masks import Window
+
+PADDING_VALUE = 114
+PROTO_STRIDE = 4  # input pixels for one prototype pixel
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an image of (height, width) lies on a canvas of (size, size).
+
+    Attributes:
+        height, width: Of the original image, pixels.
+        size: Side of the canvas, pixels, a multiple of 32.
+        content_height, content_width: Of the scaled image, at least 1.
+        top, left, bottom, right: Padding on each side, pixels.
+    """
+
+    height: int
+    width: int
+    size: int
+    content_height: int
+    content_width: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @classmethod
+    def fit(cls, height: int, width: int, size: int) -> Letterbox:
+        """Geometry for an image of (height, width), both at least 1."""
+        ratio = min(size / height, size / width)
+        # At least one pixel, so that very long images have something to show.
+        content_height = max(1, round(height * ratio))
+        content_width = max(1, round(width * ratio))
+        pad_y, pad_x = size - content_height, size - content_width
+        return cls(
+            height=height,
+            width=width,
+            size=size,
+            content_height=content_height,
+            content_width=content_width,
+            top=pad_y // 2,
+            left=pad_x // 2,
+            bottom=pad_y - pad_y // 2,
+            right=pad_x - pad_x // 2,
+        )
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """(height, width, 3) uint8 -> (3, size, size) uint8, C-contiguous; order of channels kept."""
+        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
+            raise ValueError(
+                f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "
+                f"got {image.dtype} of shape {image.shape}"
+            )
+        content = (self.content_width, self.content_height)
+        if content != (self.width, self.height):
+            image = cv2.resize(image, content, interpolation=cv2.INTER_LINEAR)
+        canvas = np.full((3, self.size, self.size), PADDING_VALUE, np.uint8)
+        inside = canvas[
+            :,
+            self.top : self.top + self.content_height,
+            self.left : self.left + self.content_width,
+        ]
+        inside[:] = image.transpose(2, 0, 1)
+        return canvas
+
+    def boxes_to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) x1 y1 x2 y2 on the canvas -> float32 on the original, clipped to it."""
+        out = boxes.astype(np.float32, copy=True)
+        out -= np.array([self.left, self.top, self.left, self.top], np.float32)
+        # Per axis: rounding to whole pixels makes the two scales differ a little from the ratio.
+        scale_x, scale_y = self.content_width / self.width, self.content_height / self.height
+        out /= np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        limits = np.array([self.width, self.height, self.width, self.height], np.float32)
+        return np.clip(out, np.float32(0), limits, out=out)
+
+    def mask_window(self) -> Window:
+        """The part of the mask logits (a quarter of the canvas) that shows the image."""
+        return Window.of_letterbox(
+            self.top, self.left, self.size - self.bottom, self.size - self.right, PROTO_STRIDE
+        )

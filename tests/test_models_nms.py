@@ -1,0 +1,111 @@
+"""The blocked NMS against the textbook loop, on many random scenes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segcore.models import nms
+
+
+def textbook(boxes, scores, classes, iou, max_det):
+    """Take the best, drop what overlaps it in its class, repeat: one box at a time."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i].item(), i))
+    kept = []
+    for i in order:
+        for j in kept:
+            if classes[i] != classes[j]:
+                continue
+            a, b = boxes[i], boxes[j]
+            w = (torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0])).clamp(min=0)
+            h = (torch.minimum(a[3], b[3]) - torch.maximum(a[1], b[1])).clamp(min=0)
+            area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+            if w * h / (area - w * h) > iou:
+                break
+        else:
+            kept.append(i)
+    return kept[:max_det]
+
+
+def scene(seed, images, anchors, classes, spread):
+    """Boxes on a whole-pixel grid (many exact ties of overlap), scores with ties."""
+    g = torch.Generator().manual_seed(seed)
+    xy = torch.randint(0, spread, (images, anchors, 2), generator=g).float()
+    wh = torch.randint(1, 30, (images, anchors, 2), generator=g).float()
+    logits = torch.randint(-40, 40, (images, anchors, classes), generator=g).float() / 8
+    return torch.cat((xy, xy + wh), dim=-1), logits
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 3),
+    anchors=st.integers(1, 150),
+    classes=st.integers(1, 3),
+    spread=st.sampled_from([5, 40, 300]),
+    iou=st.sampled_from([0.3, 0.5, 0.7, 1.0]),
+    max_det=st.sampled_from([1, 7, 300]),
+)
+def test_same_as_the_textbook_loop(seed, images, anchors, classes, spread, iou, max_det):
+    boxes, logits = scene(seed, images, anchors, classes, spread)
+    found = nms.detect(boxes, logits, 0.3, iou, max_det)
+    assert len(found) == images
+    for image, detections in enumerate(found):
+        best, label = logits[image].max(dim=1)
+        passing = (best.sigmoid() > 0.3).nonzero().flatten()
+        kept = textbook(
+            boxes[image][passing], best.sigmoid()[passing], label[passing], iou, max_det
+        )
+        assert detections.anchors.tolist() == passing[kept].tolist()
+        assert detections.classes.tolist() == label[passing[kept]].tolist()
+        assert torch.equal(detections.scores, best.sigmoid()[passing[kept]])
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 12, 1 << 22])
+def test_block_size_does_not_change_the_result(monkeypatch, elements):
+    boxes, logits = scene(5, 2, 900, 2, 120)
+    expected = nms.detect(boxes, logits, 0.3, 0.5, 300)
+    monkeypatch.setattr(nms, "_BLOCK_ELEMENTS", elements)
+    for a, b in zip(nms.detect(boxes, logits, 0.3, 0.5, 300), expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_result_does_not_depend_on_the_other_images():
+    boxes, logits = scene(3, 4, 700, 3, 60)
+    together = nms.detect(boxes, logits, 0.25, 0.6, 20)
+    for i in range(4):
+        (alone,) = nms.detect(boxes[i : i + 1], logits[i : i + 1], 0.25, 0.6, 20)
+        assert all(torch.equal(x, y) for x, y in zip(alone, together[i], strict=True))
+
+
+def test_a_long_chain_of_suppressions_is_resolved_in_order():
+    x = torch.arange(600, dtype=torch.float32) * 4
+    boxes = torch.stack((x, x * 0, x + 10, x * 0 + 10), dim=-1)[None]
+    logits = torch.linspace(5, 0, 600)[None, :, None]
+    (found,) = nms.detect(boxes, logits, 0.1, 0.3, 1000)
+    assert found.anchors.tolist() == list(range(0, 600, 2))
+
+
+def test_nothing_over_the_threshold_and_no_anchor_at_all():
+    boxes, logits = scene(0, 2, 50, 2, 40)
+    for found in nms.detect(boxes, logits - 100, 0.25, 0.7, 300):
+        assert len(found.anchors) == 0
+    assert len(nms.detect(boxes[:, :0], logits[:, :0], 0.25, 0.7, 300)[0].scores) == 0
+
+
+def test_scores_that_are_no_numbers_never_pass():
+    boxes, logits = scene(0, 1, 10, 1, 400)
+    logits[0, 3] = float("nan")
+    (found,) = nms.detect(boxes, logits, 0.0, 0.7, 300)
+    assert 3 not in found.anchors.tolist()
+    assert len(found.anchors) > 0
+
+
+def test_only_the_best_candidates_take_part():
+    boxes, logits = scene(1, 1, 200, 1, 400)
+    (found,) = nms.detect(boxes, logits, 0.0, 1.0, 300, max_candidates=13)
+    assert len(found.anchors) == 13
+    best = torch.sort(logits.flatten(), descending=True, stable=True).indices[:13]
+    assert found.anchors.tolist() == best.tolist()
