@@ -139,7 +139,7 @@ def _annotations(
         if int(annotation["image_id"]) not in wanted:
             continue
         image = images[int(annotation["image_id"])]
-        rle = to_rle(annotation["segmentation"], int(image["height"]), int(image["width"]))
+        rle = _truth_rle(number, annotation["segmentation"], image)
         area = annotation.get("area")
         bbox = annotation.get("bbox")
         found.append(
@@ -154,6 +154,22 @@ def _annotations(
             }
         )
     return found
+
+
+def _truth_rle(number: int, segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = int(image["height"]), int(image["width"])
+    try:
+        rle = to_rle(segmentation, height, width)
+    except Exception as error:  # pycocotools raises bare Exception for what it does not know
+        raise UsageError(
+            f"annotation {number} of the ground truth has no readable segmentation: {error}"
+        ) from None
+    if tuple(rle["size"]) != (height, width):
+        raise UsageError(
+            f"annotation {number} of the ground truth has a mask of {tuple(rle['size'])}, "
+            f"its image is {(height, width)} (height, width)"
+        )
+    return rle
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
