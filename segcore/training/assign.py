@@ -99,5 +99,5 @@ def assign(
     best_iou = best_metric.clone()
     best_metric.scatter_reduce_(0, owner[keep], metric[keep], "amax")
     best_iou.scatter_reduce_(0, owner[keep], iou[keep], "amax")
-    scale = best_iou[owner[keep]] / best_metric[owner[keep]].clamp(min=1e-9)
+    scale = best_iou[owner[keep]] / best_metric[owner[keep]].clamp(min=1e-30)
     return Assignment(image[keep], anchor[keep], truth[keep], metric[keep] * scale)
