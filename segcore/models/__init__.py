@@ -1,0 +1,1 @@
+"""Models: architectures, checkpoints, preprocessing and postprocessing of each."""

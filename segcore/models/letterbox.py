@@ -1,11 +1,11 @@
 """Letterbox geometry: an image on a square canvas, and the way back for boxes and masks.
 
-Facts of the published models, which must be met to the pixel for their results to be met:
-the image is scaled by ``r = min(S / H, S / W)`` (up as well as down) to ``round(W r) x round(H r)``,
-resized bilinearly by OpenCV only when the size changes, and centred on a canvas of value 114; an
-odd pixel of padding goes to the right or the bottom. Masks are read from the prototypes without the
-padding: where it is no whole number of prototype pixels, the mask logits are first upsampled
-bilinearly by 2 or 4.
+Facts of the published models, which must be met to the pixel for their results to be met: the
+image is scaled by ``r = min(S / H, S / W)``, up as well as down, to ``round(W r) x round(H r)``;
+resized bilinearly by OpenCV, and only when the size changes; centred on a canvas of value 114. An
+odd pixel of padding goes to the right or the bottom. Boxes go back by the scale of each axis. Masks
+are read from the prototypes without the padding: where it is no whole number of prototype pixels,
+the mask logits are first upsampled bilinearly by 2 or 4.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Letterbox:
         )
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(height, width, 3) uint8 -> (3, size, size) uint8, C-contiguous; order of channels kept."""
+        """(height, width, 3) uint8 -> (3, size, size) uint8, contiguous; channels keep order."""
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "

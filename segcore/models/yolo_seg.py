@@ -1,0 +1,197 @@
+"""YOLO11-seg behind the adapter contract: pixels -> canvas -> raw outputs -> instances."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from segcore.errors import UsageError
+from segcore.instances import Instances
+from segcore.masks import encode_logits
+from segcore.models.base import Category, ModelInfo, ModelOptions
+from segcore.models.blocks import Conv
+from segcore.models.checkpoints import Checkpoint
+from segcore.models.letterbox import PADDING_VALUE, Letterbox
+from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect
+from segcore.models.yolo11 import RawOutputs
+
+RESULT_VERSION = 1  # bump when the same weights and options give other results
+# A batch of one keeps a CPU as busy as a larger one, and needs no padding (measured).
+_DEFAULT_BATCH = {"cpu": 1, "mps": 8, "cuda": 32}
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image on the model's canvas.
+
+    Attributes:
+        pixels: (3, S, S) uint8 RGB.
+        letterbox: Where the image lies on it.
+    """
+
+    pixels: np.ndarray
+    letterbox: Letterbox
+
+
+class YoloSegModel:
+    """An instance-segmentation model of the YOLO11-seg family (see `segcore.models.base.Model`).
+
+    The batch given to the network always has `batch_size` images: the last one of a run is filled
+    up, so that no image is computed by other kernels than its neighbours.
+
+    Args:
+        checkpoint: Weights; fused and moved to the device here.
+        options: None fields take the checkpoint's defaults.
+
+    Raises:
+        CheckpointError: The weights do not fit their architecture.
+        UsageError: The device does not exist here.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
+        meta = checkpoint.meta
+        self.device = pick_device(options.device)
+        self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
+        self._imgsz = options.imgsz or meta.imgsz
+        self._conf = meta.conf if options.conf is None else options.conf
+        self._iou = options.iou or meta.iou
+        self._max_det = options.max_det or meta.max_det
+        self.info = ModelInfo(
+            name=meta.name,
+            architecture=meta.architecture,
+            weights_sha256=checkpoint.sha256,
+            licence=meta.licence,
+            categories=tuple(Category(c.id, c.name) for c in meta.categories),
+            parameters={
+                "imgsz": self._imgsz,
+                "conf": self._conf,
+                "iou": self._iou,
+                "max_det": self._max_det,
+                "max_candidates": MAX_CANDIDATES,
+                "letterbox_value": PADDING_VALUE,
+                "sppf_activation": meta.sppf_activation,
+                "precision": "float32",
+            },
+            result_version=RESULT_VERSION,
+        )
+        self._ids = np.array([c.id for c in meta.categories], np.int32)
+        network = fuse(checkpoint.network())
+        self._network = network.to(device=self.device)
+
+    def preprocess(self, image: np.ndarray) -> PreparedImage:
+        """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
+        letterbox = Letterbox.fit(image.shape[0], image.shape[1], self._imgsz)
+        return PreparedImage(letterbox.apply(image), letterbox)
+
+    @torch.inference_mode()
+    def forward(self, prepared: Sequence[PreparedImage]) -> RawOutputs:
+        """1 to `batch_size` images -> raw outputs on the device, for these images only."""
+        if not 1 <= len(prepared) <= self.batch_size:
+            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
+        pixels = np.empty((self.batch_size, 3, self._imgsz, self._imgsz), np.uint8)
+        for i in range(self.batch_size):
+            pixels[i] = prepared[i].pixels if i < len(prepared) else PADDING_VALUE
+        batch = torch.from_numpy(pixels).to(self.device).float().div_(255)
+        with _exact(self.device):
+            raw = self._network(batch.contiguous(memory_format=torch.channels_last))
+        return RawOutputs(*(tensor[: len(prepared)] for tensor in raw))
+
+    @torch.inference_mode()
+    def postprocess(self, raw: RawOutputs, prepared: Sequence[PreparedImage]) -> list[Instances]:
+        """Raw outputs -> the instances of each image, best score first, none without a pixel."""
+        offset = max(CLASS_OFFSET, self._imgsz + 1024)  # 1024: how far boxes reach outside
+        found = detect(
+            raw.boxes,
+            raw.class_logits,
+            self._conf,
+            self._iou,
+            self._max_det,
+            class_offset=offset,
+        )
+        return [
+            self._instances(raw, i, detections, image.letterbox)
+            for i, (detections, image) in enumerate(zip(found, prepared, strict=True))
+        ]
+
+    def _instances(
+        self, raw: RawOutputs, index: int, found: Detections, letterbox: Letterbox
+    ) -> Instances:
+        canvas = (letterbox.height, letterbox.width)
+        if not len(found.anchors):
+            return Instances.empty(*canvas)
+        boxes = letterbox.boxes_to_image(raw.boxes[index, found.anchors].float().cpu().numpy())
+        prototypes = raw.prototypes[index].float()
+        coefficients = raw.coefficients[index, found.anchors].float()
+        with _exact(self.device):
+            logits = (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
+        masks = encode_logits(logits.cpu().numpy(), boxes, canvas, letterbox.mask_window())
+        boxes = boxes[masks.keep]
+        boxes[:, 2:] -= boxes[:, :2]
+        return Instances(
+            height=letterbox.height,
+            width=letterbox.width,
+            boxes=boxes,
+            scores=found.scores.float().cpu().numpy()[masks.keep],
+            category_ids=self._ids[found.classes.cpu().numpy()[masks.keep]],
+            areas=masks.areas,
+            counts=masks.counts,
+        )
+
+
+def fuse(network: nn.Module) -> nn.Module:
+    """Folds each batch norm of an eval-mode network into its convolution, in place."""
+    for module in network.modules():
+        if isinstance(module, Conv) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` takes cuda, else mps, else cpu.
+
+    Raises:
+        UsageError: No such device, or none here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"There is no device named {name!r}.", "Use auto, cpu, cuda, cuda:0 or mps."
+        ) from None
+    here = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not here.get(device.type, False):
+        raise UsageError(f"The device {name!r} is not on this machine.", "Use --device auto.")
+    return device
+
+
+@contextlib.contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Full float32 and deterministic kernels on CUDA, whatever the process has set."""
+    if device.type != "cuda":
+        yield
+        return
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    before = torch.backends.cuda.matmul.allow_tf32
+    with flags:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
