@@ -13,6 +13,7 @@ from segcore.errors import AccessDenied, ObjectNotFound, StorageError
 
 # Marks in place of an etag: the entry is listed, so that nothing is lost, but may not be read.
 OUTSIDE_LINK = "!link"  # a symbolic link that leads out of the listed folder
+LINKED_FOLDER = "!folder"  # a link to a folder, which was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
 
 
@@ -26,6 +27,8 @@ def translated(path: str) -> Iterator[None]:
     except PermissionError as error:
         raise AccessDenied(f"No permission for {path}.") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ObjectNotFound(f"{path[:200]}: {error.strerror}.") from error
         reason = error.strerror or type(error).__name__
         raise StorageError(f"{path}: {reason}.") from error
 
@@ -50,7 +53,8 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
     Names that start with a dot are skipped. A link to a file is listed when its target lies
     below `root`; one that leads outside is listed with the etag `OUTSIDE_LINK` and size -1
     unless `follow_links`. Links to folders are entered only with `follow_links` (each real
-    folder once, so loops end). A broken link is listed with size -1 and an empty etag.
+    folder once, so loops end) and are listed with the etag `LINKED_FOLDER` otherwise. A broken
+    link is listed with size -1 and an empty etag.
     """
     real_root = os.path.realpath(root)
     seen = {real_root}
@@ -84,7 +88,9 @@ def _linked(
         yield _printable(entry.path), -1, ""
         return
     if is_folder:
-        if follow and target not in seen:
+        if not follow:
+            yield _printable(entry.path), -1, LINKED_FOLDER
+        elif target not in seen:
             seen.add(target)
             pending.append(entry.path)
         return

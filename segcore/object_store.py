@@ -110,6 +110,21 @@ def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryCon
     )
 
 
+def s3_store(bucket: str, endpoint: str, access_key: str, secret_key: str) -> Any:
+    """Store of a server with known credentials, asked once without retries."""
+    return obstore.store.S3Store(
+        bucket,
+        config={
+            "endpoint": endpoint,
+            "region": "us-east-1",
+            "access_key_id": access_key,
+            "secret_access_key": secret_key,
+        },
+        client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
+        retry_config={"max_retries": 0},
+    )
+
+
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Turn errors of obstore into the errors of segcore, without secrets."""

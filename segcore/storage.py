@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -51,8 +52,8 @@ class ObjectInfo:
     Attributes:
         uri: Canonical URI.
         size: Bytes; -1 when it cannot be known (a broken or refused link).
-        etag: Version; of a file `<mtime ns, hex>-<size, hex>`. `local_disk.OUTSIDE_LINK` or
-            `local_disk.BAD_NAME` mark a listed file that may not be read.
+        etag: Version; of a file `<mtime ns, hex>-<size, hex>`. One that starts with "!" marks
+            what is listed but may not be read (`OUTSIDE_LINK` and others of `local_disk`).
     """
 
     uri: str
@@ -130,7 +131,7 @@ class Storage:
             rows = object_store.walk(self._store(prefix), prefix)
         else:
             rows = local_disk.walk(prefix, follow_links)
-        table = pa.Table.from_batches(_batches(rows), LISTING_SCHEMA)
+        table = listing_table(rows)
         return table.take(pc.sort_indices(table, [("uri", "ascending")]))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -236,18 +237,15 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
 
-def _batches(rows: Iterator[tuple[str, int, str]]) -> Iterator[pa.RecordBatch]:
-    # columns as we go: ten million rows of Python objects would take gigabytes
-    chunk: list[tuple[str, int, str]] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _LISTING_BATCH:
-            yield _batch(chunk)
-            chunk = []
-    yield _batch(chunk)
+def listing_table(rows: Iterable[tuple[str, int, str]]) -> pa.Table:
+    """(uri, size, etag) rows as columns, in the order given.
 
-
-def _batch(chunk: list[tuple[str, int, str]]) -> pa.RecordBatch:
-    columns = [list(column) for column in zip(*chunk, strict=True)] or [[], [], []]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, LISTING_SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA)
+    Built as the rows come: ten million rows of Python objects would take gigabytes.
+    """
+    batches: list[pa.RecordBatch] = []
+    rows = iter(rows)
+    while chunk := list(islice(rows, _LISTING_BATCH)):
+        columns = zip(*chunk, strict=True)
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, LISTING_SCHEMA, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA))
+    return pa.Table.from_batches(batches, LISTING_SCHEMA)

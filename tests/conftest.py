@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from segcore.loopback_s3 import LoopbackS3
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,3 +20,30 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the labelled images (../shared/data) are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
+    """A real S3 server with one bucket; from first use on, the AWS_ variables point to it."""
+    server = LoopbackS3(tmp_path_factory.mktemp("s3"), bucket="tests")
+    with server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+_prefixes = itertools.count()
+
+
+@pytest.fixture
+def s3_prefix(s3: LoopbackS3) -> str:
+    """An empty prefix of its own for each test, such as `s3://tests/t3`."""
+    return f"s3://{s3.bucket}/t{next(_prefixes)}"
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder: once on disk, once on S3."""
+    if request.param == "disk":
+        return str(tmp_path / "folder")
+    return str(request.getfixturevalue("s3_prefix"))

@@ -1,0 +1,51 @@
+"""Archives of images: what they are, how they are cut into units, and how a unit is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from segcore.errors import SegcoreError, StorageError
+from segcore.sources.base import IMAGE_EXTENSIONS, Sample, Source, SourceOptions
+from segcore.sources.detect import open_source
+from segcore.sources.objects import read_objects
+from segcore.sources.parquet import read_parquet
+from segcore.sources.tar import read_tar
+from segcore.storage import Storage
+from segcore.units import Unit
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Sample",
+    "Source",
+    "SourceOptions",
+    "open_source",
+    "read_unit",
+]
+
+
+def read_unit(
+    unit: Unit, storage: Storage, options: SourceOptions, notes: Counter[str] | None = None
+) -> Iterator[Sample]:
+    """The images of a unit, in a fixed order, one at a time.
+
+    One bad image never raises: it is a sample with an error. `notes`, when given, counts
+    "ignored_members" and "duplicate_names".
+
+    Raises:
+        StorageError: The unit as a whole cannot be read now (storage down, shard gone or
+            changed, no permission): it must not be committed.
+    """
+    notes = Counter() if notes is None else notes
+    try:
+        if unit.kind == "objects":
+            yield from read_objects(unit, storage, options)
+        elif unit.kind == "tar":
+            yield from read_tar(unit, storage, options, notes)
+        elif unit.kind == "parquet":
+            yield from read_parquet(unit, storage, options, notes)
+        else:
+            raise SegcoreError(f"Unit {unit.unit} has the unknown kind {unit.kind!r}.")
+    except OSError as error:
+        where = unit.shard or "a loose image"
+        raise StorageError(f"{where}: {error.strerror or error}.") from error
