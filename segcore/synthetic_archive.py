@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import tarfile
 import zlib
@@ -18,7 +19,10 @@ from pycocotools import mask as coco_mask
 from segcore.errors import ErrorCode, UsageError
 from segcore.storage import Storage, join
 from segcore.synthetic import Scene, render
+from segcore.uris import basename, normalize
 
+_SHARD = "nuclei-{:04d}.tar"
+_SHARD_NAME = re.compile(r"nuclei-\d{4,}\.tar")
 _SIDE_OF_BOMB = 60_000  # pixels, far over any sensible limit
 
 
@@ -110,12 +114,17 @@ def write_archive(
         )
     plan = _plan(n_images, n_broken, seed)
     truth = _Truth(seed)
+    destination = normalize(destination)
     shards = join(destination, "shards")
     starts = range(0, n_images, per_shard)
+    written = {join(shards, _SHARD.format(number)) for number in range(len(starts))}
+    for info in storage.list(shards):  # left by a larger archive of before
+        if _SHARD_NAME.fullmatch(basename(info.uri)) and info.uri not in written:
+            storage.delete(info.uri)
     for number, start in enumerate(starts):
         stop = min(start + per_shard, n_images)
         data = _tar(_members(plan, range(start, stop), seed, truth))
-        storage.write(join(shards, f"nuclei-{number:04d}.tar"), data)
+        storage.write(join(shards, _SHARD.format(number)), data)
         progress(stop)
     broken = {name: breakage.code for name, breakage in plan if breakage}
     ground_truth = join(destination, "ground_truth.json")

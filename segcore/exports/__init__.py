@@ -1,0 +1,1 @@
+"""What is made from results: overlays and contact sheets."""
