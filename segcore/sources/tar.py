@@ -153,7 +153,7 @@ def read_tar(
         try:
             for header in _headers(file, unit.start, unit.stop, info.size):
                 if not options.is_image_name(header.name):
-                    notes["ignored_members"] += not header.name.endswith("/")
+                    notes["ignored_members"] += 1
                     continue
                 if names is not None:
                     image_id, again = names.name(header.name)
@@ -209,9 +209,9 @@ def _headers(file: BinaryIO, start: int, stop: int, size: int) -> Iterator[_Head
                     position,
                     f"the archive ends inside the member {_shown(info.name)!r}",
                 )
-            yield _Header(
-                _shown(info.name), info.offset, info.offset_data, info.size, _problem(info)
-            )
+            if not info.isdir():
+                name = _shown(info.name)
+                yield _Header(name, info.offset, info.offset_data, info.size, _problem(info))
             position = archive.offset
             if position >= stop and stop < size:
                 return
@@ -248,7 +248,7 @@ def _problem(info: tarfile.TarInfo) -> str:
     if info.issym() or info.islnk():
         return "links inside an archive are not followed"
     if not info.isreg():
-        return "neither a file nor a folder"
+        return "not a plain file"
     if info.issparse():
         return "sparse members are not supported"
     if info.name.startswith("/") or ".." in info.name.split("/"):
