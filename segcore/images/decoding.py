@@ -1,0 +1,216 @@
+"""Bytes -> pixels, and nothing but `ImageError` where that is not possible."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import warnings
+import zlib
+from importlib.metadata import version
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+from PIL import BmpImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from segcore.errors import ErrorCode, ImageError
+from segcore.images.headers import damaged, jpeg_segments, probe
+
+DECODER = f"segcore-images 1; simplejpeg {version('simplejpeg')}; pillow {version('pillow')}"
+
+
+def _silence_libtiff() -> None:
+    """libtiff writes to stderr what Pillow then raises as well."""
+    try:
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # linked in another way: noise, not harm
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    set_handler(None)
+
+
+_silence_libtiff()
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+# Pillow's words about odd metadata; what they mean for pixels is checked here
+warnings.filterwarnings("ignore", module=r"PIL\.\w+Plugin")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class DecodeOptions(BaseModel):
+    """Limits of one image.
+
+    Attributes:
+        max_pixels: Largest width x height. The default is where Pillow refuses an image as a
+            decompression bomb; it is 537 MB of RGB.
+        max_bytes: Largest encoded image.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_pixels: int = Field(178_956_970, ge=1)
+    max_bytes: int = Field(512 * 1024**2, ge=1)
+
+
+def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        data: The encoded image: JPEG, PNG, WebP, TIFF or BMP, recognised by its content.
+        options: Limits; None for the defaults.
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
+
+    Raises:
+        ImageError: The image is empty, unknown, unsupported, damaged or over a limit. Nothing else
+            is raised, and pixels are never guessed.
+    """
+    options = options or DecodeOptions()
+    if len(data) > options.max_bytes:
+        raise ImageError(
+            ErrorCode.TOO_MANY_BYTES,
+            f"{len(data)} bytes of image are over the limit of {options.max_bytes}",
+        )
+    header = probe(data)
+    pixels = header.width * header.height
+    if pixels > options.max_pixels:
+        raise ImageError(
+            ErrorCode.TOO_MANY_PIXELS,
+            f"{header.width}x{header.height} = {pixels} pixels are over the limit of "
+            f"{options.max_pixels}",
+        )
+    try:
+        if header.format == "jpeg":
+            image, orientation = _decode_jpeg(data)
+        else:
+            image, orientation = _decode_pillow(header.format, data, options.max_pixels)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            ErrorCode.OUT_OF_MEMORY, f"no memory to decode {header.width}x{header.height} pixels"
+        ) from error
+    except Exception as error:  # decoders raise many kinds on bytes that they did not foresee
+        raise damaged(header.format, error, data) from error
+    return _upright(image, orientation)
+
+
+_MAX_SCANS = 500  # each progressive scan passes over the whole image: a bomb of time, not memory
+
+
+def _decode_jpeg(data: bytes) -> tuple[np.ndarray, int]:
+    if data.count(b"\xff\xda") > _MAX_SCANS:  # this pair is stuffed inside of coded data
+        raise ImageError(ErrorCode.CORRUPT, f"jpeg has more than {_MAX_SCANS} scans")
+    orientation, adobe = 1, False
+    for marker, payload in jpeg_segments(data):
+        if marker == 0xE1 and payload[:6] == b"Exif\0\0" and orientation == 1:
+            orientation = _orientation(payload)
+        adobe = adobe or (marker == 0xEE and payload[:5] == b"Adobe")
+    space = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    if space not in ("CMYK", "YCCK"):
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True), orientation
+    inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+    return _cmyk_to_rgb(inks if adobe else 255 - inks), orientation
+
+
+def _cmyk_to_rgb(light: np.ndarray) -> np.ndarray:
+    """(H, W, 4) reflectances 255 - ink -> RGB: each colour times black, rounded."""
+    rgb = np.empty((*light.shape[:2], 3), np.uint8)
+    for channel in range(3):
+        product = light[..., channel].astype(np.uint16) * light[..., 3]
+        rgb[..., channel] = (product + 127) // 255
+    return rgb
+
+
+_PLUGINS: dict[str, type[ImageFile]] = {
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+}
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def _decode_pillow(kind: str, data: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
+    if kind == "png":
+        _check_png(data)
+    with _PLUGINS[kind](BytesIO(data)) as image:
+        shift, invert = _check_tiff(image, max_pixels) if kind == "tiff" else (8, False)
+        image.load()
+        orientation = _orientation(image.info.get("exif", b"")) if kind != "tiff" else 1
+        if image.mode.startswith("I;16"):
+            samples = np.asarray(image).astype(np.uint16)
+            high = np.minimum(samples >> shift, 255).astype(np.uint8)
+            grey = 255 - high if invert else high
+            return np.repeat(grey[:, :, None], 3, axis=2), orientation
+        if image.mode == "RGBa":  # colours multiplied with alpha
+            return np.array(image.convert("RGBA").convert("RGB")), orientation
+        if image.mode not in _MODES:
+            raise ImageError(
+                ErrorCode.UNSUPPORTED_FORMAT, f"{kind} with samples of kind {image.mode!r}"
+            )
+        return np.array(image.convert("RGB")), orientation
+
+
+def _check_tiff(image: ImageFile, max_pixels: int) -> tuple[int, bool]:
+    """Refuse what is no plain picture; bits over 8 of grey samples, and whether 0 is white."""
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = image.tag_v2
+    if 50706 in tags or tags.get(254, 0) & 1:
+        raise ImageError(
+            ErrorCode.UNSUPPORTED_FORMAT, "tiff whose first page is a camera raw or a thumbnail"
+        )
+    if not set(tags.get(339, (1,))) <= {1, 4}:
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, "tiff with signed or floating-point samples")
+    tile = int(tags.get(322, 1)) * int(tags.get(323, 1))
+    if tile > max_pixels:
+        raise ImageError(
+            ErrorCode.TOO_MANY_PIXELS, f"tiff tiles of {tile} pixels, limit {max_pixels}"
+        )
+    bits = max(tags.get(258, (1,)))
+    return max(bits - 8, 0), tags.get(262) == 0
+
+
+def _check_png(data: bytes) -> None:
+    """Checksums of the chunks that matter; Pillow skips those of pixel data."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(view[at : at + 4], "big")
+        name, end = bytes(view[at + 4 : at + 8]), at + 12 + length
+        if end > len(data):
+            break
+        critical = not name[0] & 0x20
+        if critical and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(
+            view[end - 4 : end], "big"
+        ):
+            raise ImageError(ErrorCode.CORRUPT, f"png chunk {name!r} fails its checksum")
+        if name == b"IEND":
+            return
+        at = end
+    raise ImageError(ErrorCode.TRUNCATED, f"png of {len(data)} bytes ends before its end chunk")
+
+
+def _orientation(exif: bytes) -> int:
+    """EXIF orientation 1..8; 1 where there is none that can be read."""
+    if not exif:
+        return 1
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        value = tags.get(0x0112, 1)
+    except Exception:  # broken metadata do not make pixels wrong
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels as they are meant to be seen, C-contiguous."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
