@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
 
+from jobs import train
+from jobs.console import new_app
 from segcore.errors import UsageError
+from segcore.models.base import ModelOptions
+from segcore.models.checkpoints import read_checkpoint
+from segcore.models.registry import load_model
 from segcore.models.yolo11 import HeadOutputs, anchor_grid
 from segcore.training.assign import assign, paired_iou
 from segcore.training.augment import random_crop
@@ -250,3 +260,40 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
     bad.write_text(json.dumps({"images": [entry], "annotations": [], "categories": []}))
     with pytest.raises(UsageError, match=r"gone\.png"):
         load_images(bad, tmp_path)
+
+
+def test_the_command_leaves_a_model_that_loads(tiny: TrainConfig, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    document = tiny.model_dump(mode="json")
+    document["validation"]["imgsz"] = 96
+    config.write_text(yaml.safe_dump(document))
+    arguments = [str(config), "--json", "--set", "epochs=2"]
+    app = new_app()
+    app.command()(train.command)
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert report["scores"]["n_images"] == 6
+    card = Path(report["card"]).read_text()
+    assert "CC0-1.0" in card
+    assert f"| {tiny.seed} |" in card
+    assert hashlib.sha256(Path(report["checkpoint"]).read_bytes()).hexdigest() in card
+
+    model = load_model(report["checkpoint"], ModelOptions(device="cpu"))
+    assert [(c.id, c.name) for c in model.info.categories] == [(7, "disc")]
+    assert model.info.parameters["imgsz"] == 96
+
+    def kernels(result: Result) -> dict[str, torch.Tensor]:
+        return read_checkpoint(json.loads(result.stdout)["checkpoint"]).state_dict
+
+    start = kernels(first)
+    # Fine-tuning from it takes over all of its tensors, and --restart really begins anew.
+    kept = shutil.copy(report["checkpoint"], tmp_path / "kept.safetensors")
+    again = [*arguments, "--restart", "--set", f"init={kept}", "--set", "optimizer.lr=1e-9"]
+    second = CliRunner().invoke(app, [*again, "--set", "epochs=1"])
+    assert second.exit_code == 0, second.output
+    log = (tiny.output / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1]
+    for name, tensor in start.items():
+        if tensor.ndim > 1:
+            torch.testing.assert_close(kernels(second)[name], tensor, rtol=2e-3, atol=1e-4)

@@ -92,3 +92,4 @@ class TrainConfig(_Strict):
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    conf: float = Field(0.25, ge=0, le=1, description="default threshold stored with the model")

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
+from segcore.models.checkpoints import read_checkpoint
 from segcore.models.yolo11 import YOLO11Seg, build
+from segcore.models.yolo_seg import pick_device
 from segcore.training.config import OptimizerConfig, TrainConfig
 from segcore.training.data import CropDataset, collate, load_images
 from segcore.training.loss import SegmentationLoss
@@ -54,13 +56,30 @@ class WeightAverage:
                 mine.copy_(value)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` -> cuda, mps or cpu, whichever is there first."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def start_from(model: YOLO11Seg, checkpoint: str) -> int:
+    """Take over the tensors of a checkpoint file that have the same shape; returns how many.
+
+    The class heads of another set of classes are left as they are.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        UsageError: It is of another architecture.
+    """
+    given = read_checkpoint(checkpoint)
+    mine = model.state_dict()
+    fitting = {
+        name: tensor.to(mine[name].dtype)
+        for name, tensor in given.state_dict.items()
+        if name in mine and tensor.shape == mine[name].shape
+    }
+    if len(fitting) < len(mine) * 0.9:
+        raise UsageError(
+            f"{checkpoint} is a {given.meta.architecture}; only {len(fitting)} of {len(mine)} "
+            "tensors fit.",
+            "Set `architecture` to that of the checkpoint, or leave `init` out.",
+        )
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -73,7 +92,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 Validate = Callable[[dict[str, Tensor]], dict[str, float]]
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[int, int, int, float], None]
 
 
 class Trainer:
@@ -82,7 +101,7 @@ class Trainer:
     Args:
         config: The whole configuration.
         validate: Averaged weights -> scores; the score `mask_ap` chooses the best epoch.
-        progress: Called after each step with epoch, share of the epoch done, and loss.
+        progress: Called after each step with epoch (from 0), step, steps of the epoch, loss.
     """
 
     def __init__(
@@ -94,7 +113,7 @@ class Trainer:
         self.config = config
         self.validate = validate
         self.progress = progress
-        self.device = choose_device(config.device)
+        self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
         images, self.class_names = load_images(config.data.train, config.data.images)
         self.dataset = CropDataset(
@@ -116,6 +135,8 @@ class Trainer:
     def _model(self) -> YOLO11Seg:
         model = build(self.config.architecture, len(self.class_names))
         model.head.initialize_biases()
+        if self.config.init:
+            start_from(model, self.config.init)
         return model
 
     def resume(self) -> bool:
@@ -136,6 +157,11 @@ class Trainer:
         for name in ("epoch", "step", "minutes", "best"):
             setattr(self, name, state[name])
         return True
+
+    def discard(self) -> None:
+        """Remove what an earlier run left in the output folder."""
+        for name in ("last.pt", "best.pt", "log.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the state so that a stop at any moment leaves a whole file."""
@@ -220,7 +246,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value
             self.minutes = (time.monotonic() - started) / 60
             if self.progress:
-                self.progress(self.epoch, i + 1, sum(parts.values()))
+                self.progress(self.epoch, i + 1, len(loader), sum(parts.values()))
             if self.finished:
                 break
         self.epoch += 1

@@ -1,0 +1,105 @@
+"""The model card: what a checkpoint was trained on, how, and how good it is."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segcore.training.config import TrainConfig
+
+_CARD = """# {name}
+
+{architecture}, {parameters:,} parameters, {classes}. {bytes:.1f} MB as safetensors (kernels stored
+in float16).
+
+| | |
+|---|---|
+| licence of the weights | {licence} |
+| sha256 | `{sha256}` |
+| command | `segcore train {config_file}` |
+| seed | {seed} |
+| started from | {init} |
+| training images / instances | {train_images} / {train_instances} |
+| measured on | {val_images} images, {val_instances} instances; not trained on, chose the epoch |
+| steps, batch, crop | {steps}, {batch_size}, {crop} px |
+| time | {minutes:.0f} minutes on {hardware} |
+| software | torch {torch}, Python {python} |
+
+## Results
+
+COCO protocol, all areas, at most {max_det} detections an image, input {imgsz} px, conf {conf},
+NMS IoU {iou}:
+
+| | AP50-95 | AP50 | AP75 |
+|---|---|---|---|
+| mask | {mask_ap:.3f} | {mask_ap50:.3f} | {mask_ap75:.3f} |
+| box | {box_ap:.3f} | {box_ap50:.3f} | {box_ap75:.3f} |
+
+## Curves
+
+Losses are means over the epoch; scores are of the averaged weights after it.
+
+| epoch | minutes | cls | box | dfl | mask | mask AP50-95 | mask AP50 |
+|---|---|---|---|---|---|---|---|
+{curves}
+"""
+
+
+def describe_machine() -> str:
+    """The device in words, without the name of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+
+def curve_rows(log: list[dict[str, Any]], most: int = 40) -> str:
+    """Rows of the curve table; long runs are thinned, the last epoch is always there."""
+    step = max(1, -(-len(log) // most))
+    chosen = [line for i, line in enumerate(log) if i % step == 0 or i == len(log) - 1]
+    rows = []
+    for line in chosen:
+        losses, scores = line["losses"], line["scores"]
+        cells = [str(line["epoch"]), f"{line['minutes']:.0f}"]
+        cells += [f"{losses[part]:.3f}" for part in ("cls", "box", "dfl", "mask")]
+        cells += [f"{scores[k]:.3f}" if k in scores else "" for k in ("mask_ap", "mask_ap50")]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    """Write the card beside a checkpoint.
+
+    Args:
+        path: The Markdown file.
+        config: The run's configuration.
+        facts: What only the run knows: sha256, bytes, parameters, classes, counts of images and
+            instances, scores, config_file.
+    """
+    log_file = Path(config.output) / "log.jsonl"
+    log = [json.loads(line) for line in log_file.read_text().splitlines()]
+    v = config.validation
+    text = _CARD.format(
+        name=config.name,
+        architecture=config.architecture,
+        licence=config.licence,
+        seed=config.seed,
+        init=config.init or "random weights",
+        steps=log[-1]["step"],
+        minutes=log[-1]["minutes"],
+        batch_size=config.batch_size,
+        crop=config.augment.crop,
+        hardware=describe_machine(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        max_det=v.max_det,
+        imgsz=v.imgsz,
+        conf=v.conf,
+        iou=v.iou,
+        curves=curve_rows(log),
+        **facts,
+    )
+    path.write_text(text)
