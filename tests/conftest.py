@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from segcore.loopback_s3 import LoopbackS3
+
+# Small tensors: more threads only wait for each other, and badly so on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadlines: how long an example takes says something about the machine, not about the code.
+settings.register_profile("segcore", deadline=None, max_examples=50)
+settings.load_profile("segcore")
 
 ROOT = Path(__file__).resolve().parent.parent
 

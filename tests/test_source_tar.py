@@ -209,7 +209,7 @@ def test_a_negative_member_size_is_damage(tmp_path: object) -> None:
 _BASE = tar_bytes([(f"{i}.png", bytes([i]) * 600) for i in range(5)], format=tarfile.PAX_FORMAT)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     at=st.integers(0, len(_BASE) - 1),
     patch=st.binary(min_size=1, max_size=20),

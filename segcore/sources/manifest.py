@@ -44,8 +44,10 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
     else:
         known = ", ".join(f".{name}" for name in EXTENSIONS)
         raise UsageError(f"{uri} is no manifest by its name; known are {known}.")
-    rows = (resolver.row(reference) for reference in references)
-    return ObjectsSource(input=uri, kind="manifest", table=listing_table(rows))
+    table = listing_table(resolver.row(reference) for reference in references)
+    if table.num_rows == 0:
+        raise UsageError(f"{uri} names no images: it has no entries.")
+    return ObjectsSource(input=uri, kind="manifest", table=table)
 
 
 def _from_text(uri: str, kind: str, options: SourceOptions, storage: Storage) -> Iterator[str]:

@@ -90,7 +90,12 @@ def image_column(schema: pa.Schema) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
+    kind = _plain(kind)
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -99,6 +104,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_name(kind: pa.DataType) -> bool:
+    kind = _plain(kind)
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
     )
@@ -229,17 +235,14 @@ def _shown(value: Any) -> str:
 
 
 def _leaf(column: Any, path: str) -> Any:
-    """The column itself, or the field of a struct column that `path` names."""
-    name = path.partition(".")[2]
-    if not name or not pa.types.is_struct(column.type):
-        return column
+    """The column, or the field of a struct column that `path` names; dictionaries resolved."""
     if isinstance(column, pa.ChunkedArray):
-        return pa.chunked_array([_field(chunk, name) for chunk in column.chunks] or [[]])
-    return _field(column, name)
-
-
-def _field(column: Any, name: str) -> Any:
-    return column.flatten()[column.type.get_field_index(name)]  # flatten keeps nulls of parents
+        column = column.combine_chunks()
+    name = path.partition(".")[2]
+    if name and pa.types.is_struct(column.type):
+        index = column.type.get_field_index(name)
+        column = column.flatten()[index]  # flatten keeps the nulls of the parent
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 class _Unreadable(Exception):
