@@ -1,7 +1,8 @@
 """Checkpoint files -> weights and what is known about them. Nothing of a file is ever executed.
 
 Read here: safetensors with our metadata (key ``segcore``, a JSON `CheckpointMeta`), and what
-`torch.save` wrote: official checkpoints (pickled modules) or plain state dicts of YOLO11-seg.
+`torch.save` wrote: official checkpoints (pickled modules) or plain state dicts of YOLO11-seg, and
+state dicts of Mask R-CNN.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from segcore.errors import CheckpointError
+from segcore.models.maskrcnn import checkpoint as maskrcnn
 from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord
 from segcore.models.yolo11 import ARCHITECTURES, YOLO11Seg, build
 
@@ -185,6 +187,9 @@ def _from_pickle(data: bytes, source: str) -> Checkpoint:
         tensors = {name: file.tensor(record) for name, record in records.items()}
     except PickleRefused as refused:
         raise CheckpointError(f"{source} is no checkpoint that can be used: {refused}.") from None
+    if maskrcnn.is_maskrcnn(tensors):
+        meta = CheckpointMeta(**maskrcnn.describe(tensors, source))
+        return _checkpoint(meta, tensors, data, source)
     _check_is_segmentation(tensors, source)
     classes = tensors["model.23.cv3.0.2.bias"].numel()
     architecture = _architecture(tensors, classes, source)
@@ -264,7 +269,7 @@ def _check_is_segmentation(tensors: Mapping[str, Tensor], source: str) -> None:
     kinds = {
         "model.23.cv2.0.2.weight": "a YOLO11 model for detection, not for instance segmentation",
         "model.22.proto.cv3.conv.weight": "a YOLOv8-seg model, which is not supported",
-        "backbone.body.conv1.weight": "a Mask R-CNN model, which is not supported yet",
+        "backbone.body.conv1.weight": "a torchvision model without masks",
     }
     kind = next((text for key, text in kinds.items() if key in tensors), "not a YOLO11-seg model")
     raise CheckpointError(

@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,10 +15,13 @@ from segcore import downloads
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, parse_checkpoint, read_checkpoint
+from segcore.models.maskrcnn.model import MaskRCNNModel
+from segcore.models.maskrcnn.network import ARCHITECTURES as MASKRCNN
 from segcore.models.yolo_seg import YoloSegModel
 
 BUNDLED = Path(__file__).parent / "bundled"
 _RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
+_TORCHVISION = "https://download.pytorch.org/models"
 _ADAPTER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REMOTE = re.compile(r"(s3|gs|az)://")
 
@@ -57,6 +60,12 @@ PUBLISHED = {
         f"yolo11{size}-seg", f"{_RELEASE}/yolo11{size}-seg.pt", "AGPL-3.0", ap
     )
     for size, ap in (("n", 32.0), ("s", 37.8), ("m", 41.5), ("l", 42.9), ("x", 43.8))
+} | {
+    name: Published(name, f"{_TORCHVISION}/{file}.pth", "BSD-3-Clause", ap)
+    for name, file, ap in (
+        ("maskrcnn-resnet50-fpn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e", 34.6),
+        ("maskrcnn-resnet50-fpn-v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019", 41.8),
+    )
 }
 
 
@@ -76,9 +85,9 @@ def load_model(
     """Loads a model, ready to run on its device.
 
     Args:
-        name_or_path: A known name; the path of a .safetensors or .pt file; an https:// link to one
-            (cached); ``package.module:Class``, a class of the user that takes `options` and is a
-            `segcore.models.base.Model`; or any name, where `data` is given.
+        name_or_path: A known name; the path of a .safetensors, .pt or .pth file; an https:// link
+            to one (cached); ``package.module:Class``, a class of the user that takes `options` and
+            is a `segcore.models.base.Model`; or any name, where `data` is given.
         options: None fields keep the model's own defaults.
         data: The bytes of the checkpoint, where the caller has read them (an object of a store).
 
@@ -93,6 +102,8 @@ def load_model(
         if data is not None
         else read_checkpoint_of(name_or_path)
     )
+    if checkpoint.meta.architecture in MASKRCNN:
+        return MaskRCNNModel(checkpoint, options)
     return YoloSegModel(checkpoint, options)
 
 
@@ -106,7 +117,9 @@ def read_checkpoint_of(name_or_path: str) -> Checkpoint:
         path = downloads.fetch(
             published.url, published.cached, published.sha256, licence=published.licence
         )
-        return read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        stated = {"name": published.name, "licence": published.licence}
+        return replace(checkpoint, meta=checkpoint.meta.model_copy(update=stated))
     if re.match(r"https?://", name_or_path):
         return read_checkpoint(downloads.fetch(name_or_path, _cached_link(name_or_path)))
     if _REMOTE.match(name_or_path):
@@ -134,8 +147,8 @@ def _unknown(name: str) -> CheckpointError:
     hint = f"Did you mean {close[0]}? " if close else ""
     return CheckpointError(
         f"There is no model and no file named {name!r}.",
-        f"{hint}Known are {', '.join(known)}; or give the path of a .safetensors or .pt file, "
-        "an https:// link, or package.module:Class.",
+        f"{hint}Known are {', '.join(known)}; or give the path of a .safetensors, .pt or .pth "
+        "file, an https:// link, or package.module:Class.",
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from segcore.errors import UsageError
 from segcore.instances import Instances
 from segcore.masks import encode_logits
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.blocks import Conv
 from segcore.models.checkpoints import Checkpoint
+from segcore.models.devices import exact, pick_device
 from segcore.models.letterbox import PADDING_VALUE, Letterbox
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect
 from segcore.models.yolo11 import RawOutputs
@@ -98,7 +97,7 @@ class YoloSegModel:
         for i in range(self.batch_size):
             pixels[i] = prepared[i].pixels if i < len(prepared) else PADDING_VALUE
         batch = torch.from_numpy(pixels).to(self.device).float().div_(255)
-        with _exact(self.device):
+        with exact(self.device):
             raw = self._network(batch.contiguous(memory_format=torch.channels_last))
         return RawOutputs(*(tensor[: len(prepared)] for tensor in raw))
 
@@ -128,7 +127,7 @@ class YoloSegModel:
         boxes = letterbox.boxes_to_image(raw.boxes[index, found.anchors].float().cpu().numpy())
         prototypes = raw.prototypes[index].float()
         coefficients = raw.coefficients[index, found.anchors].float()
-        with _exact(self.device):
+        with exact(self.device):
             logits = (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
         masks = encode_logits(logits.cpu().numpy(), boxes, canvas, letterbox.mask_window())
         boxes = boxes[masks.keep]
@@ -151,47 +150,3 @@ def fuse(network: nn.Module) -> nn.Module:
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()  # type: ignore[assignment]
     return network
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes cuda, else mps, else cpu.
-
-    Raises:
-        UsageError: No such device, or none here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            f"There is no device named {name!r}.", "Use auto, cpu, cuda, cuda:0 or mps."
-        ) from None
-    here = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not here.get(device.type, False):
-        raise UsageError(f"The device {name!r} is not on this machine.", "Use --device auto.")
-    return device
-
-
-@contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Full float32 and deterministic kernels on CUDA, whatever the process has set."""
-    if device.type != "cuda":
-        yield
-        return
-    flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    before = torch.backends.cuda.matmul.allow_tf32
-    with flags:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before

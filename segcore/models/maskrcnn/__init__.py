@@ -1,0 +1,1 @@
+"""Mask R-CNN with a ResNet-50 feature pyramid, in both published layouts."""

@@ -1,0 +1,122 @@
+"""Mask R-CNN with a ResNet-50 feature pyramid, in both published layouts.
+
+Parameter names are those of the published state dicts, so that their tensors load as they are.
+Sources: He et al., Mask R-CNN, arXiv:1703.06870; Li et al., Benchmarking detection transfer
+learning with vision transformers, arXiv:2111.11429 (what the second layout adds: norms everywhere,
+a deeper proposal head, a convolutional box head).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segcore.models.maskrcnn.backbone import STRIDES, Backbone
+from segcore.models.maskrcnn.geometry import Frame
+from segcore.models.maskrcnn.heads import (
+    BOX_BINS,
+    MASK_BINS,
+    MASK_SIDE,
+    BoxPredictor,
+    Detections,
+    MaskPredictor,
+    Thresholds,
+    TwoLayerHead,
+    conv_box_head,
+    mask_head,
+    select,
+)
+from segcore.models.maskrcnn.roi_align import Pyramid, roi_align
+from segcore.models.maskrcnn.rpn import RPN
+
+V1, V2 = "maskrcnn-resnet50-fpn", "maskrcnn-resnet50-fpn-v2"
+ARCHITECTURES = (V1, V2)
+_MASKS_AT_ONCE = 128  # bounds the memory of the mask head
+
+
+class Shape(NamedTuple):
+    """What of the network a checkpoint decides.
+
+    Attributes:
+        architecture: One of `ARCHITECTURES`.
+        num_labels: Classes and the background.
+        mask_hidden: Channels before the mask logits.
+        norm_eps: Added to the variance in every norm.
+    """
+
+    architecture: str
+    num_labels: int = 91
+    mask_hidden: int = 256
+    norm_eps: float = 1e-5
+
+
+class RegionHeads(nn.Module):
+    """The modules of the second stage, under their published names."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        second = shape.architecture == V2
+        self.box_head = conv_box_head(shape.norm_eps) if second else TwoLayerHead()
+        self.box_predictor = BoxPredictor(shape.num_labels)
+        self.mask_head = mask_head(second, shape.norm_eps)
+        self.mask_predictor = MaskPredictor(shape.mask_hidden, shape.num_labels)
+
+
+class MaskRCNN(nn.Module):
+    """The network for inference on one image at a time.
+
+    One image at a time, because convolution libraries choose their algorithm by batch size: only so
+    is the result of an image the same to the last bit whatever else is in its batch. At the usual
+    800 x 1333 pixels one image fills a device.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        second = shape.architecture == V2
+        self.shape = shape
+        self.backbone = Backbone(norm=second, eps=shape.norm_eps)
+        self.rpn = RPN(depth=2 if second else 1)
+        self.roi_heads = RegionHeads(shape)
+
+    def forward(self, x: Tensor, frame: Frame, limits: Thresholds) -> tuple[Detections, Tensor]:
+        """One image.
+
+        Args:
+            x: (1, 3, *frame.padded) as made by `geometry.to_input`.
+            frame: Sizes of the image.
+            limits: What becomes a detection.
+
+        Returns:
+            Detections, and their mask probabilities (N, 28, 28) over each box.
+        """
+        levels = self.backbone(x)
+        proposals = self.rpn(levels, frame)
+        pyramid = Pyramid.of(levels[: len(STRIDES)], STRIDES)
+        heads = self.roi_heads
+        if proposals.numel() == 0:
+            found = _nothing(x)
+        else:
+            features = heads.box_head(roi_align(pyramid, proposals, BOX_BINS))
+            logits, deltas = heads.box_predictor(features)
+            found = select(logits, deltas, proposals, frame, limits)
+        return found, self._masks(pyramid, found)
+
+    def _masks(self, pyramid: Pyramid, found: Detections) -> Tensor:
+        masks = [found.boxes.new_zeros((0, MASK_SIDE, MASK_SIDE))]
+        for start in range(0, found.labels.numel(), _MASKS_AT_ONCE):
+            part = slice(start, start + _MASKS_AT_ONCE)
+            pooled = roi_align(pyramid, found.boxes[part], MASK_BINS)
+            logits = self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
+            index = torch.arange(logits.shape[0], device=logits.device)
+            masks.append(logits[index, found.labels[part]].sigmoid())
+        return torch.cat(masks)
+
+
+def _nothing(like: Tensor) -> Detections:
+    return Detections(
+        boxes=like.new_zeros((0, 4)),
+        scores=like.new_zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64, device=like.device),
+    )
