@@ -61,7 +61,7 @@ def _units(storage: Storage, prefix: str) -> dict[str, Unit]:
         unit.unit: unit
         for uri in plans
         if uri.endswith(".parquet")
-        for unit in load(storage.read(uri)).units
+        for unit in load(storage.read(uri), uri).units
     }
 
 
