@@ -358,10 +358,14 @@ def show(outcome: Outcome) -> None:
 def one_liners(tables: str) -> tuple[str, str]:
     """Shell commands that open the tables with pandas and with DuckDB."""
     folder, python = _short(tables), shlex.quote(_short(sys.executable))
-    pandas = f"import pandas as pd; print(pd.read_parquet('{folder}/instances').describe())"
+    files = (folder + "/instances/*.parquet").replace("'", "''")  # SQL doubles a quote
+    pandas = (
+        f"import pandas as pd; print(pd.read_parquet({folder + '/instances'!r})"
+        ".groupby('category')[['area', 'score']].describe().T)"
+    )
     sql = (
         "SELECT category, count(*) AS masks, round(avg(area), 1) AS mean_area, "
-        f"round(avg(score), 3) AS mean_score FROM '{folder}/instances/*.parquet' GROUP BY category"
+        f"round(avg(score), 3) AS mean_score FROM '{files}' GROUP BY category"
     )
     duckdb = f"import duckdb; print(duckdb.sql('''{sql}'''))"
     return f"{python} -c {_quoted(pandas)}", f"{python} -c {_quoted(duckdb)}"
