@@ -1,0 +1,26 @@
+"""The segcore command: every job under one name."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from jobs import console, demo, evaluate, segment, train
+
+app = console.new_app(
+    no_args_is_help=True,
+    help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
+    epilog="Start with [bold]segcore demo[/bold].",
+)
+app.command("segment", epilog=segment.EPILOG)(segment.command)
+app.command("evaluate")(evaluate.command)
+app.command("demo")(demo.command)
+app.command("train")(train.command)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

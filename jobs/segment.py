@@ -1,0 +1,102 @@
+"""segcore segment: an archive of images in, tables of masks out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.console import run_command, say
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  segcore segment photos/ out/
+
+  segcore segment s3://bucket/shards/ s3://bucket/masks/ --model my.safetensors --set model.conf=0.4
+
+  segcore segment --config configs/segment.yaml --dry-run
+
+The same command again goes on where it stopped. Exit codes: 0 all done; 1 units missing or
+infrastructure failed; 2 wrong use; 3 too many images failed; 130 interrupted.
+"""
+
+
+def command(
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or prefix of images, tar or Parquet shards, a manifest, or a COCO json. "
+            "Local or s3://. May stand in --config.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or prefix for the tables. May stand in --config.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Bundled name or checkpoint path. [nuclei-yolo11n]", show_default=False),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One option by its key; repeatable."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda. [auto]", show_default=False)
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Workers, each with the model. [as many as fit]"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to use. [a local Ray]", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and what is done; start nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete this edition's results first and start anew."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Segment an archive of images; write masks as Parquet with COCO RLE.
+
+    Results go to OUTPUT/<model>-<fingerprint>/: `images` has one row per input image, `instances`
+    one row per mask.
+    """
+    from segcore import run
+    from segcore.config import Config, load_config
+
+    flags: dict[str, tuple[str, object]] = {
+        "INPUT": ("input", input),
+        "OUTPUT": ("output", output),
+        "--model": ("model.name", model),
+        "--device": ("model.device", device),
+        "--actors": ("ray.min_actors", actors),
+        "--actors ": ("ray.max_actors", actors),
+        "--address": ("ray.address", address),
+    }
+    settings: Config = load_config(config, set_ or (), flags)
+    if dry_run:
+        preview = run.preview(settings, overwrite=overwrite)
+        print(json.dumps(preview.to_dict(), indent=2) if as_json else preview.words())
+        return
+    report = run.segment(settings, overwrite=overwrite, say=say)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.words())
+    say(*report.advice())
+    sys.exit(report.exit_code)
+
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,248 @@
+"""Ray: connecting quietly, and how many actors of which size fit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from segcore.config import RayOptions
+from segcore.errors import ClusterError, UsageError
+
+# Read by Ray and its workers when they start: no tips, no usage report, our own progress line,
+# and none of its C++ log lines on our stderr.
+SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TQDM": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers to Ray."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a run: from `min_actors` to `max_actors`, each of this size."""
+
+    min_actors: int
+    max_actors: int
+    cpus: float
+    gpus: float
+    device: str
+
+    @property
+    def threads(self) -> int:
+        """Threads an actor may keep busy."""
+        return max(1, int(self.cpus))
+
+    def words(self) -> str:
+        """For people: ``2 actors, 1 CPU each``."""
+        count = str(self.max_actors)
+        if self.min_actors != self.max_actors:
+            count = f"{self.min_actors} to {count}"
+        actors = "actor" if count == "1" else "actors"
+        gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{count} {actors}, {self.cpus:g} CPU{gpu} each ({self.device})"
+
+
+@contextmanager
+def connected(options: RayOptions) -> Iterator[None]:
+    """A Ray connection for the block: the caller's own if there is one, else ours, closed after.
+
+    Without an address a local Ray is started, unless the environment names a cluster
+    (RAY_ADDRESS, as inside a submitted job).
+
+    Raises:
+        ClusterError: Ray does not start or the cluster cannot be reached.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray, options)
+    hush()
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The living nodes of the connected cluster."""
+    import ray
+
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[Node]) -> Pool:
+    """Size the actor pool for a number of units.
+
+    On CPUs: as many actors as cores, each with one thread; with fewer units than cores the
+    cores are shared out among fewer actors. On GPUs: one actor per GPU, CPUs shared out.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, as asked for.
+
+    Raises:
+        UsageError: The requests contradict each other.
+        ClusterError: The cluster cannot give what was asked for.
+    """
+    gpus = _gpus_per_actor(options, device, cluster)
+    if options.autoscaling:
+        most = options.max_actors or max(units, options.min_actors or 1)
+        return Pool(
+            min_actors=min(options.min_actors or 1, most),
+            max_actors=most,
+            cpus=options.cpus_per_actor or 1,
+            gpus=gpus,
+            device=_device(device, gpus),
+        )
+    cpu_total = sum(node.cpus for node in cluster)
+    gpu_total = sum(node.gpus for node in cluster)
+    room = max(1, int(cpu_total / (options.cpus_per_actor or 1)))
+    if gpus:
+        room = sum(math.floor(node.gpus / gpus) for node in cluster)
+    if gpus and room < (options.min_actors or 1):
+        raise ClusterError(
+            f"{options.min_actors or 1} actor(s) with {gpus:g} GPU each were asked for, but the "
+            f"cluster has {gpu_total:g} GPU(s).",
+            hint="Use --device cpu, lower ray.gpus_per_actor or --actors, or set "
+            "ray.autoscaling=true when the cluster adds nodes on demand.",
+        )
+    most = min(options.max_actors or max(room, options.min_actors or 1), max(units, 1))
+    least = min(options.min_actors or most, most)
+    cpus = options.cpus_per_actor or _share(most, cluster, gpus)
+    fits = _fits(cpus, gpus, cluster)
+    if fits < least:
+        each = f"{cpus:g} CPU(s)" + (f" and {gpus:g} GPU" if gpus else "")
+        raise ClusterError(
+            f"{least} actor(s) with {each} each were asked for, but the cluster ({cpu_total:g} "
+            f"CPUs, {gpu_total:g} GPUs, {len(cluster)} node(s)) holds {fits}.",
+            hint="Lower ray.cpus_per_actor or --actors, or set ray.autoscaling=true when the "
+            "cluster adds nodes on demand.",
+        )
+    return Pool(least, most, cpus, gpus, _device(device, gpus))
+
+
+def _gpus_per_actor(options: RayOptions, device: str, cluster: Sequence[Node]) -> float:
+    wants = device.startswith("cuda")
+    if options.gpus_per_actor is not None:
+        if options.gpus_per_actor and not (wants or device == "auto"):
+            raise UsageError(
+                f"ray.gpus_per_actor is {options.gpus_per_actor:g}, but the device is `{device}`.",
+                hint="Drop one of the two; --device cuda or auto goes with GPUs.",
+            )
+        if wants and not options.gpus_per_actor:
+            raise UsageError("The device is `cuda`, but ray.gpus_per_actor is 0.")
+        return options.gpus_per_actor
+    if wants:
+        return 1.0
+    return 1.0 if device == "auto" and any(node.gpus >= 1 for node in cluster) else 0.0
+
+
+def _device(device: str, gpus: float) -> str:
+    if gpus:
+        return "cuda"
+    return "cpu" if device == "auto" else device
+
+
+def _share(actors: int, cluster: Sequence[Node], gpus: float) -> float:
+    """CPUs for each of `actors`, so that all of them fit; a fraction when actors outnumber CPUs."""
+    total = sum(node.cpus for node in cluster)
+    share = total / actors
+    if share < 1:
+        return max(0.01, math.floor(share * 100) / 100)
+    whole = int(min(share, max(node.cpus for node in cluster)))
+    while whole > 1 and _fits(whole, gpus, cluster) < actors:
+        whole -= 1
+    return float(whole)
+
+
+def _fits(cpus: float, gpus: float, cluster: Sequence[Node]) -> int:
+    """How many actors of this size the nodes hold."""
+    slack = 1e-9  # shares are decimal fractions
+    return sum(
+        int(min(node.cpus / cpus, node.gpus / gpus if gpus else math.inf) + slack)
+        for node in cluster
+    )
+
+
+def _connect(ray: ModuleType, options: RayOptions) -> None:
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    extra = {"include_dashboard": False} if local else {}
+    for attempt in range(START_ATTEMPTS if local else 1):
+        try:
+            with _no_native_stderr():
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    runtime_env=_shipped() if options.ship_code else None,
+                    **extra,
+                )
+            return
+        except Exception as error:  # Ray raises bare ones too
+            ray.shutdown()
+            if local and "timed out" in str(error) and attempt + 1 < START_ATTEMPTS:
+                continue  # Ray gives itself 30 s, which a busy machine may not keep
+            where = "a local Ray" if local else f"the Ray cluster at {address}"
+            raise ClusterError(
+                f"Cannot connect to {where}: {' '.join(str(error).split())[:300]}",
+                hint="Is the machine overloaded, or short of memory or disk in /tmp?"
+                if local
+                else "Check --address (host:port, ray://host:port or auto) and the Ray versions.",
+            ) from None
+
+
+@contextmanager
+def _no_native_stderr() -> Iterator[None]:
+    """Drop what C++ code writes to stderr in the block: Ray announces its log level there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def hush() -> None:
+    """Keep Ray's and Ray Data's log lines in their files and off the terminal."""
+    import ray.data  # noqa: F401  sets its handlers on import
+
+    for name in ("ray", "ray.data"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+
+
+def _shipped() -> dict[str, list[str]]:
+    """Our own code, for clusters whose image does not hold it."""
+    root = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(root / "segcore"), str(root / "jobs")]}

@@ -1,0 +1,210 @@
+"""The one typed configuration of a segment job, and where each value came from.
+
+Precedence: defaults < file < ``--set`` < explicit flags. Unknown keys are refused, and every
+error names its origin: the line of the file, the ``--set`` or the flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from segcore import yamlfile
+from segcore.errors import UsageError
+from segcore.images import DecodeOptions
+from segcore.models.base import ModelOptions
+from segcore.sources import SourceOptions
+from segcore.storage import StorageOptions
+from segcore.units import UnitLimits
+
+DEFAULT_MODEL = "nuclei-yolo11n"
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class ModelConfig(ModelOptions):
+    """Which model, and what is changed of its defaults."""
+
+    name: str = Field(DEFAULT_MODEL, min_length=1)
+
+    def options(self) -> ModelOptions:
+        """What `load_model` takes besides the name."""
+        return ModelOptions(**self.model_dump(exclude={"name"}))
+
+
+class RayOptions(BaseModel):
+    """Where and how wide the job runs; nothing here changes results."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = None
+    min_actors: int | None = Field(None, ge=1, le=10_000)
+    max_actors: int | None = Field(None, ge=1, le=10_000)
+    cpus_per_actor: float | None = Field(None, gt=0, le=1024)
+    gpus_per_actor: float | None = Field(None, ge=0, le=64)
+    decode_threads: int | None = Field(None, ge=1, le=256)
+    max_decoded_bytes: int = Field(512 << 20, ge=1 << 20)
+    autoscaling: bool = False
+    shared_paths: bool = False
+    ship_code: bool = False
+    units_per_wave: int = Field(5000, ge=1, le=20_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RayOptions:
+        if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
+            raise ValueError(
+                f"min_actors ({self.min_actors}) is over max_actors ({self.max_actors})"
+            )
+        return self
+
+
+class RunOptions(BaseModel):
+    """When a run counts as good, and how often a unit is tried."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_failed_fraction: float = Field(0.01, ge=0, le=1)
+    attempts: int = Field(2, ge=1, le=10)
+
+
+class Config(BaseModel):
+    """Everything a segment job can be told. See ``configs/segment.yaml`` for words on each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str | None = Field(None, min_length=1)
+    output: str | None = Field(None, min_length=1)
+    model: ModelConfig = ModelConfig()
+    source: SourceOptions = SourceOptions()
+    plan: UnitLimits = UnitLimits()
+    decode: DecodeOptions = DecodeOptions()
+    storage: StorageOptions = StorageOptions()
+    ray: RayOptions = RayOptions()
+    run: RunOptions = RunOptions()
+
+
+def load_config(
+    path: str | Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    *,
+    schema: type[Schema] = Config,  # type: ignore[assignment]
+) -> Schema:
+    """Build the configuration of a run.
+
+    Args:
+        path: Local YAML file, or None.
+        sets: ``a.b=value`` each, the value typed as YAML types it; later ones win.
+        flags: Name of the flag -> (dotted key, value); a value of None was not given.
+        schema: The kind of configuration; that of a segment job by default.
+
+    Raises:
+        UsageError: The file cannot be read, or a key or value is wrong; every problem is
+            listed with its origin.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        values, lines = yamlfile.load(_read(path), str(path))
+        origins = {key: f"{path} line {line}" for key, line in lines.items()}
+    for item in sets:
+        key, separator, text = item.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set model.conf=0.3.")
+        _put(values, origins, key, yamlfile.scalar(text, f"--set {key}"), f"--set {item}")
+    for flag, (key, value) in (flags or {}).items():
+        if value is not None:
+            _put(values, origins, key, value, flag)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        known = sorted(_keys(schema))
+        problems = [_sentence(detail, origins, known) for detail in error.errors()]
+        raise UsageError(
+            "\n".join(problems), hint="All keys and their meaning stand in the files of configs/."
+        ) from None
+
+
+def _read(path: str | Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(yamlfile.MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"Configuration file {path} does not exist.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"Configuration file {path} is not UTF-8 text.") from None
+    except OSError as error:
+        raise UsageError(f"Configuration file {path} cannot be read: {error.strerror}.") from None
+
+
+def _put(
+    values: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str
+) -> None:
+    """Set a dotted key in nested `values` and note its origin."""
+    *groups, last = key.split(".")
+    place = values
+    for group in groups:
+        inner = place.get(group)
+        if inner is None:
+            inner = place[group] = {}
+        if not isinstance(inner, dict):
+            raise UsageError(f"{origin}: `{group}` is a value, not a group of keys.")
+        place = inner
+    place[last] = value
+    origins[key] = origin
+
+
+def _sentence(detail: ErrorDetails, origins: Mapping[str, str], known: Sequence[str]) -> str:
+    """One problem found by pydantic, in words, with where it stands."""
+    key = ".".join(str(part) for part in detail["loc"])
+    origin = _origin(key, origins)
+    if detail["type"] == "extra_forbidden":
+        near = _nearest(key, known)
+        return f"{origin}: unknown key `{key}`" + (f"; did you mean `{near}`?" if near else ".")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        inside = ", ".join(name.split(".", 1)[1] for name in known if name.startswith(f"{key}."))
+        return f"{origin}: `{key}` is a group of keys ({inside}), not a value."
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = detail["input"]
+    shown = "" if isinstance(value, BaseModel | dict) else f", got {str(value)[:80]!r}"
+    return f"{origin}: `{key}`: {message}{shown}." if key else f"{origin}: {message}{shown}."
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """Where `key` was set; a key's own entry first, then what is below or above it."""
+    if key in origins:
+        return origins[key]
+    below = [origin for name, origin in origins.items() if name.startswith(f"{key}.")]
+    if below:
+        return below[-1]
+    while "." in key:
+        key = key.rpartition(".")[0]
+        if key in origins:
+            return origins[key]
+    return "configuration"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that was probably meant; the last word may stand in another group."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    if close:
+        return close[0]
+    last = key.rpartition(".")[2]
+    by_word = {name.rpartition(".")[2]: name for name in reversed(known)}
+    word = difflib.get_close_matches(last, list(by_word), n=1, cutoff=0.75)
+    return by_word[word[0]] if word else None
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a configuration model, groups included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,148 @@
+"""Bytes to prepared images, ahead of the model: one reader, some decoders, bounded in flight."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from segcore.errors import ErrorCode, ImageError
+from segcore.images import DecodeOptions, decode, probe
+from segcore.sources import Sample
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample after decoding: either `value` (what the model prepared) or `error` is set.
+
+    Attributes:
+        width, height: Pixels after EXIF orientation; None when not decoded.
+    """
+
+    sample: Sample
+    value: Any = None
+    width: int | None = None
+    height: int | None = None
+    error: ImageError | None = None
+
+
+class ByteBudget:
+    """Keeps decoded pixels in flight under a limit; one image over it is let in alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes fit, and hold them."""
+        size = min(size, self._limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """How far ahead of the model images are read and decoded.
+
+    Attributes:
+        threads: Decoders.
+        window: Samples between reading and the model, at most.
+        max_decoded_bytes: Decoded pixels held by all decoders together, at most.
+    """
+
+    threads: int
+    window: int
+    max_decoded_bytes: int
+
+    def stream(
+        self,
+        samples: Iterable[Sample],
+        preprocess: Callable[[Any], Any],
+        options: DecodeOptions,
+    ) -> Iterator[Prepared]:
+        """Yield one `Prepared` for each sample, in order.
+
+        Whatever a single image does wrong is in its `Prepared.error`. An exception raised by
+        `samples` itself (storage gone) is raised here, after the samples before it.
+        """
+        budget = ByteBudget(self.max_decoded_bytes)
+        slots = threading.Semaphore(self.window)
+        stop = threading.Event()
+        line: queue.SimpleQueue[Future[Prepared] | BaseException | None] = queue.SimpleQueue()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
+
+            def read() -> None:
+                try:
+                    for sample in samples:
+                        slots.acquire()
+                        if stop.is_set():
+                            return
+                        line.put(pool.submit(_prepare, sample, preprocess, options, budget))
+                    line.put(None)
+                except BaseException as error:
+                    line.put(error)
+
+            reader = threading.Thread(target=read, name="reader", daemon=True)
+            reader.start()
+            try:
+                while (item := line.get()) is not None:
+                    if isinstance(item, BaseException):
+                        raise item
+                    prepared = item.result()
+                    slots.release()
+                    yield prepared
+            finally:
+                stop.set()
+                slots.release()
+                reader.join()
+
+
+def _prepare(
+    sample: Sample,
+    preprocess: Callable[[Any], Any],
+    options: DecodeOptions,
+    budget: ByteBudget,
+) -> Prepared:
+    """Decode and prepare one sample; every failure becomes an error of this image."""
+    if sample.error is not None or sample.data is None:
+        error = sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
+        return Prepared(sample, error=error)
+    bare = replace(sample, data=None)  # lets the bytes go
+    try:
+        header = probe(sample.data)
+        with budget.hold(header.width * header.height * 3):
+            image = decode(sample.data, options)
+            height, width = image.shape[:2]
+            try:
+                value = preprocess(image)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise ImageError(ErrorCode.MODEL_ERROR, sentence(error)) from error
+    except ImageError as error:
+        return Prepared(bare, error=error)
+    except MemoryError:
+        message = "memory ran out while decoding this image"
+        return Prepared(bare, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
+    except Exception as error:
+        return Prepared(bare, error=ImageError(ErrorCode.CORRUPT, sentence(error)))
+    return Prepared(bare, value=value, width=width, height=height)
+
+
+def sentence(error: BaseException, limit: int = 300) -> str:
+    """An exception as one bounded line for the `error_message` column."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,84 @@
+"""Models without weights for tests of the pipeline: `fake_models:BrightModel`.
+
+What they find is simple, and some images make them misbehave: the colour of an image says how.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from segcore.instances import Instances
+from segcore.models.base import Category, ModelInfo, ModelOptions
+
+RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise
+HUNGRY = (0, 255, 255)  # ... runs out of memory
+DEADLY = (255, 255, 0)  # ... kills the process
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: np.ndarray
+    first: tuple[int, ...]
+
+
+class BrightModel:
+    """Finds one instance per image: its pixels over 127 in green; none, no instance."""
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        options = options or ModelOptions()
+        conf = 0.25 if options.conf is None else options.conf
+        self.info = ModelInfo(
+            name="bright",
+            architecture="threshold",
+            weights_sha256="0" * 64,
+            licence="CC0-1.0",
+            categories=(Category(1, "bright"),),
+            parameters={"conf": conf},
+        )
+        self.batch_size = options.batch_size or 4
+        self.batches: list[int] = []
+        self._delay = float(os.environ.get("FAKE_MODEL_DELAY", "0"))
+
+    def preprocess(self, image: np.ndarray) -> _Prepared:
+        """Keep the image and its first pixel."""
+        return _Prepared(image, tuple(int(value) for value in image[0, 0]))
+
+    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+        """Threshold, or misbehave as the first pixel says."""
+        self.batches.append(len(prepared))
+        time.sleep(self._delay * len(prepared))
+        for one in prepared:
+            if one.first == RAISES:
+                raise ValueError("cannot segment this image")
+            if one.first == DEADLY:
+                os._exit(9)
+            if one.first == HUNGRY:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB")
+        return [one.image[:, :, 1] > 127 for one in prepared]
+
+    def postprocess(self, raw: list[np.ndarray], prepared: Sequence[Any]) -> list[Instances]:
+        """One mask each, encoded by pycocotools."""
+        return [_instances(mask) for mask in raw]
+
+
+def _instances(mask: np.ndarray) -> Instances:
+    height, width = mask.shape
+    if not mask.any():
+        return Instances.empty(height, width)
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return Instances(
+        height=height,
+        width=width,
+        boxes=coco_mask.toBbox(rle)[None].astype(np.float32),
+        scores=np.array([0.9], np.float32),
+        category_ids=np.array([1], np.int32),
+        areas=np.array([int(mask.sum())], np.int64),
+        counts=[rle["counts"]],
+    )
