@@ -9,6 +9,7 @@ import zlib
 from importlib.metadata import version
 from io import BytesIO
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import BmpImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
@@ -43,7 +44,8 @@ class DecodeOptions(BaseModel):
 
     Attributes:
         max_pixels: Largest width x height. The default is where Pillow refuses an image as a
-            decompression bomb; it is 537 MB of RGB.
+            decompression bomb; it is 537 MB of RGB. A TIFF or WebP cannot go over Pillow's own
+            limit, whatever stands here.
         max_bytes: Largest encoded image.
     """
 
@@ -92,6 +94,8 @@ def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
         raise ImageError(
             ErrorCode.OUT_OF_MEMORY, f"no memory to decode {header.width}x{header.height} pixels"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"over the limit of Pillow: {error}") from error
     except Exception as error:  # decoders raise many kinds on bytes that they did not foresee
         raise damaged(header.format, error, data) from error
     return _upright(image, orientation)
@@ -143,15 +147,21 @@ def _decode_pillow(kind: str, data: bytes, max_pixels: int) -> tuple[np.ndarray,
         if image.mode.startswith("I;16"):
             samples = np.asarray(image).astype(np.uint16)
             high = np.minimum(samples >> shift, 255).astype(np.uint8)
-            grey = 255 - high if invert else high
-            return np.repeat(grey[:, :, None], 3, axis=2), orientation
+            return _grey_to_rgb(255 - high if invert else high), orientation
+        if image.mode == "L":
+            return _grey_to_rgb(np.asarray(image)), orientation
         if image.mode == "RGBa":  # colours multiplied with alpha
             return np.array(image.convert("RGBA").convert("RGB")), orientation
         if image.mode not in _MODES:
             raise ImageError(
                 ErrorCode.UNSUPPORTED_FORMAT, f"{kind} with samples of kind {image.mode!r}"
             )
-        return np.array(image.convert("RGB")), orientation
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        return np.array(rgb), orientation
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2RGB))
 
 
 def _check_tiff(image: ImageFile, max_pixels: int) -> tuple[int, bool]:
