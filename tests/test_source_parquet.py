@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -151,6 +152,39 @@ def test_a_damaged_row_group_fails_its_rows_under_their_own_keys(tmp_path: objec
         assert _keys(samples, uri) == list("abcdefghijkl")
         assert codes(samples) == {f"{uri}#{key}": "shard_corrupt" for key in "efgh"}
         assert [s.data for s in samples if s.error is None] == images[:4] + images[8:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "total"), [([2, 3], 6), ([2, -1], 1), ([2, 1 << 40], 2 + (1 << 40))]
+)
+def test_a_footer_that_lies_is_a_damaged_shard(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, rows: list[int], total: int
+) -> None:
+    uri = f"{tmp_path}/a.parquet"
+    storage.write(uri, parquet_bytes({"image": [b"1", b"2", b"3"]}, rows_per_group=2))
+    groups = [SimpleNamespace(num_rows=n, total_byte_size=10) for n in rows]
+    metadata = SimpleNamespace(
+        num_row_groups=len(rows), num_rows=total, row_group=lambda index: groups[index]
+    )
+    monkeypatch.setattr(pq.ParquetFile, "metadata", property(lambda self: metadata))
+    source, samples = open_and_read(uri, storage)
+    assert codes(samples) == {f"{uri}#file": "shard_corrupt"}
+    assert [u.n_images for u in source.units(UnitLimits())] == [1]
+
+
+def test_a_damaged_key_column_leaves_the_images(tmp_path: object) -> None:
+    uri = f"{tmp_path}/a.parquet"
+    images = [image_bytes(i) for i in range(4)]
+    keys = ["key one is long enough to find", "k2", "k3", "k4"]
+    data = bytearray(parquet_bytes({"id": keys, "image": images}, 2))
+    start = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0).column(0)
+    at = start.dictionary_page_offset or start.data_page_offset
+    data[at : at + 20] = b"\xff" * 20
+    storage.write(uri, bytes(data))
+    for limits in (UnitLimits(), UnitLimits(images=2)):
+        _, samples = open_and_read(uri, storage, limits)
+        assert _keys(samples, uri) == ["row0", "row1", "k3", "k4"]
+        assert [s.data for s in samples] == images
 
 
 def test_a_table_without_rows_has_no_units(tmp_path: object) -> None:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from segcore.units import Member, Unit, UnitLimits, make_unit
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 _KEY_NAMES = ("__key__", "key", "image_id", "id", "file_name", "filename", "path", "uri", "url")
 _FOOTER_THREADS = 8
+_MAX_GROUP_ROWS = 10_000_000  # more is damage: a failed row each would fill the memory
+_MAX_KEY = 1024  # characters of a key
 _ROWS = 32  # of one batch: bounds the memory of images in flight
 
 
@@ -164,7 +166,7 @@ def _cut_shard(
         with storage.open(shard, 1 << 20) as file, _readable():
             parquet = pq.ParquetFile(file)
             columns = resolve_columns(parquet.schema_arrow, options, shard)
-            pieces = _pieces(parquet.metadata, columns.image.partition(".")[0], limits)
+            pieces = _pieces(parquet.metadata, limits)
             renamed = _renamed(parquet, columns, shard) if len(pieces) > 1 else {}
     except _Unreadable:
         # one damaged shard is one failed row, not the end of the run: read_parquet reports it
@@ -178,25 +180,27 @@ def _cut_shard(
     ]  # fmt: skip
 
 
-def _pieces(
-    metadata: pq.FileMetaData, column: str, limits: UnitLimits
-) -> list[tuple[int, int, int, int]]:
-    """(first row group, end, rows, compressed bytes of the images) of each unit of a shard."""
+def _pieces(metadata: pq.FileMetaData, limits: UnitLimits) -> list[tuple[int, int, int, int]]:
+    """(first row group, end, rows, bytes) of each unit of a shard.
+
+    The bytes are those of whole row groups: asking for single columns ends the process where a
+    footer is damaged (seen with pyarrow 26).
+    """
     pieces: list[tuple[int, int, int, int]] = []
     start = images = size = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        chunks = (group.column(i) for i in range(group.num_columns))
-        group_size = sum(
-            chunk.total_compressed_size
-            for chunk in chunks
-            if chunk.path_in_schema.partition(".")[0] == column
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise _Unreadable("its row groups do not add up to its number of rows")
+    for index, group in enumerate(groups):
+        if not 0 <= group.num_rows <= _MAX_GROUP_ROWS or group.total_byte_size < 0:
+            raise _Unreadable(f"row group {index} claims {group.num_rows:,} rows")
+        full = images + group.num_rows > limits.images or (
+            size + group.total_byte_size > limits.bytes
         )
-        full = images + group.num_rows > limits.images or size + group_size > limits.bytes
         if images and full:
             pieces.append((start, index, images, size))
             start, images, size = index, 0, 0
-        images, size = images + group.num_rows, size + group_size
+        images, size = images + group.num_rows, size + group.total_byte_size
     if images:
         pieces.append((start, metadata.num_row_groups, images, size))
     return pieces
@@ -216,22 +220,26 @@ def _renamed(parquet: pq.ParquetFile, columns: Columns, shard: str) -> dict[int,
 def _keys(
     parquet: pq.ParquetFile, columns: Columns, start: int, stop: int
 ) -> Iterator[tuple[int, int, str]]:
-    """(row group, row in the shard, key) without reading an image."""
+    """(row group, row in the shard, key) without reading an image.
+
+    Where there is no key, or it cannot be read, the row is its name: a position, but a safe one
+    within one version (etag) of the shard.
+    """
     row = sum(parquet.metadata.row_group(i).num_rows for i in range(start))
     for group in range(start, stop):
-        count = parquet.metadata.row_group(group).num_rows
-        values: list[Any] = [None] * count
-        if columns.key:
-            table = parquet.read_row_group(group, columns=[columns.key], use_threads=False)
-            values = _leaf(table.column(0), columns.key).to_pylist()
-        for value in values:
-            # no key: the position is all there is, and it is safe within one version (etag)
-            yield group, row, f"row{row}" if value is None else _shown(value)
+        for value in _key_values(parquet, columns, group):
+            yield group, row, f"row{row}" if value is None else str(value)[:_MAX_KEY]
             row += 1
 
 
-def _shown(value: Any) -> str:
-    return str(value)[:1024]
+def _key_values(parquet: pq.ParquetFile, columns: Columns, group: int) -> list[Any]:
+    count = parquet.metadata.row_group(group).num_rows
+    if columns.key:
+        with suppress(_Unreadable), _readable():
+            table = parquet.read_row_group(group, columns=[columns.key], use_threads=False)
+            if table.num_rows == count:
+                return list(_leaf(table.column(0), columns.key).to_pylist())
+    return [None] * count
 
 
 def _leaf(column: Any, path: str) -> Any:
@@ -299,11 +307,7 @@ def _named(
     renamed: dict[int, str],
 ) -> list[tuple[str, bool]]:
     """(image id, whether renamed) of each row of a row group."""
-    try:
-        with _readable():
-            keys = list(_keys(parquet, columns, group, group + 1))
-    except _Unreadable:
-        keys = list(_keys(parquet, Columns(columns.image, ""), group, group + 1))
+    keys = _keys(parquet, columns, group, group + 1)
     if names is not None:
         return [names.name(key) for _, _, key in keys]
     return [(renamed.get(row, f"{unit.shard}#{key}"), row in renamed) for _, row, key in keys]
@@ -327,6 +331,8 @@ def _read_group(
                 batch = next(batches, None)
             if batch is None:
                 break
+            if at + batch.num_rows > len(rows):
+                raise _Unreadable(f"row group {group} holds more rows than its footer says")
             for value in _leaf(batch.column(0), columns.image):
                 image_id, again = rows[at]
                 yield _sample(unit, image_id, again, value, options)
