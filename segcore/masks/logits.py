@@ -23,7 +23,7 @@ from segcore.masks.bilinear import Axis, axis, mix, mix_is_positive
 from segcore.masks.rle import MAX_CANVAS, counts_to_strings
 
 _GROUP_SAMPLES = 1 << 17  # interpolated at once: a few MB, so that they stay in cache
-_BATCH_SAMPLES = 1 << 22  # whose edges are held at once: at most about 100 MB with the strings
+_BATCH_SAMPLES = 1 << 20  # whose edges are held at once: at worst some tens of MB
 _FREE_SAMPLES = 1 << 12  # of padding cost less than another round of calls
 
 
