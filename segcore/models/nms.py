@@ -44,7 +44,7 @@ def detect(
     max_candidates: int = MAX_CANDIDATES,
     class_offset: float = CLASS_OFFSET,
 ) -> list[Detections]:
-    """Best class of each anchor, score threshold, then NMS for each class of each image.
+    """Best class of each anchor (by logit), score threshold, NMS for each class of each image.
 
     Args:
         boxes: (B, A, 4) x1 y1 x2 y2 in input pixels.
@@ -128,4 +128,3 @@ def _overlaps(first: Tensor, second: Tensor, iou: float) -> Tensor:
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     return inter / (area_a + area_b - inter) > iou
-

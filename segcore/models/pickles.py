@@ -248,7 +248,9 @@ class _Unpickler(pickle.Unpickler):
             self._stubs[dotted] = base
         return self._stubs[dotted]
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # legacy files: the class of a module, with its source code
+            return pid[1]
         kind, storage_type, key, _location, count = pid[:5]
         dtype = _STORAGE_DTYPES.get(getattr(storage_type, "stub_name", ""))
         view = pid[5] if len(pid) > 5 else None

@@ -23,6 +23,7 @@ from segcore.models.yolo11 import RawOutputs
 RESULT_VERSION = 1  # bump when the same weights and options give other results
 # A batch of one keeps a CPU as busy as a larger one, and needs no padding (measured).
 _DEFAULT_BATCH = {"cpu": 1, "mps": 8, "cuda": 32}
+_REACH = 1024  # pixels: boxes reach less far than this outside of the input
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class PreparedImage:
 class YoloSegModel:
     """An instance-segmentation model of the YOLO11-seg family (see `segcore.models.base.Model`).
 
-    The batch given to the network always has `batch_size` images: the last one of a run is filled
-    up, so that no image is computed by other kernels than its neighbours.
+    Results do not depend on the batch, to the last bit. On a CPU, where larger batches are not
+    faster (measured), each image goes through alone: kernels treat the ends of a tensor in another
+    way than its middle, so its place in a batch would show. Elsewhere the network always gets
+    `batch_size` images; the last batch is filled up, so that the same kernels are chosen.
 
     Args:
         checkpoint: Weights; fused and moved to the device here.
@@ -81,7 +84,10 @@ class YoloSegModel:
         )
         self._ids = np.array([c.id for c in meta.categories], np.int32)
         network = fuse(checkpoint.network())
-        self._network = network.to(device=self.device)
+        self._layout = torch.channels_last
+        # The overload for layouts is missing from torch's types.
+        self._network = network.to(self.device).to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._one_by_one = self.device.type == "cpu"
 
     def preprocess(self, image: np.ndarray) -> PreparedImage:
         """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
@@ -93,26 +99,35 @@ class YoloSegModel:
         """1 to `batch_size` images -> raw outputs on the device, for these images only."""
         if not 1 <= len(prepared) <= self.batch_size:
             raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
-        pixels = np.empty((self.batch_size, 3, self._imgsz, self._imgsz), np.uint8)
-        for i in range(self.batch_size):
-            pixels[i] = prepared[i].pixels if i < len(prepared) else PADDING_VALUE
+        if self._one_by_one:
+            outputs = [self._run(image.pixels[None]) for image in prepared]
+            return RawOutputs(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
+        shape = (self.batch_size, 3, self._imgsz, self._imgsz)
+        pixels = np.full(shape, PADDING_VALUE, np.uint8)
+        for i, image in enumerate(prepared):
+            pixels[i] = image.pixels
+        return RawOutputs(*(tensor[: len(prepared)] for tensor in self._run(pixels)))
+
+    def _run(self, pixels: np.ndarray) -> RawOutputs:
+        """(B, 3, S, S) uint8 -> raw outputs."""
         batch = torch.from_numpy(pixels).to(self.device).float().div_(255)
         with exact(self.device):
-            raw = self._network(batch.contiguous(memory_format=torch.channels_last))
-        return RawOutputs(*(tensor[: len(prepared)] for tensor in raw))
+            return RawOutputs(*self._network(batch.contiguous(memory_format=self._layout)))
 
     @torch.inference_mode()
     def postprocess(self, raw: RawOutputs, prepared: Sequence[PreparedImage]) -> list[Instances]:
         """Raw outputs -> the instances of each image, best score first, none without a pixel."""
-        offset = max(CLASS_OFFSET, self._imgsz + 1024)  # 1024: how far boxes reach outside
-        found = detect(
-            raw.boxes,
-            raw.class_logits,
-            self._conf,
-            self._iou,
-            self._max_det,
-            class_offset=offset,
-        )
+        step = 1 if self._one_by_one else max(1, len(prepared))
+        found: list[Detections] = []
+        for start in range(0, len(prepared), step):
+            found += detect(
+                raw.boxes[start : start + step],
+                raw.class_logits[start : start + step],
+                self._conf,
+                self._iou,
+                self._max_det,
+                class_offset=max(CLASS_OFFSET, self._imgsz + _REACH),
+            )
         return [
             self._instances(raw, i, detections, image.letterbox)
             for i, (detections, image) in enumerate(zip(found, prepared, strict=True))

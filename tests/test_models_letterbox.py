@@ -1,0 +1,92 @@
+"""Letterbox geometry: known cases, and the way there and back."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segcore.masks import Window
+from segcore.models.letterbox import PADDING_VALUE, Letterbox
+
+SIDES = st.integers(1, 3000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content", "pads"),
+    [
+        ((480, 640), (480, 640), (80, 0, 80, 0)),
+        ((427, 640), (427, 640), (106, 0, 107, 0)),  # the odd pixel goes to the bottom
+        ((640, 427), (640, 427), (0, 106, 0, 107)),
+        ((375, 500), (480, 640), (80, 0, 80, 0)),  # scaled up
+        ((1080, 1920), (360, 640), (140, 0, 140, 0)),
+        ((333, 500), (426, 640), (107, 0, 107, 0)),  # 426.24
+        ((1, 10_000), (1, 640), (319, 0, 320, 0)),  # never nothing
+    ],
+)
+def test_known_geometry(shape, content, pads):
+    box = Letterbox.fit(*shape, 640)
+    assert (box.content_height, box.content_width) == content
+    assert (box.top, box.left, box.bottom, box.right) == pads
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((480, 640), Window(20, 0, 140, 160, 1)),
+        ((428, 640), Window(53, 0, 267, 320, 2)),
+        ((427, 640), Window(106, 0, 533, 640, 4)),
+        ((640, 640), Window(0, 0, 160, 160, 1)),
+    ],
+)
+def test_masks_are_read_on_whole_pixels(shape, window):
+    assert Letterbox.fit(*shape, 640).mask_window() == window
+
+
+@given(height=SIDES, width=SIDES, size=st.sampled_from([32, 320, 640, 1024]))
+def test_everything_adds_up(height, width, size):
+    box = Letterbox.fit(height, width, size)
+    assert box.top + box.content_height + box.bottom == size
+    assert box.left + box.content_width + box.right == size
+    assert max(box.content_height, box.content_width) == size
+    assert 0 <= box.bottom - box.top <= 1
+    assert 0 <= box.right - box.left <= 1
+    window = box.mask_window()
+    assert 0 <= window.top < window.bottom <= size // 4 * window.upsample
+    assert 0 <= window.left < window.right <= size // 4 * window.upsample
+
+
+@given(height=SIDES, width=SIDES, size=st.sampled_from([320, 640]))
+def test_the_content_maps_back_to_the_whole_image(height, width, size):
+    box = Letterbox.fit(height, width, size)
+    inside = [box.left, box.top, size - box.right, size - box.bottom]
+    outside = [-50.0, -50.0, size + 50.0, size + 50.0]
+    found = box.boxes_to_image(np.array([inside, outside], np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], [0, 0, width, height], rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(found[1], [0, 0, width, height])  # clipped
+
+
+def test_pixels_keep_their_channels_and_place():
+    image = np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
+    box = Letterbox.fit(50, 100, 64)
+    canvas = box.apply(image)
+    assert canvas.shape == (3, 64, 64)
+    assert canvas.dtype == np.uint8
+    assert canvas.flags.c_contiguous
+    content = canvas[:, 16:48]
+    expected = cv2.resize(image, (64, 32), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(content, expected.transpose(2, 0, 1))
+    assert (canvas[:, :16] == PADDING_VALUE).all()
+    assert (canvas[:, 48:] == PADDING_VALUE).all()
+    same = Letterbox.fit(64, 64, 64).apply(canvas.transpose(1, 2, 0).copy())
+    np.testing.assert_array_equal(same, canvas)  # not resampled
+
+
+def test_other_pixels_are_refused():
+    with pytest.raises(ValueError, match="expected uint8 pixels of shape"):
+        Letterbox.fit(5, 6, 32).apply(np.zeros((6, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match="got float64"):
+        Letterbox.fit(5, 6, 32).apply(np.zeros((5, 6, 3)))

@@ -1,0 +1,214 @@
+"""The YOLO11-seg adapter: results of an image, its batch and its neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+
+from segcore.errors import CheckpointError, UsageError
+from segcore.models.base import Model, ModelOptions
+from segcore.models.checkpoints import Checkpoint, CheckpointMeta
+from segcore.models.devices import pick_device
+from segcore.models.letterbox import Letterbox
+from segcore.models.yolo11 import RawOutputs, build
+from segcore.models.yolo_seg import YoloSegModel, fuse
+
+SIZE = 96
+
+
+def pictures():
+    """Different sizes, smooth and busy."""
+    rng = np.random.default_rng(4)
+    out = []
+    for height, width in [(96, 96), (61, 90), (150, 40), (33, 33), (200, 300)]:
+        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3))
+        out.append(np.kron(coarse, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8))
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """Random weights that answer to the image, with about 2 % of anchors over the threshold."""
+    torch.manual_seed(0)
+    network = build("yolo11n-seg", 3)
+    images = [Letterbox.fit(*p.shape[:2], SIZE).apply(p) for p in pictures()]
+    batch = torch.from_numpy(np.stack(images)).float() / 255
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(batch)
+        network.eval()
+        for branch in network.head.cv3:
+            branch[-1].bias.zero_()
+        gain = 4 / network(batch).class_logits.std()
+        for branch in network.head.cv3:
+            branch[-1].weight.mul_(gain)
+        level = network(batch).class_logits.amax(2).quantile(0.9)
+        for branch in network.head.cv3:
+            branch[-1].bias.sub_(level)
+    meta = CheckpointMeta(
+        architecture="yolo11n-seg",
+        categories=[{"id": i, "name": f"c{i}"} for i in (7, 8, 9)],
+        name="random",
+        licence="CC0-1.0",
+        imgsz=SIZE,
+        conf=0.5,
+    )
+    return Checkpoint(meta, network.state_dict(), "0" * 64, "random.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1))
+
+
+def run(model, images):
+    """As the pipeline does it: batches in order."""
+    found = []
+    for start in range(0, len(images), model.batch_size):
+        prepared = [model.preprocess(image) for image in images[start : start + model.batch_size]]
+        found += model.postprocess(model.forward(prepared), prepared)
+    return found
+
+
+def assert_same(one, other):
+    assert one.counts == other.counts
+    for name in ("boxes", "scores", "category_ids", "areas"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_instances_keep_their_contract(model):
+    assert isinstance(model, Model)
+    images = pictures()
+    found = run(model, images)
+    assert sum(map(len, found)) > 20
+    for image, instances in zip(images, found, strict=True):
+        height, width = image.shape[:2]
+        assert (instances.height, instances.width) == (height, width)
+        assert instances.boxes.dtype == instances.scores.dtype == np.float32
+        assert instances.category_ids.dtype == np.int32
+        assert instances.areas.dtype == np.int64
+        assert set(instances.category_ids.tolist()) <= {7, 8, 9}
+        assert (np.diff(instances.scores) <= 0).all()
+        assert (instances.scores > 0.5).all()
+        x, y, w, h = instances.boxes.T
+        assert (instances.boxes >= 0).all()
+        assert (x + w <= width + 1e-3).all()
+        assert (y + h <= height + 1e-3).all()
+        for i, counts in enumerate(instances.counts):
+            mask = coco.decode({"size": [height, width], "counts": counts})
+            assert mask.sum() == instances.areas[i] > 0
+            columns, rows = mask.any(axis=0).nonzero()[0], mask.any(axis=1).nonzero()[0]
+            assert x[i] <= columns.min()
+            assert columns.max() < x[i] + w[i] + 1e-3
+            assert y[i] <= rows.min()
+            assert rows.max() < y[i] + h[i] + 1e-3
+
+
+def test_masks_equal_full_size_masks_of_the_definition(model):
+    image = pictures()[1]  # 61 x 90: padding of no whole prototype pixels
+    prepared = [model.preprocess(image)]
+    raw = model.forward(prepared)
+    found = model.postprocess(raw, prepared)[0]
+    assert len(found) > 3
+    box = prepared[0].letterbox
+    window = box.mask_window()
+    assert window.upsample == 4
+    # Every anchor's mask at full size; each result must be the crop of one of them.
+    logits = (raw.coefficients[0] @ raw.prototypes[0].flatten(1)).view(-1, 1, SIZE // 4, SIZE // 4)
+    logits = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
+    logits = logits[..., window.top : window.bottom, window.left : window.right]
+    full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")[:, 0] > 0
+    boxes = box.boxes_to_image(raw.boxes[0].numpy())
+    xywh = boxes - np.pad(boxes[:, :2], ((0, 0), (2, 0)))
+    for i in range(len(found)):
+        got = coco.decode({"size": list(image.shape[:2]), "counts": found.counts[i]})
+        differences = []
+        for anchor in np.flatnonzero((xywh == found.boxes[i]).all(axis=1)):  # clipped: may be many
+            x1, y1, x2, y2 = np.ceil(boxes[anchor]).astype(int)
+            expected = np.zeros(image.shape[:2], np.uint8)
+            expected[y1:y2, x1:x2] = full[anchor, y1:y2, x1:x2]
+            differences.append((got != expected).sum())
+        # torch sums in another order on small outputs: pixels whose logit is 0 within rounding.
+        assert min(differences) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=batch_size))
+    images = pictures()
+    for one, other in zip(run(model, images), run(model, images[::-1])[::-1], strict=True):
+        assert_same(one, other)
+    for image, instances in zip(images, run(model, images), strict=True):
+        assert_same(run(model, [image])[0], instances)
+
+
+def test_fusing_keeps_the_outputs(checkpoint):
+    network = checkpoint.network()
+    canvas = Letterbox.fit(200, 300, SIZE).apply(pictures()[4])
+    batch = torch.from_numpy(canvas)[None].float() / 255
+    with torch.inference_mode():
+        before = network(batch)
+        after = fuse(network)(batch)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    for a, b in zip(before, after, strict=True):
+        assert (a - b).abs().max() < 1e-4 * a.abs().max()
+
+
+def test_options_come_before_the_defaults_of_the_checkpoint(checkpoint):
+    info = YoloSegModel(checkpoint, ModelOptions(device="cpu")).info
+    assert info.weights_sha256 == "0" * 64
+    assert [c.id for c in info.categories] == [7, 8, 9]
+    assert (info.parameters["imgsz"], info.parameters["conf"]) == (SIZE, 0.5)
+    options = ModelOptions(device="cpu", imgsz=64, conf=0.0, iou=0.4, max_det=5)
+    model = YoloSegModel(checkpoint, options)
+    assert model.info.parameters["conf"] == 0.0
+    assert model.info.parameters["imgsz"] == 64
+    (instances,) = run(model, pictures()[:1])
+    assert 0 < len(instances) <= 5
+
+
+def test_nothing_found_is_an_empty_result(checkpoint):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", conf=1.0))
+    (instances,) = run(model, pictures()[1:2])
+    assert len(instances) == 0
+    assert (instances.height, instances.width) == (61, 90)
+
+
+def test_masks_without_a_pixel_are_dropped(model):
+    image = pictures()[0]
+    prepared = [model.preprocess(image)]
+    raw = model.forward(prepared)
+    kept = model.postprocess(raw, prepared)[0]
+    assert len(kept) > 0
+    nothing = RawOutputs(raw.boxes, raw.class_logits, raw.coefficients * 0, raw.prototypes)
+    assert len(model.postprocess(nothing, prepared)[0]) == 0
+
+
+def test_too_many_images_at_once(model):
+    prepared = [model.preprocess(pictures()[0])] * 2
+    with pytest.raises(ValueError, match="1 to 1 images, got 2"):
+        model.forward(prepared)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match="no device named 'gpu'"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="'cuda:3' is not on this machine"):
+            pick_device("cuda:3")
+
+
+def test_weights_of_another_size_are_refused(checkpoint):
+    other = Checkpoint(
+        checkpoint.meta.model_copy(update={"architecture": "yolo11s-seg"}),
+        checkpoint.state_dict,
+        "",
+        "n.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="does not fit yolo11s-seg"):
+        YoloSegModel(other)
