@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.models.maskrcnn.layers import FixedNorm, conv_norm
+from segcore.models.maskrcnn.layers import Norm, conv_norm
 
 CHANNELS = 256  # of every pyramid level
 STRIDES = (4, 8, 16, 32)  # of the levels that regions are read from
@@ -18,19 +18,19 @@ STRIDES = (4, 8, 16, 32)  # of the levels that regions are read from
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with a residual connection; widens four times."""
 
-    def __init__(self, c_in: int, width: int, stride: int, eps: float) -> None:
+    def __init__(self, c_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         c_out = 4 * width
         self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
-        self.bn1 = FixedNorm(width, eps)
+        self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = FixedNorm(width, eps)
+        self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
-        self.bn3 = FixedNorm(c_out, eps)
+        self.bn3 = norm(c_out)
         self.downsample: nn.Module | None = None
         if stride != 1 or c_in != c_out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride, bias=False), FixedNorm(c_out, eps)
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), norm(c_out)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,14 +45,14 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """The four stages; attribute names are those of the published state dicts."""
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.bn1 = FixedNorm(64, eps)
-        self.layer1 = _stage(64, 64, 3, 1, eps)
-        self.layer2 = _stage(256, 128, 4, 2, eps)
-        self.layer3 = _stage(512, 256, 6, 2, eps)
-        self.layer4 = _stage(1024, 512, 3, 2, eps)
+        self.bn1 = norm(64)
+        self.layer1 = _stage(64, 64, 3, 1, norm)
+        self.layer2 = _stage(256, 128, 4, 2, norm)
+        self.layer3 = _stage(512, 256, 6, 2, norm)
+        self.layer4 = _stage(1024, 512, 3, 2, norm)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps of strides 4, 8, 16, 32 with 256, 512, 1024, 2048 channels."""
@@ -65,22 +65,22 @@ class ResNet50(nn.Module):
         return maps
 
 
-def _stage(c_in: int, width: int, blocks: int, stride: int, eps: float) -> nn.Sequential:
-    first = Bottleneck(c_in, width, stride, eps)
-    rest = (Bottleneck(4 * width, width, 1, eps) for _ in range(blocks - 1))
+def _stage(c_in: int, width: int, blocks: int, stride: int, norm: Norm) -> nn.Sequential:
+    first = Bottleneck(c_in, width, stride, norm)
+    rest = (Bottleneck(4 * width, width, 1, norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
 
 
 class FeaturePyramid(nn.Module):
     """Top-down pathway with lateral connections, and a fifth level by subsampling the fourth."""
 
-    def __init__(self, norm: bool, eps: float) -> None:
+    def __init__(self, norm: Norm | None) -> None:
         super().__init__()
         self.inner_blocks = nn.ModuleList(
-            conv_norm(c, CHANNELS, 1, norm, relu=False, eps=eps) for c in (256, 512, 1024, 2048)
+            conv_norm(c, CHANNELS, 1, norm, relu=False) for c in (256, 512, 1024, 2048)
         )
         self.layer_blocks = nn.ModuleList(
-            conv_norm(CHANNELS, CHANNELS, 3, norm, relu=False, eps=eps) for _ in STRIDES
+            conv_norm(CHANNELS, CHANNELS, 3, norm, relu=False) for _ in STRIDES
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -99,12 +99,17 @@ class FeaturePyramid(nn.Module):
 
 
 class Backbone(nn.Module):
-    """`body` and `fpn`. `norm`: whether the pyramid has norms, as in the second layout."""
+    """`body` and `fpn`.
 
-    def __init__(self, norm: bool, eps: float) -> None:
+    Args:
+        norm: Makes the norms of the body.
+        pyramid_norm: Those of the pyramid; None: it has none, as in the first layout.
+    """
+
+    def __init__(self, norm: Norm, pyramid_norm: Norm | None) -> None:
         super().__init__()
-        self.body = ResNet50(eps)
-        self.fpn = FeaturePyramid(norm, eps)
+        self.body = ResNet50(norm)
+        self.fpn = FeaturePyramid(pyramid_norm)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W), H and W multiples of 32 -> five pyramid levels, finest first."""

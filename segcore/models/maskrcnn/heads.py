@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segcore.models.maskrcnn.backbone import CHANNELS
 from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes, is_large
-from segcore.models.maskrcnn.layers import conv_norm
+from segcore.models.maskrcnn.layers import Norm, conv_norm
 from segcore.models.nms import suppress
 
 BOX_BINS = 7
@@ -61,18 +61,16 @@ class TwoLayerHead(nn.Module):
         return self.fc7(self.fc6(x.flatten(1)).relu_()).relu_()
 
 
-def conv_box_head(eps: float) -> nn.Sequential:
+def conv_box_head(norm: Norm) -> nn.Sequential:
     """Box head of the second layout: (N, 256, 7, 7) -> (N, 1024)."""
-    convs = (conv_norm(CHANNELS, CHANNELS, 3, norm=True, relu=True, eps=eps) for _ in range(4))
+    convs = (conv_norm(CHANNELS, CHANNELS, 3, norm, relu=True) for _ in range(4))
     fc = nn.Linear(CHANNELS * BOX_BINS**2, _HIDDEN)
     return nn.Sequential(*convs, nn.Flatten(), fc, nn.ReLU(inplace=True))
 
 
-def mask_head(norm: bool, eps: float) -> nn.Sequential:
-    """Four convolutions; shape (N, 256, 14, 14) is kept. `norm`: as in the second layout."""
-    return nn.Sequential(
-        *(conv_norm(CHANNELS, CHANNELS, 3, norm, relu=True, eps=eps) for _ in range(4))
-    )
+def mask_head(norm: Norm | None) -> nn.Sequential:
+    """Four convolutions; shape (N, 256, 14, 14) is kept. `norm`: in the second layout."""
+    return nn.Sequential(*(conv_norm(CHANNELS, CHANNELS, 3, norm, relu=True) for _ in range(4)))
 
 
 class BoxPredictor(nn.Module):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class FixedNorm(nn.Module):
-    """Batch norm with fixed statistics: the network here only ever infers.
-
-    Stands for the frozen batch norm of the first layout as well as for the ordinary one of the
-    second: in inference they are the same affine map of each channel.
-    """
+    """Batch norm with fixed statistics (the second layout's): the network here only ever infers."""
 
     weight: Tensor
     bias: Tensor
@@ -34,13 +32,25 @@ class FixedNorm(nn.Module):
         )
 
 
-def conv_norm(
-    c_in: int, c_out: int, kernel: int, norm: bool, relu: bool, eps: float = 1e-5
-) -> nn.Sequential:
+class FrozenNorm(FixedNorm):
+    """The first layout's: the same affine map, rounded as the published one is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape is kept; changes `x`."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        return x.mul_(scale[:, None, None]).add_(bias[:, None, None])
+
+
+Norm = Callable[[int], FixedNorm]  # makes the norm of so many channels
+
+
+def conv_norm(c_in: int, c_out: int, kernel: int, norm: Norm | None, relu: bool) -> nn.Sequential:
     """ "Same" convolution (with a bias where no norm follows), norm, ReLU; children 0, 1, 2."""
-    layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=not norm)]
-    if norm:
-        layers.append(FixedNorm(c_out, eps))
+    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=norm is None)
+    layers: list[nn.Module] = [conv]
+    if norm is not None:
+        layers.append(norm(c_out))
     if relu:
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -8,6 +8,7 @@ a deeper proposal head, a convolutional box head).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from segcore.models.maskrcnn.heads import (
     mask_head,
     select,
 )
+from segcore.models.maskrcnn.layers import FixedNorm, FrozenNorm, Norm
 from segcore.models.maskrcnn.roi_align import Pyramid, roi_align
 from segcore.models.maskrcnn.rpn import RPN
 
@@ -55,12 +57,11 @@ class Shape(NamedTuple):
 class RegionHeads(nn.Module):
     """The modules of the second stage, under their published names."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, norm: Norm | None) -> None:
         super().__init__()
-        second = shape.architecture == V2
-        self.box_head = conv_box_head(shape.norm_eps) if second else TwoLayerHead()
+        self.box_head = TwoLayerHead() if norm is None else conv_box_head(norm)
         self.box_predictor = BoxPredictor(shape.num_labels)
-        self.mask_head = mask_head(second, shape.norm_eps)
+        self.mask_head = mask_head(norm)
         self.mask_predictor = MaskPredictor(shape.mask_hidden, shape.num_labels)
 
 
@@ -75,10 +76,12 @@ class MaskRCNN(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         second = shape.architecture == V2
+        norm = partial(FixedNorm if second else FrozenNorm, eps=shape.norm_eps)
+        beyond_body = norm if second else None
         self.shape = shape
-        self.backbone = Backbone(norm=second, eps=shape.norm_eps)
+        self.backbone = Backbone(norm, beyond_body)
         self.rpn = RPN(depth=2 if second else 1)
-        self.roi_heads = RegionHeads(shape)
+        self.roi_heads = RegionHeads(shape, beyond_body)
 
     def forward(self, x: Tensor, frame: Frame, limits: Thresholds) -> tuple[Detections, Tensor]:
         """One image.

@@ -25,7 +25,7 @@ class RPNHead(nn.Module):
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            *(conv_norm(CHANNELS, CHANNELS, 3, norm=False, relu=True) for _ in range(depth))
+            *(conv_norm(CHANNELS, CHANNELS, 3, norm=None, relu=True) for _ in range(depth))
         )
         self.cls_logits = nn.Conv2d(CHANNELS, len(ASPECT_RATIOS), 1)
         self.bbox_pred = nn.Conv2d(CHANNELS, 4 * len(ASPECT_RATIOS), 1)
