@@ -1,0 +1,424 @@
+"""Compares segcore's Mask R-CNN with torchvision's, in an environment that has both.
+
+    PYTHONPATH=. VENV/bin/python tests/parity/maskrcnn.py --folder JPEGS --build OUT
+
+Weights are random: no published ones are needed. Norms collect the statistics of real images, and
+each stage's outputs are scaled and shifted so that real images give up to 100 detections each, with
+ragged masks. The first layout is written with the tensor names of the published file (an older
+release's) and evaluated without an addend in its norms, as that file is. Compared, for each layout:
+
+    keys       state dict as torchvision writes it, number of parameters
+    input      normalised, resized and padded image: equal bits
+    levels     largest difference of the pyramid, over its largest value
+    proposals  from torchvision's levels: number, order, largest difference in pixels
+    align      pooled features of torchvision's proposals: largest difference over largest value
+    select     detections from torchvision's logits and deltas: labels and scores equal, in order
+    masks      RLE strings from torchvision's boxes and mask probabilities
+    whole      JPEG file -> instances: counts, labels, scores, boxes, RLE strings
+
+and, once, the time from mask probabilities to strings at 1920 x 1080 with 50 instances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from pycocotools import mask as coco
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from segcore.instances import Instances
+from segcore.models.base import ModelOptions
+from segcore.models.maskrcnn.geometry import Frame, to_input
+from segcore.models.maskrcnn.heads import Thresholds, select
+from segcore.models.maskrcnn.model import MaskRCNNModel
+from segcore.models.maskrcnn.network import STRIDES, V1, V2
+from segcore.models.maskrcnn.paste import paste
+from segcore.models.maskrcnn.roi_align import Pyramid, roi_align
+from segcore.models.registry import load_model
+
+PUBLISHED = {
+    V1: MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    V2: MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+}
+PASSING = 0.6  # share of proposals with a class over the threshold
+OLDER = (
+    (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
+    (r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.", r"\1."),
+    (
+        r"^roi_heads\.mask_head\.(\d)\.0\.",
+        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.",
+    ),
+)
+
+
+def read(path: Path) -> np.ndarray:
+    """RGB pixels."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def tensor(image: np.ndarray) -> Tensor:
+    """What torchvision takes: (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255)
+
+
+def make_peer(architecture: str, images: list[np.ndarray], size: int) -> MaskRCNN:
+    """A network of torchvision's with varied detections."""
+    torch.manual_seed(5)
+    sizes = {"min_size": size, "max_size": round(size * 1333 / 800)}
+    if architecture == V2:
+        peer = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **sizes)
+    else:
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d
+        )
+        peer = MaskRCNN(backbone, 91, **sizes)
+    with torch.inference_mode():
+        calibrate(peer.eval(), images)
+    if architecture == V1:
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
+        )
+        frozen = MaskRCNN(backbone, 91, **sizes)
+        frozen.load_state_dict(peer.state_dict(), strict=False)
+        overwrite_eps(frozen, 0.0)
+        peer = frozen
+    return peer.eval()
+
+
+def calibrate(peer: MaskRCNN, images: list[np.ndarray]) -> None:
+    """Statistics of norms, then spread and level of each stage's outputs, stage by stage."""
+    inputs, _ = peer.transform([tensor(image) for image in images])
+    features = collect(peer.backbone, inputs.tensors)
+    head = peer.rpn.head
+    for layer, spread in ((head.cls_logits, 3.0), (head.bbox_pred, 0.3)):
+        rescale(layer, [head.conv(level) for level in features.values()], spread)
+    proposals, _ = peer.rpn(inputs, features)
+    heads = peer.roi_heads
+    pooled = heads.box_roi_pool(features, proposals, inputs.image_sizes)
+    vectors = collect(heads.box_head, pooled)
+    rescale(heads.box_predictor.cls_score, [vectors], 3.0)
+    rescale(heads.box_predictor.bbox_pred, [vectors], 0.8)
+    set_background(heads.box_predictor.cls_score, vectors)
+    pooled = heads.mask_roi_pool(features, [p[:100] for p in proposals], inputs.image_sizes)
+    maps = collect(heads.mask_head, pooled)
+    predictor = heads.mask_predictor
+    rescale(predictor.mask_fcn_logits, [predictor.conv5_mask(maps).relu()], 2.0)
+
+
+def collect(module: nn.Module, x: Tensor) -> Tensor:
+    """Output of a module once its norms have the statistics of this input."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None  # cumulative average
+    module.train()(x)
+    return module.eval()(x)
+
+
+def rescale(layer: nn.Module, inputs: list[Tensor], spread: float) -> None:
+    """Makes each output channel's mean 0 and the outputs' standard deviation `spread`."""
+    layer.bias.zero_()
+    outputs = torch.cat([layer(x).transpose(0, 1).flatten(1) for x in inputs], dim=1)
+    means = outputs.mean(dim=1)
+    gain = spread / (outputs - means[:, None]).std()
+    layer.weight *= gain
+    layer.bias -= means * gain
+
+
+def set_background(layer: nn.Linear, vectors: Tensor) -> None:
+    """Level of the background at which `PASSING` proposals have a class over 0.05."""
+    logits = layer(vectors)
+    low, high = -20.0, 20.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        logits[:, 0] = middle
+        share = (logits.softmax(1)[:, 1:].amax(1) > 0.05).float().mean()
+        low, high = (middle, high) if share > PASSING else (low, middle)
+    layer.weight[0] = 0
+    layer.bias[0] = low
+
+
+def save(peer: MaskRCNN, architecture: str, path: Path) -> None:
+    """The state dict, for the first layout under the published file's names."""
+    state = peer.state_dict()
+    if architecture == V1:
+        for pattern, older in OLDER:
+            state = {re.sub(pattern, older, name): value for name, value in state.items()}
+    torch.save(state, path)
+
+
+class Recorder:
+    """Outputs of the peer's stages while it predicts."""
+
+    def __init__(self, peer: MaskRCNN) -> None:
+        self.seen: dict[str, object] = {}
+        heads = peer.roi_heads
+        for name, module in {
+            "input": peer.transform,
+            "features": peer.backbone,
+            "proposals": peer.rpn,
+            "pooled": heads.box_roi_pool,
+            "predicted": heads.box_predictor,
+            "heads": heads,
+        }.items():
+            module.register_forward_hook(self._keep(name))
+
+    def _keep(self, name: str):
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            # The heads' result is changed in place afterwards.
+            self.seen[name] = [dict(r) for r in output[0]] if name == "heads" else output
+
+        return hook
+
+
+def relative(reference: Tensor, other: Tensor) -> float:
+    """Largest difference over the largest value."""
+    if reference.shape != other.shape:
+        return float("inf")
+    return float((reference - other).abs().max() / reference.abs().max())
+
+
+def encode(masks: Tensor) -> list[bytes]:
+    """(N, 1, H, W) probabilities -> strings, as torchvision's reference scripts do."""
+    bitmaps = (masks > 0.5).numpy()
+    return [
+        coco.encode(np.array(m[0, :, :, None], dtype=np.uint8, order="F"))[0]["counts"]
+        for m in bitmaps
+    ]
+
+
+def area(counts: bytes, height: int, width: int) -> int:
+    return int(coco.area({"size": [height, width], "counts": counts}))
+
+
+def compare_stages(
+    seen: dict, ours: MaskRCNNModel, image: np.ndarray, result: dict, strings: list[bytes]
+) -> dict:
+    """Each of our stages on the peer's input to it."""
+    network, device = ours._network, torch.device("cpu")
+    frame: Frame = ours.preprocess(image).frame
+    x = to_input(image, frame, device)
+    levels = list(seen["features"].values())
+    with torch.inference_mode():
+        own_levels = network.backbone(x)
+        own_proposals = network.rpn(levels, frame)
+        proposals = seen["proposals"][0][0]
+        pooled = roi_align(Pyramid.of(levels[:4], STRIDES), proposals, 7)
+        logits, deltas = seen["predicted"]
+        found = select(logits, deltas.unflatten(1, (-1, 4)), proposals, frame, Thresholds())
+    raw = seen["heads"][0]
+    same = len(found.labels) == len(raw["labels"]) and torch.equal(found.labels, raw["labels"])
+    masks = paste(raw["masks"][:, 0].numpy(), result["boxes"].numpy(), image.shape[:2])
+    filled = [s for s in strings if area(s, *image.shape[:2])]
+    return {
+        "input_equal": bool(torch.equal(x, seen["input"][0].tensors)),
+        "levels": max(map(relative, levels, own_levels)),
+        "proposals": [len(proposals), len(own_proposals)],
+        "proposals_px": float((proposals - own_proposals).abs().max())
+        if len(proposals) == len(own_proposals)
+        else float("inf"),
+        "align": relative(seen["pooled"], pooled),
+        "select_same": bool(same and torch.equal(found.scores, raw["scores"])),
+        "select_box_px": float((found.boxes - raw["boxes"]).abs().max()) if same else float("inf"),
+        "masks": len(filled),
+        "same_strings": sum(a == b for a, b in zip(filled, masks.counts, strict=False))
+        - abs(len(filled) - len(masks.counts)),
+    }
+
+
+def match(result: dict, strings: list[bytes], found: Instances) -> dict:
+    """Instances of both, from the file on; pairs have one label, nearly one score and one box."""
+    boxes = found.boxes + np.pad(found.boxes[:, :2], ((0, 0), (2, 0)))
+    free = list(range(len(found)))
+    out = {"peer": 0, "segcore": len(found), "matched": 0, "same_strings": 0, "same_place": 0,
+           "score": 0.0, "box_px": 0.0, "iou": 1.0}  # fmt: skip
+    size = [found.height, found.width]
+    for i, string in enumerate(strings):
+        if not area(string, *size):
+            continue  # segcore drops masks without a pixel
+        place, out["peer"] = out["peer"], out["peer"] + 1
+        for j in free:
+            score = abs(float(result["scores"][i]) - float(found.scores[j]))
+            box = float(np.abs(result["boxes"][i].numpy() - boxes[j]).max())
+            if int(result["labels"][i]) == found.category_ids[j] and score < 1e-3 and box < 0.05:
+                free.remove(j)
+                out["matched"] += 1
+                out["same_place"] += j == place
+                out["score"], out["box_px"] = max(out["score"], score), max(out["box_px"], box)
+                same = string == found.counts[j]
+                out["same_strings"] += same
+                if not same:
+                    pair = ({"size": size, "counts": c} for c in (string, found.counts[j]))
+                    a, b = ([rle] for rle in pair)
+                    out["iou"] = min(out["iou"], float(coco.iou(a, b, [0])[0, 0]))
+                break
+    return out
+
+
+def compare(architecture: str, files: list[Path], size: int, build: Path) -> dict:
+    """All comparisons for one layout."""
+    images = [read(file) for file in files]
+    peer = make_peer(architecture, images[:4], size)
+    path = build / f"{architecture}-random.pth"
+    save(peer, architecture, path)
+    ours = load_model(str(path), ModelOptions(device="cpu", imgsz=size))
+    parameters = sum(p.numel() for p in ours._network.parameters())
+    buffers = sum(b.numel() for b in ours._network.buffers())
+    recorder = Recorder(peer)
+    rows = []
+    for file, image in zip(files, images, strict=True):
+        with torch.inference_mode():
+            result = peer([tensor(image)])[0]
+        strings = encode(result["masks"])
+        prepared = [ours.preprocess(image)]
+        found = ours.postprocess(ours.forward(prepared), prepared)[0]
+        rows.append(
+            {
+                "file": file.name,
+                "stages": compare_stages(recorder.seen, ours, image, result, strings),
+                "whole": match(result, strings, found),
+            }
+        )
+        print(f"  {architecture} {file.name} {rows[-1]['whole']}", file=sys.stderr, flush=True)
+    return {
+        "model": ours.info.architecture,
+        "norm_eps": ours.info.parameters["norm_eps"],
+        "min_size": size,
+        "parameters": parameters,
+        # In the first layout the norms' weights count as buffers, as they do in ours in both.
+        "parameters_as_published": parameters + (buffers // 2 if architecture == V2 else 0)
+        == PUBLISHED[architecture].meta["num_params"],
+        "images": rows,
+    }
+
+
+def total(result: dict) -> dict:
+    """Sums and worst cases over the images."""
+    stages = [row["stages"] for row in result["images"]]
+    whole = [row["whole"] for row in result["images"]]
+    return {
+        "input": all(s["input_equal"] for s in stages),
+        "levels": max(s["levels"] for s in stages),
+        "proposals_px": max(s["proposals_px"] for s in stages),
+        "align": max(s["align"] for s in stages),
+        "select": sum(s["select_same"] for s in stages),
+        "masks": sum(s["masks"] for s in stages),
+        "same_masks": sum(s["same_strings"] for s in stages),
+        **{k: sum(w[k] for w in whole)
+           for k in ("peer", "segcore", "matched", "same_strings", "same_place")},
+        "score": max(w["score"] for w in whole),
+        "box_px": max(w["box_px"] for w in whole),
+        "iou": min(w["iou"] for w in whole),
+    }  # fmt: skip
+
+
+def broken(result: dict, sums: dict) -> list[str]:
+    """Promises that do not hold."""
+    checks = {
+        "parameters": result["parameters_as_published"],
+        "input": sums["input"],
+        "levels": sums["levels"] < 1e-5,
+        "proposals": sums["proposals_px"] < 0.01,
+        "align": sums["align"] < 1e-5,
+        "select": sums["select"] == len(result["images"]),
+        "hundreds of detections": sums["peer"] >= 100,
+        "masks": sums["same_masks"] == sums["masks"],
+        "whole": sums["peer"] == sums["segcore"] == sums["matched"],
+        "whole: masks": sums["same_strings"] >= 0.995 * sums["matched"] and sums["iou"] > 0.99,
+    }
+    return [name for name, holds in checks.items() if not holds]
+
+
+def measure(repeats: int = 5) -> dict:
+    """CPU seconds from mask probabilities to strings, one thread, in turns; 50 at 1920 x 1080."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    canvas, n = (1080, 1920), 50
+    sides = np.exp(rng.uniform(np.log(30), np.log(700), (n, 2)))
+    corner = rng.uniform(0, 1, (n, 2)) * (np.array([1920, 1080]) - sides)
+    boxes = np.concatenate((corner, corner + sides), axis=1).astype(np.float32)
+    noise = torch.from_numpy(rng.normal(0, 3, (n, 1, 7, 7)).astype(np.float32))
+    masks = nn.functional.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid()
+    times: dict[str, list[float]] = {"peer": [], "segcore": []}
+    for _ in range(repeats):
+        start = time.process_time()
+        theirs = encode(paste_masks_in_image(masks, torch.from_numpy(boxes), canvas))
+        middle = time.process_time()
+        ours = paste(masks[:, 0].numpy(), boxes, canvas)
+        times["segcore"].append(time.process_time() - middle)
+        times["peer"].append(middle - start)
+    return {
+        "instances": n,
+        "canvas": canvas,
+        "mean_box_px": float(sides.prod(axis=1).mean()),
+        "same_strings": sum(a == b for a, b in zip(theirs, ours.counts, strict=True)),
+        "cpu_seconds": times,
+        "ratio": float(np.median(np.array(times["peer"]) / np.array(times["segcore"]))),
+    }
+
+
+def main() -> int:
+    """Prints a table, writes parity-maskrcnn.json."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", default="v1,v2")
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--size", type=int, default=800, help="shorter side, pixels")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--build", type=Path, required=True)
+    arguments = parser.parse_args()
+    files = sorted(arguments.folder.glob("*.jpg"))[: arguments.images]
+    arguments.build.mkdir(parents=True, exist_ok=True)
+    print(f"torchvision {torchvision.__version__}, torch {torch.__version__}, {len(files)} images, "
+          f"shorter side {arguments.size}")  # fmt: skip
+    print("model                     levels   prop px  align    select  masks      "
+          "whole: peer/ours/match  same RLE  d score  d box px  min IoU")  # fmt: skip
+    results, failed = [], False
+    for name in arguments.models.split(","):
+        result = compare({"v1": V1, "v2": V2}[name], files, arguments.size, arguments.build)
+        s = result["total"] = total(result)
+        result["broken"] = broken(result, s)
+        results.append(result)
+        failed |= bool(result["broken"])
+        print(
+            f"{result['model']:24}  {s['levels']:.1e}  {s['proposals_px']:.1e}  {s['align']:.1e}"
+            f"  {s['select']:2}/{len(files):<2}   {s['same_masks']:4}/{s['masks']:<4}"
+            f"  {s['peer']:6}/{s['segcore']:4}/{s['matched']:4}         {s['same_strings']:5}"
+            f"  {s['score']:.1e}  {s['box_px']:.1e}   {s['iou']:.5f}",
+            *(f"BROKEN: {', '.join(result['broken'])}" if result["broken"] else "",),
+            flush=True,
+        )
+    speed = measure()
+    ours, theirs = (np.median(speed["cpu_seconds"][k]) * 1e3 for k in ("segcore", "peer"))
+    print(f"masks to strings, 50 at 1920 x 1080: {theirs:.0f} ms against {ours:.1f} ms, "
+          f"{speed['ratio']:.0f} times; {speed['same_strings']} strings equal")  # fmt: skip
+    document = {
+        "torchvision": torchvision.__version__,
+        "torch": torch.__version__,
+        "results": results,
+        "postprocessing": speed,
+    }
+    path = arguments.build / "parity-maskrcnn.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

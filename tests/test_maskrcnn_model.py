@@ -1,0 +1,188 @@
+"""The stages of Mask R-CNN against plain loops, and the whole behind the adapter contract."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+from segcore.models.base import Model, ModelOptions
+from segcore.models.checkpoints import Checkpoint, CheckpointMeta
+from segcore.models.maskrcnn import rpn
+from segcore.models.maskrcnn.checkpoint import describe
+from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes
+from segcore.models.maskrcnn.heads import Thresholds, select
+from segcore.models.maskrcnn.layers import FixedNorm, FrozenNorm
+from segcore.models.maskrcnn.model import MaskRCNNModel
+from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, Shape
+
+FRAME = Frame(60, 100, 120, 200)
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(width, 0) * max(height, 0)
+    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def greedy(rows: list[tuple[float, int, list[float]]], iou: float) -> list:
+    """Rows of (score, group, box) that stay, best first; the earlier row wins a tie."""
+    kept: list[tuple[float, int, list[float]]] = []
+    for row in sorted(rows, key=lambda r: -r[0]):
+        if all(row[1] != other[1] or overlap(row[2], other[2]) <= iou for other in kept):
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_selection_is_that_of_the_loop(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(60, 2, generator=generator) * torch.tensor([150.0, 80.0])
+    proposals = torch.cat((corner, corner + 5 + 60 * torch.rand(60, 2, generator=generator)), dim=1)
+    logits = torch.randn(60, 4, generator=generator) * 2
+    logits[30:] = logits[:30]  # ties
+    deltas = torch.randn(60, 4, 4, generator=generator)
+    deltas[5, 1:, 2] = -1e3  # a box without width
+    limits = Thresholds(conf=0.1, iou=0.5, max_det=25)
+    boxes = clip_boxes(decode_boxes(deltas, proposals, (10, 10, 5, 5)), FRAME).tolist()
+    scores = logits.softmax(1).tolist()
+    rows = [
+        (scores[p][c], c, boxes[p][c])
+        for p in range(60)
+        for c in (1, 2, 3)
+        if scores[p][c] > 0.1 and all(boxes[p][c][k + 2] - boxes[p][c][k] >= 0.01 for k in (0, 1))
+    ]
+    kept = greedy(rows, 0.5)
+    assert 25 < len(kept) < len(rows)
+    found = select(logits, deltas, proposals, FRAME, limits)
+    assert list(zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(),
+                    strict=True)) == kept[:25]  # fmt: skip
+
+
+def test_nothing_over_the_threshold() -> None:
+    logits = torch.tensor([[9.0, 0.0]])
+    found = select(logits, torch.zeros(1, 2, 4), torch.ones(1, 4), FRAME, Thresholds())
+    assert found.boxes.shape == (0, 4)
+    assert found.labels.tolist() == []
+
+
+def test_proposals_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpn, "PER_LEVEL", 40)
+    monkeypatch.setattr(rpn, "PROPOSALS", 30)
+    torch.manual_seed(2)
+    network = rpn.RPN(depth=1).eval()
+    with torch.no_grad():
+        network.head.cls_logits.weight *= 8
+        network.head.bbox_pred.weight *= 10
+        levels = [torch.randn(1, 256, -(-128 // s), -(-224 // s)) for s in (4, 8, 16, 32, 64)]
+        found = network(levels, FRAME)
+        rows = []
+        for k, (level, side) in enumerate(zip(levels, rpn.ANCHOR_SIDES, strict=True)):
+            logits, deltas = network.head(level)
+            anchors = rpn.anchor_grid(level.shape[-2:], (128, 224), side, level.device)
+            boxes = clip_boxes(decode_boxes(deltas[:, None], anchors, (1, 1, 1, 1))[:, 0], FRAME)
+            best = sorted(range(len(logits)), key=lambda i: -float(logits[i]))[:40]
+            scores = logits.sigmoid()
+            rows += [(float(scores[i]), k, boxes[i].tolist()) for i in best]
+    rows = [r for r in rows if min(r[2][2] - r[2][0], r[2][3] - r[2][1]) >= 1e-3]
+    kept = greedy(rows, 0.7)
+    assert 30 < len(kept) < len(rows)
+    assert found.tolist() == [row[2] for row in kept[:30]]
+
+
+@pytest.mark.parametrize("norm", [FixedNorm, FrozenNorm])
+def test_norms_are_batch_norms_in_inference(norm: type[FixedNorm]) -> None:
+    torch.manual_seed(0)
+    reference, ours = torch.nn.BatchNorm2d(6, eps=1e-3).eval(), norm(6, eps=1e-3)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = torch.rand(6) + 0.1
+        getattr(reference, name).data[:] = value
+        getattr(ours, name)[:] = value
+    x = torch.randn(2, 6, 5, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(x), ours(x.clone()), rtol=1e-6, atol=1e-6)
+
+
+def random_model(architecture: str, **options: object) -> MaskRCNNModel:
+    """Three classes, weights scaled so that an image of noise has a few dozen detections."""
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        network = MaskRCNN(Shape(architecture, 4, 16))
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            state[name] = torch.ones(tensor.shape)
+        elif tensor.ndim > 1:
+            fan_in = tensor[0].numel()
+            state[name] = torch.randn(tensor.shape) * (2 / fan_in) ** 0.5
+        else:
+            state[name] = torch.zeros(tensor.shape)
+    for name in state:
+        if name.startswith("backbone.body.layer") and name.endswith("bn3.weight"):
+            state[name] *= 0.2  # residual branches that do not let the sum grow
+    meta = CheckpointMeta(name="noise", **describe(state, "noise"))
+    checkpoint = Checkpoint(meta, state, "0" * 64, "noise")
+    return MaskRCNNModel(
+        checkpoint, ModelOptions(device="cpu", imgsz=64, batch_size=3, max_det=20, **options)
+    )
+
+
+@pytest.fixture(scope="module", params=[V1, V2])
+def model(request: pytest.FixtureRequest) -> MaskRCNNModel:
+    return random_model(request.param)
+
+
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((60, 90), (50, 41))]
+
+
+def test_an_image_does_not_depend_on_its_batch(model: MaskRCNNModel) -> None:
+    assert isinstance(model, Model)
+    prepared = [model.preprocess(image) for image in pictures()]
+    together = model.postprocess(model.forward(prepared), prepared)
+    alone = model.postprocess(model.forward(prepared[1:]), prepared[1:])[0]
+    assert len(alone) > 0
+    np.testing.assert_array_equal(together[1].boxes, alone.boxes)
+    np.testing.assert_array_equal(together[1].scores, alone.scores)
+    assert together[1].counts == alone.counts
+    for image, instances in zip(pictures(), together, strict=True):
+        height, width = image.shape[:2]
+        assert (instances.height, instances.width) == (height, width)
+        assert len(instances) <= 20
+        assert (np.diff(instances.scores) <= 0).all()
+        assert (instances.scores > 0.05).all()
+        assert set(instances.category_ids.tolist()) <= {1, 2, 3}
+        x, y, w, h = instances.boxes.T
+        assert (np.stack((x, y)) >= 0).all()
+        assert (x + w <= width + 1e-3).all()
+        assert (y + h <= height + 1e-3).all()
+        rles = [{"size": [height, width], "counts": c} for c in instances.counts]
+        np.testing.assert_array_equal(coco.area(rles), instances.areas)
+        # A mask reaches beyond its box by the ring of padding, and by a pixel of rounding.
+        for box, tight in zip(instances.boxes, coco.toBbox(rles), strict=True):
+            assert (tight[:2] >= box[:2] - box[2:] / 28 - 1).all()
+            assert (tight[:2] + tight[2:] <= box[:2] + box[2:] * (1 + 1 / 28) + 2).all()
+
+
+def test_an_image_without_detections(model: MaskRCNNModel) -> None:
+    strict = model._limits
+    prepared = [model.preprocess(pictures()[0])]
+    try:
+        model._limits = Thresholds(conf=1.0)
+        (found,) = model.postprocess(model.forward(prepared), prepared)
+    finally:
+        model._limits = strict
+    assert len(found) == 0
+    assert (found.height, found.width) == (60, 90)
+    assert found.boxes.shape == (0, 4)
+
+
+def test_wrong_input_is_refused(model: MaskRCNNModel) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        model.preprocess(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(ValueError, match="1 to 3 images"):
+        model.forward([])
