@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from segcore.synthetic_archive import SyntheticArchive
 
 # What the bundled model must reach on the demo's images; a worse number means something broke.
-AP50_FLOOR = 0.70
+AP50_FLOOR = 0.80
 _BUCKET = "segcore-demo"
 _TILES = 12
 _BROKEN_SHARE = 0.0175  # seven of 400: one of each kind
@@ -70,7 +70,7 @@ def command(
     """
     _claim(out)
     if s3:
-        with _own_s3() as base:
+        with _own_s3(out) as base:
             outcome = recipe(Recipe(out, base, images, model), say)
             _copy_tables(outcome, base, out)
     else:
@@ -290,25 +290,28 @@ def _claim(out: Path) -> None:
 
 
 @contextmanager
-def _own_s3() -> Iterator[str]:
-    """A loopback S3 server for the time of the demo, found by the usual AWS variables."""
+def _own_s3(out: Path) -> Iterator[str]:
+    """A loopback S3 server for the time of the demo, found by the usual AWS variables.
+
+    Its folder is removed at the end, and kept with its log if it does not start.
+    """
     from segcore.loopback_s3 import LoopbackS3
 
+    folder = out / "s3-server"
+    shutil.rmtree(folder, ignore_errors=True)  # of a demo that was killed
     before = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    with (
-        tempfile.TemporaryDirectory(prefix="segcore-demo-s3-") as folder,
-        LoopbackS3(folder, _BUCKET) as server,
-    ):
-        for key in before:  # a session token or profile would contradict the server's keys
-            del os.environ[key]
-        os.environ.update(server.environment)
-        say(f"S3 server at {server.endpoint}, bucket {_BUCKET}; it ends with the demo.")
-        try:
+    for key in before:  # a session token or profile would contradict the server's keys
+        del os.environ[key]
+    try:
+        with LoopbackS3(folder, _BUCKET) as server:
+            os.environ.update(server.environment)
+            say(f"S3 server at {server.endpoint}, bucket {_BUCKET}; it ends with the demo.")
             yield f"s3://{_BUCKET}"
-        finally:
-            for key in server.environment:
-                del os.environ[key]
-            os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        for key in [key for key in os.environ if key.startswith("AWS_")]:
+            del os.environ[key]
+        os.environ.update(before)
 
 
 def _copy_tables(outcome: Outcome, base: str, out: Path) -> None:
@@ -316,11 +319,12 @@ def _copy_tables(outcome: Outcome, base: str, out: Path) -> None:
     from segcore.storage import Storage
 
     storage = Storage()
-    for info in storage.list(outcome.report.prefix):
-        relative = info.uri.removeprefix(base).lstrip("/")
-        storage.write(str(out.absolute() / relative), storage.read(info.uri))
-    relative = outcome.report.prefix.removeprefix(base).lstrip("/")
-    outcome.tables = str(out.absolute() / relative)
+    local = out.absolute()
+    shutil.rmtree(local / "masks", ignore_errors=True)  # of the demo before
+    uris = [info.uri for info in storage.list(outcome.report.output)]
+    for uri in [*uris, outcome.archive.ground_truth]:
+        storage.write(str(local / uri.removeprefix(base).lstrip("/")), storage.read(uri))
+    outcome.tables = str(local / outcome.report.prefix.removeprefix(base).lstrip("/"))
 
 
 def show(outcome: Outcome) -> None:

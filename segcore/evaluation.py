@@ -187,20 +187,13 @@ class ImageMatch:
                 f"{_some(self.missing)}.",
                 "Finish the run first, or leave these images out with --allow-missing.",
             )
-        notes = []
-        if self.missing:
-            notes.append(
-                f"{len(self.missing):,} images of the ground truth are not in the output; "
-                "they are left out."
-            )
-        if self.failed:
-            notes.append(f"{self.failed:,} images failed in the run; they count as undetected.")
-        if self.unknown:
-            notes.append(
-                f"{self.unknown:,} images of the output are not in the ground truth; "
-                "they are left out."
-            )
-        return notes
+        left_out = "left out of the numbers"
+        facts = (
+            (len(self.missing), f"of the ground truth not in the output: {left_out}"),
+            (self.failed, "failed in the run: counted as undetected"),
+            (self.unknown, f"of the output not in the ground truth: {left_out}"),
+        )
+        return [f"{count:,} image{'s' * (count > 1)} {what}." for count, what in facts if count]
 
 
 def match_images(rows: Iterator[ImageRow], images: Sequence[Mapping[str, Any]]) -> ImageMatch:

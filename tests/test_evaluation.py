@@ -161,7 +161,7 @@ def test_failed_images_count_as_undetected_and_strangers_are_left_out(tmp_path: 
     assert (report.images, report.failed, report.not_in_ground_truth) == (3, 1, 1)
     assert report.scores.mask.recall == pytest.approx(4 / 5)
     assert report.scores.n_detections == 4
-    assert "1 images failed" in report.notes[0]
+    assert "1 image failed" in report.notes[0]
 
 
 def test_images_that_the_output_lacks_are_an_error_unless_allowed(tmp_path: Path) -> None:
