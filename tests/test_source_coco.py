@@ -47,9 +47,23 @@ def test_the_folder_can_be_given(folder: str) -> None:
     storage.write(join(folder, "a.json"), _coco("x.png"))
     storage.write(join(folder, "images/x.png"), b"found by itself")
     storage.write(join(folder, "far/away/x.png"), b"given")
-    for given in ("far/away", join(folder, "far/away")):
-        _, samples = open_and_read(join(folder, "a.json"), storage, coco_images=given)
-        assert [s.data for s in samples] == [b"given"]
+    _, samples = open_and_read(
+        join(folder, "a.json"), storage, coco_images=join(folder, "far/away")
+    )
+    assert [s.data for s in samples] == [b"given"]
+
+
+def test_a_given_folder_starts_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(str(tmp_path / "json" / "a.json"), _coco("x.png"))
+    storage.write(str(tmp_path / "far" / "x.png"), b"given")
+    monkeypatch.chdir(tmp_path)
+    _, samples = open_and_read("json/a.json", storage, coco_images="far")
+    assert [s.data for s in samples] == [b"given"]
+    with pytest.raises(UsageError, match=r"'x\.png'\) was found in .*/json") as caught:
+        open_and_read("json/a.json", storage, coco_images="json")
+    assert "source.coco_images" in caught.value.hint
 
 
 def test_no_folder_fits(folder: str) -> None:

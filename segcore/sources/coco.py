@@ -18,16 +18,25 @@ _PROBES = 5  # images looked for in each folder that may be the right one
 def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSource:
     """The images of a COCO file (`images[].file_name`).
 
-    Their folder is `options.coco_images` (a relative one starts at the JSON's folder), or the
-    first of these in which one of the first images lies: the JSON's folder, `images/` in it,
-    `images/` beside it, and folders named like the JSON without `instances_`, in it or beside it.
+    Their folder is `options.coco_images` (like every path a person gives, a relative one starts at
+    the working directory), or the first of these in which one of the first images lies: the
+    JSON's folder, `images/` in it, `images/` beside it, and folders named like the JSON without
+    `instances_`, in it or beside it.
 
     Raises:
         UsageError: Not a COCO file, no images in it, or none of these folders holds them.
         ObjectNotFound, AccessDenied, StorageError: The JSON itself cannot be read.
     """
     names = _file_names(uri, storage)
-    folder = _given_folder(uri, options) or _find_folder(uri, names, options, storage)
+    if options.coco_images is None:
+        folder = _find_folder(uri, names, options, storage)
+    else:
+        folder = normalize(options.coco_images)
+        if not _holds_one(folder, names, options, storage):
+            raise UsageError(
+                f"None of the first images of {uri} (such as {names[0]!r}) was found in {folder}.",
+                "source.coco_images must be the folder that their file names start in.",
+            )
     resolver = Resolver.of(folder, options)
     table = listing_table(resolver.row(name) for name in names)
     return ObjectsSource(input=uri, kind="coco", table=table)
@@ -52,30 +61,26 @@ def _file_names(uri: str, storage: Storage) -> list[str]:
     return names
 
 
-def _given_folder(uri: str, options: SourceOptions) -> str | None:
-    given = options.coco_images
-    if given is None:
-        return None
-    absolute = "://" in given or given.startswith(("/", "~"))
-    return normalize(given if absolute else f"{parent(uri)}/{given}")
-
-
 def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: Storage) -> str:
     folder = parent(uri)
     stem = basename(uri).rpartition(".")[0].removeprefix("instances_")
     candidates = [folder, f"{folder}/images", f"{parent(folder)}/images"]
     candidates += [f"{folder}/{stem}", f"{parent(folder)}/{stem}"] if stem else []
     for candidate in candidates:
-        resolver = Resolver.of(candidate, options)
-        for name in names[:_PROBES]:
-            found, _, etag = resolver.row(name)
-            if not etag.startswith("!") and _exists(found, storage):
-                return candidate
+        if _holds_one(candidate, names, options, storage):
+            return candidate
     shown = ", ".join(dict.fromkeys(candidates))
     raise UsageError(
         f"None of the first images of {uri} (such as {names[0]!r}) was found in {shown}.",
         "Name their folder with --set source.coco_images=FOLDER.",
     )
+
+
+def _holds_one(folder: str, names: list[str], options: SourceOptions, storage: Storage) -> bool:
+    """Whether one of the first images is in this folder."""
+    resolver = Resolver.of(folder, options)
+    rows = [resolver.row(name) for name in names[:_PROBES]]
+    return any(not etag.startswith("!") and _exists(uri, storage) for uri, _, etag in rows)
 
 
 def _exists(uri: str, storage: Storage) -> bool:
