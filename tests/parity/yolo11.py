@@ -1,0 +1,343 @@
+"""Compares segcore with ultralytics, called from outside only. Runs in the peer's environment.
+
+Weights are random: no published ones are needed. Batch norms first collect the statistics of real
+images, and class logits are spread and shifted so that a few of a thousand anchors pass; that gives
+hundreds of varied detections with ragged masks. Compared, for each size:
+
+    keys      names and shapes of the state dict, number of parameters
+    heads     largest difference of the raw outputs, over their largest value; unfused, fp32
+    nms       detections from the same raw outputs: anchors' classes and scores equal, in order
+    masks     RLE strings from the same boxes, coefficients and prototypes
+    whole     JPEG file -> instances of both, each by its own fused network: counts, classes,
+              scores, boxes, RLE strings, IoU of masks whose strings differ
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import ultralytics
+from pycocotools import mask as coco
+from ultralytics import YOLO
+from ultralytics.nn.tasks import SegmentationModel
+from ultralytics.utils import nms, ops
+
+from segcore.instances import Instances
+from segcore.masks import encode_logits
+from segcore.models import yolo11
+from segcore.models.base import ModelOptions
+from segcore.models.checkpoints import read_checkpoint
+from segcore.models.letterbox import Letterbox
+from segcore.models.nms import detect
+from segcore.models.registry import load_model
+
+PARAMETERS = {"n": 2_876_848, "s": 10_113_248, "m": 22_420_896, "l": 27_678_368, "x": 62_142_656}
+CLASSES, CONF, IOU, MAX_DET, SIZE = 80, 0.25, 0.7, 300, 640
+PASSING = 0.003  # share of anchors over the threshold
+
+
+def read(path: Path) -> np.ndarray:
+    """RGB pixels, by the decoder that the peer uses."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def canvases(images: list[np.ndarray]) -> torch.Tensor:
+    """Letterboxed images as network input."""
+    pixels = [Letterbox.fit(*image.shape[:2], SIZE).apply(image) for image in images]
+    return torch.from_numpy(np.stack(pixels)).float() / 255
+
+
+def make_checkpoint(size: str, images: list[np.ndarray], path: Path) -> None:
+    """An official-style checkpoint (pickled fp16 module) with varied detections."""
+    torch.manual_seed(11)
+    model = SegmentationModel(f"yolo11{size}-seg.yaml", ch=3, nc=CLASSES, verbose=False)
+    model.names = {i: f"thing {i}" for i in range(CLASSES)}
+    model.task = "segment"
+    model.args = {"task": "segment", "imgsz": SIZE}
+    batch = canvases(images)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # cumulative average
+    with torch.no_grad():
+        model.train()(batch)
+        model.eval()
+        last = [branch[-1] for branch in model.model[-1].cv3]
+        ours = yolo11.build(f"yolo11{size}-seg", CLASSES, has_activation(model)).eval()
+        ours.load_state_dict(model.state_dict())
+        for layer in last:
+            layer.bias.zero_()
+        ours.load_state_dict(model.state_dict())
+        best = ours(batch).class_logits.amax(dim=2)
+        # Each image has its own level; the median of the levels lets most images show something.
+        level = best.quantile(1 - PASSING, dim=1).median()
+        threshold = np.log(CONF / (1 - CONF))
+        # No score so near to 1 that classes tie in fp32: the peer then takes the first class,
+        # segcore the one with the larger logit.
+        gain = (6 - threshold) / (best.max() - level)
+        for layer in last:
+            layer.weight *= gain
+            layer.bias += threshold - gain * level
+    for norm in norms:
+        norm.momentum = 0.03
+    torch.save({"epoch": -1, "model": model.half(), "ema": None, "train_args": {}}, path)
+
+
+def has_activation(model: SegmentationModel) -> bool:
+    """Whether the peer's SPPF activates after its first convolution."""
+    return not isinstance(model.model[9].cv1.act, torch.nn.Identity)
+
+
+def relative(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference over the largest value."""
+    return float((reference - other).abs().max() / reference.abs().max())
+
+
+def xywh(boxes: torch.Tensor) -> torch.Tensor:
+    """x1 y1 x2 y2 -> centre, width, height."""
+    low, high = boxes.split(2, dim=-1)
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
+
+
+def encode(masks: np.ndarray) -> list[bytes]:
+    """(N, H, W) bitmaps -> RLE strings by pycocotools."""
+    return [coco.encode(np.asfortranarray(m.astype(np.uint8)))["counts"] for m in masks]
+
+
+def compare_heads(peer: SegmentationModel, ours: yolo11.YOLO11Seg, batch: torch.Tensor) -> dict:
+    """Raw outputs of both networks, unfused."""
+    with torch.inference_mode():
+        (prediction, prototypes), raw = peer(batch)[0], ours(batch)
+    prediction = prediction.transpose(1, 2)
+    return {
+        "boxes": relative(prediction[..., :4], xywh(raw.boxes)),
+        "classes": relative(prediction[..., 4 : 4 + CLASSES], raw.class_logits.sigmoid()),
+        "coefficients": relative(prediction[..., 4 + CLASSES :], raw.coefficients),
+        "prototypes": relative(prototypes, raw.prototypes),
+    }
+
+
+def compare_stages(raw: yolo11.RawOutputs, images: list[np.ndarray]) -> dict:
+    """NMS and masks of both from the same raw outputs."""
+    scores = raw.class_logits.sigmoid()
+    prediction = torch.cat((xywh(raw.boxes), scores, raw.coefficients), dim=2).transpose(1, 2)
+    theirs = nms.non_max_suppression(
+        prediction, CONF, IOU, max_det=MAX_DET, nc=CLASSES, max_time_img=1e9
+    )
+    found = detect(raw.boxes, raw.class_logits, CONF, IOU, MAX_DET)
+    same_nms = total = masks = same_masks = 0
+    for i, (their, our, image) in enumerate(zip(theirs, found, images, strict=True)):
+        total += len(our.anchors)
+        same_nms += int(
+            len(their) == len(our.anchors)
+            and torch.equal(their[:, 5].long(), our.classes)
+            and torch.equal(their[:, 4], our.scores)
+            and torch.equal(their[:, 6:], raw.coefficients[i, our.anchors])
+        )
+        canvas = image.shape[:2]
+        letterbox = Letterbox.fit(*canvas, SIZE)
+        boxes = letterbox.boxes_to_image(raw.boxes[i, our.anchors].numpy())
+        coefficients = raw.coefficients[i, our.anchors]
+        full = ops.process_mask_native(
+            raw.prototypes[i], coefficients, torch.from_numpy(boxes), canvas
+        )
+        logits = (coefficients @ raw.prototypes[i].flatten(1)).unflatten(1, (SIZE // 4, SIZE // 4))
+        ours = encode_logits(logits.numpy(), boxes, canvas, letterbox.mask_window())
+        reference = [s for s, m in zip(encode(full.numpy()), full, strict=True) if m.any()]
+        masks += len(reference)
+        same_masks += sum(a == b for a, b in zip(reference, ours.counts, strict=False))
+        same_masks -= abs(len(reference) - len(ours.counts))
+    return {
+        "detections": total,
+        "images": len(images),
+        "nms_same_images": same_nms,
+        "masks": masks,
+        "same_strings": same_masks,
+    }
+
+
+def predict(peer: YOLO, path: Path) -> Instances:
+    """The peer's own prediction from a file."""
+    result = peer.predict(
+        str(path), imgsz=SIZE, conf=CONF, iou=IOU, max_det=MAX_DET, rect=False, retina_masks=True,
+        device="cpu", verbose=False,
+    )[0]  # fmt: skip
+    height, width = result.orig_shape
+    if result.masks is None:
+        return Instances.empty(height, width)
+    bitmaps = result.masks.data.numpy()
+    return Instances(
+        height=height,
+        width=width,
+        boxes=result.boxes.xyxy.numpy(),
+        scores=result.boxes.conf.numpy(),
+        category_ids=result.boxes.cls.numpy().astype(np.int32),
+        areas=bitmaps.sum(axis=(1, 2)),
+        counts=encode(bitmaps),
+    )
+
+
+def match(reference: Instances, ours: Instances) -> list[tuple[int, int]]:
+    """Pairs of the same class with nearly the same score and box; each at most once."""
+    pairs, free = [], list(range(len(ours)))
+    ours_xyxy = ours.boxes + np.pad(ours.boxes[:, :2], ((0, 0), (2, 0)))
+    for i in range(len(reference)):
+        for j in free:
+            if (
+                reference.category_ids[i] == ours.category_ids[j]
+                and abs(reference.scores[i] - ours.scores[j]) < 1e-3
+                and np.abs(reference.boxes[i] - ours_xyxy[j]).max() < 0.05
+            ):
+                pairs.append((i, j))
+                free.remove(j)
+                break
+    return pairs
+
+
+def compare_whole(path: Path, files: list[Path]) -> dict:
+    """From files to instances, each with its own fused network."""
+    peer = YOLO(str(path))
+    ours = load_model(
+        str(path), ModelOptions(device="cpu", conf=CONF, iou=IOU, max_det=MAX_DET, imgsz=SIZE)
+    )
+    out = {"peer": 0, "segcore": 0, "matched": 0, "same_strings": 0}
+    # Of masks whose strings differ: by how many pixels, and whether by the edge of their crop,
+    # which is a box coordinate rounded up.
+    out |= {"iou_0.999": 0, "other_crop": 0}
+    pixels = []
+    worst = {"score": 0.0, "box": 0.0, "iou": 1.0}
+    seconds = {"peer": 0.0, "segcore": 0.0}
+    for file in files:
+        start = time.perf_counter()
+        reference = predict(peer, file)
+        middle = time.perf_counter()
+        prepared = [ours.preprocess(read(file))]
+        found = ours.postprocess(ours.forward(prepared), prepared)[0]
+        seconds["peer"] += middle - start
+        seconds["segcore"] += time.perf_counter() - middle
+        xyxy = found.boxes + np.pad(found.boxes[:, :2], ((0, 0), (2, 0)))
+        pairs = match(reference, found)
+        out["peer"] += len(reference)
+        out["segcore"] += len(found)
+        out["matched"] += len(pairs)
+        for i, j in pairs:
+            worst["score"] = max(worst["score"], float(abs(reference.scores[i] - found.scores[j])))
+            worst["box"] = max(worst["box"], float(np.abs(reference.boxes[i] - xyxy[j]).max()))
+            if reference.counts[i] == found.counts[j]:
+                out["same_strings"] += 1
+                out["iou_0.999"] += 1
+                continue
+            size = [found.height, found.width]
+            a, b = ({"size": size, "counts": c} for c in (reference.counts[i], found.counts[j]))
+            iou = float(coco.iou([a], [b], [0])[0, 0])
+            worst["iou"] = min(worst["iou"], iou)
+            out["iou_0.999"] += iou >= 0.999
+            out["other_crop"] += bool((np.ceil(reference.boxes[i]) != np.ceil(xyxy[j])).any())
+            pixels.append(int((coco.decode(a) != coco.decode(b)).sum()))
+    return {
+        **out,
+        "worst_score_difference": worst["score"],
+        "worst_box_difference_px": worst["box"],
+        "worst_mask_iou": worst["iou"],
+        "different_pixels": sorted(pixels),
+        "seconds": seconds,
+    }
+
+
+def compare(size: str, files: list[Path], build: Path) -> dict:
+    """All comparisons for one size of the network."""
+    images = [read(file) for file in files]
+    path = build / f"yolo11{size}-seg-random.pt"
+    make_checkpoint(size, images, path)
+    # The peer's own loading, unfused; the file was written a moment ago by this script.
+    peer = torch.load(path, map_location="cpu", weights_only=False)["model"].float().eval()
+    checkpoint = read_checkpoint(path)
+    ours = checkpoint.network()
+    theirs, mine = peer.state_dict(), ours.state_dict()
+    parameters = sum(p.numel() for p in ours.parameters())
+    with torch.inference_mode():
+        raw = ours(canvases(images))
+    return {
+        "model": checkpoint.meta.architecture,
+        "parameters": parameters,
+        "parameters_as_published": parameters == PARAMETERS[size]
+        and sum(p.numel() for p in peer.parameters()) == parameters,
+        "tensors": len(mine),
+        "same_keys": {k: v.shape for k, v in theirs.items()}
+        == {k: v.shape for k, v in mine.items()},
+        "same_weights": all(torch.equal(theirs[k], mine[k]) for k in theirs),
+        "same_names": [c.name for c in checkpoint.meta.categories] == list(peer.names.values()),
+        "sppf_activation": [has_activation(peer), checkpoint.meta.sppf_activation],
+        "heads_relative": compare_heads(peer, ours, canvases(images[:2])),
+        "stages": compare_stages(raw, images),
+        "whole": compare_whole(path, files),
+    }
+
+
+def broken(result: dict) -> list[str]:
+    """Promises that do not hold."""
+    stages, whole = result["stages"], result["whole"]
+    checks = {
+        "parameters": result["parameters_as_published"],
+        "keys": result["same_keys"] and result["same_weights"] and result["same_names"],
+        "SPPF": result["sppf_activation"][0] == result["sppf_activation"][1],
+        "heads": max(result["heads_relative"].values()) < 1e-4,
+        "hundreds of detections": stages["detections"] >= 100,
+        "NMS": stages["nms_same_images"] == stages["images"],
+        "masks": stages["same_strings"] == stages["masks"],
+        "whole": whole["peer"] == whole["segcore"] == whole["matched"],
+        "whole: scores and boxes": whole["worst_score_difference"] < 1e-3
+        and whole["worst_box_difference_px"] < 0.05,
+        "whole: masks": whole["iou_0.999"] >= 0.995 * whole["matched"],
+    }
+    return [name for name, holds in checks.items() if not holds]
+
+
+def main() -> int:
+    """Prints a table, writes parity.json."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", required=True)
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--build", type=Path, required=True)
+    arguments = parser.parse_args()
+    files = sorted(arguments.folder.glob("*.jpg"))[: arguments.images]
+    results, failed = [], False
+    print(f"ultralytics {ultralytics.__version__}, torch {torch.__version__}, {len(files)} images")
+    print("model        parameters  heads     NMS    masks      whole: peer/ours/match  same RLE"
+          "  IoU>=.999  d score  d box px  min IoU")  # fmt: skip
+    for size in arguments.models.split(","):
+        result = compare(size, files, arguments.build)
+        result["broken"] = broken(result)
+        results.append(result)
+        stages, whole = result["stages"], result["whole"]
+        print(
+            f"{result['model']:12} {result['parameters']:10,}"
+            f"  {max(result['heads_relative'].values()):.1e}"
+            f"  {stages['nms_same_images']:2}/{stages['images']:<2}"
+            f"  {stages['same_strings']:4}/{stages['masks']:<4}"
+            f"  {whole['peer']:6}/{whole['segcore']:4}/{whole['matched']:4}"
+            f"         {whole['same_strings']:5}  {whole['iou_0.999']:9}"
+            f"  {whole['worst_score_difference']:.1e}  {whole['worst_box_difference_px']:.1e}  {whole['worst_mask_iou']:.5f}",
+            *(f"BROKEN: {', '.join(result['broken'])}" if result["broken"] else "",),
+            flush=True,
+        )
+        failed |= bool(result["broken"])
+    document = {
+        "ultralytics": ultralytics.__version__,
+        "torch": torch.__version__,
+        "images": [file.name for file in files],
+        "results": results,
+    }
+    (arguments.build / "parity.json").write_text(json.dumps(document, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
