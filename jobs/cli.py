@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from jobs import console, demo, evaluate, segment, train
+from jobs import console, demo, evaluate, segment, status, train, verify
 
 app = console.new_app(
     no_args_is_help=True,
@@ -12,8 +12,10 @@ app = console.new_app(
     epilog="Start with [bold]segcore demo[/bold].",
 )
 app.command("segment", epilog=segment.EPILOG)(segment.command)
+app.command("status", epilog=status.EPILOG)(status.command)
+app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("evaluate")(evaluate.command)
-app.command("demo")(demo.command)
+app.command("demo", epilog=demo.EPILOG)(demo.command)
 app.command("train")(train.command)
 
 

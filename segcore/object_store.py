@@ -8,16 +8,20 @@ credentials from the environment variables obstore documents; this project has n
 from __future__ import annotations
 
 import os
+import random
 import re
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    GenericError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
@@ -46,6 +50,11 @@ _CREDENTIALS_HINT = (
 _SINGLE_PUT_BYTES = 64 << 20
 _LIST_CHUNK = 1000
 _CONNECT = timedelta(seconds=10)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 15.0
+_NONCE = "segcore-nonce"
+_EXHAUSTED = re.compile(r"after (\d+) retries")
+_PASSING_CODES = {"IncompleteBody", "NoSuchUpload", "RequestTimeout", "SlowDown"}
+_Result = TypeVar("_Result")
 
 
 def connect(uri: str, options: Any) -> Any:
@@ -161,6 +170,41 @@ def _translate(error: Exception, uri: str) -> StorageError:
     return StorageError(f"{shown}: {code or _first_line(error)}")
 
 
+def _patiently(store: Any, action: Callable[[], _Result]) -> _Result:
+    """Do what may be done twice, again after each passing failure, with growing random pauses.
+
+    obstore retries by itself what HTTP calls safe, and bodies of GET that break off. It does not
+    retry a listing or an answer that breaks off, nor a POST (delete) or a conditional PUT whose
+    connection is lost: those are retried here, at most as often as one of its requests.
+    """
+    retries = int((store.retry_config or {}).get("max_retries", 0))
+    for attempt in range(retries):
+        try:
+            return action()
+        except GenericError as error:
+            if not _is_passing(error, retries):
+                raise
+        pause(attempt)
+    return action()
+
+
+def pause(attempt: int) -> None:
+    """Wait before retry number `attempt` (from 0): exponential, full jitter."""
+    time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)))
+
+
+def _is_passing(error: BaseError, retries: int) -> bool:
+    """Whether the same request may well succeed now, and obstore has not tried it enough."""
+    text = str(error).partition("Debug source:")[0]
+    tried = _EXHAUSTED.search(text)
+    if tried and int(tried.group(1)) >= retries:
+        return False
+    code, status = _CODE.search(text), _STATUS.search(text)
+    if status is None:
+        return "HTTP error" in text or "response body" in text
+    return status.group(1)[0] == "5" or bool(code and code.group(1) in _PASSING_CODES)
+
+
 def _first_line(error: Exception) -> str:
     line = str(error).partition("\n")[0].partition("<?xml")[0].strip()
     return re.sub(r"https?://\S+", lambda found: redact(found.group()), line)[:300]
@@ -182,11 +226,35 @@ def stat(store: Any, uri: str) -> tuple[int, str]:
 
 def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str]]:
     """(uri, size, etag) of all objects below the prefix, in the order of the store."""
+    for found, size, etag, _ in walk_dated(store, uri):
+        yield found, size, etag
+
+
+def walk_dated(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
+    """The same with the time of the last change, seconds since 1970 by the store's clock."""
     scheme, bucket, key = split(uri)
+    retries = int((store.retry_config or {}).get("max_retries", 0))
+    last: str | None = None
+    attempt = 0
     with translated(uri):
-        for chunk in obstore.list(store, prefix=key or None, chunk_size=_LIST_CHUNK):
-            for meta in chunk:
-                yield f"{scheme}://{bucket}/{meta['path']}", int(meta["size"]), clean_etag(meta)
+        while True:
+            try:
+                chunks = obstore.list(
+                    store, prefix=key or None, offset=last, chunk_size=_LIST_CHUNK
+                )
+                for chunk in chunks:
+                    for meta in chunk:
+                        place = f"{scheme}://{bucket}/{meta['path']}"
+                        changed = meta["last_modified"].timestamp()
+                        yield place, int(meta["size"]), clean_etag(meta), changed
+                        last = meta["path"]
+                    attempt = 0
+                return
+            except GenericError as error:  # a page broke off: go on behind the last name
+                if attempt >= retries or not _is_passing(error, retries):
+                    raise
+            pause(attempt)
+            attempt += 1
 
 
 def read(store: Any, uri: str, check_size: Callable[[int], None]) -> bytes:
@@ -212,18 +280,33 @@ def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
 
 def write(store: Any, uri: str, data: bytes) -> None:
     """Replace the object."""
+    key = split(uri)[2]
+    multipart = len(data) > _SINGLE_PUT_BYTES
     with translated(uri):
-        multipart = len(data) > _SINGLE_PUT_BYTES
-        obstore.put(store, split(uri)[2], data, use_multipart=multipart)
+        _patiently(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
 
 
 def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
-    """One PUT with `If-None-Match: *`; True when this call created the object."""
+    """One PUT with `If-None-Match: *`; True when this call created the object.
+
+    A PUT whose answer was lost is sent again, and then finds its own object: a nonce in the
+    object's metadata tells whose it is.
+    """
+    key, nonce = split(uri)[2], secrets.token_hex(16)
+    mine = {_NONCE: nonce}
+
+    def put() -> None:
+        obstore.put(store, key, data, attributes=mine, mode="create", use_multipart=False)
+
     with translated(uri):
         try:
-            obstore.put(store, split(uri)[2], data, mode="create", use_multipart=False)
+            _patiently(store, put)
         except AlreadyExistsError:
-            return False
+            try:
+                found = _patiently(store, lambda: obstore.get(store, key))
+            except FileNotFoundError:  # deleted since
+                return False
+            return bool(found.attributes.get(_NONCE) == nonce)
     return True
 
 
@@ -231,6 +314,6 @@ def delete(store: Any, uri: str) -> None:
     """Remove the object; absent is fine."""
     with translated(uri):
         try:
-            obstore.delete(store, split(uri)[2])
+            _patiently(store, lambda: obstore.delete(store, split(uri)[2]))
         except FileNotFoundError:
             return

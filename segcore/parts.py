@@ -131,8 +131,8 @@ class Parts:
         metadata = self._metadata(counts)
         instances = instances_table(results, dict(self.categories))
         images = images_table(unit, results)
-        self.storage.write(self.uri("instances", unit.unit), _encode(instances, metadata))
-        self.storage.write(self.uri("images", unit.unit), _encode(images, metadata))
+        self.storage.write(self.uri("instances", unit.unit), encode(instances, metadata))
+        self.storage.write(self.uri("images", unit.unit), encode(images, metadata))
         return counts
 
     def committed(self) -> set[str]:
@@ -166,9 +166,9 @@ class Parts:
 
     def _listed(self, table: str) -> Iterator[str]:
         for info in self.storage.list(join(self.prefix, table)):
-            match = _NAME.fullmatch(info.uri.rpartition("/")[2])
-            if match:
-                yield match.group(1)
+            unit = part_name(info.uri)
+            if unit is not None:
+                yield unit
 
     def _metadata(self, counts: PartCounts) -> dict[str, str]:
         return {
@@ -188,21 +188,35 @@ class Parts:
         uri = self.uri("images", unit)
         try:
             with self.storage.open(uri) as file:
-                raw = pq.read_metadata(file).metadata or {}
-            found = {key.decode(): value.decode() for key, value in raw.items()}
-            return PartCounts(
-                unit=found["segcore.unit"],
-                ok=int(found["segcore.n_ok"]),
-                failed=int(found["segcore.n_failed"]),
-                instances=int(found["segcore.n_instances"]),
-                failures=json.loads(found["segcore.failures"]),
-                notes=json.loads(found["segcore.notes"]),
-            )
+                return counts_of(pq.read_metadata(file).metadata)
         except (KeyError, ValueError, pa.ArrowException) as error:
             raise StorageError(
                 f"{uri} is not a readable part of this edition: {error}.",
                 hint="Delete this object and run the same command again; its unit is redone.",
             ) from None
+
+
+def part_name(uri: str) -> str | None:
+    """The unit whose part an object of ``images/`` or ``instances/`` is; None when it is none."""
+    match = _NAME.fullmatch(uri.rpartition("/")[2])
+    return match.group(1) if match else None
+
+
+def counts_of(metadata: Mapping[bytes, bytes] | None) -> PartCounts:
+    """The counts that the Parquet metadata of a part holds.
+
+    Raises:
+        KeyError, ValueError: It is not that of a part.
+    """
+    found = {key.decode(): value.decode() for key, value in (metadata or {}).items()}
+    return PartCounts(
+        unit=found["segcore.unit"],
+        ok=int(found["segcore.n_ok"]),
+        failed=int(found["segcore.n_failed"]),
+        instances=int(found["segcore.n_instances"]),
+        failures=json.loads(found["segcore.failures"]),
+        notes=json.loads(found["segcore.notes"]),
+    )
 
 
 def count(unit: str, results: Sequence[ImageResult], notes: Mapping[str, int]) -> PartCounts:
@@ -273,7 +287,7 @@ def _clean(values: list) -> list:
     ]
 
 
-def _encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
+def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Parquet bytes, the same for the same table; no time and no writer state in them."""
     sink = io.BytesIO()
     plain = [name for name in table.column_names if name != "counts"]
@@ -284,5 +298,6 @@ def _encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
         compression_level=3,
         use_dictionary=plain,  # every RLE string is its own: a dictionary only costs
         write_statistics=plain,
+        write_page_checksum=True,  # zstd alone lets a flipped bit pass as another number
     )
     return sink.getvalue()

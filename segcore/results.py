@@ -79,6 +79,26 @@ def open_results(storage: Storage, output: str, edition: str | None = None) -> R
     return Results(storage, prefix, document, tuple(units))
 
 
+def find_edition(
+    storage: Storage, output: str, edition: str | None = None, *, newest: bool = False
+) -> str:
+    """URI of the edition to look at; arguments and errors are those of `open_results`.
+
+    Args:
+        newest: Of several, take the one whose run record was written last, published or not.
+    """
+    output = normalize(output)
+    if newest and edition is None and not storage.exists(join(output, "edition.json")):
+        dated = [
+            (changed, parent(parent(info.uri)))
+            for info, changed in storage.list_dated(output)
+            if basename(parent(info.uri)) == "runs" and parent(parent(parent(info.uri))) == output
+        ]
+        if dated:
+            return max(dated)[1]
+    return _find(storage, output, edition)
+
+
 def _find(storage: Storage, output: str, edition: str | None) -> str:
     if edition is not None:
         prefix = join(output, edition)

@@ -141,6 +141,21 @@ class Storage:
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
 
+    def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        """All objects below the folder `prefix` and when each was last changed.
+
+        Seconds since 1970 by the clock of the store (local files: of the file system).
+        """
+        prefix = normalize(prefix)
+        if is_remote(prefix):
+            for uri, size, etag, changed in object_store.walk_dated(self._store(prefix), prefix):
+                yield ObjectInfo(uri, size, etag), changed
+            return
+        for uri, size, etag in local_disk.walk(prefix, False):
+            changed_ns = etag.partition("-")[0]
+            if etag and not etag.startswith("!"):
+                yield ObjectInfo(uri, size, etag), int(changed_ns, 16) / 1e9
+
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """The whole object.
 
