@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from jobs import console, demo, evaluate, segment, status, train, verify
+from jobs import console, convert, demo, evaluate, models, segment, status, train, verify
 
 app = console.new_app(
     no_args_is_help=True,
@@ -14,9 +14,11 @@ app = console.new_app(
 app.command("segment", epilog=segment.EPILOG)(segment.command)
 app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
-app.command("evaluate")(evaluate.command)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("train", epilog=train.EPILOG)(train.command)
+app.command("models", epilog=models.EPILOG)(models.command)
+app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("demo", epilog=demo.EPILOG)(demo.command)
-app.command("train")(train.command)
 
 
 def main() -> NoReturn:

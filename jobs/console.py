@@ -40,10 +40,10 @@ def run(app: typer.Typer) -> NoReturn:
     sys.exit(0)
 
 
-def run_command(command: Callable[..., None]) -> NoReturn:
+def run_command(command: Callable[..., None], epilog: str | None = None) -> NoReturn:
     """The same for one command alone, as in ``python -m jobs.segment``."""
     app = new_app()
-    app.command()(command)
+    app.command(epilog=epilog)(command)
     run(app)
 
 

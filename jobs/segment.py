@@ -15,12 +15,14 @@ EPILOG = """
 
   segcore segment photos/ out/
 
-  segcore segment s3://bucket/shards/ s3://bucket/masks/ --model my.safetensors --set model.conf=0.4
+  segcore segment s3://bucket/shards/ s3://bucket/masks/ --set model.conf=0.4
 
   segcore segment --config configs/segment.yaml --dry-run
 
-The same command again goes on where it stopped. Exit codes: 0 all done; 1 units missing or
-infrastructure failed; 2 wrong use; 3 too many images failed; 130 interrupted.
+The same command again goes on where it stopped.
+
+Exit codes: 0 done; 1 work left, or infrastructure failed; 2 wrong use; 3 too many images failed;
+130 interrupted.
 """
 
 
@@ -41,7 +43,10 @@ def command(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Bundled name or checkpoint path. [nuclei-yolo11n]", show_default=False),
+        typer.Option(
+            help="Bundled name, checkpoint path, or package.module:Class. Default: nuclei-yolo11n.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
@@ -51,15 +56,17 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="One option by its key; repeatable."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda. [auto]", show_default=False)
+        str | None, typer.Option(help="auto, cpu or cuda. Default: auto.", show_default=False)
     ] = None,
     actors: Annotated[
         int | None,
-        typer.Option(min=1, help="Workers, each with the model. [as many as fit]"),
+        typer.Option(min=1, help="Workers, each with the model. Default: one per core or GPU."),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to use. [a local Ray]", show_default=False),
+        typer.Option(
+            help="Ray cluster to use. Default: a local Ray, only for this run.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is done; start nothing.")
@@ -72,8 +79,8 @@ def command(
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
 
-    Results go to OUTPUT/<model>-<fingerprint>/: `images` has one row per input image, `instances`
-    one row per mask.
+    Results go to OUTPUT/<model>-<fingerprint>/: images/*.parquet with one row per input image,
+    and instances/*.parquet with one row per mask.
     """
     from segcore import run
     from segcore.config import Config, load_config
@@ -99,4 +106,4 @@ def command(
 
 
 if __name__ == "__main__":
-    run_command(command)
+    run_command(command, EPILOG)

@@ -5,26 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from segcore import quiet
 from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
 
-# Read by Ray and its workers when they start: no tips, no usage report, our own progress line,
-# and none of its C++ log lines on our stderr.
-SETTINGS = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TQDM": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-}
 START_ATTEMPTS = 3
 
 
@@ -57,8 +47,9 @@ class Pool:
         if self.min_actors != self.max_actors:
             count = f"{self.min_actors} to {count}"
         actors = "actor" if count == "1" else "actors"
+        cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus:g} CPUs"
         gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{count} {actors}, {self.cpus:g} CPU{gpu} each ({self.device})"
+        return f"{count} {actors}, {cpus}{gpu} each ({self.device})"
 
 
 @contextmanager
@@ -71,15 +62,15 @@ def connected(options: RayOptions) -> Iterator[None]:
     Raises:
         ClusterError: Ray does not start or the cluster cannot be reached.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
+    quiet.set_environment()
     import ray
 
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, options)
-    hush()
     try:
-        yield
+        with quiet.no_ray_output():
+            yield
     finally:
         if ours:
             ray.shutdown()
@@ -195,7 +186,7 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
     extra = {"include_dashboard": False} if local else {}
     for attempt in range(START_ATTEMPTS if local else 1):
         try:
-            with _no_native_stderr():
+            with quiet.no_native_stderr():
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -215,31 +206,6 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
                 if local
                 else "Check --address (host:port, ray://host:port or auto) and the Ray versions.",
             ) from None
-
-
-@contextmanager
-def _no_native_stderr() -> Iterator[None]:
-    """Drop what C++ code writes to stderr in the block: Ray announces its log level there."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def hush() -> None:
-    """Keep Ray's and Ray Data's log lines in their files and off the terminal."""
-    import ray.data  # noqa: F401  sets its handlers on import
-
-    for name in ("ray", "ray.data"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL + 1)
 
 
 def _shipped() -> dict[str, list[str]]:

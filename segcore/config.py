@@ -124,7 +124,11 @@ def load_config(
         return schema.model_validate(values)
     except ValidationError as error:
         known = sorted(_keys(schema))
-        problems = [_sentence(detail, origins, known) for detail in error.errors()]
+        problems = [
+            _sentence(key, detail, origins, known)
+            for detail in error.errors()
+            for key in _wrong_keys(detail)
+        ]
         raise UsageError(
             "\n".join(problems), hint="All keys and their meaning stand in the files of configs/."
         ) from None
@@ -159,9 +163,20 @@ def _put(
     origins[key] = origin
 
 
-def _sentence(detail: ErrorDetails, origins: Mapping[str, str], known: Sequence[str]) -> str:
-    """One problem found by pydantic, in words, with where it stands."""
+def _wrong_keys(detail: ErrorDetails) -> Iterator[str]:
+    """The dotted keys that a problem is about: of an unknown group, each key in it."""
     key = ".".join(str(part) for part in detail["loc"])
+    inside = detail["input"] if detail["type"] == "extra_forbidden" else None
+    if isinstance(inside, dict) and inside:
+        yield from (f"{key}.{name}" for name in inside)
+    else:
+        yield key
+
+
+def _sentence(
+    key: str, detail: ErrorDetails, origins: Mapping[str, str], known: Sequence[str]
+) -> str:
+    """One problem found by pydantic, in words, with where it stands."""
     origin = _origin(key, origins)
     if detail["type"] == "extra_forbidden":
         near = _nearest(key, known)

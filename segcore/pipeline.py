@@ -61,16 +61,35 @@ class UnitOutcome:
     error: str = ""
 
 
+class Desk(Board):
+    """The small actor beside the pool: takes reports, and knows who is at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at_work: list[Any] = []
+
+    def arrive(self, actor: Any) -> None:
+        """An actor of the pool introduces itself by its handle."""
+        self._at_work.append(actor)
+
+    def dismiss(self) -> list[Any]:
+        """All who arrived since the last call."""
+        gone, self._at_work = self._at_work, []
+        return gone
+
+
 class UnitActor:
     """Holds the model; called with one unit at a time."""
 
-    def __init__(self, spec: ActorSpec, board: Any) -> None:
+    def __init__(self, spec: ActorSpec, desk: Any) -> None:
         import cv2
+        import ray
         import torch
 
         torch.set_num_threads(spec.torch_threads)
         cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
-        self._board = board
+        self._desk = desk
+        desk.arrive.remote(ray.get_runtime_context().current_actor)
         model = load_model(spec.model, spec.options, spec.weights)
         if model.info.weights_sha256 != spec.weights_sha256:
             raise ClusterError(
@@ -91,7 +110,7 @@ class UnitActor:
         }
 
     def _segment(self, unit: Unit) -> UnitOutcome:
-        report = self._board.report.remote
+        report = self._desk.report.remote
         try:
             counts = self._worker.segment(unit, lambda *so_far: report(unit.unit, *so_far))
         except DeviceLost:
@@ -99,7 +118,7 @@ class UnitActor:
         except Exception as error:  # tells the driver; the unit stays undone
             return UnitOutcome(unit.unit, error=sentence(error))
         totals = (counts.ok, counts.failed, counts.instances)
-        self._board.close.remote(unit.unit, *totals, unit.n_bytes)
+        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
         return UnitOutcome(unit.unit, *totals)
 
 
@@ -112,14 +131,14 @@ class Pipeline:
         self._spec = spec
         self._pool = pool
         self._wave = units_per_wave
-        self._board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+        self._desk: Any = ray.remote(num_cpus=0, max_restarts=-1)(Desk).remote()
 
     def snapshot(self) -> Snapshot | None:
         """Progress so far; None when the counter does not answer just now."""
         import ray
 
         try:
-            return ray.get(self._board.snapshot.remote(), timeout=5)
+            return ray.get(self._desk.snapshot.remote(), timeout=5)
         except Exception:  # progress is a comfort; it never ends a run
             return None
 
@@ -154,7 +173,7 @@ class Pipeline:
                 UnitActor,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={"spec": self._spec, "board": self._board},
+                fn_constructor_kwargs={"spec": self._spec, "desk": self._desk},
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pool.min_actors,
                     max_size=pool.max_actors,
@@ -169,6 +188,20 @@ class Pipeline:
                 yield UnitOutcome(**row)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"The actor pool failed: {_cause(error)}") from error
+        finally:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """End the actors of a wave. Ray forgets one that is just being restarted, and that one
+        would hold its CPUs or GPU until the driver ends: the next wave could not start.
+        """
+        import ray
+
+        try:
+            for actor in ray.get(self._desk.dismiss.remote(), timeout=10):
+                ray.kill(actor, no_restart=True)
+        except ray.exceptions.RayError:  # the cluster itself is going: nothing left to free
+            return
 
 
 def _context() -> Any:
@@ -178,6 +211,7 @@ def _context() -> Any:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split or merge units
     context.max_errored_blocks = -1  # a lost unit shows when output is compared with the plan
+    context.max_consecutive_actor_init_deaths = 2  # a lost machine is not a broken model
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False

@@ -138,6 +138,7 @@ def _work(job: Job, units: Units, course: _Course, say: Say) -> None:
     with ExitStack() as stack:
         with course.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
+            stack.enter_context(_sigterm_as_interrupt())  # Ray has just put its own in place
             pool = cluster.make_pool(options, job.config.model.device, len(units), cluster.nodes())
         course.pool = pool.words()
         say(f"Working with {course.pool}.")
@@ -259,14 +260,25 @@ def _published(job: Job) -> bool:
 
 
 @contextmanager
-def _stoppable(job: Job) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an error that says how to go on."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, as batch systems send it, stop the run the way Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _stoppable(job: Job) -> Iterator[None]:
+    """Turn an interrupt into an error that says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -275,9 +287,6 @@ def _stoppable(job: Job) -> Iterator[None]:
             f"Stopped; {done:,} of {len(job.planned):,} units are done and kept.",
             hint="Run the same command again to go on from there.",
         ) from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _now() -> str:

@@ -57,10 +57,13 @@ def test_unknown_key_names_its_line_and_what_was_meant(tmp_path):
     assert _message(path) == f"{path} line 7: unknown key `model.cnof`; did you mean `model.conf`?"
 
 
-def test_unknown_group_suggests_the_known_key(tmp_path):
-    path = _file(tmp_path, "modle:\n  conf: 0.3\n")
-    message = _message(path)
-    assert message == f"{path} line 1: unknown key `modle`; did you mean `model`?"
+def test_keys_of_an_unknown_group_suggest_known_ones(tmp_path):
+    path = _file(tmp_path, "modle:\n  conf: 0.3\n  iou: 0.5\nplam: 3\n")
+    assert _message(path).splitlines() == [
+        f"{path} line 2: unknown key `modle.conf`; did you mean `model.conf`?",
+        f"{path} line 3: unknown key `modle.iou`; did you mean `model.iou`?",
+        f"{path} line 4: unknown key `plam`; did you mean `plan`?",
+    ]
 
 
 def test_every_wrong_value_is_listed_with_its_origin(tmp_path):

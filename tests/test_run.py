@@ -1,0 +1,303 @@
+"""Whole runs on a real Ray, with models that misbehave on cue."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from fake_models import DEADLY, RAISES
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from segcore.cluster import connected
+from segcore.config import Config, RayOptions, load_config
+from segcore.errors import CheckpointError, ClusterError, UsageError
+from segcore.loopback_s3 import LoopbackS3
+from segcore.report import Report
+from segcore.run import preview, segment
+from segcore.storage import Storage
+
+TESTS = Path(__file__).resolve().parent
+MODEL = "fake_models:BrightModel"
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+PATHS = os.pathsep.join([str(TESTS), str(TESTS.parent)])  # for processes that import the models
+
+
+@pytest.fixture(scope="module")
+def ray_session(s3: LoopbackS3) -> Iterator[None]:
+    """One local Ray for all tests of this file; its workers know the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        with connected(RayOptions()):
+            yield
+
+
+def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((40 + seed % 7, 56, 3), np.uint8)
+    y, x = rng.integers(1, 20, 2)
+    pixels[y : y + 9, x : x + 12, 1] = 220
+    pixels[0, 0] = first
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _archive(folder: str, n: int, **extra: bytes) -> str:
+    storage = Storage()
+    for i in range(n):
+        storage.write(f"{folder}/good{i:03d}.png", _png(i))
+    for name, data in extra.items():
+        storage.write(f"{folder}/{name}.png", data)
+    return folder
+
+
+def _config(source: str, output: str, *sets: str) -> Config:
+    flags = {
+        "input": ("input", source),
+        "output": ("output", output),
+        "model": ("model.name", MODEL),
+    }
+    return load_config(sets=["plan.images=8", "ray.max_actors=2", *sets], flags=flags)
+
+
+def _tables(prefix: str) -> dict[str, bytes]:
+    """Bytes of all parts, by their name below the edition."""
+    storage = Storage()
+    return {
+        info.uri.removeprefix(prefix): storage.read(info.uri)
+        for table in ("images", "instances")
+        for info in storage.list(f"{prefix}/{table}")
+    }
+
+
+def _rows(report: Report) -> dict[str, tuple[str, str | None, int]]:
+    import pyarrow.parquet as pq
+
+    storage = Storage()
+    rows: dict[str, tuple[str, str | None, int]] = {}
+    for info in storage.list(f"{report.prefix}/images"):
+        for row in pq.read_table(io.BytesIO(storage.read(info.uri))).to_pylist():
+            name = row["image_id"].rpartition("/")[2]
+            assert name not in rows
+            rows[name] = (row["status"], row["error_code"], row["n_instances"])
+    return rows
+
+
+def test_a_folder_becomes_tables_and_a_second_run_does_nothing(ray_session, tmp_path):
+    broken = {"cut": _png(1)[:70], "void": b"", "words": b"no image at all", "bad": _png(2, RAISES)}
+    source = _archive(str(tmp_path / "in"), 20, **broken)
+    config = _config(source, str(tmp_path / "out"), "run.max_failed_fraction=0.5")
+    said: list[str] = []
+
+    assert preview(config).units_done == 0
+    report = segment(config, say=said.append)
+
+    assert report.exit_code == 0
+    assert (report.images, report.ok, report.failed, report.units) == (24, 20, 4, 3)
+    assert report.failures == {"empty": 1, "model_error": 1, "not_an_image": 1, "truncated": 1}
+    assert report.images_this_time == 24
+    rows = _rows(report)
+    assert rows["bad.png"] == ("failed", "model_error", 0)
+    assert rows["void.png"] == ("failed", "empty", 0)
+    assert rows["good007.png"] == ("ok", None, 1)
+    assert len(rows) == 24
+
+    found = duckdb.sql(f"from read_parquet('{report.prefix}/instances/*.parquet')").to_df()
+    assert len(found) == 20 == report.instances
+    for row in found.itertuples():
+        rle = {"size": [row.height, row.width], "counts": row.counts.encode()}
+        assert coco_mask.area(rle) == row.area == 108
+        image = Image.open(row.image_id)
+        assert (image.width, image.height) == (row.width, row.height)
+        assert np.array_equal(coco_mask.decode(rle) == 1, np.asarray(image)[:, :, 1] > 127)
+
+    latest = json.loads(Path(config.output, "latest.json").read_text())
+    assert (latest["edition"], latest["run"]) == (report.edition, report.run)
+    edition = json.loads(Path(report.prefix, "edition.json").read_text())
+    assert edition["model"]["categories"] == [{"id": 1, "name": "bright"}]
+    stored = json.loads(Path(report.prefix, "runs", f"{report.run}.json").read_text())
+    assert stored == json.loads(json.dumps(report.to_dict()))
+    assert Path(report.prefix, "plans", f"{report.run}.parquet").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.*")}
+    again = segment(config)
+    assert again.exit_code == 0
+    assert (again.images, again.images_this_time, again.units_done_before) == (24, 0, 3)
+    assert "Nothing was left to do" in " ".join(again.advice())
+    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.*")} == before
+    assert preview(config).units_done == 3
+
+    strict = segment(_config(source, str(tmp_path / "out"), "run.max_failed_fraction=0.1"))
+    assert strict.exit_code == 3
+    assert "4 of 24 images failed" in " ".join(strict.advice())
+
+
+@pytest.mark.s3
+def test_the_same_on_s3(ray_session, s3_prefix, tmp_path):
+    source = _archive(f"{s3_prefix}/in", 10, void=b"")
+    report = segment(_config(source, f"{s3_prefix}/out", "run.max_failed_fraction=0.5"))
+    assert report.exit_code == 0
+    assert (report.images, report.ok, report.failed) == (11, 10, 1)
+    assert len(_rows(report)) == 11
+    names = {
+        info.uri.removeprefix(f"{s3_prefix}/out/") for info in Storage().list(f"{s3_prefix}/out")
+    }
+    assert {"latest.json", f"{report.edition}/edition.json"} < names
+    again = segment(_config(source, f"{s3_prefix}/out", "run.max_failed_fraction=0.5"))
+    assert again.images_this_time == 0
+
+
+def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
+    source = _archive(str(tmp_path / "in"), 16)
+    config = _config(source, str(tmp_path / "out"))
+    first = segment(config)
+    kept = _tables(first.prefix)
+
+    Path(source, "good001.png").unlink()  # in the first of two units
+    _archive(source, 0, new=_png(99))
+    assert preview(config).units_stale == 1
+    second = segment(config)
+
+    assert second.exit_code == 0
+    assert second.units_withdrawn == 1
+    rows = _rows(second)
+    assert sorted(rows) == sorted(path.name for path in Path(source).iterdir())
+    assert second.images == len(rows) == 16
+    assert second.images_this_time == 8  # the unit with the deleted image, and the new one
+    assert second.sequence == first.sequence + 1
+    unchanged = {name: data for name, data in _tables(second.prefix).items() if name in kept}
+    assert len(unchanged) == 2
+    assert all(kept[name] == data for name, data in unchanged.items())
+
+
+def test_an_image_that_kills_its_process_loses_only_its_unit_and_says_so(ray_session, tmp_path):
+    source = _archive(str(tmp_path / "in"), 12, zz_deadly=_png(5, DEADLY))
+    config = _config(source, str(tmp_path / "out"), "run.attempts=1")
+    report = segment(config)
+    assert report.exit_code == 1
+    assert (report.status, report.units, report.units_missing) == ("incomplete", 2, 1)
+    assert report.images == 8
+    assert "1 of 2 units have no result" in " ".join(report.advice())
+    assert not Path(config.output, "latest.json").exists()
+
+
+def test_overwrite_does_everything_again(ray_session, tmp_path):
+    source, other = _archive(str(tmp_path / "a"), 4), _archive(str(tmp_path / "b"), 3)
+    output = str(tmp_path / "out")
+    first = segment(_config(source, output))
+    with pytest.raises(UsageError, match="another input"):
+        segment(_config(other, output))
+    replaced = segment(_config(other, output), overwrite=True)
+    assert (replaced.images, replaced.images_this_time) == (3, 3)
+    assert len(_rows(replaced)) == 3
+    assert replaced.prefix == first.prefix
+
+
+@pytest.mark.parametrize("asked", ["model.device=cuda", "ray.gpus_per_actor=1"])
+def test_a_gpu_that_is_not_there_is_an_error_at_once(ray_session, tmp_path, asked):
+    source = _archive(str(tmp_path / "in"), 1)
+    with pytest.raises(ClusterError, match="0 GPU"):
+        segment(_config(source, str(tmp_path / "out"), asked))
+
+
+def test_what_cannot_start_says_why(tmp_path):
+    source = _archive(str(tmp_path / "in"), 1)
+    output = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="INPUT is missing"):
+        preview(load_config())
+    with pytest.raises(UsageError, match="lies inside the input"):
+        preview(_config(source, f"{source}/out"))
+    with pytest.raises(CheckpointError, match="no-such-model"):
+        preview(
+            _config(source, output, "model.name=null").model_copy(
+                update={"model": load_config(sets=["model.name=no-such-model"]).model}
+            )
+        )
+    with pytest.raises(UsageError, match="may run on other machines"):
+        segment(_config(source, output, "ray.address=10.0.0.1:6379"))
+    assert not Path(output).exists()
+
+
+def _start(source: str, output: str, delay: float) -> subprocess.Popen[str]:
+    """The command itself, in a process group of its own, as a terminal would start it."""
+    options = ["--model", MODEL, "--json", "--set", "plan.images=4", "--actors", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.segment", source, output, *options],
+        env=os.environ | {"PYTHONPATH": PATHS, "FAKE_MODEL_DELAY": str(delay)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait_for_parts(output: str, n: int, process: subprocess.Popen[str]) -> None:
+    while len(list(Path(output).glob("*/images/*.parquet"))) < n:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, tmp_path):
+    source = _archive(str(tmp_path / "in"), 31)
+    output = str(tmp_path / "out")
+
+    process = _start(source, output, delay=0.4)
+    _wait_for_parts(output, 1, process)
+    process.kill()
+    process.communicate()
+    killed_at = len(list(Path(output).glob("*/images/*.parquet")))
+    assert killed_at < 8
+
+    process = _start(source, output, delay=0.4)
+    _wait_for_parts(output, killed_at + 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Run the same command again" in stderr
+    assert "Traceback" not in stderr
+    stopped_at = len(list(Path(output).glob("*/images/*.parquet")))
+    assert killed_at < stopped_at < 8
+
+    process = _start(source, output, delay=0.0)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    noise = [line for line in stderr.splitlines() if "ray" in line.lower() or "WARN" in line]
+    assert noise == []
+    report = json.loads(stdout)
+    assert (report["images"], report["ok"], report["units_done_before"]) == (31, 31, stopped_at)
+    assert report["images_this_time"] <= 31 - 4 * (stopped_at - 1)
+
+    undisturbed = segment(_config(source, str(tmp_path / "calm"), "plan.images=4"))
+    assert _tables(report["prefix"]) == _tables(undisturbed.prefix)
+    assert len(_tables(report["prefix"])) == 16
+
+
+def test_dry_run_prints_json_and_starts_nothing(tmp_path):
+    source = _archive(str(tmp_path / "in"), 3)
+    options = ["--model", MODEL, "--json", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "segment", source, str(tmp_path / "out"), *options],
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plan = json.loads(done.stdout)
+    assert (plan["images"], plan["units"], plan["units_done"], plan["kind"]) == (3, 1, 0, "images")
+    assert plan["bytes"] == sum(path.stat().st_size for path in Path(source).iterdir())
+    assert not (tmp_path / "out").exists()
