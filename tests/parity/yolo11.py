@@ -324,7 +324,8 @@ def main() -> int:
             f"  {stages['same_strings']:4}/{stages['masks']:<4}"
             f"  {whole['peer']:6}/{whole['segcore']:4}/{whole['matched']:4}"
             f"         {whole['same_strings']:5}  {whole['iou_0.999']:9}"
-            f"  {whole['worst_score_difference']:.1e}  {whole['worst_box_difference_px']:.1e}  {whole['worst_mask_iou']:.5f}",
+            f"  {whole['worst_score_difference']:.1e}  {whole['worst_box_difference_px']:.1e}"
+            f"  {whole['worst_mask_iou']:.5f}",
             *(f"BROKEN: {', '.join(result['broken'])}" if result["broken"] else "",),
             flush=True,
         )
