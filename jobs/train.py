@@ -112,4 +112,4 @@ def _show(result: Exported, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    run_command(command)
+    run_command(command, EPILOG)

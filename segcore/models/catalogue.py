@@ -1,0 +1,50 @@
+"""What `segcore models` lists: every name that can be loaded, with licence, accuracy and file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segcore.models.checkpoints import read_checkpoint
+from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One known model.
+
+    Attributes:
+        name: What `--model` takes.
+        licence: Of the weights.
+        bytes: Size of the file here; None when it was not fetched yet.
+        published_ap: Mask AP on COCO val2017 in percent, as its publisher says.
+        file: Where the weights lie, or would lie.
+        source: ``bundled`` or the link they are fetched from.
+    """
+
+    name: str
+    licence: str
+    bytes: int | None
+    published_ap: float | None
+    file: str
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self)
+
+
+def catalogue() -> list[Entry]:
+    """All known models, bundled ones first. Reads the cache folder; fetches nothing."""
+    entries = []
+    for name in bundled_names():
+        path = BUNDLED / f"{name}.safetensors"
+        licence = read_checkpoint(path).meta.licence
+        entries.append(Entry(name, licence, path.stat().st_size, None, str(path), "bundled"))
+    for name, published in PUBLISHED.items():
+        path = published.cached
+        size = path.stat().st_size if path.exists() else None
+        entries.append(
+            Entry(name, published.licence, size, published.published_ap, str(path), published.url)
+        )
+    return entries
