@@ -12,6 +12,7 @@ from segcore.masks import Window
 from segcore.masks.bilinear import axis, mix
 
 f32 = np.float32
+IMPLEMENTATIONS = sorted({"numpy", masks.implementation()})
 
 
 def torch_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -81,10 +82,11 @@ def draw_boxes(rng, n, canvas):
 
 def check(logits, boxes, canvas, window=None, resize=torch_resize):
     counts, areas, keep = reference(logits, boxes, canvas, window, resize)
-    got = masks.encode_logits(logits, boxes, canvas, window)
-    assert got.keep.tolist() == keep
-    assert got.counts == counts
-    assert got.areas.tolist() == areas
+    for by in IMPLEMENTATIONS:
+        got = masks.encode_logits(logits, boxes, canvas, window, by=by)
+        assert got.keep.tolist() == keep
+        assert got.counts == counts
+        assert got.areas.tolist() == areas
     return len(counts)
 
 
@@ -165,10 +167,10 @@ def test_chunking_does_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(8)
     logits = draw_logits(rng, "noise", 20, 40, 50)
     boxes = draw_boxes(rng, 20, (300, 400))
-    whole = masks.encode_logits(logits, boxes, (300, 400))
+    whole = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
     monkeypatch.setattr("segcore.masks.logits._GROUP_SAMPLES", 70)
     monkeypatch.setattr("segcore.masks.logits._BATCH_SAMPLES", 3000)
-    cut = masks.encode_logits(logits, boxes, (300, 400))
+    cut = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
     assert cut.counts == whole.counts
     assert cut.areas.tolist() == whole.areas.tolist()
     assert cut.keep.tolist() == whole.keep.tolist()
@@ -214,5 +216,6 @@ def test_refuses(change, message):
         "boxes": np.full((2, 4), (0, 0, 4, 4), f32),
         "canvas": (8, 8),
     }
-    with pytest.raises(ValueError, match=message):
-        masks.encode_logits(**(good | change))
+    for by in IMPLEMENTATIONS:
+        with pytest.raises(ValueError, match=message):
+            masks.encode_logits(**(good | change), by=by)
