@@ -13,16 +13,30 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import SegcoreError, UsageError
+from segcore.hashindex import HashIndex, digests
+from segcore.listing import Listing
 from segcore.sources.base import Source
-from segcore.units import SCHEMA, Unit, UnitLimits, from_row, from_table, to_table
+from segcore.units import (
+    SCHEMA,
+    STORED,
+    Unit,
+    UnitLimits,
+    from_stored,
+    from_table,
+    to_stored,
+    to_table,
+    unpack_columns,
+)
 from segcore.uris import redact
 
 PLAN_VERSION = 1
+_BATCH = 512
 
 
 class Units(Sequence[Unit]):
@@ -42,11 +56,13 @@ class Units(Sequence[Unit]):
 
     def __getitem__(self, index: int | slice) -> Unit | Units:
         if isinstance(index, slice):
-            rows = list(range(*index.indices(len(self))))
-            return Units(self.table.take(pa.array(rows, pa.int64())))
+            rows = range(*index.indices(len(self)))
+            if rows.step == 1:
+                return Units(self.table.slice(rows.start, len(rows)))
+            return Units(self.table.take(pa.array(list(rows), pa.int64())))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return from_row(self.table.slice(index % len(self), 1).to_pylist()[0])
+        return next(from_table(self.table.slice(index % len(self), 1)))
 
     def __iter__(self) -> Iterator[Unit]:
         return from_table(self.table)
@@ -115,8 +131,12 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
                 f"{redact(source.input)}.",
                 "Use another output folder.",
             )
-        keep, rest = _reusable(source, entries, previous)
         old = previous.units.table
+        if isinstance(entries, Listing):
+            keep, rest = _reusable_objects(entries, old)
+        else:
+            keep, rest = _reusable_shards(source, entries, previous)
+        del entries
         table = pa.concat_tables([old.filter(keep), to_table(source.cut(rest, limits))])
         stale = old.filter(pc.invert(pc.is_in(old["unit"], table["unit"])))
     return Plan(
@@ -134,42 +154,51 @@ def _run_name(table: pa.Table) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _reusable(source: Source, entries: pa.Table, previous: Plan) -> tuple[pa.Array, pa.Table]:
-    """(mask of previous units to keep, entries that no kept unit covers)."""
+def _reusable_shards(
+    source: Source, entries: pa.Table, previous: Plan
+) -> tuple[pa.Array, pa.Table]:
+    """(mask of previous units to keep, shards that no kept unit covers)."""
     old = previous.units.table.combine_chunks()
-    same_kind = pc.equal(old["kind"], source.unit_kind)
-    if source.unit_kind != "objects":
-        same_options = previous.fingerprint == source.fingerprint
-        found = _unchanged(old["shard"], old["etag"], None, entries)
-        keep = pc.and_(pc.and_(same_kind, found), pa.scalar(same_options))
-        covered = old.filter(keep)["shard"]
-        return keep, entries.filter(pc.invert(pc.is_in(entries["uri"], covered)))
-    members = pc.list_flatten(old["members"])
-    unit_of = pc.list_parent_indices(old["members"])
-    uris, etags, sizes = (pc.struct_field(members, name) for name in ("uri", "etag", "size"))
-    changed_members = pc.invert(_unchanged(uris, etags, sizes, entries))
-    changed_units = pc.unique(unit_of.filter(changed_members))
-    rows = pa.array(range(old.num_rows), unit_of.type)
-    keep = pc.and_(same_kind, pc.invert(pc.is_in(rows, changed_units)))
-    covered = pc.struct_field(pc.list_flatten(old.filter(keep)["members"]), "uri")
+    if previous.fingerprint != source.fingerprint:
+        return pa.array(np.zeros(old.num_rows, bool)), entries
+    row = pc.index_in(old["shard"], entries["uri"])
+    same = pc.equal(entries["etag"].take(row).cast(old["etag"].type), old["etag"])
+    keep = pc.and_(pc.equal(old["kind"], source.unit_kind), pc.fill_null(same, False))
+    covered = old.filter(keep)["shard"]
     return keep, entries.filter(pc.invert(pc.is_in(entries["uri"], covered)))
 
 
-def _unchanged(
-    uris: pa.ChunkedArray, etags: pa.ChunkedArray, sizes: pa.ChunkedArray | None, now: pa.Table
-) -> pa.ChunkedArray:
-    """Whether each of these objects is among the entries `now`, in the same version."""
-    row = pc.index_in(uris, now["uri"])
-    etag_now = now["etag"].take(row)
-    same = pc.equal(etag_now.cast(etags.type), etags)
-    if sizes is not None:
-        same = pc.and_(same, pc.equal(now["size"].take(row), sizes))
-    return pc.fill_null(same, False)
+def _reusable_objects(entries: Listing, old: pa.Table) -> tuple[pa.Array, Listing]:
+    """(mask of previous units to keep, loose images that no kept unit covers).
+
+    Looks names up by 128-bit hashes, 20 bytes an image, instead of holding both lists of names.
+    """
+    now = HashIndex(_hashes_of_entries(entries), entries.num_rows)
+    covered = np.zeros(entries.num_rows, bool)
+    keep = np.zeros(old.num_rows, bool)
+    at = 0
+    for batch in old.select(["kind", "members"]).to_batches(_BATCH):
+        for kind, packed in zip(*(column.to_pylist() for column in batch), strict=True):
+            if kind == "objects":
+                _, uris, etags, sizes = unpack_columns(packed)
+                places = now.find(digests(uris, sizes, etags))
+                if (places >= 0).all() and not covered[places].any():
+                    keep[at] = covered[places] = True
+            at += 1
+    return pa.array(keep), entries.take_where(~covered)
+
+
+def _hashes_of_entries(entries: Listing) -> Iterator[bytes]:
+    for batch in entries.to_batches():
+        uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
+        yield digests(uris, sizes, etags)
 
 
 def remaining(plan: Plan, committed: AbstractSet[str]) -> Units:
     """The units that have no part yet."""
     table = plan.units.table
+    if not committed:
+        return plan.units
     done = pc.is_in(table["unit"], pa.array(sorted(committed), table["unit"].type))
     return Units(table.filter(pc.invert(done)))
 
@@ -208,9 +237,17 @@ def save(plan: Plan) -> bytes:
         "segcore.input": redact(plan.input),
         "segcore.fingerprint": plan.fingerprint,
     }
-    table = plan.units.table.replace_schema_metadata(metadata)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    with pq.ParquetWriter(
+        sink,
+        STORED.with_metadata(metadata),
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["kind", "shard", "etag", "reader"],
+        column_encoding={"members.list.element.uri": "DELTA_BYTE_ARRAY"},
+    ) as writer:
+        for part in to_stored(plan.units.table):
+            writer.write_table(part.replace_schema_metadata(metadata))
     return sink.getvalue()
 
 
@@ -225,17 +262,17 @@ def load(data: bytes, name: str = "the plan") -> Plan:
         SegcoreError: Not a plan, damaged, or of another version.
     """
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(io.BytesIO(data))
+        stored = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+        if stored.get("segcore.plan") != str(PLAN_VERSION):
+            found = stored.get("segcore.plan", "none")
+            raise SegcoreError(f"{name} is no plan of version {PLAN_VERSION} (found: {found}).")
+        if not file.schema_arrow.equals(STORED):
+            raise SegcoreError(f"{name} has other columns than a plan.")
+        batches = [from_stored(batch) for batch in file.iter_batches(_BATCH, use_threads=False)]
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise SegcoreError(f"{name} cannot be read: {error}") from error
-    stored = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    if stored.get("segcore.plan") != str(PLAN_VERSION):
-        found = stored.get("segcore.plan", "none")
-        raise SegcoreError(f"{name} is no plan of version {PLAN_VERSION} (found: {found}).")
-    try:
-        table = table.replace_schema_metadata(None).cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as error:
-        raise SegcoreError(f"{name} has other columns than a plan: {error}") from error
+    table = pa.Table.from_batches(batches, SCHEMA)
     if _run_name(table) != stored["segcore.run"]:
         raise SegcoreError(f"{name} is damaged: its units do not match its name.")
     return Plan(stored["segcore.run"], stored["segcore.input"], Units(table),

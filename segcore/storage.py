@@ -11,15 +11,14 @@ import io
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore import local_disk, object_store
 from segcore.errors import AccessDenied, ObjectNotFound, StorageError
+from segcore.listing import Listing
 from segcore.uris import is_remote, join, normalize, split
 
 __all__ = [
@@ -35,9 +34,6 @@ __all__ = [
     "normalize",
 ]
 
-LISTING_SCHEMA = pa.schema(
-    [("uri", pa.large_string()), ("size", pa.int64()), ("etag", pa.large_string())]
-)
 _LISTING_BATCH = 10_000
 
 
@@ -119,25 +115,25 @@ class Storage:
             return False
         return True
 
-    def list_table(self, prefix: str, follow_links: bool = False) -> pa.Table:
-        """All objects below the folder `prefix`, recursively, as columns uri, size, etag.
+    def listing(self, prefix: str, follow_links: bool = False) -> Listing:
+        """All objects below the folder `prefix`, recursively; compact, sorted by uri.
 
-        Sorted by uri (code points), whatever order the store lists in. An absent folder gives
-        no rows. On disk, names that start with a dot are skipped, and links are handled as
-        `local_disk.walk` says.
+        An absent folder gives no rows. On disk, names that start with a dot are skipped, and
+        links are handled as `local_disk.walk` says.
         """
         prefix = normalize(prefix)
         if is_remote(prefix):
-            rows = object_store.walk(self._store(prefix), prefix)
-        else:
-            rows = local_disk.walk(prefix, follow_links)
-        table = listing_table(rows)
-        return table.take(pc.sort_indices(table, [("uri", "ascending")]))
+            return Listing.from_rows(object_store.walk(self._store(prefix), prefix))
+        return Listing.from_rows(local_disk.walk(prefix, follow_links))
+
+    def list_table(self, prefix: str, follow_links: bool = False) -> pa.Table:
+        """The same as plain columns uri, size, etag; for what is known to be small."""
+        return self.listing(prefix, follow_links).to_table()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The rows of `list_table`, one by one."""
-        for batch in self.list_table(prefix).to_batches(_LISTING_BATCH):
-            columns = (batch.column(name).to_pylist() for name in LISTING_SCHEMA.names)
+        """The rows of `listing`, one by one."""
+        for batch in self.listing(prefix).to_batches(_LISTING_BATCH):
+            columns = (batch.column(name).to_pylist() for name in Listing.schema.names)
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
 
@@ -253,14 +249,5 @@ class _RemoteFile(io.RawIOBase):
 
 
 def listing_table(rows: Iterable[tuple[str, int, str]]) -> pa.Table:
-    """(uri, size, etag) rows as columns, in the order given.
-
-    Built as the rows come: ten million rows of Python objects would take gigabytes.
-    """
-    batches: list[pa.RecordBatch] = []
-    rows = iter(rows)
-    while chunk := list(islice(rows, _LISTING_BATCH)):
-        columns = zip(*chunk, strict=True)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, LISTING_SCHEMA, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA))
-    return pa.Table.from_batches(batches, LISTING_SCHEMA)
+    """(uri, size, etag) rows as plain columns, sorted by uri."""
+    return Listing.from_rows(rows).to_table()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -105,24 +106,56 @@ _MEMBER = pa.struct(
         pa.field("size", pa.int64(), nullable=False),
     ]
 )
-SCHEMA = pa.schema(
-    [
-        pa.field("unit", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("shard", pa.large_string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("stop", pa.int64(), nullable=False),
-        pa.field("n_images", pa.int64()),
-        pa.field("n_bytes", pa.int64(), nullable=False),
-        pa.field("members", pa.large_list(_MEMBER), nullable=False),
-        pa.field("reader", pa.string(), nullable=False),
-    ]
-)
+_PLAIN = [
+    pa.field("unit", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("shard", pa.large_string(), nullable=False),
+    pa.field("etag", pa.string(), nullable=False),
+    pa.field("start", pa.int64(), nullable=False),
+    pa.field("stop", pa.int64(), nullable=False),
+    pa.field("n_images", pa.int64()),
+    pa.field("n_bytes", pa.int64(), nullable=False),
+]
+_READER = pa.field("reader", pa.string(), nullable=False)
+# In memory the members of a unit are one packed value: ten million images as nested columns
+# would be more than a gigabyte. Stored plans have them as columns that any reader opens.
+SCHEMA = pa.schema([*_PLAIN, pa.field("members", pa.large_binary(), nullable=False), _READER])
+STORED = pa.schema([*_PLAIN, pa.field("members", pa.large_list(_MEMBER), nullable=False), _READER])
+
+
+def pack(members: Iterable[Member]) -> bytes:
+    """Members as one compressed value; inverse of `unpack`."""
+    rows = [(m.image_id if m.image_id != m.uri else None, m.uri, m.etag, m.size) for m in members]
+    return _pack(list(zip(*rows, strict=True))) if rows else b""
+
+
+def _pack(columns: Iterable[Iterable[Any]]) -> bytes:
+    """Columns image_id, uri, etag, size."""
+    data = json.dumps([list(column) for column in columns], separators=(",", ":")).encode()
+    return len(data).to_bytes(8, "little") + pa.compress(data, codec="zstd", asbytes=True)
+
+
+def unpack_columns(packed: bytes) -> tuple[list[str | None], list[str], list[str], list[int]]:
+    """(image ids, None where the uri says it; uris; etags; sizes) of packed members."""
+    if not packed:
+        return [], [], [], []
+    size = int.from_bytes(packed[:8], "little")
+    image_ids, uris, etags, sizes = json.loads(
+        pa.decompress(packed[8:], decompressed_size=size, codec="zstd", asbytes=True)
+    )
+    return image_ids, uris, etags, sizes
+
+
+def unpack(packed: bytes) -> tuple[Member, ...]:
+    """Inverse of `pack`."""
+    return tuple(
+        Member(uri if image_id is None else image_id, uri, etag, size)
+        for image_id, uri, etag, size in zip(*unpack_columns(packed), strict=True)
+    )
 
 
 def to_row(unit: Unit) -> dict[str, Any]:
-    """Plain dict with the fields of `SCHEMA`, for Ray rows."""
+    """Plain dict with the fields of `STORED`."""
     row = {name: getattr(unit, name) for name in SCHEMA.names}
     row["members"] = [
         {
@@ -172,7 +205,8 @@ def to_table(units: Iterable[Unit]) -> pa.Table:
     batches: list[pa.RecordBatch] = []
     rows: list[dict[str, Any]] = []
     for unit in units:
-        rows.append(to_row(unit))
+        row = {name: getattr(unit, name) for name in SCHEMA.names}
+        rows.append(row | {"members": pack(unit.members)})
         if len(rows) == _BATCH:
             batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
             rows = []
@@ -185,4 +219,36 @@ def from_table(table: pa.Table) -> Iterator[Unit]:
     """Units of a table, in its order."""
     for batch in table.to_batches(_BATCH):
         for row in batch.to_pylist():
-            yield from_row(row)
+            yield Unit(**row | {"members": unpack(row["members"])})
+
+
+def to_stored(table: pa.Table) -> Iterator[pa.Table]:
+    """A table of `SCHEMA` as tables of `STORED`, some units at a time."""
+    for start in range(0, table.num_rows, _BATCH):
+        part = table.slice(start, _BATCH)
+        columns: tuple[list, ...] = ([], [], [], [])
+        ends = [0]
+        for packed in part["members"].to_pylist():
+            for column, values in zip(columns, unpack_columns(packed), strict=True):
+                column.extend(values)  # type: ignore[arg-type]
+            ends.append(len(columns[1]))
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, _MEMBER, strict=True)]
+        members = pa.StructArray.from_arrays(arrays, fields=list(_MEMBER))
+        nested = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), members)
+        at = SCHEMA.get_field_index("members")
+        yield part.set_column(at, STORED.field("members"), nested.cast(STORED.field(at).type))
+
+
+def from_stored(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Inverse of `to_stored` for one batch; its columns must be those of `STORED`."""
+    nested = batch["members"]
+    ends = nested.offsets.to_pylist()
+    columns = [
+        nested.values.field(name).to_pylist() for name in ("image_id", "uri", "etag", "size")
+    ]
+    packed = [
+        _pack([column[a:b] for column in columns]) if b > a else b"" for a, b in pairwise(ends)
+    ]
+    arrays = [batch[name] for name in SCHEMA.names]
+    arrays[SCHEMA.get_field_index("members")] = pa.array(packed, pa.large_binary())
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
+from segcore.listing import Listing
 from segcore.storage import ObjectTooLarge
 from segcore.units import Unit, UnitLimits
 from segcore.uris import REMOTE_SCHEMES
@@ -109,6 +110,9 @@ class Sample:
     warning: str = ""
 
 
+Entries: TypeAlias = pa.Table | Listing  # shards; loose images, of which there may be millions
+
+
 @dataclass
 class Source(ABC):
     """An archive that was found and is ready to be cut into units.
@@ -134,11 +138,11 @@ class Source(ABC):
         return ""
 
     @abstractmethod
-    def entries(self) -> pa.Table:
+    def entries(self) -> Entries:
         """Loose images, or shards: columns uri, size, etag; sorted by uri, without duplicates."""
 
     @abstractmethod
-    def cut(self, entries: pa.Table, limits: UnitLimits) -> Iterator[Unit]:
+    def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Units that hold all of `entries` (rows of `self.entries()`) exactly once."""
 
     def units(self, limits: UnitLimits) -> Iterator[Unit]:

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
+from segcore.listing import Listing
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import Resolver
-from segcore.storage import Storage, listing_table
+from segcore.storage import Storage
 from segcore.uris import basename, normalize, parent
 
 _PROBES = 5  # images looked for in each folder that may be the right one
@@ -38,7 +39,7 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
                 "source.coco_images must be the folder that their file names start in.",
             )
     resolver = Resolver.of(folder, options)
-    table = listing_table(resolver.row(name) for name in names)
+    table = Listing.from_rows(resolver.row(name) for name in names)
     return ObjectsSource(input=uri, kind="coco", table=table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import cast
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
+from segcore.listing import Listing
 from segcore.sources import manifest
 from segcore.sources.base import Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
@@ -17,7 +19,7 @@ from segcore.sources.manifest import open_manifest
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.parquet import ParquetSource
 from segcore.sources.tar import TarSource
-from segcore.storage import ObjectInfo, Storage, listing_table
+from segcore.storage import ObjectInfo, Storage
 from segcore.uris import is_remote, normalize, redact
 
 _PACKED = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
@@ -39,7 +41,7 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
         return _open_file(info, options, storage)
     if options.kind in ("manifest", "coco"):
         raise UsageError(f"{uri} is a folder; source.kind={options.kind} needs the file itself.")
-    listing = storage.list_table(uri, options.allow_outside)
+    listing = storage.listing(uri, options.allow_outside)
     if listing.num_rows == 0 and (is_remote(uri) or not os.path.isdir(uri)):
         hint = "Wildcards are not expanded; name the folder." if set("*{[") & set(uri) else ""
         raise ObjectNotFound(f"{redact(uri)} does not exist.", hint)
@@ -61,18 +63,20 @@ def _open_file(info: ObjectInfo, options: SourceOptions, storage: Storage) -> So
         return open_manifest(info.uri, options, storage)
     if kind == "coco":
         return open_coco(info.uri, options, storage)
-    table = listing_table([(info.uri, info.size, info.etag)])
-    return _source(kind, info.uri, table, options, storage)
+    listing = Listing.from_rows([(info.uri, info.size, info.etag)])
+    return _source(kind, info.uri, listing, options, storage)
 
 
 def _source(
-    kind: Kind, uri: str, table: pa.Table, options: SourceOptions, storage: Storage
+    kind: Kind, uri: str, listing: Listing, options: SourceOptions, storage: Storage
 ) -> Source:
+    if kind == "images":
+        return ObjectsSource(input=uri, kind=kind, table=listing)
+    shards = listing.to_table()
     if kind == "tar":
-        return TarSource(input=uri, kind=kind, listing=table, storage=storage, options=options)
-    if kind == "parquet":
-        return ParquetSource(input=uri, kind=kind, listing=table, storage=storage, options=options)
-    return ObjectsSource(input=uri, kind=kind, table=table)
+        return TarSource(input=uri, kind=kind, listing=shards, storage=storage, options=options)
+    return ParquetSource(input=uri, kind="parquet", listing=shards, storage=storage,
+                         options=options)  # fmt: skip
 
 
 def _file_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
@@ -112,40 +116,52 @@ def _parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
     return "parquet"
 
 
-def _open_folder(uri: str, listing: pa.Table, options: SourceOptions, storage: Storage) -> Source:
-    shown, notes = _visible(uri, listing)
-    extension = _extensions(shown["uri"])
-    masks = {
-        "tar": pc.equal(extension, "tar"),
-        "parquet": pc.equal(extension, "parquet"),
-        "images": pc.is_in(extension, pa.array(options.extensions)),
-    }
-    counts = {kind: int(pc.sum(mask).as_py() or 0) for kind, mask in masks.items()}
-    kind = _folder_kind(uri, counts, options, extension)
-    chosen = shown.filter(masks[kind])
-    others = shown.num_rows - chosen.num_rows
+def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: Storage) -> Source:
+    notes = _notes_on_links(uri, listing)
+    there: Counter[str] = Counter()
+    for uris, etags in zip(
+        listing.column_batches("uri"), listing.column_batches("etag"), strict=True
+    ):
+        shown = uris.filter(_visible(uri, uris, etags))
+        for row in pc.value_counts(_extensions(shown)).to_pylist():
+            there[row["values"]] += row["counts"]
+    of_kind = {"tar": ("tar",), "parquet": ("parquet",), "images": options.extensions}
+    counts = {kind: sum(there[name] for name in names) for kind, names in of_kind.items()}
+    kind = _folder_kind(uri, counts, options, there)
+    names = pa.array(of_kind[kind], pa.large_string())
+    chosen = listing.filter(
+        lambda table: pc.and_(
+            _visible(uri, table["uri"], table["etag"]), pc.is_in(_extensions(table["uri"]), names)
+        )
+    )
+    others = there.total() - chosen.num_rows
     if others:
         notes.append(f"{others:,} other files under {redact(uri)} are left out.")
     if kind != "images":
-        _refuse_marked_shards(chosen)
+        _refuse_marked_shards(chosen.to_table())
     source = _source(kind, uri, chosen, options, storage)
     source.notes.extend(notes)
     return source
 
 
-def _visible(uri: str, listing: pa.Table) -> tuple[pa.Table, list[str]]:
-    """The listing without hidden names and unentered links, and notes about the latter."""
-    below = pc.utf8_slice_codeunits(listing["uri"], len(uri))
+def _visible(uri: str, uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which rows are neither hidden nor links to folders that were not entered."""
+    below = pc.utf8_slice_codeunits(uris, len(uri))
     hidden = pc.match_substring_regex(below, r"/\.")
-    linked = pc.equal(listing["etag"], "!folder")
-    n_linked = int(pc.sum(linked).as_py() or 0)
-    notes = []
-    if n_linked:
-        notes.append(
-            f"{n_linked:,} links to folders under {redact(uri)} were not followed "
-            "(set source.allow_outside=true to follow them)."
-        )
-    return listing.filter(pc.invert(pc.or_(hidden, linked))), notes
+    return pc.invert(pc.or_(hidden, pc.equal(etags, "!folder")))
+
+
+def _notes_on_links(uri: str, listing: Listing) -> list[str]:
+    linked = sum(
+        int(pc.sum(pc.equal(etags, "!folder")).as_py() or 0)
+        for etags in listing.column_batches("etag")
+    )
+    if not linked:
+        return []
+    return [
+        f"{linked:,} links to folders under {redact(uri)} were not followed "
+        "(set source.allow_outside=true to follow them)."
+    ]
 
 
 def _extensions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -154,7 +170,7 @@ def _extensions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _folder_kind(
-    uri: str, counts: dict[str, int], options: SourceOptions, extension: pa.ChunkedArray
+    uri: str, counts: dict[str, int], options: SourceOptions, there: Counter[str]
 ) -> Kind:
     held = [kind for kind, count in counts.items() if count]
     if options.kind != "auto":
@@ -170,9 +186,8 @@ def _folder_kind(
         "auto": ", ".join(f".{e}" for e in (*options.extensions, "tar", "parquet")),
         "images": ", ".join(f".{e}" for e in options.extensions),
     }.get(options.kind, f".{options.kind}")
-    there = pc.value_counts(extension).to_pylist()
-    there.sort(key=lambda row: (-row["counts"], row["values"]))
-    found = ", ".join(f"{r['counts']:,} x .{r['values']}" for r in there[:5]) or "nothing at all"
+    most = sorted(there.items(), key=lambda item: (-item[1], item[0]))[:5]
+    found = ", ".join(f"{count:,} x .{name}" for name, count in most) or "nothing at all"
     raise UsageError(
         f"No images found under {shown}; looked for the extensions {looked}; there is {found}.",
         "For a manifest or a COCO file, give the file itself.",

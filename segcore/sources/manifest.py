@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import UsageError
+from segcore.listing import Listing
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import Resolver
-from segcore.storage import Storage, listing_table
+from segcore.storage import Storage
 from segcore.uris import parent
 
 EXTENSIONS = ("txt", "lst", "csv", "tsv", "jsonl", "ndjson", "parquet")
@@ -44,7 +45,7 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
     else:
         known = ", ".join(f".{name}" for name in EXTENSIONS)
         raise UsageError(f"{uri} is no manifest by its name; known are {known}.")
-    table = listing_table(resolver.row(reference) for reference in references)
+    table = Listing.from_rows(resolver.row(reference) for reference in references)
     if table.num_rows == 0:
         raise UsageError(f"{uri} names no images: it has no entries.")
     return ObjectsSource(input=uri, kind="manifest", table=table)

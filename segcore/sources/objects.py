@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from segcore.errors import AccessDenied, ErrorCode, ImageError, StorageError
-from segcore.sources.base import REFUSALS, Sample, Source, SourceOptions, as_image_error
+from segcore.listing import Listing
+from segcore.sources.base import (
+    REFUSALS,
+    Entries,
+    Sample,
+    Source,
+    SourceOptions,
+    as_image_error,
+)
 from segcore.storage import ObjectNotFound, ObjectTooLarge, Storage, is_remote
 from segcore.units import Member, Unit, UnitLimits, make_unit
 
@@ -24,25 +29,19 @@ class ObjectsSource(Source):
     """Images that are objects of their own: of a prefix, a manifest or a COCO data set.
 
     Attributes:
-        table: Columns uri, size, etag, in any order; the same uri may stand there twice.
+        table: Rows uri, size, etag; the same uri may stand there twice.
     """
 
-    table: pa.Table = field(repr=False)
+    table: Listing = field(repr=False)
 
-    def entries(self) -> pa.Table:
+    def entries(self) -> Listing:
         """Each image once, sorted by uri; says in `notes` how many were named twice."""
-        table = self.table.take(pc.sort_indices(self.table, [("uri", "ascending")]))
-        uris = table["uri"].combine_chunks() if table.num_rows else None
-        if uris is None or len(uris) < 2:
-            return table
-        repeated = pc.sum(pc.equal(uris[1:], uris[:-1])).as_py()
-        if not repeated:
-            return table
-        self.notes.append(f"{repeated:,} repeated entries are read once.")
-        first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
-        return table.filter(first)
+        found, repeated = self.table.unique()
+        if repeated:
+            self.notes.append(f"{repeated:,} repeated entries are read once.")
+        return found
 
-    def cut(self, entries: pa.Table, limits: UnitLimits) -> Iterator[Unit]:
+    def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Consecutive images, as many as the limits allow."""
         group: list[Member] = []
         total = 0
@@ -57,7 +56,7 @@ class ObjectsSource(Source):
             yield _unit_of(group, total)
 
 
-def members_of(entries: pa.Table) -> Iterator[Member]:
+def members_of(entries: Entries) -> Iterator[Member]:
     """The rows of a table of entries."""
     for batch in entries.to_batches(10_000):
         columns = (batch.column(name).to_pylist() for name in ("uri", "size", "etag"))

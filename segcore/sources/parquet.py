@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import ErrorCode, ImageError, StorageError, UsageError
-from segcore.sources.base import KeyNames, Sample, Source, SourceOptions
+from segcore.sources.base import Entries, KeyNames, Sample, Source, SourceOptions
 from segcore.storage import Storage
 from segcore.units import Member, Unit, UnitLimits, make_unit
 
@@ -67,7 +67,7 @@ class ParquetSource(Source):
         """The shards."""
         return self.listing
 
-    def cut(self, entries: pa.Table, limits: UnitLimits) -> Iterator[Unit]:
+    def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Consecutive row groups, as many as the limits allow (a row group is never split).
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from segcore.errors import ErrorCode, ImageError, StorageError
-from segcore.sources.base import KeyNames, Sample, Source, SourceOptions
+from segcore.sources.base import Entries, KeyNames, Sample, Source, SourceOptions
 from segcore.storage import Storage
 from segcore.units import Member, Unit, UnitLimits, make_unit
 
@@ -72,7 +72,7 @@ class TarSource(Source):
         """The shards."""
         return self.listing
 
-    def cut(self, entries: pa.Table, limits: UnitLimits) -> Iterator[Unit]:
+    def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """One unit per shard up to `limits.bytes`, unopened; larger ones are indexed and cut."""
         storage, options = self.storage, self.options
         reader = _reader(options)
