@@ -177,7 +177,9 @@ class Pipeline:
                 compute=ray.data.ActorPoolStrategy(
                     min_size=pool.min_actors,
                     max_size=pool.max_actors,
-                    max_tasks_in_flight_per_actor=2,  # no idle gap; little queued behind a slow one
+                    # A unit queued at an actor would share the death of the one before it, and
+                    # wait behind a slow one; the gap between units is milliseconds.
+                    max_tasks_in_flight_per_actor=1,
                 ),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus or None,
