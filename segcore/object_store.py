@@ -174,7 +174,7 @@ def _patiently(store: Any, action: Callable[[], _Result]) -> _Result:
     """Do what may be done twice, again after each passing failure, with growing random pauses.
 
     obstore retries by itself what HTTP calls safe, and bodies of GET that break off. It does not
-    retry a listing or an answer that breaks off, nor a POST (delete) or a conditional PUT whose
+    retry when a listing or an error breaks off, nor a POST (delete) or a conditional PUT whose
     connection is lost: those are retried here, at most as often as one of its requests.
     """
     retries = int((store.retry_config or {}).get("max_retries", 0))
@@ -220,7 +220,7 @@ def stat(store: Any, uri: str) -> tuple[int, str]:
     if not split(uri)[2]:
         raise ObjectNotFound(f"{uri} is a bucket, not an object.")
     with translated(uri):
-        meta = obstore.head(store, split(uri)[2])
+        meta = _patiently(store, lambda: obstore.head(store, split(uri)[2]))
     return int(meta["size"]), clean_etag(meta)
 
 
@@ -259,10 +259,14 @@ def walk_dated(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
 
 def read(store: Any, uri: str, check_size: Callable[[int], None]) -> bytes:
     """The whole object in one request; `check_size` sees its size before the body is fetched."""
-    with translated(uri):
+
+    def get() -> bytes:
         result = obstore.get(store, split(uri)[2])
         check_size(int(result.meta["size"]))
         return bytes(result.bytes())
+
+    with translated(uri):
+        return _patiently(store, get)
 
 
 def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
@@ -271,7 +275,10 @@ def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
         return b""
     try:
         with translated(uri):
-            return bytes(obstore.get_range(store, split(uri)[2], start=start, end=start + length))
+            key, end = split(uri)[2], start + length
+            return bytes(
+                _patiently(store, lambda: obstore.get_range(store, key, start=start, end=end))
+            )
     except StorageError as error:
         if "InvalidRange" in error.message:
             return b""  # starts at or behind the end
