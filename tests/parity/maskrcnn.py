@@ -10,9 +10,11 @@ release's) and evaluated without an addend in its norms, as that file is. Compar
     keys       state dict as torchvision writes it, number of parameters
     input      normalised, resized and padded image: equal bits
     levels     largest difference of the pyramid, over its largest value
-    proposals  from torchvision's levels: number, order, largest difference in pixels
+    proposals  from torchvision's levels: largest difference in pixels, in any order, as that of
+               equal scores is not defined there (its last sort is unstable)
     align      pooled features of torchvision's proposals: largest difference over largest value
-    select     detections from torchvision's logits and deltas: labels and scores equal, in order
+    select     detections from torchvision's logits and deltas: equal labels, scores and boxes, in
+               order but for equal scores
     masks      RLE strings from torchvision's boxes and mask probabilities
     whole      JPEG file -> instances: counts, labels, scores, boxes, RLE strings
 
@@ -200,6 +202,18 @@ def relative(reference: Tensor, other: Tensor) -> float:
     return float((reference - other).abs().max() / reference.abs().max())
 
 
+def in_order(*columns: Tensor) -> list[list[float]]:
+    """Rows of all columns, sorted."""
+    return sorted(torch.cat([c.reshape(len(c), -1).double() for c in columns], dim=1).tolist())
+
+
+def distance(first: list[list[float]], second: list[list[float]]) -> float:
+    """Largest difference between two lists of rows."""
+    if len(first) != len(second):
+        return float("inf")
+    return float(np.abs(np.array(first) - np.array(second)).max())
+
+
 def encode(masks: Tensor) -> list[bytes]:
     """(N, 1, H, W) probabilities -> strings, as torchvision's reference scripts do."""
     bitmaps = (masks > 0.5).numpy()
@@ -229,19 +243,18 @@ def compare_stages(
         logits, deltas = seen["predicted"]
         found = select(logits, deltas.unflatten(1, (-1, 4)), proposals, frame, Thresholds())
     raw = seen["heads"][0]
-    same = len(found.labels) == len(raw["labels"]) and torch.equal(found.labels, raw["labels"])
+    theirs, mine = (in_order(r["scores"], r["labels"], r["boxes"]) for r in (raw, found._asdict()))
     masks = paste(raw["masks"][:, 0].numpy(), result["boxes"].numpy(), image.shape[:2])
     filled = [s for s in strings if area(s, *image.shape[:2])]
     return {
         "input_equal": bool(torch.equal(x, seen["input"][0].tensors)),
         "levels": max(map(relative, levels, own_levels)),
         "proposals": [len(proposals), len(own_proposals)],
-        "proposals_px": float((proposals - own_proposals).abs().max())
-        if len(proposals) == len(own_proposals)
-        else float("inf"),
+        "proposals_px": distance(in_order(proposals), in_order(own_proposals)),
+        "proposals_same_order": bool(torch.equal(proposals, own_proposals)),
         "align": relative(seen["pooled"], pooled),
-        "select_same": bool(same and torch.equal(found.scores, raw["scores"])),
-        "select_box_px": float((found.boxes - raw["boxes"]).abs().max()) if same else float("inf"),
+        "select_same": theirs == mine,
+        "select_same_order": bool(torch.equal(found.labels, raw["labels"])),
         "masks": len(filled),
         "same_strings": sum(a == b for a, b in zip(filled, masks.counts, strict=False))
         - abs(len(filled) - len(masks.counts)),
