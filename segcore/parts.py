@@ -128,12 +128,15 @@ class Parts:
             StorageError: Not written; the unit is not done.
         """
         counts = count(unit.unit, results, notes or {})
-        metadata = self._metadata(counts)
         instances = instances_table(results, dict(self.categories))
-        images = images_table(unit, results)
-        self.storage.write(self.uri("instances", unit.unit), encode(instances, metadata))
-        self.storage.write(self.uri("images", unit.unit), encode(images, metadata))
+        self.commit_tables(images_table(unit, results), instances, counts)
         return counts
+
+    def commit_tables(self, images: pa.Table, instances: pa.Table, counts: PartCounts) -> None:
+        """The same with the tables made already; `counts` must be theirs."""
+        metadata = self._metadata(counts)
+        self.storage.write(self.uri("instances", counts.unit), encode(instances, metadata))
+        self.storage.write(self.uri("images", counts.unit), encode(images, metadata))
 
     def committed(self) -> set[str]:
         """Ids of all units that are done, by listing."""

@@ -25,10 +25,12 @@ from segcore.sources.base import Source
 from segcore.units import (
     SCHEMA,
     STORED,
+    Member,
     Unit,
     UnitLimits,
     from_stored,
     from_table,
+    objects_unit,
     to_stored,
     to_table,
     unpack_columns,
@@ -83,6 +85,7 @@ class Plan:
         fingerprint: Options that decided how shards were cut (`Source.fingerprint`).
         stale: Units of the previous plan that are no longer valid; their parts must be
             withdrawn before the run. Not stored.
+        carried: Unit -> the stale unit that holds the results of all its images. Not stored.
         notes: Sentences for people about what was left out. Not stored.
     """
 
@@ -91,6 +94,7 @@ class Plan:
     units: Units = field(repr=False)
     fingerprint: str = ""
     stale: Units = field(default_factory=lambda: Units(SCHEMA.empty_table()), repr=False)
+    carried: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -113,14 +117,16 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
     """Cut an archive into units, keeping the units of `previous` whose content is unchanged.
 
     A unit of loose images is kept when each of its images is still there with the same etag and
-    size; the units of a shard when the shard has the same etag. All other images get new units,
-    and the previous units that were not kept are `stale`.
+    size; the units of a shard when the shard has the same etag. Where only some loose images of a
+    unit are unchanged, those become a unit of their own whose results can be `carried` over. All
+    other images get new units, and the previous units that were not kept are `stale`.
 
     Raises:
         UsageError: `previous` is the plan of another input.
         SegcoreError: The archive cannot be listed or read; see `Source`.
     """
     entries = source.entries()
+    carried: dict[str, str] = {}
     if previous is None:
         table = to_table(source.cut(entries, limits))
         stale = SCHEMA.empty_table()
@@ -132,12 +138,14 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
                 "Use another output folder.",
             )
         old = previous.units.table
+        thinned = SCHEMA.empty_table()
         if isinstance(entries, Listing):
-            keep, rest = _reusable_objects(entries, old)
+            keep, thinned, rest = _reusable_objects(entries, old, carried)
         else:
             keep, rest = _reusable_shards(source, entries, previous)
         del entries
-        table = pa.concat_tables([old.filter(keep), to_table(source.cut(rest, limits))])
+        fresh = to_table(source.cut(rest, limits))
+        table = pa.concat_tables([old.filter(keep), thinned, fresh])
         stale = old.filter(pc.invert(pc.is_in(old["unit"], table["unit"])))
     return Plan(
         run=_run_name(table),
@@ -145,6 +153,7 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
         units=Units(table),
         fingerprint=source.fingerprint,
         stale=Units(stale),
+        carried=carried,
         notes=tuple(source.notes),
     )
 
@@ -168,24 +177,44 @@ def _reusable_shards(
     return keep, entries.filter(pc.invert(pc.is_in(entries["uri"], covered)))
 
 
-def _reusable_objects(entries: Listing, old: pa.Table) -> tuple[pa.Array, Listing]:
-    """(mask of previous units to keep, loose images that no kept unit covers).
+def _reusable_objects(
+    entries: Listing, old: pa.Table, carried: dict[str, str]
+) -> tuple[pa.Array, pa.Table, Listing]:
+    """(mask of previous units to keep, units of what is left of others, images in neither).
 
     Looks names up by 128-bit hashes, 20 bytes an image, instead of holding both lists of names.
+    Notes in `carried` which previous unit each thinned one comes from.
     """
     now = HashIndex(_hashes_of_entries(entries), entries.num_rows)
-    covered = np.zeros(entries.num_rows, bool)
+    covered = np.zeros(entries.num_rows + 1, bool)  # the last is the place of what is not there
     keep = np.zeros(old.num_rows, bool)
-    at = 0
-    for batch in old.select(["kind", "members"]).to_batches(_BATCH):
-        for kind, packed in zip(*(column.to_pylist() for column in batch), strict=True):
-            if kind == "objects":
-                _, uris, etags, sizes = unpack_columns(packed)
-                places = now.find(digests(uris, sizes, etags))
-                if (places >= 0).all() and not covered[places].any():
-                    keep[at] = covered[places] = True
-            at += 1
-    return pa.array(keep), entries.take_where(~covered)
+
+    def thin() -> Iterator[Unit]:
+        rows = enumerate(_packed_objects(old))
+        for at, (name, packed) in ((at, row) for at, row in rows if row is not None):
+            _, uris, etags, sizes = unpack_columns(packed)
+            places = now.find(digests(uris, sizes, etags))
+            same = (places >= 0) & ~covered[places]
+            covered[places[same]] = True
+            if same.all():
+                keep[at] = True
+            elif same.any():
+                members = [
+                    Member(uris[i], uris[i], etags[i], sizes[i]) for i in np.flatnonzero(same)
+                ]
+                unit = objects_unit(members)
+                carried[unit.unit] = name
+                yield unit
+
+    thinned = to_table(thin())
+    return pa.array(keep), thinned, entries.take_where(~covered[:-1])
+
+
+def _packed_objects(table: pa.Table) -> Iterator[tuple[str, bytes] | None]:
+    """(id, packed members) of each unit; None for a unit of a shard."""
+    for batch in table.select(["unit", "kind", "members"]).to_batches(_BATCH):
+        for unit, kind, packed in zip(*(column.to_pylist() for column in batch), strict=True):
+            yield (unit, packed) if kind == "objects" else None
 
 
 def _hashes_of_entries(entries: Listing) -> Iterator[bytes]:

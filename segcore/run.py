@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from segcore import cluster
+from segcore.carry import carry
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError
 from segcore.job import MAX_JSON_BYTES, Job, check_reach, prepare
@@ -58,6 +59,7 @@ class _Course:
     timings: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)  # unit -> why it was not committed
     withdrawn: int = 0
+    carried: set[str] = field(default_factory=set)  # units whose results were there already
     pool: str = ""
 
     @contextmanager
@@ -109,7 +111,10 @@ def segment(config: Config, *, overwrite: bool = False, say: Say = lambda text: 
         return _balance(job, course)
     # A lease on the edition belongs around the rest: from here on things are written.
     started = _begin(job, overwrite)
+    with course.timed("carry"):
+        course.carried = carry(job.parts, job.plan, job.committed)
     course.withdrawn = job.parts.withdraw(set() if overwrite else set(job.planned))
+    units = remaining(job.plan, job.committed | course.carried)
     if units:
         with _stoppable(job):
             _work(job, units, course, say)
@@ -175,7 +180,8 @@ def _balance(job: Job, course: _Course) -> Report:
     with course.timed("account"):
         parts = list(job.parts.counts(sorted(job.planned.keys() & job.parts.committed())))
     found = account(job.planned, parts)
-    fresh = sum(part.images for part in parts if part.unit not in job.committed)
+    before = job.committed | course.carried
+    fresh = sum(part.images for part in parts if part.unit not in before)
     working = course.timings.get("segment", 0.0)
     return replace(
         _blank(job),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -96,6 +96,13 @@ def make_unit(
     text = json.dumps([kind, shard, etag, start, stop, reader, names], separators=(",", ":"))
     name = hashlib.sha256(text.encode()).hexdigest()[:20]
     return Unit(name, kind, shard, etag, start, stop, n_images, n_bytes, members, reader)
+
+
+def objects_unit(members: Sequence[Member]) -> Unit:
+    """The unit of these loose images."""
+    n_bytes = sum(max(member.size, 0) for member in members)
+    n = len(members)
+    return make_unit("objects", stop=n, n_images=n, n_bytes=n_bytes, members=members)
 
 
 _MEMBER = pa.struct(

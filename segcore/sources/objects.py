@@ -18,7 +18,7 @@ from segcore.sources.base import (
     as_image_error,
 )
 from segcore.storage import ObjectNotFound, ObjectTooLarge, Storage, is_remote
-from segcore.units import Member, Unit, UnitLimits, make_unit
+from segcore.units import Member, Unit, UnitLimits, objects_unit
 
 # So many failed requests in a row mean that the storage is down, not that the images are bad.
 _OUTAGE = 3
@@ -48,12 +48,12 @@ class ObjectsSource(Source):
         for member in members_of(entries):
             size = max(member.size, 0)
             if group and (len(group) == limits.images or total + size > limits.bytes):
-                yield _unit_of(group, total)
+                yield objects_unit(group)
                 group, total = [], 0
             group.append(member)
             total += size
         if group:
-            yield _unit_of(group, total)
+            yield objects_unit(group)
 
 
 def members_of(entries: Entries) -> Iterator[Member]:
@@ -62,11 +62,6 @@ def members_of(entries: Entries) -> Iterator[Member]:
         columns = (batch.column(name).to_pylist() for name in ("uri", "size", "etag"))
         for uri, size, etag in zip(*columns, strict=True):
             yield Member(uri, uri, etag, size)
-
-
-def _unit_of(group: list[Member], n_bytes: int) -> Unit:
-    n = len(group)
-    return make_unit("objects", stop=n, n_images=n, n_bytes=n_bytes, members=group)
 
 
 def read_objects(unit: Unit, storage: Storage, options: SourceOptions) -> Iterator[Sample]:
