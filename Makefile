@@ -47,6 +47,10 @@ lint: $(VENV)/.test ## style, types, import rules
 test: lint ## lint, then all tests (under 12 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
+.PHONY: chaos
+chaos: $(VENV)/.test ## the long tests that kill, cut and delay (hours)
+	$(BIN)/python -m pytest -m chaos
+
 .PHONY: parity
 parity: $(VENV)/.test ## compare with the peers in an environment of their own (downloads several GB)
 	$(BIN)/python -m tests.parity
