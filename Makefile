@@ -55,6 +55,10 @@ chaos: $(VENV)/.test ## the long tests that kill, cut and delay (hours)
 parity: $(VENV)/.test ## compare with the peers in an environment of their own (downloads several GB)
 	$(BIN)/python -m tests.parity
 
+.PHONY: bench-peers
+bench-peers: $(VENV)/.test ## time against the peers, in the same environment as parity
+	$(BIN)/python -m tests.peers
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
 	rm -rf $(VENV) .venv-peers build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output demo-output-s3

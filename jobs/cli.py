@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from jobs import console, convert, demo, evaluate, models, segment, status, train, verify
+from jobs import bench, console, convert, demo, evaluate, models, segment, status, train, verify
 
 app = console.new_app(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
+app.command("bench", epilog=bench.EPILOG)(bench.command)
 app.command("demo", epilog=demo.EPILOG)(demo.command)
 
 

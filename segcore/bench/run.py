@@ -1,0 +1,127 @@
+"""One measurement from options to report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from segcore.bench.images import Shards, copied, parse_size, synthetic
+from segcore.bench.machine import cores, describe
+from segcore.bench.report import BenchReport
+from segcore.bench.stages import measure
+from segcore.bench.throughput import Throughput, Work, compare, parts_for
+from segcore.errors import UsageError
+from segcore.masks import implementation
+from segcore.models.base import Model, ModelOptions
+from segcore.models.registry import load_model
+from segcore.sources import SourceOptions
+from segcore.storage import Storage, join
+
+Say = Callable[[str], None]
+_UNITS = 24  # of the job: enough to see its steady state
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        input: Archive whose images are used; None: synthetic ones of `sizes`.
+        sizes: WIDTHxHEIGHT or names; the job runs on the first.
+        images: Of the job.
+        stage_images: Of each size; the time of one size is also bounded by `stage_seconds`.
+        whole_job: False leaves the job out.
+    """
+
+    model: str
+    options: ModelOptions = field(default_factory=ModelOptions)
+    input: str | None = None
+    sizes: tuple[str, ...] = ("640x480", "1920x1080", "4000x3000")
+    images: int = 480
+    stage_images: int = 48
+    stage_seconds: float = 5.0
+    whole_job: bool = True
+    price_per_hour: float | None = None
+
+
+def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
+    """Measure; works in a temporary folder and leaves nothing behind.
+
+    Raises:
+        SegcoreError: The model, the images or the job cannot be used.
+    """
+    import torch
+
+    if options.price_per_hour is not None and not options.whole_job:
+        raise UsageError("--price-per-hour needs the whole job, and --stages-only leaves it out.")
+    sizes = [parse_size(size) for size in options.sizes]
+    model = load_model(options.model, options.options)
+    device = str(getattr(model, "device", "cpu"))
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="segcore-bench-") as folder:
+        archives = _archives(options, sizes, folder, say)
+        torch.set_num_threads(1)
+        try:
+            stages = [
+                _stages(model, shards, options, join(folder, f"stages-{number}"), say)
+                for number, shards in enumerate(archives)
+            ]
+        finally:
+            torch.set_num_threads(threads)
+        peak = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else None
+        info, batch_size = model.info, model.batch_size
+        del model  # the job loads its own; on a GPU both must fit
+        job = _job(options, archives[0], folder, device, say) if options.whole_job else None
+    return BenchReport(
+        machine=describe(),
+        model=info.name,
+        device=device,
+        batch_size=batch_size,
+        masks_by=implementation(),
+        stages=tuple(stages),
+        device_peak_mb=peak,
+        job=job,
+        price_per_hour=options.price_per_hour,
+    )
+
+
+def _archives(
+    options: BenchOptions, sizes: list[tuple[int, int]], folder: str, say: Say
+) -> list[Shards]:
+    """The first holds the images of the job, the others only what stages need."""
+    storage = Storage()
+    per_shard = max(1, options.images // _UNITS)
+    many = options.images if options.whole_job else options.stage_images
+    if options.input is not None:
+        say(f"Reading images of {options.input}.")
+        target = join(folder, "given")
+        return [copied(storage, target, options.input, SourceOptions(), many, per_shard)]
+    say("Making synthetic images.")
+    archives = []
+    for size in sizes:
+        target = join(folder, f"images-{size[0]}x{size[1]}")
+        archives.append(synthetic(storage, target, size, many, per_shard))
+        many = options.stage_images
+    return archives
+
+
+def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, say: Say):  # type: ignore[no-untyped-def]
+    say(f"Stages at {shards.label}.")
+    storage = Storage()
+    parts = parts_for(model, storage, output)
+    return measure(model, shards, parts, storage, options.stage_images, options.stage_seconds)
+
+
+def _job(options: BenchOptions, shards: Shards, folder: str, device: str, say: Say) -> Throughput:
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.empty_cache()
+    processes = torch.cuda.device_count() if on_gpu else cores()
+    name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
+    chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
+    work = Work(shards, name, chosen, join(folder, "output"))
+    return compare(work, processes, say)

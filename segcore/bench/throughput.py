@@ -1,0 +1,232 @@
+"""Images per second of the whole Ray job against a plain loop of the same work.
+
+The plain loop is the one a person would write by hand to fill the machine: as many processes as
+the job has actors, each with its model and its share of the units; read, decode, model, write, one
+after another, and nothing else. Both are measured without starting processes and loading models.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from segcore.bench.images import Shards, plan_of
+from segcore.bench.machine import ActorMemory, own_peak_mb
+from segcore.config import Config
+from segcore.errors import ErrorCode, ImageError, SegcoreError
+from segcore.images import DecodeOptions, decode
+from segcore.models.base import Model, ModelOptions
+from segcore.parts import ImageResult, Parts
+from segcore.report import Report
+from segcore.sources import Sample, SourceOptions, read_unit
+from segcore.storage import Storage, join
+from segcore.units import Unit
+
+Say = Callable[[str], None]
+START_SECONDS = 300  # a process that has not loaded its model by then is stuck
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The whole job against the plain loop, both on the same images in one run.
+
+    Attributes:
+        job_images_per_s: Steady state: from the first part on, without those first parts.
+        plain_images_per_s: Mean of a pass before the job and one after it.
+        plain_passes: Both of them; their difference is the noise of the machine.
+        efficiency: `job_images_per_s` / `plain_images_per_s`.
+        job_seconds: All of it, with starting Ray and loading models.
+        actor_peak_mb: Largest resident memory of one actor; 0 when the system does not tell.
+        plain_peak_mb: The same of a process of the plain loop.
+    """
+
+    images: int
+    workers: str
+    job_images_per_s: float
+    plain_images_per_s: float
+    plain_passes: tuple[float, float]
+    efficiency: float
+    job_seconds: float
+    actor_peak_mb: float
+    plain_peak_mb: float
+
+    def cost_per_million(self, price_per_hour: float) -> float:
+        """Price of a million images on this machine, in the currency of `price_per_hour`."""
+        return price_per_hour * 1e6 / self.job_images_per_s / 3600
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both do. Travels to processes."""
+
+    shards: Shards
+    model: str
+    options: ModelOptions
+    output: str
+
+
+def compare(work: Work, processes: int, say: Say) -> Throughput:
+    """Plain loop, job, plain loop.
+
+    Raises:
+        SegcoreError: The job failed, or a process of the plain loop did.
+    """
+    say("Plain loop, first pass.")
+    first, peak = plain_loop(work, processes, "plain-1")
+    say("The whole job, on Ray.")
+    memory = ActorMemory()
+    with memory.watching():
+        report, rate, seconds = job(work, processes)
+    say("Plain loop, second pass.")
+    second, _ = plain_loop(work, processes, "plain-2")
+    plain = (first + second) / 2
+    return Throughput(
+        images=report.images,
+        workers=report.pool,
+        job_images_per_s=rate,
+        plain_images_per_s=plain,
+        plain_passes=(first, second),
+        efficiency=rate / plain,
+        job_seconds=seconds,
+        actor_peak_mb=memory.peak_mb,
+        plain_peak_mb=peak,
+    )
+
+
+def job(work: Work, actors: int) -> tuple[Report, float, float]:
+    """Run `segcore segment`; (report, images per second in steady state, seconds in all)."""
+    from segcore.run import segment
+
+    settings = {
+        "input": work.shards.folder,
+        "output": join(work.output, "job"),
+        "model": {"name": work.model, **work.options.model_dump()},
+        "ray": {"address": "local", "min_actors": actors, "max_actors": actors},
+        "run": {"max_failed_fraction": 1.0},
+    }
+    began = time.monotonic()
+    report = segment(Config.model_validate(settings))
+    seconds = time.monotonic() - began
+    if report.exit_code:
+        raise SegcoreError(f"The job did not finish: {'; '.join(report.errors) or report.status}")
+    return report, steady_rate(report.prefix, actors), seconds
+
+
+def steady_rate(prefix: str, actors: int) -> float:
+    """Images per second between commits, by the times that the file system keeps.
+
+    The first fifth of the commits is left out: actors do not start together.
+
+    Raises:
+        SegcoreError: There are too few units to tell.
+    """
+    commits = sorted(
+        (os.stat(entry.path).st_mtime, pq.read_metadata(entry.path).num_rows)
+        for entry in os.scandir(join(prefix, "images"))
+        if entry.name.endswith(".parquet")
+    )
+    skip = max(actors, len(commits) // 5)
+    if len(commits) <= skip + 1:
+        raise SegcoreError(
+            f"{len(commits)} units are too few to see a steady state of {actors} actors.",
+            hint="Give more --images.",
+        )
+    images = sum(rows for _, rows in commits[skip:])
+    return images / (commits[-1][0] - commits[skip - 1][0])
+
+
+def plain_loop(work: Work, processes: int, name: str) -> tuple[float, float]:
+    """(images per second, largest resident MB of a process)."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    results: Any = context.Queue()
+    workers = [
+        context.Process(target=_plain, args=(work, rank, processes, name, barrier, results))
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        rows = [results.get(timeout=START_SECONDS + 600) for _ in workers]
+    finally:
+        for worker in workers:
+            worker.join(timeout=10)
+            if worker.is_alive():
+                worker.kill()
+    for row in rows:
+        if isinstance(row, str):
+            raise SegcoreError(f"The plain loop failed: {row}")
+    done = sum(row[0] for row in rows)
+    seconds = max(row[2] for row in rows) - min(row[1] for row in rows)
+    return done / seconds, max(row[3] for row in rows)
+
+
+def _plain(
+    work: Work, rank: int, processes: int, name: str, barrier: Barrier, results: Any
+) -> None:
+    """One process: says (images, began, ended, peak MB), or what went wrong."""
+    try:
+        import cv2
+        import torch
+
+        from segcore.models.registry import load_model
+
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        model = load_model(work.model, work.options)
+        storage = Storage()
+        units = list(plan_of(work.shards, storage).units)
+        parts = parts_for(model, storage, join(work.output, name))
+        segment_plainly(model, units[0], parts, storage, limit=2 * model.batch_size)  # warm
+        barrier.wait(START_SECONDS)
+        began = time.monotonic()
+        done = sum(segment_plainly(model, unit, parts, storage) for unit in units[rank::processes])
+        results.put((done, began, time.monotonic(), own_peak_mb()))
+    except BaseException as error:
+        barrier.abort()
+        results.put(f"{type(error).__name__}: {error}")
+
+
+def parts_for(model: Model, storage: Storage, prefix: str) -> Parts:
+    """Where a loop of ours writes what the job would write."""
+    categories = tuple((category.id, category.name) for category in model.info.categories)
+    return Parts(storage, prefix, "bench", "bench", model.info.licence, categories)
+
+
+def segment_plainly(
+    model: Model, unit: Unit, parts: Parts, storage: Storage, limit: int | None = None
+) -> int:
+    """Segment one unit, one step after another; returns how many images."""
+    results: list[ImageResult] = []
+    batch: list[tuple[Sample, Any]] = []
+
+    def flush() -> None:
+        prepared = [item for _, item in batch]
+        found = model.postprocess(model.forward(prepared), prepared) if prepared else []
+        for (sample, _), one in zip(batch, found, strict=True):
+            ids = (sample.image_id, sample.uri, sample.etag)
+            results.append(ImageResult(*ids, one.width, one.height, one))
+        batch.clear()
+
+    for sample in read_unit(unit, storage, SourceOptions()):
+        try:
+            if sample.data is None:
+                raise sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
+            batch.append((sample, model.preprocess(decode(sample.data, DecodeOptions()))))
+        except ImageError as error:
+            ids = (sample.image_id, sample.uri, sample.etag)
+            results.append(ImageResult(*ids, error=error))
+        if len(batch) >= model.batch_size:
+            flush()
+            if limit is not None and len(results) >= limit:
+                break
+    flush()
+    parts.commit(unit, results)
+    return len(results)

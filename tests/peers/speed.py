@@ -1,0 +1,323 @@
+"""segcore against ultralytics, called from outside only; one thread, pinned to one core.
+
+Every ratio is a median of pairs: the peer and segcore take turns in this one process, and each
+pair is divided. Times are CPU seconds of the process, which other processes disturb less than
+seconds of the clock; both are written down.
+
+    masks    coefficients, prototypes and boxes of 50 instances -> RLE strings. The peer:
+             process_mask_native (retina masks), empty ones dropped, pycocotools.mask.encode.
+    strings  how many strings of both are identical, over many canvases and letterboxes
+    whole    JPEG files -> RLE strings with the same weights. The peer: predict with retina masks,
+             then pycocotools; once as it comes (an input cut to the image's shape, fewer pixels
+             than segcore's square one) and once with the square input. Random weights, calibrated
+             as for parity, and max_det instances in every image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import ultralytics
+import yolo11 as parity
+from pycocotools import mask as coco
+from ultralytics import YOLO
+from ultralytics.utils import ops
+
+from segcore.images import DecodeOptions, decode
+from segcore.masks import encode_logits, implementation
+from segcore.models import yolo_seg
+from segcore.models.base import ModelOptions
+from segcore.models.letterbox import Letterbox
+from segcore.models.registry import load_model
+
+CANVASES = {"640x480": (480, 640), "1080p": (1080, 1920), "12 MP": (3000, 4000)}
+TARGETS = {
+    "numpy": {"640x480": 10, "1080p": 40, "12 MP": 150},
+    "compiled": {"640x480": 25, "1080p": 150, "12 MP": 500},
+}
+SIZE, CHANNELS = 640, 32
+OURS = ("numpy", "compiled")
+
+
+def scene(rng: np.random.Generator, canvas: tuple[int, int], n: int) -> dict:
+    """What a network gives for one image: ragged blobs, boxes of 5 to 40 % of each side."""
+    coarse = rng.standard_normal((1, CHANNELS, 20, 20)).astype(np.float32)
+    smooth = torch.nn.functional.interpolate(
+        torch.from_numpy(coarse), (SIZE // 4, SIZE // 4), mode="bicubic"
+    )[0]
+    prototypes = smooth + 0.05 * torch.from_numpy(
+        rng.standard_normal(smooth.shape).astype(np.float32)
+    )
+    sides = np.exp(rng.uniform(np.log(0.05), np.log(0.4), (n, 2))) * (canvas[1], canvas[0])
+    corner = rng.uniform(0, 1, (n, 2)) * ((canvas[1], canvas[0]) - sides)
+    boxes = np.concatenate((corner, corner + sides), axis=1).astype(np.float32)
+    coefficients = rng.standard_normal((n, CHANNELS)).astype(np.float32)
+    return {
+        "prototypes": prototypes.contiguous(),
+        "coefficients": torch.from_numpy(coefficients),
+        "boxes": boxes,
+        "canvas": canvas,
+    }
+
+
+def peer_strings(s: dict) -> list[bytes]:
+    """The peer's retina masks, empty ones dropped, as COCO strings."""
+    boxes = torch.from_numpy(s["boxes"])
+    masks = ops.process_mask_native(s["prototypes"], s["coefficients"], boxes, s["canvas"])
+    masks = masks[masks.amax((-2, -1)) > 0]
+    return parity.encode(masks.numpy())
+
+
+def our_strings(s: dict, by: str) -> list[bytes]:
+    """The same of segcore."""
+    prototypes = s["prototypes"]
+    logits = (s["coefficients"] @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
+    window = Letterbox.fit(*s["canvas"], SIZE).mask_window()
+    return encode_logits(logits.numpy(), s["boxes"], s["canvas"], window, by=by).counts
+
+
+def take(work: Callable[[], object]) -> tuple[float, float]:
+    """(CPU seconds, seconds) of one call."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - clock
+
+
+def paired(sides: dict[str, Callable[[], object]], repeats: int, inner: dict[str, int]) -> dict:
+    """Times of all sides in turns; `inner` calls at a time for the quick ones."""
+    for work in sides.values():
+        work()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, work in sides.items():
+            k = inner.get(name, 1)
+            cpu, clock = take(lambda work=work, k=k: [work() for _ in range(k)])
+            times[name].append((cpu / k, clock / k))
+    peer = np.array(times["peer"])
+    out: dict = {"cpu_ms": {}, "clock_ms": {}, "ratio": {}, "ratio_spread": {}, "ratio_clock": {}}
+    for name, pairs in times.items():
+        mine = np.array(pairs)
+        out["cpu_ms"][name], out["clock_ms"][name] = (np.median(mine, axis=0) * 1e3).tolist()
+        if name != "peer":
+            ratios = peer / mine
+            out["ratio"][name] = float(np.median(ratios[:, 0]))
+            out["ratio_spread"][name] = [float(ratios[:, 0].min()), float(ratios[:, 0].max())]
+            out["ratio_clock"][name] = float(np.median(ratios[:, 1]))
+    return out
+
+
+def compare_masks(repeats: int) -> dict:
+    """Post-processing of 50 instances at three sizes."""
+    results = {}
+    for name, canvas in CANVASES.items():
+        s = scene(np.random.default_rng(1), canvas, 50)
+        sides: dict[str, Callable[[], object]] = {"peer": lambda s=s: peer_strings(s)}
+        sides |= {by: functools.partial(our_strings, s, by) for by in OURS}
+        result = paired(sides, repeats, {"numpy": 5, "compiled": 20})
+        reference = peer_strings(s)
+        box = s["boxes"][:, 2:] - s["boxes"][:, :2]
+        result["same_strings"] = {by: same(reference, our_strings(s, by)) for by in OURS}
+        result["instances"] = len(reference)
+        result["mean_box_px"] = float(box.prod(axis=1).mean())
+        results[name] = result
+        for by in OURS:
+            low, high = result["ratio_spread"][by]
+            show(f"post-processing {name}, {by}", f"{result['cpu_ms']['peer']:9.1f} ms",
+                 f"{result['cpu_ms'][by]:8.2f} ms",
+                 f"{result['ratio'][by]:7.1f} ({low:.0f} to {high:.0f})",
+                 f">= {TARGETS[by][name]}")  # fmt: skip
+    return results
+
+
+def same(a: list[bytes], b: list[bytes]) -> int:
+    """Strings that are equal, in order."""
+    return sum(x == y for x, y in zip(a, b, strict=False)) if len(a) == len(b) else 0
+
+
+def compare_strings(total: int) -> dict:
+    """Share of identical strings; sizes as photographs have them, whatever the letterbox."""
+    rng = np.random.default_rng(2)
+    fixed = [(480, 640), (427, 640), (640, 427), (375, 500), (333, 500), (720, 1280), (960, 1280)]
+    instances = identical = other_count = 0
+    different: list[dict] = []
+    while instances < total:
+        canvas = fixed[int(rng.integers(len(fixed)))]
+        if rng.random() < 0.4:
+            canvas = (int(rng.integers(200, 1000)), int(rng.integers(200, 1000)))
+        s = scene(rng, canvas, 50)
+        reference, ours = peer_strings(s), our_strings(s, implementation())
+        instances += len(reference)
+        if len(reference) != len(ours):
+            other_count += 1
+            continue
+        for a, b in zip(reference, ours, strict=True):
+            identical += a == b
+            if a != b:
+                different.append({"canvas": canvas, "pixels": difference(a, b, canvas)})
+    share = identical / instances
+    show(f"identical strings of {instances:,}", "", "", f"{100 * share:.4f} %", ">= 99.99 %")
+    return {
+        "instances": instances,
+        "identical": identical,
+        "images_with_another_count": other_count,
+        "different": different,
+    }
+
+
+def difference(a: bytes, b: bytes, canvas: tuple[int, int]) -> int:
+    """Pixels in which two masks differ."""
+    first, second = (coco.decode({"size": list(canvas), "counts": c}) for c in (a, b))
+    return int((first != second).sum())
+
+
+def make_files(folder: Path, build: Path, canvas: tuple[int, int], n: int) -> list[Path]:
+    """Photographs at exactly this size, JPEG quality 90."""
+    files = []
+    for photo in sorted(folder.glob("*.jpg"))[:n]:
+        file = build / f"{canvas[1]}x{canvas[0]}-{photo.name}"
+        pixels = cv2.resize(cv2.imread(str(photo)), canvas[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(file), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        files.append(file)
+    return files
+
+
+def compare_whole(folder: Path, build: Path, repeats: int) -> dict:
+    """From JPEG files to strings; files lie in the page cache for both."""
+    photos = sorted(folder.glob("*.jpg"))[:8]
+    weights = build / "yolo11n-seg-random.pt"
+    parity.make_checkpoint("n", [parity.read(photo) for photo in photos], weights)
+    results = {}
+    for name, n_files, max_det, target in (("640x480", 8, 10, 1.3), ("12 MP", 2, 50, 15)):
+        files = make_files(folder, build, CANVASES[name], 8)
+        options = ModelOptions(device="cpu", conf=0.01, iou=0.7, max_det=max_det, imgsz=SIZE)
+        ours = load_model(str(weights), options)
+        counts = [len(segment(ours, file)) for file in files]
+        # images with as many instances as the row says
+        files = [f for f, c in zip(files, counts, strict=True) if c >= 0.9 * max_det][:n_files]
+        if not files:
+            raise SystemExit(f"no image of {name} has {max_det} instances: {counts}")
+        peers = {rect: predict_of(YOLO(str(weights)), max_det, rect) for rect in (True, False)}
+        sides: dict[str, Callable[[], object]] = {
+            "peer": lambda files=files, p=peers[True]: p(files),
+            "peer_square": lambda files=files, p=peers[False]: p(files),
+        }
+        sides |= {by: functools.partial(segment_all, ours, files, by) for by in OURS}
+        for work in sides.values():
+            work()
+        torch.set_num_threads(1)  # the peer may have changed it
+        result = paired(sides, repeats, {})
+        result |= {"files": len(files), "max_det": max_det, "instances": {}}
+        for side, work in sides.items():
+            result["instances"][side] = sum(len(strings) for strings in work()) / len(files)
+            for clock in ("cpu_ms", "clock_ms"):
+                result[clock][side] /= len(files)
+        result["ratio_square"] = {
+            by: result["cpu_ms"]["peer_square"] / result["cpu_ms"][by] for by in OURS
+        }
+        results[name] = result
+        for by in OURS:
+            low, high = result["ratio_spread"][by]
+            show(f"end to end {name}, {max_det} masks, {by}", f"{result['cpu_ms']['peer']:9.1f} ms",
+                 f"{result['cpu_ms'][by]:8.1f} ms",
+                 f"{result['ratio'][by]:7.2f} ({low:.1f} to {high:.1f}); "
+                 f"square {result['ratio_square'][by]:.2f}",
+                 f">= {target}")  # fmt: skip
+    return results
+
+
+def predict_of(peer: YOLO, max_det: int, rect: bool) -> Callable[[list[Path]], list[list[bytes]]]:
+    """The peer's prediction of files, then strings."""
+
+    def predict(files: list[Path]) -> list[list[bytes]]:
+        found = peer.predict(
+            [str(file) for file in files], imgsz=SIZE, conf=0.01, iou=0.7, max_det=max_det,
+            rect=rect, retina_masks=True, device="cpu", verbose=False, stream=True,
+        )  # fmt: skip
+        return [
+            [] if result.masks is None else parity.encode(result.masks.data.numpy())
+            for result in found
+        ]
+
+    return predict
+
+
+def segment(model: yolo_seg.YoloSegModel, file: Path) -> list[bytes]:
+    """One file by segcore."""
+    prepared = [model.preprocess(decode(file.read_bytes(), DecodeOptions()))]
+    return model.postprocess(model.forward(prepared), prepared)[0].counts
+
+
+def segment_all(model: yolo_seg.YoloSegModel, files: list[Path], by: str) -> list[list[bytes]]:
+    """Files by segcore, with one implementation of the masks."""
+    plain = yolo_seg.encode_logits
+    yolo_seg.encode_logits = functools.partial(plain, by=by)
+    try:
+        return [segment(model, file) for file in files]
+    finally:
+        yolo_seg.encode_logits = plain
+
+
+def show(what: str, peer: str, ours: str, ratio: str, target: str) -> None:
+    """One line of the table."""
+    print(f"{what:44} {peer:>13} {ours:>12}  {ratio:28} {target}", flush=True)
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc") else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> int:
+    """Measures what is asked for, prints, writes peers.json."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--strings", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--build", type=Path, required=True)
+    arguments = parser.parse_args()
+    if implementation() != "compiled":
+        sys.exit("this environment has no numba: pip install numba")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    document: dict = {
+        "cpu": cpu_model(),
+        "threads": 1,
+        "ultralytics": ultralytics.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "numba": __import__("numba").__version__,
+        "load_at_start": os.getloadavg(),
+    }
+    print(f"{document['cpu']}, one core; ultralytics {ultralytics.__version__}, "
+          f"torch {torch.__version__}; CPU time, medians of {arguments.repeats} pairs")  # fmt: skip
+    show("", "peer", "segcore", "ratio (least to most)", "target")
+    parts = {
+        "masks": lambda: compare_masks(arguments.repeats),
+        "strings": lambda: compare_strings(arguments.strings),
+        "whole": lambda: compare_whole(arguments.folder, arguments.build, arguments.repeats),
+    }
+    for name in arguments.parts.split(","):
+        with torch.inference_mode():
+            document[name] = parts[name]()
+        document["load_at_end"] = os.getloadavg()
+        (arguments.build / "peers.json").write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
