@@ -146,9 +146,9 @@ def save_safetensors(
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        safetensors.torch.save_file(
-            tensors, partial, {METADATA_KEY: json.dumps(document, sort_keys=True)}
-        )
+        # Not save_file: it makes files that only their owner can read.
+        metadata = {METADATA_KEY: json.dumps(document, sort_keys=True)}
+        partial.write_bytes(safetensors.torch.save(tensors, metadata))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
