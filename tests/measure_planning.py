@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import multiprocessing
 import resource
@@ -49,8 +50,6 @@ def rows(n: int, changed: float, clustered: bool) -> Iterator[tuple[str, int, st
 
 def _shuffled(items: Iterator[tuple[str, int, str]]) -> Iterator[tuple[str, int, str]]:
     """The rows far out of order, in bounded memory: 64 folders of names interleaved."""
-    import itertools
-
     while part := list(itertools.islice(items, 1 << 18)):
         for start in range(64):
             yield from part[start::64]
@@ -81,14 +80,15 @@ def plan_step(
     Path(after).write_bytes(data)
     at = timed("save", at)
     kept = set(previous.units.ids()) - set(plan.stale.ids()) if previous else set()
-    counts = summary(plan, kept)
-    assert len(remaining(plan, kept)) == counts.todo_units
+    counts = summary(plan, kept | plan.carried.keys())
+    assert len(remaining(plan, kept | plan.carried.keys())) == counts.todo_units
     timed("count", at)
     out.put(
         {
             "images": counts.images,
             "units": counts.units,
-            "units_kept": counts.done_units,
+            "units_kept": len(kept),
+            "units_carried": len(plan.carried),
             "units_stale": len(plan.stale),
             "images_to_do": counts.todo_images,
             "plan_bytes": len(data),
