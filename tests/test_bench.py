@@ -19,7 +19,7 @@ from segcore.bench.machine import describe, own_peak_mb
 from segcore.bench.report import BenchReport
 from segcore.bench.run import BenchOptions, bench
 from segcore.bench.stages import STAGES, StageTimes, measure
-from segcore.bench.throughput import Throughput, steady_rate
+from segcore.bench.throughput import Throughput, steady_state
 from segcore.errors import SegcoreError, UsageError
 from segcore.images import DecodeOptions, decode
 from segcore.models import yolo_seg
@@ -121,9 +121,9 @@ def _commit(folder, name, rows, at):
 def test_steady_state_leaves_the_start_out(tmp_path):
     for i, at in enumerate([100, 101, 110, 120, 130]):
         _commit(tmp_path, f"{i:020x}", 10 + i, at)
-    assert steady_rate(str(tmp_path), 2) == pytest.approx((12 + 13 + 14) / (130 - 101))
+    assert steady_state(str(tmp_path), 2) == (12 + 13 + 14, 101, 130)
     with pytest.raises(SegcoreError, match="too few"):
-        steady_rate(str(tmp_path), 4)
+        steady_state(str(tmp_path), 4)
 
 
 def test_the_plain_loop_segments_everything_once(tmp_path):
@@ -138,7 +138,9 @@ def test_the_plain_loop_segments_everything_once(tmp_path):
 
 def _report(**changes):
     ms = dict(zip(STAGES, (1.0, 2.0, 1.0, 10.0, 1.0, 3.0, 2.0), strict=True))
-    job = Throughput(500, "2 actors", 50.0, 52.0, (51.0, 53.0), 50 / 52, 30.0, 0.0, 400.0)
+    job = Throughput(
+        500, "2 actors", 50.0, 52.0, (51.0, 53.0), 50 / 52, 20.0, 19.0, 0.95, 30.0, 0.0, 400.0
+    )
     values = {
         "machine": describe(),
         "model": "m",
@@ -159,7 +161,14 @@ def test_report():
     assert document["stages"][0]["percent"]["forward"] == pytest.approx(50.0)
     assert document["stages"][0]["total_ms"] == pytest.approx(20.0)
     words = report.words()
-    for expected in ("640x480", "10.00   50.0 %", "50.0 images/s", "0.96", "20.00 for a million"):
+    for expected in (
+        "640x480",
+        "10.00   50.0 %",
+        "50.0 images/s",
+        "0.96",
+        "20.00 for a million",
+        "efficiency 0.95",
+    ):
         assert expected in words
     assert "not known" in words  # an actor's memory, here 0
     assert _report(job=None).cost_per_million is None
@@ -203,4 +212,6 @@ def test_the_whole_of_it(tmp_path, monkeypatch):
     assert "1 actor" in report.job.workers
     if sys.platform == "linux":
         assert report.job.actor_peak_mb > 50
+        assert report.job.job_cpu_ms > 0
+    assert report.job.plain_cpu_ms > 0
     assert said

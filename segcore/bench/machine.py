@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 _PACKAGES = ("segcore", "torch", "numpy", "numba", "ray", "simplejpeg", "opencv-python-headless")
 _PROC = Path("/proc")
@@ -71,11 +76,17 @@ def own_peak_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-class ActorMemory:
-    """Largest resident memory among Ray's actor processes below this one; 0 when not known."""
+class Watch:
+    """Memory and CPU time of this process and all below it, looked up in /proc now and then.
+
+    Attributes:
+        actor_peak_mb: Largest resident memory of one of Ray Data's actors, MB; 0 when not known.
+    """
 
     def __init__(self) -> None:
-        self.peak_mb = 0.0
+        self.actor_peak_mb = 0.0
+        self._cpu: dict[int, float] = {}  # of each process, also of those that have ended
+        self._samples: list[tuple[float, float]] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -89,28 +100,58 @@ class ActorMemory:
             done.set()
             watcher.join()
 
+    def cpu_seconds(self, start: float, stop: float) -> float:
+        """CPU seconds spent between two times of `time.time`; 0 when not known."""
+        if not self._samples:
+            return 0.0
+        times, spent = zip(*self._samples, strict=True)
+        first, last = np.interp((start, stop), times, spent)
+        return float(last - first)
+
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(_EVERY):
-            for status in _actors(os.getpid()):
-                self.peak_mb = max(
-                    self.peak_mb, int(status.get("VmHWM", "0 kB").split()[0]) / 976.6
-                )
+            for process in _below(os.getpid()):
+                self._cpu[process.pid] = process.cpu_seconds
+                if b"UnitActor" in process.command:
+                    self.actor_peak_mb = max(self.actor_peak_mb, process.peak_mb)
+            if self._cpu:
+                self._samples.append((time.time(), sum(self._cpu.values())))
 
 
-def _actors(root: int) -> Iterator[dict[str, str]]:
-    """/proc status of the processes below `root` that run Ray Data's actors."""
-    found: dict[int, tuple[int, bytes, dict[str, str]]] = {}
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    command: bytes
+    peak_mb: float
+    cpu_seconds: float
+
+
+def _below(root: int) -> list[_Process]:
+    """The process `root` and all that came from it; none where there is no /proc."""
+    found: dict[int, _Process] = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
-            lines = (folder / "status").read_text().splitlines()
+            status = (folder / "status").read_text()
             command = (folder / "cmdline").read_bytes()
+            # What follows the name in brackets: state, parent, ...; user and system ticks
+            numbers = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
-        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        found[int(folder.name)] = (int(status["PPid"]), command, status)
-    for pid, (_, command, status) in found.items():
-        above = pid
-        while above in found and above != root:
-            above = found[above][0]
-        if above == root and b"UnitActor" in command:
-            yield status
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        ticks = int(numbers[11]) + int(numbers[12])
+        pid = int(folder.name)
+        found[pid] = _Process(
+            pid=pid,
+            parent=int(numbers[1]),
+            command=command,
+            peak_mb=int(peak[1]) * 1024 / 1e6 if peak else 0.0,
+            cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+        )
+    below = []
+    for process in found.values():
+        above = process
+        while above.pid != root and above.parent in found:
+            above = found[above.parent]
+        if above.pid == root:
+            below.append(process)
+    return below

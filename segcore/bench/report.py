@@ -79,6 +79,7 @@ class BenchReport:
             f"Plain loop   {job.plain_images_per_s:8.1f} images/s "
             f"(before {first:.1f}, after {second:.1f})",
             f"Efficiency   {job.efficiency:8.2f} of the plain loop, over {job.images:,} images",
+            *self._cpu_line(job),
             f"All in all   {job.job_seconds:8.1f} s for the job, with starting Ray",
             f"Memory       {memory} for an actor at most; {job.plain_peak_mb:,.0f} MB in the loop",
         ]
@@ -88,3 +89,11 @@ class BenchReport:
                 f"at {self.price_per_hour:g} an hour"
             )
         return lines
+
+    def _cpu_line(self, job: Throughput) -> list[str]:
+        if not job.job_cpu_ms:
+            return []
+        return [
+            f"CPU time     {job.job_cpu_ms:8.1f} ms for each image, {job.plain_cpu_ms:.1f} ms in "
+            f"the loop: efficiency {job.cpu_efficiency:.2f}"
+        ]

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from segcore.bench.images import Shards, plan_of
-from segcore.bench.machine import ActorMemory, own_peak_mb
+from segcore.bench.machine import Watch, own_peak_mb
 from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions, decode
@@ -42,6 +42,10 @@ class Throughput:
         plain_images_per_s: Mean of a pass before the job and one after it.
         plain_passes: Both of them; their difference is the noise of the machine.
         efficiency: `job_images_per_s` / `plain_images_per_s`.
+        job_cpu_ms: CPU time of one image in steady state, of all processes of the job, Ray's
+            included; other work on the machine disturbs it far less. 0 when not known.
+        plain_cpu_ms: The same of the plain loop.
+        cpu_efficiency: `plain_cpu_ms` / `job_cpu_ms`; 0 when not known.
         job_seconds: All of it, with starting Ray and loading models.
         actor_peak_mb: Largest resident memory of one actor; 0 when the system does not tell.
         plain_peak_mb: The same of a process of the plain loop.
@@ -53,6 +57,9 @@ class Throughput:
     plain_images_per_s: float
     plain_passes: tuple[float, float]
     efficiency: float
+    job_cpu_ms: float
+    plain_cpu_ms: float
+    cpu_efficiency: float
     job_seconds: float
     actor_peak_mb: float
     plain_peak_mb: float
@@ -79,29 +86,36 @@ def compare(work: Work, processes: int, say: Say) -> Throughput:
         SegcoreError: The job failed, or a process of the plain loop did.
     """
     say("Plain loop, first pass.")
-    first, peak = plain_loop(work, processes, "plain-1")
+    first = plain_loop(work, processes, "plain-1")
     say("The whole job, on Ray.")
-    memory = ActorMemory()
-    with memory.watching():
-        report, rate, seconds = job(work, processes)
+    watch = Watch()
+    with watch.watching():
+        report, seconds = job(work, processes)
+    images, start, stop = steady_state(report.prefix, processes)
+    rate = images / (stop - start)
+    cpu = 1e3 * watch.cpu_seconds(start, stop) / images
     say("Plain loop, second pass.")
-    second, _ = plain_loop(work, processes, "plain-2")
-    plain = (first + second) / 2
+    second = plain_loop(work, processes, "plain-2")
+    plain = (first.images_per_s + second.images_per_s) / 2
+    plain_cpu = (first.cpu_ms + second.cpu_ms) / 2
     return Throughput(
         images=report.images,
         workers=report.pool,
         job_images_per_s=rate,
         plain_images_per_s=plain,
-        plain_passes=(first, second),
+        plain_passes=(first.images_per_s, second.images_per_s),
         efficiency=rate / plain,
+        job_cpu_ms=cpu,
+        plain_cpu_ms=plain_cpu,
+        cpu_efficiency=plain_cpu / cpu if cpu else 0.0,
         job_seconds=seconds,
-        actor_peak_mb=memory.peak_mb,
-        plain_peak_mb=peak,
+        actor_peak_mb=watch.actor_peak_mb,
+        plain_peak_mb=first.peak_mb,
     )
 
 
-def job(work: Work, actors: int) -> tuple[Report, float, float]:
-    """Run `segcore segment`; (report, images per second in steady state, seconds in all)."""
+def job(work: Work, actors: int) -> tuple[Report, float]:
+    """Run `segcore segment`; (report, seconds in all)."""
     from segcore.run import segment
 
     settings = {
@@ -116,11 +130,11 @@ def job(work: Work, actors: int) -> tuple[Report, float, float]:
     seconds = time.monotonic() - began
     if report.exit_code:
         raise SegcoreError(f"The job did not finish: {'; '.join(report.errors) or report.status}")
-    return report, steady_rate(report.prefix, actors), seconds
+    return report, seconds
 
 
-def steady_rate(prefix: str, actors: int) -> float:
-    """Images per second between commits, by the times that the file system keeps.
+def steady_state(prefix: str, actors: int) -> tuple[int, float, float]:
+    """(images, start, stop) between two commits, by the times that the file system keeps.
 
     The first fifth of the commits is left out: actors do not start together.
 
@@ -139,11 +153,23 @@ def steady_rate(prefix: str, actors: int) -> float:
             hint="Give more --images.",
         )
     images = sum(rows for _, rows in commits[skip:])
-    return images / (commits[-1][0] - commits[skip - 1][0])
+    return images, commits[skip - 1][0], commits[-1][0]
 
 
-def plain_loop(work: Work, processes: int, name: str) -> tuple[float, float]:
-    """(images per second, largest resident MB of a process)."""
+class PlainPass(NamedTuple):
+    """What one pass of the plain loop gave; `peak_mb` is of one process, resident."""
+
+    images_per_s: float
+    cpu_ms: float
+    peak_mb: float
+
+
+def plain_loop(work: Work, processes: int, name: str) -> PlainPass:
+    """One pass over all images.
+
+    Raises:
+        SegcoreError: A process of it failed.
+    """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     results: Any = context.Queue()
@@ -163,15 +189,18 @@ def plain_loop(work: Work, processes: int, name: str) -> tuple[float, float]:
     for row in rows:
         if isinstance(row, str):
             raise SegcoreError(f"The plain loop failed: {row}")
-    done = sum(row[0] for row in rows)
-    seconds = max(row[2] for row in rows) - min(row[1] for row in rows)
-    return done / seconds, max(row[3] for row in rows)
+    done, began, ended, cpu, peak = zip(*rows, strict=True)
+    return PlainPass(
+        images_per_s=sum(done) / (max(ended) - min(began)),
+        cpu_ms=1e3 * sum(cpu) / sum(done),
+        peak_mb=max(peak),
+    )
 
 
 def _plain(
     work: Work, rank: int, processes: int, name: str, barrier: Barrier, results: Any
 ) -> None:
-    """One process: says (images, began, ended, peak MB), or what went wrong."""
+    """One process: says (images, began, ended, CPU s, peak MB), or what went wrong."""
     try:
         import cv2
         import torch
@@ -186,9 +215,10 @@ def _plain(
         parts = parts_for(model, storage, join(work.output, name))
         segment_plainly(model, units[0], parts, storage, limit=2 * model.batch_size)  # warm
         barrier.wait(START_SECONDS)
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         done = sum(segment_plainly(model, unit, parts, storage) for unit in units[rank::processes])
-        results.put((done, began, time.monotonic(), own_peak_mb()))
+        cpu = time.process_time() - cpu
+        results.put((done, began, time.monotonic(), cpu, own_peak_mb()))
     except BaseException as error:
         barrier.abort()
         results.put(f"{type(error).__name__}: {error}")
