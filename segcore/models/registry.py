@@ -15,6 +15,7 @@ from segcore import downloads
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, parse_checkpoint, read_checkpoint
+from segcore.models.huggingface import HuggingFaceModel
 from segcore.models.maskrcnn.model import MaskRCNNModel
 from segcore.models.maskrcnn.network import ARCHITECTURES as MASKRCNN
 from segcore.models.yolo_seg import YoloSegModel
@@ -86,8 +87,9 @@ def load_model(
 
     Args:
         name_or_path: A known name; the path of a .safetensors, .pt or .pth file; an https:// link
-            to one (cached); ``package.module:Class``, a class of the user that takes `options` and
-            is a `segcore.models.base.Model`; or any name, where `data` is given.
+            to one (cached); a folder that Hugging Face transformers saved; a class of the user,
+            ``package.module:Class``, that takes `options` and is a `segcore.models.base.Model`; or
+            any name, where `data` is given.
         options: None fields keep the model's own defaults.
         data: The bytes of the checkpoint, where the caller has read them (an object of a store).
 
@@ -97,6 +99,8 @@ def load_model(
     """
     if data is None and _ADAPTER.fullmatch(name_or_path) and not os.path.exists(name_or_path):
         return _load_adapter(name_or_path, options)
+    if data is None and os.path.isdir(name_or_path) and name_or_path not in known_names():
+        return HuggingFaceModel(name_or_path, options)
     checkpoint = (
         parse_checkpoint(data, name_or_path)
         if data is not None
@@ -148,7 +152,7 @@ def _unknown(name: str) -> CheckpointError:
     return CheckpointError(
         f"There is no model and no file named {name!r}.",
         f"{hint}Known are {', '.join(known)}; or give the path of a .safetensors, .pt or .pth "
-        "file, an https:// link, or package.module:Class.",
+        "file or of a folder of transformers, an https:// link, or package.module:Class.",
     )
 
 
