@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -232,55 +232,70 @@ def test_what_cannot_start_says_why(tmp_path):
     assert not Path(output).exists()
 
 
-def _start(source: str, output: str, delay: float) -> subprocess.Popen[str]:
+class Command:
     """The command itself, in a process group of its own, as a terminal would start it."""
-    options = ["--model", MODEL, "--json", "--set", "plan.images=4", "--actors", "1"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.segment", source, output, *options],
-        env=os.environ | {"PYTHONPATH": PATHS, "FAKE_MODEL_DELAY": str(delay)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
+    def __init__(self, source: str, output: str, log: Path, delay: float = 0.0) -> None:
+        options = ["--model", MODEL, "--json", "--set", "plan.images=4", "--actors", "1"]
+        self.output, self.log = Path(output), log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jobs.segment", source, output, *options],
+                env=os.environ | {"PYTHONPATH": PATHS, "FAKE_MODEL_DELAY": str(delay)},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
 
-def _wait_for_parts(output: str, n: int, process: subprocess.Popen[str]) -> None:
-    while len(list(Path(output).glob("*/images/*.parquet"))) < n:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    def parts(self) -> int:
+        return len(list(self.output.glob("*/images/*.parquet")))
+
+    def work(self) -> int:
+        """Wait until the workers of this very command have committed something."""
+        self._wait(lambda: "Working with" in self.log.read_text())
+        before = self.parts()
+        self._wait(lambda: self.parts() > before)
+        return self.parts()
+
+    def _wait(self, true: Callable[[], bool]) -> None:
+        while not true():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        stdout, _ = self.process.communicate()
+        return self.process.returncode, stdout, self.log.read_text()
 
 
 def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, tmp_path):
     source = _archive(str(tmp_path / "in"), 31)
     output = str(tmp_path / "out")
 
-    process = _start(source, output, delay=0.4)
-    _wait_for_parts(output, 1, process)
-    process.kill()
-    process.communicate()
-    killed_at = len(list(Path(output).glob("*/images/*.parquet")))
-    assert killed_at < 8
+    command = Command(source, output, tmp_path / "1.log", delay=0.4)
+    assert command.work() < 8
+    command.process.kill()
+    command.end()
 
-    process = _start(source, output, delay=0.4)
-    _wait_for_parts(output, killed_at + 1, process)
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 130, stderr
+    command = Command(source, output, tmp_path / "2.log", delay=0.4)
+    stopped_at = command.work()
+    os.killpg(command.process.pid, signal.SIGINT)
+    code, stdout, stderr = command.end()
+    assert code == 130, stderr
     assert stdout == ""
     assert "Run the same command again" in stderr
     assert "Traceback" not in stderr
-    stopped_at = len(list(Path(output).glob("*/images/*.parquet")))
-    assert killed_at < stopped_at < 8
+    assert stopped_at < 8
 
-    process = _start(source, output, delay=0.0)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
+    code, stdout, stderr = Command(source, output, tmp_path / "3.log").end()
+    assert code == 0, stderr
     noise = [line for line in stderr.splitlines() if "ray" in line.lower() or "WARN" in line]
     assert noise == []
     report = json.loads(stdout)
-    assert (report["images"], report["ok"], report["units_done_before"]) == (31, 31, stopped_at)
-    assert report["images_this_time"] <= 31 - 4 * (stopped_at - 1)
+    assert (report["images"], report["ok"], report["units"]) == (31, 31, 8)
+    assert stopped_at <= report["units_done_before"] < 8
+    assert report["images_this_time"] <= 31 - 4 * (report["units_done_before"] - 1)
 
     undisturbed = segment(_config(source, str(tmp_path / "calm"), "plan.images=4"))
     assert _tables(report["prefix"]) == _tables(undisturbed.prefix)
