@@ -290,7 +290,13 @@ def write(store: Any, uri: str, data: bytes) -> None:
     key = split(uri)[2]
     multipart = len(data) > _SINGLE_PUT_BYTES
     with translated(uri):
-        _patiently(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
+        try:
+            _patiently(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
+        except FileNotFoundError:
+            if not multipart:
+                raise
+            # the answer to the last step was lost, and that step, sent again, found no upload
+            obstore.put(store, key, data, use_multipart=True)
 
 
 def write_if_absent(store: Any, uri: str, data: bytes) -> bool:

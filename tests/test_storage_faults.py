@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import serial_run
 from fault_proxy import FAULTS, FaultProxy
 
 from segcore.cluster import connected
@@ -249,3 +250,21 @@ def test_disturbed_runs_equal_the_undisturbed_ones(
     proxy = _compare(s3, s3_prefix, n=400, per_unit=16, seed=seed)
     print(f"seed {seed}: {proxy.requests} requests, injected {dict(proxy.injected)}")
     assert set(proxy.injected) == set(FAULTS)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_disturbed_serial_runs_equal_the_undisturbed_one(
+    s3: LoopbackS3, s3_prefix: str, seed: int
+) -> None:
+    source = _archive(s3_prefix, 300)
+    calm = serial_run.segment(_config(source, f"{s3_prefix}/calm", "plan.images=8"))
+    with FaultProxy(s3.endpoint, 0.05, seed=seed, stall_s=30) as proxy:
+        options = {"storage.endpoint_url": proxy.endpoint, "storage.timeout_s": TIMEOUT_S}
+        sets = [f"{key}={value}" for key, value in options.items()]
+        config = _config(source, f"{s3_prefix}/rough", "plan.images=8", "storage.retries=12", *sets)
+        rough = serial_run.segment(config)
+    print(f"seed {seed}: {proxy.requests} requests, injected {dict(proxy.injected)}")
+    assert set(proxy.injected) == set(FAULTS)
+    assert rough.failures == {"empty": 1, "not_found": 2}
+    assert _tables(rough.prefix) == _tables(calm.prefix)
