@@ -4,7 +4,8 @@ A mask is a COCO compressed RLE string (`bytes`) on a canvas of (height, width):
 ones in column-major order, zeros first. Nothing here knows torch, Ray, storage or configuration.
 """
 
-from segcore.masks.logits import FULL, EncodedMasks, Window, encode_logits, implementation
+from segcore.masks.edges import EncodedMasks
+from segcore.masks.logits import FULL, Window, encode_logits, implementation
 from segcore.masks.polygons import from_polygons, to_polygons
 from segcore.masks.rle import area, bbox, counts_to_string, decode, encode, string_to_counts
 

@@ -28,7 +28,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from segcore.masks.bilinear import Axis, axis, mix, mix_is_positive
-from segcore.masks.rle import MAX_CANVAS, counts_to_strings
+from segcore.masks.edges import EncodedMasks, encode_edges
+from segcore.masks.rle import MAX_CANVAS
 
 _GROUP_SAMPLES = 1 << 17  # interpolated at once: a few MB, so that they stay in cache
 _BATCH_SAMPLES = 1 << 20  # whose edges are held at once: at worst some tens of MB
@@ -71,21 +72,6 @@ class Window(NamedTuple):
 FULL: Window | None = None
 
 
-@dataclass(frozen=True)
-class EncodedMasks:
-    """Masks that have at least one pixel, in the order of their logits.
-
-    Attributes:
-        counts: K compressed RLE strings.
-        areas: (K,) int64 set pixels, all > 0.
-        keep: (K,) int64 indices into the N logits given.
-    """
-
-    counts: list[bytes]
-    areas: np.ndarray
-    keep: np.ndarray
-
-
 def encode_logits(
     logits: np.ndarray,
     boxes: np.ndarray,
@@ -118,10 +104,10 @@ def encode_logits(
     areas, keep = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for batch in _batches(crops):
         edges = [_edges(logits, group, grid, window) for group in _groups(batch)]
-        strings, area, index = _strings(np.concatenate(edges), canvas[0] * canvas[1])
-        counts += strings
-        areas.append(area)
-        keep.append(index)
+        encoded = encode_edges(np.concatenate(edges), canvas[0] * canvas[1])
+        counts += encoded.counts
+        areas.append(encoded.areas)
+        keep.append(encoded.keep)
     return EncodedMasks(counts, np.concatenate(areas), np.concatenate(keep))
 
 
@@ -361,24 +347,3 @@ def _crossing(above: np.ndarray, below: np.ndarray, row: np.ndarray, rows: Axis)
         y[moving] += 1
         moving = moving[y[moving] < stop[moving]]
     return y
-
-
-def _strings(edges: np.ndarray, canvas: int) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    """Edges of a batch -> strings, areas and mask indices of the masks with a pixel."""
-    edges = np.sort(edges, kind="stable")
-    # an even number of edges in one place is none: runs that touch, or source rows without a pixel
-    starts = np.flatnonzero(np.diff(edges, prepend=-1))
-    edges = edges[starts[np.diff(starts, append=edges.size) % 2 == 1]]
-    mask, position = np.divmod(edges, canvas + 1)
-    index, first = np.unique(mask[::2], return_index=True)
-    if index.size == 0:
-        return [], index, index
-    areas = np.add.reduceat(position[1::2] - position[::2], first)
-    ends = 2 * np.append(first[1:], position.size // 2)
-    open_end = position[ends - 1] < canvas  # zeros up to the end of the canvas follow
-    position = np.insert(position, ends[open_end], canvas)
-    lengths = np.diff(ends, prepend=0) + open_end
-    runs = np.diff(position, prepend=0)
-    begin = np.cumsum(lengths) - lengths
-    runs[begin] = position[begin]
-    return counts_to_strings(runs, lengths), areas, index

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segcore.masks.bilinear import mix
-from segcore.masks.rle import counts_to_strings
+from segcore.masks.edges import EncodedMasks, encode_edges
 
 _RING = 1  # samples of padding on each side
 _COLUMNS_AT_ONCE = 1 << 12  # pixel columns: 1 MB of samples, so that they stay in cache
@@ -29,20 +29,6 @@ _DOUBTS_AT_ONCE = 1 << 16  # pixels computed again: a few MB
 _DOUBT = np.float32(1e-5)
 _SMALL = 128  # outputs of at most this height + width go through another kernel of torch
 _ONE = np.ones(1, np.float32)
-
-
-class PastedMasks(NamedTuple):
-    """Masks that have at least one pixel, in the order given.
-
-    Attributes:
-        counts: K compressed RLE strings.
-        areas: (K,) int64 set pixels, all > 0.
-        keep: (K,) int64 indices into the N masks given.
-    """
-
-    counts: list[bytes]
-    areas: np.ndarray
-    keep: np.ndarray
 
 
 class _Axis(NamedTuple):
@@ -66,7 +52,7 @@ class _Boxes(NamedTuple):
     canvas: tuple[int, int]
 
 
-def paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> PastedMasks:
+def paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> EncodedMasks:
     """Mask probabilities over boxes -> RLE strings on the image.
 
     Args:
@@ -87,7 +73,7 @@ def paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> Past
     if (boxes < -1).any() or (boxes > limits).any():
         raise ValueError(f"boxes reach outside of the image of (H, W) = {canvas}")
     if len(masks) == 0:
-        return PastedMasks([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return EncodedMasks([], np.zeros(0, np.int64), np.zeros(0, np.int64))
     samples = np.pad(masks, ((0, 0), (_RING, _RING), (_RING, _RING)))
     placed = _grow(boxes, samples.shape[1] / masks.shape[1], canvas)
     rows = _axis(samples.shape[1], placed.height)
@@ -99,7 +85,7 @@ def paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> Past
         painter.edges(visible[i : i + _COLUMNS_AT_ONCE])
         for i in range(0, visible.size, _COLUMNS_AT_ONCE)
     ]
-    return _strings(np.concatenate([np.zeros(0, np.int64), *edges]), canvas[0] * canvas[1])
+    return encode_edges(np.concatenate([np.zeros(0, np.int64), *edges]), canvas[0] * canvas[1])
 
 
 def _grow(boxes: np.ndarray, ratio: float, canvas: tuple[int, int]) -> _Boxes:
@@ -238,23 +224,3 @@ class _Painter:
         x = self._placed.x[box] + column - self._columns.start[box]
         y = np.clip(y + self._placed.y[box], 0, height)
         return np.asarray(box * (height * width + 1) + x * height + y)
-
-
-def _strings(edges: np.ndarray, pixels: int) -> PastedMasks:
-    """Edges (see `_Painter.edges`) on a canvas of so many pixels -> strings."""
-    edges = np.sort(edges)
-    starts = np.flatnonzero(np.diff(edges, prepend=-1))
-    edges = edges[starts[np.diff(starts, append=edges.size) % 2 == 1]]
-    mask, position = np.divmod(edges, pixels + 1)
-    keep, first = np.unique(mask[::2], return_index=True)
-    if keep.size == 0:
-        return PastedMasks([], keep, keep)
-    areas = np.add.reduceat(position[1::2] - position[::2], first)
-    ends = 2 * np.append(first[1:], position.size // 2)
-    open_end = position[ends - 1] < pixels  # zeros up to the end of the canvas follow
-    position = np.insert(position, ends[open_end], pixels)
-    lengths = np.diff(ends, prepend=0) + open_end
-    runs = np.diff(position, prepend=0)
-    begin = np.cumsum(lengths) - lengths
-    runs[begin] = position[begin]
-    return PastedMasks(counts_to_strings(runs, lengths), areas, keep)
