@@ -171,3 +171,11 @@ def test_polygons_are_rasterised_as_pycocotools_does():
 def test_refuses_malformed_polygons(polygons, message):
     with pytest.raises(ValueError, match=message):
         masks.from_polygons(polygons, 10, 10)
+
+
+def test_a_part_inside_of_a_hole_is_part_of_the_filled_outline():
+    bitmap = np.ones((9, 9), np.uint8)
+    bitmap[2:7, 2:7] = 0
+    bitmap[4, 4] = 1
+    (ring,) = masks.to_polygons(masks.encode(bitmap), 9, 9)
+    assert ring.tolist() == [[0, 0], [9, 0], [9, 9], [0, 9]]

@@ -66,6 +66,9 @@ def to_polygons(
         return []
     padded = np.zeros((h + 2, w + 2), bool)
     padded[1:-1, 1:-1] = decode(counts, height, width)[top : top + h, left : left + w]
+    # Filled before they are traced: a part inside of a hole would be an outline within another.
+    background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
+    padded = background != background[0, 0]
     rings = []
     for ring in _outer_rings(padded):
         points = np.add(ring, (left, top)).astype(np.float32)
