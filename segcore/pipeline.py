@@ -221,8 +221,6 @@ def _context() -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a Ray error, in one line."""
-    inner: BaseException = error
-    while (below := getattr(inner, "cause", None) or inner.__cause__) is not None:
-        inner = below
-    return sentence(inner)
+    """What went wrong inside Ray, in one line: the last of the worker's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]

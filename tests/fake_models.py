@@ -68,6 +68,15 @@ class BrightModel:
         return [_instances(mask) for mask in raw]
 
 
+class DriverOnlyModel(BrightModel):
+    """Can be made only where FAKE_MODEL_HOME is set: on the driver of a test that sets it."""
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        super().__init__(options)
+        if "FAKE_MODEL_HOME" not in os.environ:
+            raise RuntimeError("this machine has no licence for the model")
+
+
 def _instances(mask: np.ndarray) -> Instances:
     height, width = mask.shape
     if not mask.any():

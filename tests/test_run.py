@@ -65,11 +65,11 @@ def _archive(folder: str, n: int, **extra: bytes) -> str:
     return folder
 
 
-def _config(source: str, output: str, *sets: str) -> Config:
+def _config(source: str, output: str, *sets: str, model: str = MODEL) -> Config:
     flags = {
         "input": ("input", source),
         "output": ("output", output),
-        "model": ("model.name", MODEL),
+        "model": ("model.name", model),
     }
     return load_config(sets=["plan.images=8", "ray.max_actors=2", *sets], flags=flags)
 
@@ -207,6 +207,14 @@ def test_overwrite_does_everything_again(ray_session, tmp_path):
     assert replaced.prefix == first.prefix
 
 
+def test_a_model_that_fails_on_the_workers_is_one_clear_error(ray_session, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_MODEL_HOME", "here")  # Ray runs already: its workers lack this
+    source = _archive(str(tmp_path / "in"), 1)
+    config = _config(source, str(tmp_path / "out"), model="fake_models:DriverOnlyModel")
+    with pytest.raises(ClusterError, match="has no licence for the model"):
+        segment(config)
+
+
 @pytest.mark.parametrize("asked", ["model.device=cuda", "ray.gpus_per_actor=1"])
 def test_a_gpu_that_is_not_there_is_an_error_at_once(ray_session, tmp_path, asked):
     source = _archive(str(tmp_path / "in"), 1)
@@ -222,11 +230,7 @@ def test_what_cannot_start_says_why(tmp_path):
     with pytest.raises(UsageError, match="lies inside the input"):
         preview(_config(source, f"{source}/out"))
     with pytest.raises(CheckpointError, match="no-such-model"):
-        preview(
-            _config(source, output, "model.name=null").model_copy(
-                update={"model": load_config(sets=["model.name=no-such-model"]).model}
-            )
-        )
+        preview(_config(source, output, model="no-such-model"))
     with pytest.raises(UsageError, match="may run on other machines"):
         segment(_config(source, output, "ray.address=10.0.0.1:6379"))
     assert not Path(output).exists()
@@ -273,12 +277,12 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     source = _archive(str(tmp_path / "in"), 31)
     output = str(tmp_path / "out")
 
-    command = Command(source, output, tmp_path / "1.log", delay=0.4)
+    command = Command(source, output, tmp_path / "1.log", delay=0.2)
     assert command.work() < 8
     command.process.kill()
     command.end()
 
-    command = Command(source, output, tmp_path / "2.log", delay=0.4)
+    command = Command(source, output, tmp_path / "2.log", delay=0.2)
     stopped_at = command.work()
     os.killpg(command.process.pid, signal.SIGINT)
     code, stdout, stderr = command.end()
