@@ -3,6 +3,7 @@
     python -m tests.parity                      # all models; the first run downloads the peers
     python -m tests.parity --models n,s,v2 --images 6
     python -m tests.parity --python VENV/bin/python   # an environment that has it already
+    python -m tests.parity --only-segment             # peers' results of the last time
 
 Models are the sizes n, s, m, l, x of YOLO11-seg and the layouts v1, v2 of Mask R-CNN. Results: a
 table on stdout, JSON in `build/parity`. Exit code 1 when a promise is broken.
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from tests.parity import whole
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "parity"
@@ -38,12 +41,34 @@ def environment() -> Path:
     return python
 
 
+def run_peers(arguments: argparse.Namespace, asked: list[str]) -> bool:
+    """Runs the scripts beside this file in the peers' environment; whether all promises hold."""
+    python = arguments.python or environment()
+    settings = {"YOLO_CONFIG_DIR": str(BUILD), "YOLO_OFFLINE": "true", "PYTHONPATH": str(ROOT)}
+    good = True
+    for script, models in SCRIPTS.items():
+        chosen = [model for model in models if model in asked]
+        if not chosen:
+            continue
+        command = [
+            str(python),
+            str(Path(__file__).with_name(script)),
+            *("--models", ",".join(chosen), "--images", str(arguments.images)),
+            *("--folder", str(arguments.folder), "--build", str(BUILD)),
+        ]
+        good &= subprocess.run(command, env={**os.environ, **settings}, check=False).returncode == 0
+    return good
+
+
 def main() -> int:
-    """Runs the scripts beside this file in the peers' environment."""
+    """Compares inside the peers' environment, then through the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", type=Path, help="interpreter that has ultralytics")
     parser.add_argument("--models", default="n,s,m,l,x,v1,v2")
     parser.add_argument("--images", type=int, default=8, help="images for each model")
+    parser.add_argument(
+        "--only-segment", action="store_true", help="run segcore again, not the peers"
+    )
     parser.add_argument(
         "--folder", type=Path, default=ROOT.parent / "shared" / "data" / "coco-sample" / "images"
     )
@@ -55,23 +80,9 @@ def main() -> int:
     if not arguments.folder.is_dir():
         print(f"parity needs a folder of JPEG photographs; none at {arguments.folder}")
         return 2
-    python = arguments.python or environment()
     BUILD.mkdir(parents=True, exist_ok=True)
-    settings = {"YOLO_CONFIG_DIR": str(BUILD), "YOLO_OFFLINE": "true", "PYTHONPATH": str(ROOT)}
-    failed = False
-    for script, models in SCRIPTS.items():
-        chosen = [model for model in models if model in asked]
-        if not chosen:
-            continue
-        command = [
-            str(python),
-            str(Path(__file__).with_name(script)),
-            *("--models", ",".join(chosen), "--images", str(arguments.images)),
-            *("--folder", str(arguments.folder), "--build", str(BUILD)),
-        ]
-        failed |= (
-            subprocess.run(command, env={**os.environ, **settings}, check=False).returncode != 0
-        )
+    failed = not arguments.only_segment and not run_peers(arguments, asked)
+    failed |= not whole.check(asked, arguments.folder, BUILD)
     return int(failed)
 
 

@@ -25,29 +25,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from pathlib import Path
 
+import agreement
 import cv2
 import numpy as np
 import torch
 import torchvision
+from agreement import Detections
+from maskrcnn_weights import make_peer, save, tensor
 from pycocotools import mask as coco
 from torch import Tensor, nn
 from torchvision.models.detection import (
     MaskRCNN,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
-    maskrcnn_resnet50_fpn_v2,
 )
-from torchvision.models.detection._utils import overwrite_eps
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.ops.misc import FrozenBatchNorm2d
 
-from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.models.maskrcnn.geometry import Frame, to_input
 from segcore.models.maskrcnn.heads import Thresholds, select
@@ -57,118 +54,16 @@ from segcore.models.maskrcnn.paste import paste
 from segcore.models.maskrcnn.roi_align import Pyramid, roi_align
 from segcore.models.registry import load_model
 
+LAYOUTS = {"v1": V1, "v2": V2}
 PUBLISHED = {
     V1: MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
     V2: MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
 }
-PASSING = 0.6  # share of proposals with a class over the threshold
-OLDER = (
-    (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
-    (r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.", r"\1."),
-    (
-        r"^roi_heads\.mask_head\.(\d)\.0\.",
-        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.",
-    ),
-)
 
 
 def read(path: Path) -> np.ndarray:
     """RGB pixels."""
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-
-
-def tensor(image: np.ndarray) -> Tensor:
-    """What torchvision takes: (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255)
-
-
-def make_peer(architecture: str, images: list[np.ndarray], size: int) -> MaskRCNN:
-    """A network of torchvision's with varied detections."""
-    torch.manual_seed(5)
-    sizes = {"min_size": size, "max_size": round(size * 1333 / 800)}
-    if architecture == V2:
-        peer = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **sizes)
-    else:
-        backbone = resnet_fpn_backbone(
-            backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d
-        )
-        peer = MaskRCNN(backbone, 91, **sizes)
-    with torch.inference_mode():
-        calibrate(peer.eval(), images)
-    if architecture == V1:
-        backbone = resnet_fpn_backbone(
-            backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
-        )
-        frozen = MaskRCNN(backbone, 91, **sizes)
-        frozen.load_state_dict(peer.state_dict(), strict=False)
-        overwrite_eps(frozen, 0.0)
-        peer = frozen
-    return peer.eval()
-
-
-def calibrate(peer: MaskRCNN, images: list[np.ndarray]) -> None:
-    """Statistics of norms, then spread and level of each stage's outputs, stage by stage."""
-    inputs, _ = peer.transform([tensor(image) for image in images])
-    features = collect(peer.backbone, inputs.tensors)
-    head = peer.rpn.head
-    maps = [head.conv(level) for level in features.values()]
-    rescale(head.bbox_pred, maps, 0.3)
-    rescale(head.cls_logits, maps, 1.0)
-    # No score may round to 1: how torchvision orders equal scores is not defined.
-    peak = max(float(head.cls_logits(x).max()) for x in maps)
-    rescale(head.cls_logits, maps, 5 / peak)
-    proposals, _ = peer.rpn(inputs, features)
-    heads = peer.roi_heads
-    pooled = heads.box_roi_pool(features, proposals, inputs.image_sizes)
-    vectors = collect(heads.box_head, pooled)
-    rescale(heads.box_predictor.cls_score, [vectors], 3.0)
-    rescale(heads.box_predictor.bbox_pred, [vectors], 0.8)
-    set_background(heads.box_predictor.cls_score, vectors)
-    pooled = heads.mask_roi_pool(features, [p[:100] for p in proposals], inputs.image_sizes)
-    maps = collect(heads.mask_head, pooled)
-    predictor = heads.mask_predictor
-    rescale(predictor.mask_fcn_logits, [predictor.conv5_mask(maps).relu()], 2.0)
-
-
-def collect(module: nn.Module, x: Tensor) -> Tensor:
-    """Output of a module once its norms have the statistics of this input."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = None  # cumulative average
-    module.train()(x)
-    return module.eval()(x)
-
-
-def rescale(layer: nn.Module, inputs: list[Tensor], spread: float) -> None:
-    """Makes each output channel's mean 0 and the outputs' standard deviation `spread`."""
-    layer.bias.zero_()
-    outputs = torch.cat([layer(x).transpose(0, 1).flatten(1) for x in inputs], dim=1)
-    means = outputs.mean(dim=1)
-    gain = spread / (outputs - means[:, None]).std()
-    layer.weight *= gain
-    layer.bias -= means * gain
-
-
-def set_background(layer: nn.Linear, vectors: Tensor) -> None:
-    """Level of the background at which `PASSING` proposals have a class over 0.05."""
-    logits = layer(vectors)
-    low, high = -20.0, 20.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        logits[:, 0] = middle
-        share = (logits.softmax(1)[:, 1:].amax(1) > 0.05).float().mean()
-        low, high = (middle, high) if share > PASSING else (low, middle)
-    layer.weight[0] = 0
-    layer.bias[0] = low
-
-
-def save(peer: MaskRCNN, architecture: str, path: Path) -> None:
-    """The state dict, for the first layout under the published file's names."""
-    state = peer.state_dict()
-    if architecture == V1:
-        for pattern, older in OLDER:
-            state = {re.sub(pattern, older, name): value for name, value in state.items()}
-    torch.save(state, path)
 
 
 class Recorder:
@@ -261,37 +156,9 @@ def compare_stages(
     }
 
 
-def match(result: dict, strings: list[bytes], found: Instances) -> dict:
-    """Instances of both, from the file on; pairs have one label, nearly one score and one box."""
-    boxes = found.boxes + np.pad(found.boxes[:, :2], ((0, 0), (2, 0)))
-    free = list(range(len(found)))
-    out = {"peer": 0, "segcore": len(found), "matched": 0, "same_strings": 0, "same_place": 0,
-           "score": 0.0, "box_px": 0.0, "iou": 1.0}  # fmt: skip
-    size = [found.height, found.width]
-    for i, string in enumerate(strings):
-        if not area(string, *size):
-            continue  # segcore drops masks without a pixel
-        place, out["peer"] = out["peer"], out["peer"] + 1
-        for j in free:
-            score = abs(float(result["scores"][i]) - float(found.scores[j]))
-            box = float(np.abs(result["boxes"][i].numpy() - boxes[j]).max())
-            if int(result["labels"][i]) == found.category_ids[j] and score < 1e-3 and box < 0.05:
-                free.remove(j)
-                out["matched"] += 1
-                out["same_place"] += j == place
-                out["score"], out["box_px"] = max(out["score"], score), max(out["box_px"], box)
-                same = string == found.counts[j]
-                out["same_strings"] += same
-                if not same:
-                    pair = ({"size": size, "counts": c} for c in (string, found.counts[j]))
-                    a, b = ([rle] for rle in pair)
-                    out["iou"] = min(out["iou"], float(coco.iou(a, b, [0])[0, 0]))
-                break
-    return out
-
-
-def compare(architecture: str, files: list[Path], size: int, build: Path) -> dict:
+def compare(key: str, files: list[Path], size: int, build: Path) -> dict:
     """All comparisons for one layout."""
+    architecture = LAYOUTS[key]
     images = [read(file) for file in files]
     peer = make_peer(architecture, images[:2], size)
     path = build / f"{architecture}-random.pth"
@@ -300,21 +167,29 @@ def compare(architecture: str, files: list[Path], size: int, build: Path) -> dic
     parameters = sum(p.numel() for p in ours._network.parameters())
     buffers = sum(b.numel() for b in ours._network.buffers())
     recorder = Recorder(peer)
-    rows = []
+    rows, references = [], {}
     for file, image in zip(files, images, strict=True):
         with torch.inference_mode():
             result = peer([tensor(image)])[0]
         strings = encode(result["masks"])
+        reference = references[file.name] = Detections(
+            image.shape[:2],
+            result["boxes"].numpy(),
+            result["scores"].numpy(),
+            result["labels"].numpy(),
+            strings,
+        )
         prepared = [ours.preprocess(image)]
         found = ours.postprocess(ours.forward(prepared), prepared)[0]
         rows.append(
             {
                 "file": file.name,
                 "stages": compare_stages(recorder.seen, ours, image, result, strings),
-                "whole": match(result, strings, found),
+                "whole": agreement.compare(reference, Detections.of(found)),
             }
         )
-        print(f"  {architecture} {file.name} {rows[-1]['whole']}", file=sys.stderr, flush=True)
+        print(f"  {architecture} {file.name}", file=sys.stderr, flush=True)
+    agreement.save(build / f"{key}-peer.json", references, path, {"imgsz": size})
     return {
         "model": ours.info.architecture,
         "norm_eps": ours.info.parameters["norm_eps"],
@@ -330,7 +205,6 @@ def compare(architecture: str, files: list[Path], size: int, build: Path) -> dic
 def total(result: dict) -> dict:
     """Sums and worst cases over the images."""
     stages = [row["stages"] for row in result["images"]]
-    whole = [row["whole"] for row in result["images"]]
     return {
         "input": all(s["input_equal"] for s in stages),
         "levels": max(s["levels"] for s in stages),
@@ -339,12 +213,8 @@ def total(result: dict) -> dict:
         "select": sum(s["select_same"] for s in stages),
         "masks": sum(s["masks"] for s in stages),
         "same_masks": sum(s["same_strings"] for s in stages),
-        **{k: sum(w[k] for w in whole)
-           for k in ("peer", "segcore", "matched", "same_strings", "same_place")},
-        "score": max(w["score"] for w in whole),
-        "box_px": max(w["box_px"] for w in whole),
-        "iou": min(w["iou"] for w in whole),
-    }  # fmt: skip
+        **agreement.total([row["whole"] for row in result["images"]]),
+    }
 
 
 def broken(result: dict, sums: dict) -> list[str]:
@@ -356,12 +226,9 @@ def broken(result: dict, sums: dict) -> list[str]:
         "proposals": sums["proposals_px"] < 0.01,
         "align": sums["align"] < 1e-5,
         "select": sums["select"] == len(result["images"]),
-        "hundreds of detections": sums["peer"] >= 100,
         "masks": sums["same_masks"] == sums["masks"],
-        "whole": sums["peer"] == sums["segcore"] == sums["matched"],
-        "whole: masks": sums["same_strings"] >= 0.995 * sums["matched"] and sums["iou"] > 0.99,
     }
-    return [name for name, holds in checks.items() if not holds]
+    return [name for name, holds in checks.items() if not holds] + agreement.broken(sums)
 
 
 def measure(repeats: int = 5) -> dict:
@@ -405,11 +272,11 @@ def main() -> int:
     arguments.build.mkdir(parents=True, exist_ok=True)
     print(f"torchvision {torchvision.__version__}, torch {torch.__version__}, {len(files)} images, "
           f"shorter side {arguments.size}")  # fmt: skip
-    print("model                     levels   prop px  align    select  masks      "
-          "whole: peer/ours/match  same RLE  d score  d box px  min IoU")  # fmt: skip
+    print("model                     levels   prop px  align    select  masks    "
+          f"{agreement.HEADING}")  # fmt: skip
     results, failed = [], False
     for name in arguments.models.split(","):
-        result = compare({"v1": V1, "v2": V2}[name], files, arguments.size, arguments.build)
+        result = compare(name, files, arguments.size, arguments.build)
         s = result["total"] = total(result)
         result["broken"] = broken(result, s)
         results.append(result)
@@ -417,8 +284,7 @@ def main() -> int:
         print(
             f"{result['model']:24}  {s['levels']:.1e}  {s['proposals_px']:.1e}  {s['align']:.1e}"
             f"  {s['select']:2}/{len(files):<2}   {s['same_masks']:4}/{s['masks']:<4}"
-            f"  {s['peer']:6}/{s['segcore']:4}/{s['matched']:4}         {s['same_strings']:5}"
-            f"  {s['score']:.1e}  {s['box_px']:.1e}   {s['iou']:.5f}",
+            f"  {agreement.line(s)}",
             *(f"BROKEN: {', '.join(result['broken'])}" if result["broken"] else "",),
             flush=True,
         )

@@ -20,16 +20,17 @@ import sys
 import time
 from pathlib import Path
 
+import agreement
 import cv2
 import numpy as np
 import torch
 import ultralytics
+from agreement import Detections
 from pycocotools import mask as coco
 from ultralytics import YOLO
 from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import nms, ops
 
-from segcore.instances import Instances
 from segcore.masks import encode_logits
 from segcore.models import yolo11
 from segcore.models.base import ModelOptions
@@ -40,6 +41,7 @@ from segcore.models.registry import load_model
 
 PARAMETERS = {"n": 2_876_848, "s": 10_113_248, "m": 22_420_896, "l": 27_678_368, "x": 62_142_656}
 CLASSES, CONF, IOU, MAX_DET, SIZE = 80, 0.25, 0.7, 300, 640
+SETTINGS = {"imgsz": SIZE, "conf": CONF, "iou": IOU, "max_det": MAX_DET}
 PASSING = 0.003  # share of anchors over the threshold
 
 
@@ -162,92 +164,37 @@ def compare_stages(raw: yolo11.RawOutputs, images: list[np.ndarray]) -> dict:
     }
 
 
-def predict(peer: YOLO, path: Path) -> Instances:
+def predict(peer: YOLO, path: Path) -> Detections:
     """The peer's own prediction from a file."""
-    result = peer.predict(
-        str(path), imgsz=SIZE, conf=CONF, iou=IOU, max_det=MAX_DET, rect=False, retina_masks=True,
-        device="cpu", verbose=False,
-    )[0]  # fmt: skip
-    height, width = result.orig_shape
-    if result.masks is None:
-        return Instances.empty(height, width)
-    bitmaps = result.masks.data.numpy()
-    return Instances(
-        height=height,
-        width=width,
-        boxes=result.boxes.xyxy.numpy(),
-        scores=result.boxes.conf.numpy(),
-        category_ids=result.boxes.cls.numpy().astype(np.int32),
-        areas=bitmaps.sum(axis=(1, 2)),
-        counts=encode(bitmaps),
+    result = peer.predict(str(path), **SETTINGS, rect=False, retina_masks=True, device="cpu",
+                          verbose=False)[0]  # fmt: skip
+    boxes = result.boxes
+    return Detections(
+        result.orig_shape,
+        boxes.xyxy.numpy(),
+        boxes.conf.numpy(),
+        boxes.cls.numpy().astype(int),
+        [] if result.masks is None else encode(result.masks.data.numpy()),
     )
 
 
-def match(reference: Instances, ours: Instances) -> list[tuple[int, int]]:
-    """Pairs of the same class with nearly the same score and box; each at most once."""
-    pairs, free = [], list(range(len(ours)))
-    ours_xyxy = ours.boxes + np.pad(ours.boxes[:, :2], ((0, 0), (2, 0)))
-    for i in range(len(reference)):
-        for j in free:
-            if (
-                reference.category_ids[i] == ours.category_ids[j]
-                and abs(reference.scores[i] - ours.scores[j]) < 1e-3
-                and np.abs(reference.boxes[i] - ours_xyxy[j]).max() < 0.05
-            ):
-                pairs.append((i, j))
-                free.remove(j)
-                break
-    return pairs
-
-
-def compare_whole(path: Path, files: list[Path]) -> dict:
+def compare_whole(path: Path, files: list[Path], reference_path: Path) -> dict:
     """From files to instances, each with its own fused network."""
     peer = YOLO(str(path))
-    ours = load_model(
-        str(path), ModelOptions(device="cpu", conf=CONF, iou=IOU, max_det=MAX_DET, imgsz=SIZE)
-    )
-    out = {"peer": 0, "segcore": 0, "matched": 0, "same_strings": 0}
-    # Of masks whose strings differ: by how many pixels, and whether by the edge of their crop,
-    # which is a box coordinate rounded up.
-    out |= {"iou_0.999": 0, "other_crop": 0}
-    pixels = []
-    worst = {"score": 0.0, "box": 0.0, "iou": 1.0}
+    ours = load_model(str(path), ModelOptions(device="cpu", **SETTINGS))
+    references, rows = {}, []
     seconds = {"peer": 0.0, "segcore": 0.0}
     for file in files:
         start = time.perf_counter()
-        reference = predict(peer, file)
+        reference = references[file.name] = predict(peer, file)
         middle = time.perf_counter()
         prepared = [ours.preprocess(read(file))]
         found = ours.postprocess(ours.forward(prepared), prepared)[0]
         seconds["peer"] += middle - start
         seconds["segcore"] += time.perf_counter() - middle
-        xyxy = found.boxes + np.pad(found.boxes[:, :2], ((0, 0), (2, 0)))
-        pairs = match(reference, found)
-        out["peer"] += len(reference)
-        out["segcore"] += len(found)
-        out["matched"] += len(pairs)
-        for i, j in pairs:
-            worst["score"] = max(worst["score"], float(abs(reference.scores[i] - found.scores[j])))
-            worst["box"] = max(worst["box"], float(np.abs(reference.boxes[i] - xyxy[j]).max()))
-            if reference.counts[i] == found.counts[j]:
-                out["same_strings"] += 1
-                out["iou_0.999"] += 1
-                continue
-            size = [found.height, found.width]
-            a, b = ({"size": size, "counts": c} for c in (reference.counts[i], found.counts[j]))
-            iou = float(coco.iou([a], [b], [0])[0, 0])
-            worst["iou"] = min(worst["iou"], iou)
-            out["iou_0.999"] += iou >= 0.999
-            out["other_crop"] += bool((np.ceil(reference.boxes[i]) != np.ceil(xyxy[j])).any())
-            pixels.append(int((coco.decode(a) != coco.decode(b)).sum()))
-    return {
-        **out,
-        "worst_score_difference": worst["score"],
-        "worst_box_difference_px": worst["box"],
-        "worst_mask_iou": worst["iou"],
-        "different_pixels": sorted(pixels),
-        "seconds": seconds,
-    }
+        rows.append(agreement.compare(reference, Detections.of(found)))
+    agreement.save(reference_path, references, path, SETTINGS)
+    return {**agreement.total(rows), "seconds": seconds}
 
 
 def compare(size: str, files: list[Path], build: Path) -> dict:
@@ -276,27 +223,22 @@ def compare(size: str, files: list[Path], build: Path) -> dict:
         "sppf_activation": [has_activation(peer), checkpoint.meta.sppf_activation],
         "heads_relative": compare_heads(peer, ours, canvases(images[:2])),
         "stages": compare_stages(raw, images),
-        "whole": compare_whole(path, files),
+        "whole": compare_whole(path, files, build / f"{size}-peer.json"),
     }
 
 
 def broken(result: dict) -> list[str]:
     """Promises that do not hold."""
-    stages, whole = result["stages"], result["whole"]
+    stages = result["stages"]
     checks = {
         "parameters": result["parameters_as_published"],
         "keys": result["same_keys"] and result["same_weights"] and result["same_names"],
         "SPPF": result["sppf_activation"][0] == result["sppf_activation"][1],
         "heads": max(result["heads_relative"].values()) < 1e-4,
-        "hundreds of detections": stages["detections"] >= 100,
         "NMS": stages["nms_same_images"] == stages["images"],
         "masks": stages["same_strings"] == stages["masks"],
-        "whole": whole["peer"] == whole["segcore"] == whole["matched"],
-        "whole: scores and boxes": whole["worst_score_difference"] < 1e-3
-        and whole["worst_box_difference_px"] < 0.05,
-        "whole: masks": whole["iou_0.999"] >= 0.995 * whole["matched"],
     }
-    return [name for name, holds in checks.items() if not holds]
+    return [name for name, holds in checks.items() if not holds] + agreement.broken(result["whole"])
 
 
 def main() -> int:
@@ -310,22 +252,18 @@ def main() -> int:
     files = sorted(arguments.folder.glob("*.jpg"))[: arguments.images]
     results, failed = [], False
     print(f"ultralytics {ultralytics.__version__}, torch {torch.__version__}, {len(files)} images")
-    print("model        parameters  heads     NMS    masks      whole: peer/ours/match  same RLE"
-          "  IoU>=.999  d score  d box px  min IoU")  # fmt: skip
+    print(f"model        parameters  heads    NMS    masks    {agreement.HEADING}")
     for size in arguments.models.split(","):
         result = compare(size, files, arguments.build)
         result["broken"] = broken(result)
         results.append(result)
-        stages, whole = result["stages"], result["whole"]
+        stages = result["stages"]
         print(
             f"{result['model']:12} {result['parameters']:10,}"
             f"  {max(result['heads_relative'].values()):.1e}"
             f"  {stages['nms_same_images']:2}/{stages['images']:<2}"
             f"  {stages['same_strings']:4}/{stages['masks']:<4}"
-            f"  {whole['peer']:6}/{whole['segcore']:4}/{whole['matched']:4}"
-            f"         {whole['same_strings']:5}  {whole['iou_0.999']:9}"
-            f"  {whole['worst_score_difference']:.1e}  {whole['worst_box_difference_px']:.1e}"
-            f"  {whole['worst_mask_iou']:.5f}",
+            f"  {agreement.line(result['whole'])}",
             *(f"BROKEN: {', '.join(result['broken'])}" if result["broken"] else "",),
             flush=True,
         )

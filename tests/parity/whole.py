@@ -1,0 +1,91 @@
+"""From JPEG files to RLE strings through `segcore segment`, against what the peer found in them.
+
+The scripts of the peers' environment leave a checkpoint, and what the peer itself predicts with it
+from the same files. Here the command runs as a user runs it, with Ray, and its tables are read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tests.parity.agreement import HEADING, Detections, broken, compare, line, save, total
+
+
+def run_command(peer: Mapping[str, Any], folder: Path, build: Path) -> Path:
+    """Runs `segcore segment` on the peer's images with its checkpoint; folder of the output."""
+    images, output = build / "images", build / "output"
+    shutil.rmtree(build, ignore_errors=True)
+    images.mkdir(parents=True)
+    for name in peer["images"]:
+        shutil.copy(folder / name, images)
+    command = [
+        *(str(Path(sys.executable).with_name("segcore")), "segment", str(images), str(output)),
+        *("--model", str(build.parent / peer["checkpoint"]), "--device", "cpu", "--actors", "1"),
+    ]
+    for key, value in peer["settings"].items():
+        command += ["--set", f"model.{key}={value}"]
+    with (build / "log.txt").open("w") as log:
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if code:
+        raise SystemExit(f"segcore segment ended with {code}; see {build / 'log.txt'}")
+    return output
+
+
+def read_tables(output: Path) -> dict[str, Detections]:
+    """The tables of the newest edition, by file name of the image."""
+    edition = output / json.loads((output / "latest.json").read_text())["edition"]
+    images = pq.read_table(edition / "images").to_pylist()
+    failed = [f"{row['uri']}: {row['error_message']}" for row in images if row["status"] != "ok"]
+    if failed:
+        raise SystemExit("\n".join(failed))
+    of_image: dict[str, list[dict[str, Any]]] = {row["image_id"]: [] for row in images}
+    for row in pq.read_table(edition / "instances").sort_by("instance_index").to_pylist():
+        of_image[row["image_id"]].append(row)
+    return {
+        Path(row["uri"]).name: _detections((row["height"], row["width"]), of_image[row["image_id"]])
+        for row in images
+    }
+
+
+def _detections(size: tuple[int, int], rows: list[dict[str, Any]]) -> Detections:
+    """Rows of the table of instances, as the peer states its own."""
+    columns = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+    boxes = np.array([[row[c] for c in columns] for row in rows], np.float32).reshape(-1, 4)
+    return Detections(
+        size,
+        boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0))),
+        np.array([row["score"] for row in rows], np.float32),
+        np.array([row["category_id"] for row in rows], int),
+        [row["counts"].encode("ascii") for row in rows],
+    )
+
+
+def check(models: Sequence[str], folder: Path, build: Path) -> bool:
+    """Prints a table, writes parity-segment.json; whether all promises hold."""
+    print("segcore segment, from files to tables")
+    print(f"{'model':34}{HEADING}")
+    results = []
+    for model in models:
+        peer = json.loads((build / f"{model}-peer.json").read_text())
+        found = read_tables(run_command(peer, folder, build / f"segment-{model}"))
+        save(build / f"{model}-segcore.json", found, Path(peer["checkpoint"]), peer["settings"])
+        rows = {
+            name: compare(Detections.from_json(row), found[name])
+            for name, row in peer["images"].items()
+        }
+        sums = total(list(rows.values()))
+        wrong = broken(sums)
+        results.append({"model": model, "images": rows, "total": sums, "broken": wrong})
+        words = f"  BROKEN: {', '.join(wrong)}" if wrong else ""
+        print(f"{peer['checkpoint']:34}{line(sums)}{words}", flush=True)
+    (build / "parity-segment.json").write_text(json.dumps(results, indent=2) + "\n")
+    return not any(result["broken"] for result in results)
