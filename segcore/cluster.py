@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
 
 START_ATTEMPTS = 3
+HINT_ADDRESS = (
+    "Check --address (host:port, ray://host:port or auto) and that both sides run the same Ray. A "
+    "cluster with a token needs RAY_AUTH_MODE=token and the token (RAY_AUTH_TOKEN or "
+    "~/.ray/auth_token) here."
+)
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,8 @@ def _fits(cpus: float, gpus: float, cluster: Sequence[Node]) -> int:
 def _connect(ray: ModuleType, options: RayOptions) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    if not local:
+        _check_listening(address)
     extra = {"include_dashboard": False} if local else {}
     for attempt in range(START_ATTEMPTS if local else 1):
         try:
@@ -204,8 +212,21 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
                 f"Cannot connect to {where}: {' '.join(str(error).split())[:300]}",
                 hint="Is the machine overloaded, or short of memory or disk in /tmp?"
                 if local
-                else "Check --address (host:port, ray://host:port or auto) and the Ray versions.",
+                else HINT_ADDRESS,
             ) from None
+
+
+def _check_listening(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"Cannot connect to the Ray cluster at {address}: {error}.", hint=HINT_ADDRESS
+        ) from None
 
 
 def _shipped() -> dict[str, list[str]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segcore.cluster import Node, make_pool
+from segcore.cluster import Node, connected, make_pool
 from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
 
@@ -12,6 +12,14 @@ SERVER = [Node(cpus=16, gpus=4)]
 
 def _pool(cluster, units=100, device="auto", **options):
     return make_pool(RayOptions(**options), device, units, cluster)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_nothing_listens_is_an_error_at_once(address):
+    there = connected(RayOptions(address=address))
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1: .*refused") as caught, there:
+        raise AssertionError("connected to nothing")
+    assert "--address" in caught.value.hint
 
 
 def test_one_actor_per_core():
