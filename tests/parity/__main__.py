@@ -45,6 +45,7 @@ def run_peers(arguments: argparse.Namespace, asked: list[str]) -> bool:
     """Runs the scripts beside this file in the peers' environment; whether all promises hold."""
     python = arguments.python or environment()
     settings = {"YOLO_CONFIG_DIR": str(BUILD), "YOLO_OFFLINE": "true", "PYTHONPATH": str(ROOT)}
+    settings["OMP_NUM_THREADS"] = "1"
     good = True
     for script, models in SCRIPTS.items():
         chosen = [model for model in models if model in asked]

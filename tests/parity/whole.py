@@ -30,6 +30,8 @@ def run_command(peer: Mapping[str, Any], folder: Path, build: Path) -> Path:
     command = [
         *(str(Path(sys.executable).with_name("segcore")), "segment", str(images), str(output)),
         *("--model", str(build.parent / peer["checkpoint"]), "--device", "cpu", "--actors", "1"),
+        # One thread, as the peers have: another number sums in another order.
+        *("--set", "ray.cpus_per_actor=1"),
     ]
     for key, value in peer["settings"].items():
         command += ["--set", f"model.{key}={value}"]
