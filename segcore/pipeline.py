@@ -47,7 +47,6 @@ class ActorSpec:
     options: ModelOptions
     reading: Reading
     parts: Parts
-    torch_threads: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ class UnitActor:
         import ray
         import torch
 
-        torch.set_num_threads(spec.torch_threads)
+        # Sums split over another number of threads round otherwise: one, always, so that results do
+        # not depend on how many actors or cores a run has. More actors use more cores.
+        torch.set_num_threads(1)
         cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
         self._desk = desk
         desk.arrive.remote(ray.get_runtime_context().current_actor)

@@ -238,7 +238,6 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
             max_decoded_bytes=config.ray.max_decoded_bytes,
         ),
         parts=job.parts,
-        torch_threads=pool.threads,
     )
 
 
