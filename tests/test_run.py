@@ -26,6 +26,7 @@ from segcore.loopback_s3 import LoopbackS3
 from segcore.report import Report
 from segcore.run import preview, segment
 from segcore.storage import Storage
+from segcore.synthetic import render
 
 TESTS = Path(__file__).resolve().parent
 MODEL = "fake_models:BrightModel"
@@ -193,6 +194,27 @@ def test_an_image_that_kills_its_process_loses_only_its_unit_and_says_so(ray_ses
     assert report.images == 8
     assert "1 of 2 units have no result" in " ".join(report.advice())
     assert not Path(config.output, "latest.json").exists()
+
+
+def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
+    source = str(tmp_path / "in")
+    for i in range(4):
+        file = io.BytesIO()
+        Image.fromarray(render(3, i).pixels).save(file, "PNG")
+        Storage().write(f"{source}/{i}.png", file.getvalue())
+    layouts = (
+        ["ray.max_actors=1", "ray.cpus_per_actor=2", "ray.decode_threads=3"],
+        ["ray.max_actors=2", "ray.cpus_per_actor=1"],
+    )
+    found = []
+    for i, layout in enumerate(layouts):
+        sets = ["plan.images=2", "model.conf=0.05", *layout]
+        config = _config(source, str(tmp_path / f"out{i}"), *sets, model="nuclei-yolo11n")
+        report = segment(config)
+        assert report.exit_code == 0
+        assert report.instances > 20
+        found.append(_tables(report.prefix))
+    assert found[0] == found[1]
 
 
 def test_overwrite_does_everything_again(ray_session, tmp_path):
