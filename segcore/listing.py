@@ -217,8 +217,11 @@ def _merged(runs: list[list[_Chunk]]) -> Iterator[pa.Table]:
             return
         bound = min(table["uri"][-1].as_py() for index, table in tables)
         due = []
+        upto = pc.less_equal
         for index, table in tables:
-            n = int(pc.sum(pc.less_equal(table["uri"], bound)).as_py())
+            n = int(pc.sum(upto(table["uri"], bound)).as_py())
             due.append(table.slice(0, n))
             open_[index] = table.slice(n) if n < table.num_rows else None
+            if open_[index] is None and runs[index]:
+                upto = pc.less  # its next chunk may go on with `bound`, before that of later runs
         yield _sorted(pa.concat_tables(due))

@@ -5,7 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segcore import listing
@@ -32,6 +32,7 @@ def _rows(found: Listing) -> list[tuple[str, int, str]]:
 
 
 @given(rows, small)
+@example([("", 0, ""), ("", 0, "e1"), ("a", 0, ""), ("", 0, "")], (1, 1))
 def test_rows_in_any_order_come_out_sorted_and_stable(
     items: list[tuple[str, int, str]], size: tuple[int, int]
 ) -> None:
