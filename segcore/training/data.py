@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from segcore.errors import UsageError
+from segcore.errors import ImageError, UsageError
+from segcore.images import decode
 from segcore.training.augment import random_crop
 from segcore.training.config import AugmentConfig
 from segcore.training.loss import Targets
@@ -56,6 +56,21 @@ def read_coco(path: Path) -> dict:
     return document
 
 
+def read_image(folder: Path, name: str, annotations: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, decoded as archives are.
+
+    Raises:
+        UsageError: The image that `annotations` names cannot be read or decoded.
+    """
+    file = folder / Path(name).name
+    try:
+        return decode(file.read_bytes())
+    except (OSError, ImageError) as error:
+        raise UsageError(
+            f"cannot read the image {file}, which {annotations} names: {error}"
+        ) from None
+
+
 def _mask(annotation: dict, height: int, width: int) -> np.ndarray:
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
@@ -85,10 +100,7 @@ def load_images(annotations: Path, images: Path) -> tuple[list[LabelledImage], l
     share = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
     result = []
     for entry, kind in zip(document["images"], kinds, strict=True):
-        file = images / Path(entry["file_name"]).name
-        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        if image is None:
-            raise UsageError(f"cannot read the image {file}, which {annotations} names")
+        image = read_image(images, entry["file_name"], annotations)
         height, width = image.shape[:2]
         labels = np.zeros((height, width), np.int32)
         masks = [(a, _mask(a, height, width)) for a in by_image.get(entry["id"], [])]
@@ -96,8 +108,7 @@ def load_images(annotations: Path, images: Path) -> tuple[list[LabelledImage], l
         for g, (_, mask) in enumerate(masks):
             labels[mask] = g + 1
         classes = np.array([index[a["category_id"]] for a, _ in masks], np.int64)
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        result.append(LabelledImage(rgb, labels, classes, share[kind] ** -0.5))
+        result.append(LabelledImage(image, labels, classes, share[kind] ** -0.5))
     if not any(len(item.classes) for item in result):
         raise UsageError(f"{annotations} holds no instance to learn from")
     return result, [c["name"] for c in categories]

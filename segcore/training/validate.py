@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from segcore.average_precision import Scores, mask_and_box_ap
-from segcore.errors import UsageError
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
 from segcore.models.yolo_seg import YoloSegModel
 from segcore.training.config import DataConfig, TrainConfig
-from segcore.training.data import read_coco
+from segcore.training.data import read_coco, read_image
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,7 @@ def load_validation(data: DataConfig) -> LabelledSet:
     document = read_coco(data.val)
     images = {}
     for entry in document["images"]:
-        file = data.images / Path(entry["file_name"]).name
-        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        if image is None:
-            raise UsageError(f"cannot read the image {file}, which {data.val} names")
-        images[int(entry["id"])] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        images[int(entry["id"])] = read_image(data.images, entry["file_name"], data.val)
     return LabelledSet(document, images)
 
 
