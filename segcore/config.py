@@ -69,6 +69,7 @@ class RunOptions(BaseModel):
 
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
     attempts: int = Field(2, ge=1, le=10)
+    lease_ttl_s: float = Field(60.0, ge=1, le=3600)
 
 
 class Config(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -142,6 +142,19 @@ def prepare(config: Config, *, overwrite: bool = False) -> Job:
         last=last,
         kind=source.kind,
     )
+
+
+def refresh(job: Job, *, overwrite: bool = False) -> Job:
+    """The job as storage has it now, after another run may have been at work.
+
+    Raises:
+        SegcoreError: As `prepare` does.
+    """
+    last = _last_run(job.storage, job.prefix)
+    if last.get("run") != job.last.get("run"):  # another plan, which ours has to follow
+        return prepare(job.config, overwrite=overwrite)
+    committed = frozenset() if overwrite else frozenset(job.parts.committed())
+    return replace(job, last=last, committed=committed)
 
 
 def check_reach(job: Job) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,7 +23,8 @@ from segcore import cluster
 from segcore.carry import carry
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError
-from segcore.job import MAX_JSON_BYTES, Job, check_reach, prepare
+from segcore.job import MAX_JSON_BYTES, Job, check_reach, prepare, refresh
+from segcore.lease import Lease, hasty, held
 from segcore.parts import SCHEMA_VERSION
 from segcore.plan import Units, remaining, save
 from segcore.report import (
@@ -34,7 +35,7 @@ from segcore.report import (
     account,
     judge,
 )
-from segcore.storage import join
+from segcore.storage import Storage, join
 from segcore.telemetry import Goal, progress
 from segcore.worker import Reading
 
@@ -61,6 +62,7 @@ class _Course:
     withdrawn: int = 0
     carried: set[str] = field(default_factory=set)  # units whose results were there already
     pool: str = ""
+    check: Callable[[], None] = lambda: None  # raises once this run may not go on
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -98,26 +100,43 @@ def segment(config: Config, *, overwrite: bool = False, say: Say = lambda text: 
 
     Raises:
         SegcoreError: Nothing could be started, or the run broke off.
+        LeaseHeld: Another run is at work on this edition.
         Interrupted: Ctrl-C or SIGTERM.
     """
     course = _Course()
     with course.timed("prepare"):
         job = prepare(config, overwrite=overwrite)
         check_reach(job)
-    units = remaining(job.plan, set(job.committed))
     for sentence in (*job.plan.notes, job.preview().sentence()):
         say(sentence)
-    if not units and _published(job):
+    if _nothing_to_do(job):
         return _balance(job, course)
-    # A lease on the edition belongs around the rest: from here on things are written.
+    with _sigterm_as_interrupt(), _stoppable(job), _lease(job, say) as lease:
+        course.check = lease.check
+        with course.timed("prepare"):  # somebody else may have been at work until now
+            job = refresh(job, overwrite=overwrite)
+        if _nothing_to_do(job):
+            return _balance(job, course)
+        return _segment_alone(job, course, overwrite, say)
+
+
+def _lease(job: Job, say: Say) -> AbstractContextManager[Lease]:
+    """Nobody else writes into the edition while this is held."""
+    ttl_s = job.config.run.lease_ttl_s
+    return held(job.storage, job.prefix, ttl_s, say, Storage(hasty(job.config.storage, ttl_s)))
+
+
+def _segment_alone(job: Job, course: _Course, overwrite: bool, say: Say) -> Report:
+    """Everything that writes, from the run's record on."""
+    course.check()
     started = _begin(job, overwrite)
     with course.timed("carry"):
         course.carried = carry(job.parts, job.plan, job.committed)
+    course.check()
     course.withdrawn = job.parts.withdraw(set() if overwrite else set(job.planned))
     units = remaining(job.plan, job.committed | course.carried)
     if units:
-        with _stoppable(job):
-            _work(job, units, course, say)
+        _work(job, units, course, say)
     return _finish(job, course, started)
 
 
@@ -155,6 +174,7 @@ def _work(job: Job, units: Units, course: _Course, say: Say) -> None:
                     course.note(outcome)
                 # What counts is what lies in storage, not what the actors said.
                 units = remaining(job.plan, job.parts.committed())
+                course.check()
                 if not units:
                     break
 
@@ -162,6 +182,7 @@ def _work(job: Job, units: Units, course: _Course, say: Say) -> None:
 def _finish(job: Job, course: _Course, started: Report) -> Report:
     """Account, write the report, and publish the result if it is complete."""
     report = replace(_balance(job, course), started=started.started, finished=_now())
+    course.check()
     job.storage.write(job.uri("runs", f"{job.plan.run}.json"), report.to_json())
     if report.status in COMPLETE:
         pointer = {
@@ -250,8 +271,10 @@ def _goal(units: Units) -> Goal:
     )
 
 
-def _published(job: Job) -> bool:
+def _nothing_to_do(job: Job) -> bool:
     """Whether the last run of this very plan ended and is what ``latest.json`` points to."""
+    if remaining(job.plan, set(job.committed)):
+        return False
     if job.last.get("run") != job.plan.run or job.last.get("status") not in COMPLETE:
         return False
     try:
