@@ -8,7 +8,9 @@ from typing import Any
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.readahead import sentence
+from segcore.readahead import is_out_of_memory, sentence
+
+ALONE = "memory ran out for this image alone"
 
 
 class DeviceLost(Exception):
@@ -48,8 +50,6 @@ class BatchRunner:
             if len(found) != len(batch):
                 raise ValueError(f"model gave {len(found)} results for {len(batch)} images")
             return list(found)
-        except MemoryError:
-            code, message = ErrorCode.OUT_OF_MEMORY, "memory ran out for this image alone"
         except Exception as caught:
             error = caught.with_traceback(None)  # the traceback would keep the batch's tensors
         if error is not None:
@@ -57,6 +57,8 @@ class BatchRunner:
         del error
         if len(batch) == 1:
             _free()
+            if code is ErrorCode.OUT_OF_MEMORY:  # this image is to blame, not the batch size
+                self.size = max(1, self._model.batch_size)
             return [ImageError(code, message)]
         if code is ErrorCode.OUT_OF_MEMORY:
             _free()
@@ -68,8 +70,8 @@ class BatchRunner:
 def _judge(error: Exception) -> tuple[ErrorCode, str]:
     """What an exception of the model means for its batch."""
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text.lower():
-        return ErrorCode.OUT_OF_MEMORY, "device memory ran out for this image alone"
+    if is_out_of_memory(error):
+        return ErrorCode.OUT_OF_MEMORY, ALONE
     if "CUDA error" in text or "device-side assert" in text:
         raise DeviceLost(sentence(error))
     return ErrorCode.MODEL_ERROR, sentence(error)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
-from segcore.parts import IMAGES, INSTANCES, PartCounts, Parts
-from segcore.plan import Plan, Units
+from segcore.parts import IMAGES, PartCounts, Parts
+from segcore.plan import Plan, choose
 from segcore.units import Unit
 
 _THREADS = 8
@@ -31,9 +30,8 @@ class _Carrier:
         """Commit `unit` with the rows of the unit that it was part of; None if that has not all."""
         before = self.plan.carried[unit.unit]
         try:
-            images = self._read("images", before, IMAGES)
-            instances = self._read("instances", before, INSTANCES)
-        except (StorageError, pa.ArrowException, OSError, ValueError):
+            images, instances = self.parts.read(before)
+        except StorageError:
             return None  # then its images are segmented again
         ids = pa.array([member.image_id for member in unit.members], pa.string())
         images = images.filter(pc.is_in(images["image_id"], ids))
@@ -54,11 +52,6 @@ class _Carrier:
         self.parts.commit_tables(images, instances, counts)
         return unit.unit
 
-    def _read(self, table: str, unit: str, schema: pa.Schema) -> pa.Table:
-        with self.parts.storage.open(self.parts.uri(table, unit)) as file:
-            found = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        return found.replace_schema_metadata(None).cast(schema)
-
 
 def carry(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
     """Commit the units of `plan.carried` whose old unit is committed; returns which.
@@ -74,8 +67,7 @@ def carry(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
         for unit, before in plan.carried.items()
         if before in committed and unit not in committed
     ]
-    table = plan.units.table
-    chosen = Units(table.filter(pc.is_in(table["unit"], pa.array(wanted, pa.string()))))
+    chosen = choose(plan.units, wanted)
     carrier = _Carrier(parts, plan)
     with ThreadPoolExecutor(_THREADS, "segcore-carry") as pool:
         done: set[str] = set()

@@ -48,6 +48,7 @@ class RayOptions(BaseModel):
     gpus_per_actor: float | None = Field(None, ge=0, le=64)
     decode_threads: int | None = Field(None, ge=1, le=256)
     max_decoded_bytes: int = Field(512 << 20, ge=1 << 20)
+    max_actor_bytes: int | None = Field(None, ge=256 << 20)
     autoscaling: bool = False
     shared_paths: bool = False
     ship_code: bool = False
@@ -70,6 +71,7 @@ class RunOptions(BaseModel):
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
     attempts: int = Field(2, ge=1, le=10)
     lease_ttl_s: float = Field(60.0, ge=1, le=3600)
+    image_timeout_s: float = Field(300.0, gt=0, le=86_400)
 
 
 class Config(BaseModel):

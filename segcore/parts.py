@@ -132,6 +132,43 @@ class Parts:
         self.commit_tables(images_table(unit, results), instances, counts)
         return counts
 
+    def replace(
+        self, unit: Unit, results: Sequence[ImageResult], notes: Mapping[str, int] | None = None
+    ) -> PartCounts:
+        """Write other results of a unit that is committed.
+
+        The unit is undone first: dying in between leaves work to do, never two tables that
+        contradict each other. Nothing is touched when the rows are the same.
+
+        Raises:
+            StorageError: Not written; the unit may be undone.
+        """
+        counts = count(unit.unit, results, notes or {})
+        images = images_table(unit, results)
+        if images.equals(self.read(unit.unit)[0]):
+            return counts
+        self.storage.delete(self.uri("images", unit.unit))
+        self.commit_tables(images, instances_table(results, dict(self.categories)), counts)
+        return counts
+
+    def read(self, unit: str) -> tuple[pa.Table, pa.Table]:
+        """The tables `images` and `instances` of a committed unit, without metadata.
+
+        Raises:
+            StorageError: A part is missing, damaged, or none of ours.
+        """
+
+        def read(table: str, schema: pa.Schema) -> pa.Table:
+            uri = self.uri(table, unit)
+            try:
+                with self.storage.open(uri) as file:
+                    found = pq.ParquetFile(file, page_checksum_verification=True)
+                    return found.read(use_threads=False).replace_schema_metadata(None).cast(schema)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise StorageError(f"{uri} is not a readable part: {error}.") from error
+
+        return read("images", IMAGES), read("instances", INSTANCES)
+
     def commit_tables(self, images: pa.Table, instances: pa.Table, counts: PartCounts) -> None:
         """The same with the tables made already; `counts` must be theirs."""
         metadata = self._metadata(counts)
@@ -280,6 +317,39 @@ def instances_table(results: Sequence[ImageResult], categories: dict[int, str]) 
     for axis, name in enumerate(("bbox_x", "bbox_y", "bbox_w", "bbox_h")):
         columns[name] = np.ascontiguousarray(boxes[:, axis])
     return pa.table({name: columns[name] for name in INSTANCES.names}, schema=INSTANCES)
+
+
+def results_of(images: pa.Table, instances: pa.Table) -> list[ImageResult]:
+    """Inverse of `images_table` and `instances_table`, for the images that are ok."""
+    at = {image_id: place for place, image_id in _first_places(instances["image_id"])}
+    found = []
+    for row in images.to_pylist():
+        if row["status"] != "ok":
+            continue
+        start = at.get(row["image_id"], 0)
+        mine = instances.slice(start, row["n_instances"])
+        boxes = [mine[name].to_numpy() for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")]
+        result = Instances(
+            height=row["height"],
+            width=row["width"],
+            boxes=np.stack(boxes, axis=1).astype(np.float32).reshape(-1, 4),
+            scores=mine["score"].to_numpy(),
+            category_ids=mine["category_id"].to_numpy(),
+            areas=mine["area"].to_numpy(),
+            counts=[text.encode() for text in mine["counts"].to_pylist()],
+        )
+        names = {name: row[name] for name in ("image_id", "uri", "etag", "width", "height")}
+        found.append(ImageResult(**names, instances=result))
+    return found
+
+
+def _first_places(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
+    """(value, position of its first row) of a column whose equal values stand together."""
+    before = None
+    for place, value in enumerate(column.to_pylist()):
+        if value != before:
+            yield value, place
+            before = value
 
 
 def _clean(values: list) -> list:

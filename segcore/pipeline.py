@@ -7,131 +7,38 @@ storage alone.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from segcore.batches import DeviceLost
+from segcore.actors import ActorSpec, Desk, UnitActor, UnitOutcome
 from segcore.cluster import Pool
 from segcore.errors import ClusterError, StorageError
-from segcore.models.base import ModelOptions
-from segcore.models.registry import load_model
-from segcore.parts import Parts
-from segcore.readahead import sentence
-from segcore.telemetry import Board, Snapshot
-from segcore.units import Unit, from_table, to_table
-from segcore.worker import Reading, UnitWorker
+from segcore.isolation import Isolator
+from segcore.telemetry import Snapshot
+from segcore.units import Unit, to_table
 
-# A dead actor is always replaced; a unit whose process dies is tried again this often.
-RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3}
+# A dead actor is always replaced. Its unit is tried once more; then its images one by one.
+RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
 MAX_FAILURES_IN_A_ROW = 20  # units that fail without one success between: storage is gone
 
 
-@dataclass(frozen=True)
-class ActorSpec:
-    """What an actor needs to set itself up.
+class Pipeline:
+    """Runs units through a pool of actors on the connected Ray.
 
-    Attributes:
-        model: What `load_model` takes.
-        weights: Bytes of the checkpoint, or None when the name is enough.
-        weights_sha256: What every worker must have, or results would depend on the machine.
+    Args:
+        redo: The units are committed; segment their failed images again.
     """
 
-    model: str
-    weights: bytes | None = field(repr=False)
-    weights_sha256: str
-    options: ModelOptions
-    reading: Reading
-    parts: Parts
-
-
-@dataclass(frozen=True)
-class UnitOutcome:
-    """One row of the graph's output; `error` is "" when the unit was committed."""
-
-    unit: str
-    ok: int = 0
-    failed: int = 0
-    instances: int = 0
-    error: str = ""
-
-
-class Desk(Board):
-    """The small actor beside the pool: takes reports, and knows who is at work."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._at_work: list[Any] = []
-
-    def arrive(self, actor: Any) -> None:
-        """An actor of the pool introduces itself by its handle."""
-        self._at_work.append(actor)
-
-    def dismiss(self) -> list[Any]:
-        """All who arrived since the last call."""
-        gone, self._at_work = self._at_work, []
-        return gone
-
-
-class UnitActor:
-    """Holds the model; called with one unit at a time."""
-
-    def __init__(self, spec: ActorSpec, desk: Any) -> None:
-        import cv2
-        import ray
-        import torch
-
-        # Sums split over another number of threads round otherwise: one, always, so that results do
-        # not depend on how many actors or cores a run has. More actors use more cores.
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
-        self._desk = desk
-        desk.arrive.remote(ray.get_runtime_context().current_actor)
-        model = load_model(spec.model, spec.options, spec.weights)
-        if model.info.weights_sha256 != spec.weights_sha256:
-            raise ClusterError(
-                f"The model {spec.model} has other weights on this worker than on the driver.",
-                hint="Install the same version everywhere, or give the checkpoint by its path.",
-            )
-        self._worker = UnitWorker(model, spec.reading, spec.parts)
-
-    def __call__(self, batch: pa.Table) -> dict[str, list]:
-        """Segment the units of a batch (one) and say what became of them."""
-        outcomes = [self._segment(unit) for unit in from_table(batch)]
-        return {
-            "unit": [o.unit for o in outcomes],
-            "ok": [o.ok for o in outcomes],
-            "failed": [o.failed for o in outcomes],
-            "instances": [o.instances for o in outcomes],
-            "error": [o.error for o in outcomes],
-        }
-
-    def _segment(self, unit: Unit) -> UnitOutcome:
-        report = self._desk.report.remote
-        try:
-            counts = self._worker.segment(unit, lambda *so_far: report(unit.unit, *so_far))
-        except DeviceLost:
-            os._exit(1)  # Ray starts a new process and gives it this unit again
-        except Exception as error:  # tells the driver; the unit stays undone
-            return UnitOutcome(unit.unit, error=sentence(error))
-        totals = (counts.ok, counts.failed, counts.instances)
-        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
-        return UnitOutcome(unit.unit, *totals)
-
-
-class Pipeline:
-    """Runs units through a pool of actors on the connected Ray."""
-
-    def __init__(self, spec: ActorSpec, pool: Pool, units_per_wave: int) -> None:
+    def __init__(
+        self, spec: ActorSpec, pool: Pool, units_per_wave: int, *, redo: bool = False
+    ) -> None:
         import ray
 
         self._spec = spec
         self._pool = pool
         self._wave = units_per_wave
+        self._redo = redo
         self._desk: Any = ray.remote(num_cpus=0, max_restarts=-1)(Desk).remote()
 
     def snapshot(self) -> Snapshot | None:
@@ -144,15 +51,32 @@ class Pipeline:
             return None
 
     def run(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
-        """Segment `units`, yielding outcomes as they come; dropped units yield nothing.
+        """Segment `units`, yielding outcomes as they come; one whose process died yields nothing.
 
         Raises:
             ClusterError: The pool as a whole cannot work.
             StorageError: Unit after unit failed, and none succeeded.
         """
+        pool = self._pool
+        yield from self._waves(units, UnitActor, _size(pool.min_actors, pool.max_actors, pool))
+
+    def isolate(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
+        """The same image by image, for units whose process died; see `segcore.isolation`.
+
+        Raises:
+            ClusterError, StorageError: See `run`.
+        """
+        pool = self._pool
+        # What leads needs nothing itself; the processes that it starts are of the pool's size.
+        size = _size(1, min(pool.max_actors, len(units)), None)
+        yield from self._waves(units, Isolator, size, pool=pool)
+
+    def _waves(
+        self, units: Sequence[Unit], actor: type, size: dict[str, Any], **extra: Any
+    ) -> Iterator[UnitOutcome]:
         in_a_row = 0
         for start in range(0, len(units), self._wave):
-            for outcome in self._run_wave(units[start : start + self._wave]):
+            for outcome in self._wave_of(units[start : start + self._wave], actor, size, extra):
                 in_a_row = in_a_row + 1 if outcome.error else 0
                 if in_a_row >= MAX_FAILURES_IN_A_ROW:
                     raise StorageError(
@@ -162,28 +86,22 @@ class Pipeline:
                     )
                 yield outcome
 
-    def _run_wave(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
+    def _wave_of(
+        self, units: Sequence[Unit], actor: type, size: dict[str, Any], extra: dict[str, Any]
+    ) -> Iterator[UnitOutcome]:
         import ray
         import ray.data
 
-        pool = self._pool
+        told = {"spec": self._spec, "desk": self._desk, "redo": self._redo, **extra}
         with ray.data.DataContext.current(_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
             blocks = [to_table([unit]) for unit in units]
             dataset = ray.data.from_arrow(blocks).map_batches(
-                UnitActor,
+                actor,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={"spec": self._spec, "desk": self._desk},
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=pool.min_actors,
-                    max_size=pool.max_actors,
-                    # A unit queued at an actor would share the death of the one before it, and
-                    # wait behind a slow one; the gap between units is milliseconds.
-                    max_tasks_in_flight_per_actor=1,
-                ),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus or None,
+                fn_constructor_kwargs=told,
+                **size,
                 **RESTARTS,
             )
         try:
@@ -205,6 +123,21 @@ class Pipeline:
                 ray.kill(actor, no_restart=True)
         except ray.exceptions.RayError:  # the cluster itself is going: nothing left to free
             return
+
+
+def _size(least: int, most: int, pool: Pool | None) -> dict[str, Any]:
+    """How many actors, and what each takes of the cluster."""
+    from ray.data import ActorPoolStrategy
+
+    return {
+        # A unit queued at an actor would share the death of the one before it, and wait behind a
+        # slow one; the gap between units is milliseconds.
+        "compute": ActorPoolStrategy(
+            min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
+        ),
+        "num_cpus": pool.cpus if pool else 0,
+        "num_gpus": (pool.gpus or None) if pool else None,
+    }
 
 
 def _context() -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import overload
@@ -230,6 +230,12 @@ def remaining(plan: Plan, committed: AbstractSet[str]) -> Units:
         return plan.units
     done = pc.is_in(table["unit"], pa.array(sorted(committed), table["unit"].type))
     return Units(table.filter(pc.invert(done)))
+
+
+def choose(units: Units, ids: Iterable[str]) -> Units:
+    """Those of `units` with one of these ids, in their order."""
+    names = pa.array(sorted(ids), SCHEMA.field("unit").type)
+    return Units(units.table.filter(pc.is_in(units.table["unit"], names)))
 
 
 def summary(plan: Plan, committed: AbstractSet[str]) -> PlanSummary:

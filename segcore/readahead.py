@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions, decode, probe
 from segcore.sources import Sample
+from segcore.watchdog import Watchdog
+
+PATIENCE_S = 3600.0  # for one read where the storage says nothing else
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,15 @@ class ReadAhead:
         threads: Decoders.
         window: Samples between reading and the model, at most.
         max_decoded_bytes: Decoded pixels held by all decoders together, at most.
+        watchdog: Ends the process when one image is decoded for too long.
+        patience_s: Seconds that one read may take besides, with all retries of the storage.
     """
 
     threads: int
     window: int
     max_decoded_bytes: int
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(PATIENCE_S))
+    patience_s: float = PATIENCE_S
 
     def stream(
         self,
@@ -85,12 +92,17 @@ class ReadAhead:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
 
             def read() -> None:
+                coming = iter(samples)
                 try:
-                    for sample in samples:
+                    while True:
+                        with self.watchdog.working(extra_s=self.patience_s):
+                            sample = next(coming, None)
+                        if sample is None:
+                            break
                         slots.acquire()
                         if stop.is_set():
                             return
-                        line.put(pool.submit(_prepare, sample, preprocess, options, budget))
+                        line.put(pool.submit(self.prepare, sample, preprocess, options, budget))
                     line.put(None)
                 except BaseException as error:
                     line.put(error)
@@ -109,21 +121,32 @@ class ReadAhead:
                 slots.release()
                 reader.join()
 
+    def prepare(
+        self,
+        sample: Sample,
+        preprocess: Callable[[Any], Any],
+        options: DecodeOptions,
+        budget: ByteBudget | None = None,
+    ) -> Prepared:
+        """Decode and prepare one sample; every failure becomes an error of this image."""
+        budget = budget or ByteBudget(self.max_decoded_bytes)
+        return _prepare(sample, preprocess, options, budget, self.watchdog)
+
 
 def _prepare(
     sample: Sample,
     preprocess: Callable[[Any], Any],
     options: DecodeOptions,
     budget: ByteBudget,
+    watchdog: Watchdog,
 ) -> Prepared:
-    """Decode and prepare one sample; every failure becomes an error of this image."""
     if sample.error is not None or sample.data is None:
         error = sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
         return Prepared(sample, error=error)
     bare = replace(sample, data=None)  # lets the bytes go
     try:
         header = probe(sample.data)
-        with budget.hold(header.width * header.height * 3):
+        with budget.hold(header.width * header.height * 3), watchdog.working():
             image = decode(sample.data, options)
             height, width = image.shape[:2]
             try:
@@ -131,6 +154,8 @@ def _prepare(
             except MemoryError:
                 raise
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise MemoryError from error
                 raise ImageError(ErrorCode.MODEL_ERROR, sentence(error)) from error
     except ImageError as error:
         return Prepared(bare, error=error)
@@ -140,6 +165,15 @@ def _prepare(
     except Exception as error:
         return Prepared(bare, error=ImageError(ErrorCode.CORRUPT, sentence(error)))
     return Prepared(bare, value=value, width=width, height=height)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of a library says that memory, of host or device, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return any(words in text for words in (*said, "not enough memory", "insufficient memory"))
 
 
 def sentence(error: BaseException, limit: int = 300) -> str:

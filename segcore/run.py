@@ -26,7 +26,7 @@ from segcore.errors import ObjectNotFound, SegcoreError
 from segcore.job import MAX_JSON_BYTES, Job, check_reach, prepare, refresh
 from segcore.lease import Lease, hasty, held
 from segcore.parts import SCHEMA_VERSION
-from segcore.plan import Units, remaining, save
+from segcore.plan import Units, choose, remaining, save
 from segcore.report import (
     COMPLETE,
     RUNNING,
@@ -40,7 +40,8 @@ from segcore.telemetry import Goal, progress
 from segcore.worker import Reading
 
 if TYPE_CHECKING:
-    from segcore.pipeline import ActorSpec, UnitOutcome
+    from segcore.actors import ActorSpec, UnitOutcome
+    from segcore.pipeline import Pipeline
 
 MAX_ERRORS_KEPT = 10
 
@@ -59,6 +60,7 @@ class _Course:
 
     timings: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)  # unit -> why it was not committed
+    done: dict[str, UnitOutcome] = field(default_factory=dict)
     withdrawn: int = 0
     carried: set[str] = field(default_factory=set)  # units whose results were there already
     pool: str = ""
@@ -75,11 +77,12 @@ class _Course:
             self.timings[step] = round(self.timings.get(step, 0.0) + took, 3)
 
     def note(self, outcome: UnitOutcome) -> None:
-        """Remember why a unit was not committed; a later success forgets it."""
+        """Remember what became of a unit; a success forgets earlier errors."""
         if outcome.error:
             self.errors[outcome.unit] = outcome.error
-        else:
+        elif not outcome.alone:
             self.errors.pop(outcome.unit, None)
+            self.done[outcome.unit] = outcome
 
 
 def preview(config: Config, *, overwrite: bool = False) -> Preview:
@@ -168,15 +171,38 @@ def _work(job: Job, units: Units, course: _Course, say: Say) -> None:
         say(f"Working with {course.pool}.")
         pipeline = Pipeline(_spec(job, pool), pool, options.units_per_wave)
         stack.enter_context(progress(pipeline.snapshot, _goal(units)))
+        # What counts is what lies in storage, not what the actors said.
         with course.timed("segment"):
             for _ in range(job.config.run.attempts):
-                for outcome in pipeline.run(units):
-                    course.note(outcome)
-                # What counts is what lies in storage, not what the actors said.
-                units = remaining(job.plan, job.parts.committed())
+                units = _pass(
+                    pipeline, units, course, lambda: remaining(job.plan, job.parts.committed()), say
+                )
                 course.check()
                 if not units:
                     break
+
+
+def _pass(
+    pipeline: Pipeline, units: Units, course: _Course, left: Callable[[], Units], say: Say
+) -> Units:
+    """One pass over `units`: through the pool, then image by image those whose process died.
+
+    Returns:
+        What is left to do.
+    """
+    said = set()
+    for outcome in pipeline.run(units):
+        course.note(outcome)
+        if outcome.error:
+            said.add(outcome.unit)
+    units = left()
+    lost = choose(units, set(units.ids()) - said)
+    if not lost:
+        return units
+    say(f"{len(lost):,} units lost their process; looking for the image that is to blame.")
+    for outcome in pipeline.isolate(lost):
+        course.note(outcome)
+    return left()
 
 
 def _finish(job: Job, course: _Course, started: Report) -> Report:
@@ -243,7 +269,7 @@ def _blank(job: Job) -> Report:
 
 def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
     """What every actor of `pool` is told."""
-    from segcore.pipeline import ActorSpec
+    from segcore.actors import ActorSpec
 
     config = job.config
     return ActorSpec(
@@ -257,8 +283,10 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
             decode=config.decode,
             threads=config.ray.decode_threads or pool.threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
+            image_timeout_s=config.run.image_timeout_s,
         ),
         parts=job.parts,
+        max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
     )
 
 

@@ -3,32 +3,99 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from segcore.batches import BatchRunner
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.parts import ImageResult, PartCounts, Parts
+from segcore.parts import ImageResult, PartCounts, Parts, results_of
 from segcore.readahead import Prepared, ReadAhead
-from segcore.sources import SourceOptions, read_unit
+from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
 from segcore.units import Unit
+from segcore.watchdog import Watchdog
 
 Report = Callable[[int, int, int], None]  # ok, failed, instances so far in this unit
 
 
+class Exhausted(Exception):
+    """Memory ran out while several images were under way: each must be judged alone."""
+
+
 @dataclass(frozen=True)
 class Reading:
-    """How a unit's images are read and decoded."""
+    """How a unit's images are read and decoded.
+
+    Attributes:
+        threads: Decoders.
+        max_decoded_bytes: Decoded pixels held by all of them together, at most.
+        image_timeout_s: Seconds that one image may take to decode, or to segment.
+    """
 
     storage: Storage
     source: SourceOptions
     decode: DecodeOptions
     threads: int
     max_decoded_bytes: int
+    image_timeout_s: float = 300.0
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a read may take with all retries before it counts as hung."""
+        options = self.storage.options
+        return 2 * (options.retries + 1) * options.timeout_s
+
+    def ahead(self, window: int) -> ReadAhead:
+        """Reading and decoding ahead of the model by at most `window` images."""
+        return ReadAhead(
+            self.threads,
+            window,
+            self.max_decoded_bytes,
+            Watchdog(self.image_timeout_s),
+            self.patience_s,
+        )
+
+
+class KeptRows:
+    """Rows of a unit that stay as they are, and where they stand among the new ones.
+
+    Args:
+        rows: Image id -> row; empty when the whole unit is segmented.
+    """
+
+    def __init__(self, unit: Unit, rows: Mapping[str, ImageResult]) -> None:
+        self.rows = rows
+        self._unit = unit
+        self.order: list[str] = []
+
+    def fresh(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """The samples that have no row yet; remembers the order of all."""
+        for sample in samples:
+            self.order.append(sample.image_id)
+            if sample.image_id not in self.rows:
+                yield sample
+
+    def merged(self, results: list[ImageResult]) -> list[ImageResult]:
+        """All rows of the unit in its order. `fresh` must have come to its end."""
+        if not self.rows:
+            return results
+        loose = self._unit.kind == "objects"  # then kept ones were not read
+        order = [m.image_id for m in self._unit.members] if loose else self.order
+        together = {**self.rows, **{result.image_id: result for result in results}}
+        return [together[image_id] for image_id in order]
+
+
+def kept_rows(parts: Parts, unit: Unit, redo: bool) -> KeptRows:
+    """What of a unit need not be done: with `redo` its images that are ok, else nothing.
+
+    Raises:
+        StorageError: The parts of the unit cannot be read.
+    """
+    found = results_of(*parts.read(unit.unit)) if redo else []
+    return KeptRows(unit, {result.image_id: result for result in found})
 
 
 class UnitWorker:
@@ -41,34 +108,42 @@ class UnitWorker:
         self._runner = BatchRunner(model)
 
     def segment(
-        self, unit: Unit, report: Report = lambda ok, failed, instances: None
+        self,
+        unit: Unit,
+        report: Report = lambda ok, failed, instances: None,
+        *,
+        redo: bool = False,
     ) -> PartCounts:
         """Read, segment and commit one unit.
 
         Rows stand in the order of the unit's samples, whatever the batches were.
 
+        Args:
+            redo: The unit is committed; segment its failed images again and keep the others.
+
         Raises:
             StorageError: The unit's input as a whole cannot be read or its parts not written.
             DeviceLost: See `BatchRunner`.
+            Exhausted: Nothing is committed; `ImageWorker` can tell which image is too much.
         """
         reading = self._reading
-        ahead = ReadAhead(
-            reading.threads, 2 * self._runner.size + reading.threads, reading.max_decoded_bytes
-        )
+        ahead = reading.ahead(2 * self._runner.size + reading.threads)
         results: list[ImageResult | None] = []
         waiting: list[tuple[int, Prepared]] = []
         tally = _Tally(report)
+        kept = kept_rows(self._parts, unit, redo)
 
         def flush() -> None:
-            found = self._runner.run([item.value for _, item in waiting])
+            with ahead.watchdog.working(len(waiting)):
+                found = self._runner.run([item.value for _, item in waiting])
             for (place, item), outcome in zip(waiting, found, strict=True):
                 results[place] = tally.note(_result(item, outcome))
             waiting.clear()
             tally.send()
 
         notes: Counter[str] = Counter()
-        samples = read_unit(unit, reading.storage, reading.source, notes)
-        for item in ahead.stream(samples, self._model.preprocess, reading.decode):
+        samples = read_unit(unit, reading.storage, reading.source, notes, kept.rows)
+        for item in ahead.stream(kept.fresh(samples), self._model.preprocess, reading.decode):
             if item.error is not None:
                 results.append(tally.note(_result(item, item.error)))
                 continue
@@ -77,8 +152,62 @@ class UnitWorker:
             if len(waiting) >= self._runner.size:
                 flush()
         flush()
-        rows = [result for result in results if result is not None]
-        return self._parts.commit(unit, rows, notes)
+        done = [result for result in results if result is not None]
+        if any(row.error and row.error.code is ErrorCode.OUT_OF_MEMORY for row in done):
+            raise Exhausted
+        commit = self._parts.replace if redo else self._parts.commit
+        return commit(unit, kept.merged(done), notes)
+
+
+class ImageWorker:
+    """One image at a time with nothing else under way, in two steps.
+
+    Whatever becomes of the process, the caller knows which image is to blame. Rows are the same
+    as those of `UnitWorker`, because results do not depend on the batch.
+    """
+
+    def __init__(self, model: Model, reading: Reading, parts: Parts) -> None:
+        self._model = model
+        self._reading = replace(reading, threads=1)
+        self._parts = parts
+        self._ahead = self._reading.ahead(1)
+        self._samples: Iterator[Sample] = iter(())
+        self._notes: Counter[str] = Counter()
+        self._kept = KeptRows(_NO_UNIT, {})
+        self._sample: Sample | None = None
+
+    def open(self, unit: Unit, skip: int, redo: bool) -> None:
+        """Begin a unit behind the first `skip` of its samples (with `redo`: of the failed ones)."""
+        reading = self._reading
+        self._notes = Counter()
+        self._kept = kept_rows(self._parts, unit, redo)
+        samples = read_unit(unit, reading.storage, reading.source, self._notes, self._kept.rows)
+        self._samples = self._kept.fresh(samples)
+        for _ in range(skip):
+            next(self._samples, None)
+
+    def advance(self) -> ImageResult | None:
+        """Read the next image; who it is (a row without result), None at the end."""
+        self._sample = next(self._samples, None)
+        if self._sample is None:
+            return None
+        return ImageResult(self._sample.image_id, self._sample.uri, self._sample.etag)
+
+    def finish(self) -> ImageResult:
+        """Decode and segment the image that `advance` read."""
+        assert self._sample is not None, "advance() comes first"
+        item = self._ahead.prepare(self._sample, self._model.preprocess, self._reading.decode)
+        if item.error is not None:
+            return _result(item, item.error)
+        return _result(item, BatchRunner(self._model).run([item.value])[0])
+
+    def commit(self, unit: Unit, results: list[ImageResult], redo: bool) -> PartCounts:
+        """Commit the unit; `advance` must have given None."""
+        commit = self._parts.replace if redo else self._parts.commit
+        return commit(unit, self._kept.merged(results), self._notes)
+
+
+_NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
 
 
 class _Tally:

@@ -22,6 +22,7 @@ settings.register_profile("ci", settings.get_profile("segcore"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "segcore")
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])  # for processes that import fake models
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="module")
+def ray_session(s3: LoopbackS3) -> Iterator[None]:
+    """One local Ray for all tests of a file; its workers know the S3 server and the fake models."""
+    from segcore.cluster import connected
+    from segcore.config import RayOptions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        with connected(RayOptions()):
+            yield
 
 
 _prefixes = itertools.count()

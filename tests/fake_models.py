@@ -6,6 +6,8 @@ What they find is simple, and some images make them misbehave: the colour of an 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from segcore.models.base import Category, ModelInfo, ModelOptions
 RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise
 HUNGRY = (0, 255, 255)  # ... runs out of memory
 DEADLY = (255, 255, 0)  # ... kills the process
+HANGS = (0, 0, 255)  # ... never comes back
+GREEDY = (255, 255, 255)  # ... takes 3 GiB
+DEADLY_EARLY = (255, 128, 0)  # kills the process already in `preprocess`
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class BrightModel:
 
     def preprocess(self, image: np.ndarray) -> _Prepared:
         """Keep the image and its first pixel."""
+        if tuple(image[0, 0]) == DEADLY_EARLY:
+            os.kill(os.getpid(), signal.SIGSEGV)
         return _Prepared(image, tuple(int(value) for value in image[0, 0]))
 
     def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
@@ -59,6 +66,10 @@ class BrightModel:
                 raise ValueError("cannot segment this image")
             if one.first == DEADLY:
                 os._exit(9)
+            if one.first == HANGS:
+                threading.Event().wait()
+            if one.first == GREEDY:
+                np.ones(3 << 30, np.uint8)
             if one.first == HUNGRY:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB")
         return [one.image[:, :, 1] > 127 for one in prepared]
@@ -75,6 +86,14 @@ class DriverOnlyModel(BrightModel):
         super().__init__(options)
         if "FAKE_MODEL_HOME" not in os.environ:
             raise RuntimeError("this machine has no licence for the model")
+
+
+class DyingModel(BrightModel):
+    """Loads, and dies on whatever it is given."""
+
+    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+        """End the process."""
+        os._exit(7)
 
 
 def _instances(mask: np.ndarray) -> Instances:

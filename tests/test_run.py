@@ -9,41 +9,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
-from fake_models import DEADLY, RAISES
+from conftest import PATHS
+from fake_models import RAISES
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segcore.cluster import connected
-from segcore.config import Config, RayOptions, load_config
+from segcore.config import Config, load_config
 from segcore.errors import CheckpointError, ClusterError, UsageError
-from segcore.loopback_s3 import LoopbackS3
 from segcore.report import Report
 from segcore.run import preview, segment
 from segcore.storage import Storage
 from segcore.synthetic import render
 
-TESTS = Path(__file__).resolve().parent
 MODEL = "fake_models:BrightModel"
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-
-PATHS = os.pathsep.join([str(TESTS), str(TESTS.parent)])  # for processes that import the models
-
-
-@pytest.fixture(scope="module")
-def ray_session(s3: LoopbackS3) -> Iterator[None]:
-    """One local Ray for all tests of this file; its workers know the S3 server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PATHS)
-        with connected(RayOptions()):
-            yield
 
 
 def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
@@ -183,17 +169,6 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     unchanged = {name: data for name, data in _tables(second.prefix).items() if name in kept}
     assert len(unchanged) == 2
     assert all(kept[name] == data for name, data in unchanged.items())
-
-
-def test_an_image_that_kills_its_process_loses_only_its_unit_and_says_so(ray_session, tmp_path):
-    source = _archive(str(tmp_path / "in"), 12, zz_deadly=_png(5, DEADLY))
-    config = _config(source, str(tmp_path / "out"), "run.attempts=1")
-    report = segment(config)
-    assert report.exit_code == 1
-    assert (report.status, report.units, report.units_missing) == ("incomplete", 2, 1)
-    assert report.images == 8
-    assert "1 of 2 units have no result" in " ".join(report.advice())
-    assert not Path(config.output, "latest.json").exists()
 
 
 def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):

@@ -80,7 +80,7 @@ def test_masks_for_another_canvas_are_the_models_error(tmp_path):
 def test_storage_that_goes_away_commits_nothing(tmp_path, monkeypatch):
     unit = _unit(tmp_path, {"a.png": _png(9, 9), "b.png": _png(9, 9)})
 
-    def dying(unit, storage, options, notes):
+    def dying(unit, storage, options, notes, without):
         yield Sample("a", "a", "", _png(9, 9))
         raise StorageError("the server is gone")
 

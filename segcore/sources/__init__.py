@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from segcore.errors import SegcoreError, StorageError
 from segcore.sources.base import IMAGE_EXTENSIONS, Sample, Source, SourceOptions
@@ -25,12 +25,17 @@ __all__ = [
 
 
 def read_unit(
-    unit: Unit, storage: Storage, options: SourceOptions, notes: Counter[str] | None = None
+    unit: Unit,
+    storage: Storage,
+    options: SourceOptions,
+    notes: Counter[str] | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[Sample]:
     """The images of a unit, in a fixed order, one at a time.
 
     One bad image never raises: it is a sample with an error. `notes`, when given, counts
-    "ignored_members" and "duplicate_names".
+    "ignored_members" and "duplicate_names". Loose images whose id is in `without` are left out,
+    unread; shards are read as they are.
 
     Raises:
         StorageError: The unit as a whole cannot be read now (storage down, shard gone or
@@ -39,7 +44,7 @@ def read_unit(
     notes = Counter() if notes is None else notes
     try:
         if unit.kind == "objects":
-            yield from read_objects(unit, storage, options)
+            yield from read_objects(unit, storage, options, without)
         elif unit.kind == "tar":
             yield from read_tar(unit, storage, options, notes)
         elif unit.kind == "parquet":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -64,8 +64,10 @@ def members_of(entries: Entries) -> Iterator[Member]:
             yield Member(uri, uri, etag, size)
 
 
-def read_objects(unit: Unit, storage: Storage, options: SourceOptions) -> Iterator[Sample]:
-    """The images of a unit in its order, remote ones read ahead by several threads.
+def read_objects(
+    unit: Unit, storage: Storage, options: SourceOptions, without: Collection[str] = ()
+) -> Iterator[Sample]:
+    """The images of a unit in its order, but those in `without`; remote ones read ahead.
 
     One image that cannot be read is a sample with an error. An outage is not: it must not turn
     a million good images into failed rows.
@@ -75,7 +77,8 @@ def read_objects(unit: Unit, storage: Storage, options: SourceOptions) -> Iterat
         AccessDenied: Not one of the images of the unit may be read.
     """
     failed_in_a_row = denied = 0
-    for member, outcome in _outcomes(unit.members, storage, options):
+    wanted = [member for member in unit.members if member.image_id not in without]
+    for member, outcome in _outcomes(wanted, storage, options):
         if not isinstance(outcome, StorageError):
             failed_in_a_row = 0
             yield _sample(member, outcome)

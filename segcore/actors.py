@@ -1,0 +1,152 @@
+"""The processes that hold a model: what they are told, and what they say about each unit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from segcore.batches import DeviceLost
+from segcore.errors import ClusterError
+from segcore.models.base import Model, ModelOptions
+from segcore.models.registry import load_model
+from segcore.parts import Parts
+from segcore.readahead import sentence
+from segcore.telemetry import Board
+from segcore.units import Unit, from_table
+from segcore.worker import Exhausted, Reading, UnitWorker
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """What an actor needs to set itself up.
+
+    Attributes:
+        model: What `load_model` takes.
+        weights: Bytes of the checkpoint, or None when the name is enough.
+        weights_sha256: What every worker must have, or results would depend on the machine.
+        max_bytes: Memory that the process may take (its data segment); None: no limit.
+    """
+
+    model: str
+    weights: bytes | None = field(repr=False)
+    weights_sha256: str
+    options: ModelOptions
+    reading: Reading
+    parts: Parts
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """One row of the graph's output.
+
+    Attributes:
+        error: Why the unit was not committed; "" when it was, or when `alone`.
+        alone: Not committed: its images must be judged one by one.
+    """
+
+    unit: str
+    ok: int = 0
+    failed: int = 0
+    instances: int = 0
+    error: str = ""
+    alone: bool = False
+
+
+class Desk(Board):
+    """The small actor beside the pool: takes reports, and knows who is at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at_work: list[Any] = []
+
+    def arrive(self, actor: Any) -> None:
+        """An actor of the pool introduces itself by its handle."""
+        self._at_work.append(actor)
+
+    def dismiss(self) -> list[Any]:
+        """All who arrived since the last call."""
+        gone, self._at_work = self._at_work, []
+        return gone
+
+
+class UnitActor:
+    """Holds the model; called with one unit at a time."""
+
+    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
+        introduce(desk)
+        self._desk = desk
+        self._redo = redo
+        self._worker = UnitWorker(set_up(spec), spec.reading, spec.parts)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list]:
+        """Segment the units of a batch (one) and say what became of them."""
+        return as_columns([self._segment(unit) for unit in from_table(batch)])
+
+    def _segment(self, unit: Unit) -> UnitOutcome:
+        report = self._desk.report.remote
+        try:
+            counts = self._worker.segment(
+                unit, lambda *so_far: report(unit.unit, *so_far), redo=self._redo
+            )
+        except DeviceLost:
+            os._exit(1)  # Ray starts a new process and gives it this unit again
+        except Exhausted:
+            return UnitOutcome(unit.unit, alone=True)
+        except Exception as error:  # tells the driver; the unit stays undone
+            return UnitOutcome(unit.unit, error=sentence(error))
+        totals = (counts.ok, counts.failed, counts.instances)
+        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
+        return UnitOutcome(unit.unit, *totals)
+
+
+def introduce(desk: Any) -> None:
+    """Tell the desk that this actor is at work."""
+    import ray
+
+    desk.arrive.remote(ray.get_runtime_context().current_actor)
+
+
+def set_up(spec: ActorSpec) -> Model:
+    """Prepare this process for computing, and load the model.
+
+    Raises:
+        ClusterError: The weights are others than the driver's.
+    """
+    import cv2
+    import torch
+
+    # Sums split over another number of threads round otherwise: one, always, so that results do
+    # not depend on how many actors or cores a run has. More actors use more cores.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
+    if spec.max_bytes is not None:
+        _limit_memory(spec.max_bytes)
+    model = load_model(spec.model, spec.options, spec.weights)
+    if model.info.weights_sha256 != spec.weights_sha256:
+        raise ClusterError(
+            f"The model {spec.model} has other weights on this worker than on the driver.",
+            hint="Install the same version everywhere, or give the checkpoint by its path.",
+        )
+    return model
+
+
+def as_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:
+    """Outcomes as a batch of Ray Data."""
+    rows = [asdict(outcome) for outcome in outcomes]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _limit_memory(limit: int) -> None:
+    """Let allocations over `limit` fail in this process, where they can be handled, instead of
+    bringing the machine to where something is killed.
+    """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
