@@ -1,7 +1,8 @@
 """Instance masks as COCO run-length encodings: from logits, bitmaps and polygons, and back.
 
 A mask is a COCO compressed RLE string (`bytes`) on a canvas of (height, width): runs of zeros and
-ones in column-major order, zeros first. Nothing here knows torch, Ray, storage or configuration.
+ones in column-major order, zeros first. Nothing here knows Ray, storage or configuration, and
+only `segcore.masks.device`, which is imported by name, knows torch.
 """
 
 from segcore.masks.edges import EncodedMasks

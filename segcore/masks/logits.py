@@ -33,7 +33,7 @@ from segcore.masks.rle import MAX_CANVAS
 
 _GROUP_SAMPLES = 1 << 17  # interpolated at once: a few MB, so that they stay in cache
 _BATCH_SAMPLES = 1 << 20  # whose edges are held at once: at worst some tens of MB
-_NOT_FINITE = "mask logits are not finite (NaN or infinity)"
+NOT_FINITE = "mask logits are not finite (NaN or infinity)"
 _FREE_SAMPLES = 1 << 12  # of padding cost less than another round of calls
 
 
@@ -93,7 +93,9 @@ def encode_logits(
         ValueError: Shapes disagree, the window is not inside the logits, or a logit is not finite.
         RuntimeError: The compiled implementation was asked for and is not there.
     """
-    window = _checked(logits, boxes, canvas, window)
+    if logits.ndim != 3 or logits.dtype != np.float32:
+        raise ValueError(f"logits are (N, h, w) float32, got {logits.shape} {logits.dtype}")
+    window = checked_window(logits.shape, boxes, canvas, window)
     grid = _Grid(
         axis(window.bottom - window.top, canvas[0]), axis(window.right - window.left, canvas[1])
     )
@@ -145,7 +147,7 @@ def _encode_compiled(
     table = np.stack([getattr(crops, name) for name in crops.__dataclass_fields__], axis=1)
     found = compiled.encode(logits, table, grid, upsampled, (window.top, window.left))
     if not found.finite:
-        raise ValueError(_NOT_FINITE)
+        raise ValueError(NOT_FINITE)
     cuts = np.append(0, found.ends)
     kept = np.flatnonzero(found.areas)
     text = found.text.tobytes()
@@ -183,12 +185,15 @@ class _Crops:
         return np.asarray((self.x1 - self.x0) * (self.r1 - self.r0 + 2))
 
 
-def _checked(
-    logits: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int], window: Window | None
+def checked_window(
+    shape: tuple[int, ...], boxes: np.ndarray, canvas: tuple[int, int], window: Window | None
 ) -> Window:
-    if logits.ndim != 3 or logits.dtype != np.float32:
-        raise ValueError(f"logits are (N, h, w) float32, got {logits.shape} {logits.dtype}")
-    n, h, w = logits.shape
+    """The window of logits of shape (N, h, w), after everything about them was found in order.
+
+    Raises:
+        ValueError: Shapes disagree, or the window is not inside the logits.
+    """
+    n, h, w = shape
     if boxes.shape != (n, 4):
         raise ValueError(f"boxes are (N, 4) with N = {n} as the logits, got {boxes.shape}")
     if canvas[0] < 1 or canvas[1] < 1 or canvas[0] * canvas[1] > MAX_CANVAS:
@@ -201,12 +206,21 @@ def _checked(
     return window
 
 
+def box_pixels(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) -> (N, 4) int64 x0, y0, x1, y1: pixels [x0, x1) x [y0, y1) inside the canvas.
+
+    Args:
+        boxes: x1, y1, x2, y2; one that is not finite has no pixel.
+        sides: W, H, W, H of the canvas, (4,) or (N, 4) float64.
+    """
+    known = np.isfinite(boxes).all(axis=1)
+    edges = np.ceil(np.where(known[:, None], boxes, 0).astype(np.float64))
+    return np.asarray(np.clip(edges, 0, sides).astype(np.int64))
+
+
 def _crops(boxes: np.ndarray, canvas: tuple[int, int], grid: _Grid) -> _Crops:
     sides = np.array([canvas[1], canvas[0]] * 2, np.float64)
-    known = np.isfinite(boxes).all(axis=1)
-    edges = np.zeros(boxes.shape, np.float64)
-    edges[known] = np.clip(np.ceil(boxes[known].astype(np.float64)), 0, sides)
-    x0, y0, x1, y1 = edges.astype(np.int64).T
+    x0, y0, x1, y1 = box_pixels(boxes, sides).T
     index = np.flatnonzero((x1 > x0) & (y1 > y0))
     x0, y0, x1, y1 = x0[index], y0[index], x1[index], y1[index]
     return _Crops(index, x0, x1, y0, y1, grid.rows.low[y0], grid.rows.high[y1 - 1])
@@ -314,7 +328,7 @@ def _block(
         )
         block = mix(upper, ys.weight_low[row], lower, ys.weight_high[row])
     if not np.isfinite(block).all():
-        raise ValueError(_NOT_FINITE)
+        raise ValueError(NOT_FINITE)
     return np.asarray(block)
 
 
