@@ -8,6 +8,7 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
+from segcore.errors import UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
 from segcore.models.maskrcnn import rpn
@@ -179,6 +180,11 @@ def test_an_image_without_detections(model: MaskRCNNModel) -> None:
     assert len(found) == 0
     assert (found.height, found.width) == (60, 90)
     assert found.boxes.shape == (0, 4)
+
+
+def test_a_shape_of_the_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="shape does not apply"):
+        random_model(V1, shape="rect")
 
 
 def test_wrong_input_is_refused(model: MaskRCNNModel) -> None:

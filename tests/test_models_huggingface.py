@@ -196,9 +196,10 @@ def test_an_old_release_of_transformers_is_refused(tmp_path, monkeypatch):
         load_model(str(a_folder(tmp_path / "mine")), CPU)
 
 
-def test_an_iou_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="iou does not apply"):
-        load_model(str(a_folder(tmp_path / "mine")), ModelOptions(device="cpu", iou=0.5))
+@pytest.mark.parametrize("option", [{"iou": 0.5}, {"shape": "square"}])
+def test_options_that_do_not_apply_are_refused(tmp_path, option):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} does not apply"):
+        load_model(str(a_folder(tmp_path / "mine")), ModelOptions(device="cpu", **option))
 
 
 # Queries -> instances, against the definition written out

@@ -33,6 +33,26 @@ def test_known_geometry(shape, content, pads):
 
 
 @pytest.mark.parametrize(
+    ("shape", "canvas", "pads"),
+    [
+        ((480, 640), (480, 640), (0, 0, 0, 0)),
+        ((427, 640), (448, 640), (10, 0, 11, 0)),
+        ((640, 427), (640, 448), (0, 10, 0, 11)),
+        ((375, 500), (480, 640), (0, 0, 0, 0)),
+        ((1080, 1920), (384, 640), (12, 0, 12, 0)),
+        ((500, 500), (640, 640), (0, 0, 0, 0)),
+        ((1, 10_000), (32, 640), (15, 0, 16, 0)),
+    ],
+)
+def test_rectangles_have_as_little_padding_as_can_be(shape, canvas, pads):
+    box = Letterbox.fit(*shape, 640, "rect")
+    assert (box.canvas_height, box.canvas_width) == canvas
+    assert (box.top, box.left, box.bottom, box.right) == pads
+    square = Letterbox.fit(*shape, 640)
+    assert (box.content_height, box.content_width) == (square.content_height, square.content_width)
+
+
+@pytest.mark.parametrize(
     ("shape", "window"),
     [
         ((480, 640), Window(20, 0, 140, 160, 1)),
@@ -45,23 +65,39 @@ def test_masks_are_read_on_whole_pixels(shape, window):
     assert Letterbox.fit(*shape, 640).mask_window() == window
 
 
-@given(height=SIDES, width=SIDES, size=st.sampled_from([32, 320, 640, 1024]))
-def test_everything_adds_up(height, width, size):
-    box = Letterbox.fit(height, width, size)
-    assert box.top + box.content_height + box.bottom == size
-    assert box.left + box.content_width + box.right == size
+@given(
+    height=SIDES,
+    width=SIDES,
+    size=st.sampled_from([32, 320, 640, 1024]),
+    shape=st.sampled_from(["square", "rect"]),
+)
+def test_everything_adds_up(height, width, size, shape):
+    box = Letterbox.fit(height, width, size, shape)
+    assert box.top + box.content_height + box.bottom == box.canvas_height
+    assert box.left + box.content_width + box.right == box.canvas_width
+    if shape == "square":
+        assert (box.canvas_height, box.canvas_width) == (size, size)
+    else:
+        assert max(box.canvas_height, box.canvas_width) == size
+        assert box.canvas_height % 32 == box.canvas_width % 32 == 0
+        assert max(box.top + box.bottom, box.left + box.right) < 32
     assert max(box.content_height, box.content_width) == size
     assert 0 <= box.bottom - box.top <= 1
     assert 0 <= box.right - box.left <= 1
     window = box.mask_window()
-    assert 0 <= window.top < window.bottom <= size // 4 * window.upsample
-    assert 0 <= window.left < window.right <= size // 4 * window.upsample
+    assert 0 <= window.top < window.bottom <= box.canvas_height // 4 * window.upsample
+    assert 0 <= window.left < window.right <= box.canvas_width // 4 * window.upsample
 
 
-@given(height=SIDES, width=SIDES, size=st.sampled_from([320, 640]))
-def test_the_content_maps_back_to_the_whole_image(height, width, size):
-    box = Letterbox.fit(height, width, size)
-    inside = [box.left, box.top, size - box.right, size - box.bottom]
+@given(
+    height=SIDES,
+    width=SIDES,
+    size=st.sampled_from([320, 640]),
+    shape=st.sampled_from(["square", "rect"]),
+)
+def test_the_content_maps_back_to_the_whole_image(height, width, size, shape):
+    box = Letterbox.fit(height, width, size, shape)
+    inside = [box.left, box.top, box.canvas_width - box.right, box.canvas_height - box.bottom]
     outside = [-50.0, -50.0, size + 50.0, size + 50.0]
     found = box.boxes_to_image(np.array([inside, outside], np.float32))
     assert found.dtype == np.float32
@@ -81,6 +117,8 @@ def test_pixels_keep_their_channels_and_place():
     np.testing.assert_array_equal(content, expected.transpose(2, 0, 1))
     assert (canvas[:, :16] == PADDING_VALUE).all()
     assert (canvas[:, 48:] == PADDING_VALUE).all()
+    tight = Letterbox.fit(50, 100, 64, "rect").apply(image)
+    np.testing.assert_array_equal(tight, content)
     same = Letterbox.fit(64, 64, 64).apply(canvas.transpose(1, 2, 0).copy())
     np.testing.assert_array_equal(same, canvas)  # not resampled
 

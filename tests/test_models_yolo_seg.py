@@ -13,7 +13,7 @@ from segcore.models.checkpoints import Checkpoint, CheckpointMeta
 from segcore.models.devices import pick_device
 from segcore.models.letterbox import Letterbox
 from segcore.models.yolo11 import RawOutputs, build
-from segcore.models.yolo_seg import YoloSegModel, fuse
+from segcore.models.yolo_seg import RawGroup, YoloSegModel, fuse
 
 SIZE = 96
 
@@ -65,6 +65,11 @@ def model(checkpoint):
     return YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1))
 
 
+@pytest.fixture(scope="module")
+def rect(checkpoint):
+    return YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1, shape="rect"))
+
+
 def run(model, images):
     """As the pipeline does it: batches in order."""
     found = []
@@ -80,7 +85,9 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_instances_keep_their_contract(model):
+@pytest.mark.parametrize("shape", ["square", "rect"])
+def test_instances_keep_their_contract(checkpoint, shape):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1, shape=shape))
     assert isinstance(model, Model)
     images = pictures()
     found = run(model, images)
@@ -108,17 +115,23 @@ def test_instances_keep_their_contract(model):
             assert rows.max() < y[i] + h[i] + 1e-3
 
 
-def test_masks_equal_full_size_masks_of_the_definition(model):
-    image = pictures()[1]  # 61 x 90: padding of no whole prototype pixels
+@pytest.mark.parametrize("shape", ["square", "rect"])
+def test_masks_equal_full_size_masks_of_the_definition(checkpoint, shape):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", shape=shape))
+    # 61 x 90: padding of no whole prototype pixels. 61 x 30 is 96 x 47, on a canvas of 96 x 64.
+    image = pictures()[1] if shape == "square" else pictures()[1][:, :30]
     prepared = [model.preprocess(image)]
-    raw = model.forward(prepared)
-    found = model.postprocess(raw, prepared)[0]
+    groups = model.forward(prepared)
+    found = model.postprocess(groups, prepared)[0]
     assert len(found) > 3
+    raw = groups[0].outputs
     box = prepared[0].letterbox
     window = box.mask_window()
     assert window.upsample == 4
+    rows, columns = box.canvas_height // 4, box.canvas_width // 4
+    assert (rows == columns) == (shape == "square")
     # Every anchor's mask at full size; each result must be the crop of one of them.
-    logits = (raw.coefficients[0] @ raw.prototypes[0].flatten(1)).view(-1, 1, SIZE // 4, SIZE // 4)
+    logits = (raw.coefficients[0] @ raw.prototypes[0].flatten(1)).view(-1, 1, rows, columns)
     logits = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
     logits = logits[..., window.top : window.bottom, window.left : window.right]
     full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")[:, 0] > 0
@@ -136,14 +149,45 @@ def test_masks_equal_full_size_masks_of_the_definition(model):
         assert min(differences) <= 1
 
 
+@pytest.mark.parametrize("shape", ["square", "rect"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size):
-    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=batch_size))
+def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size, shape):
+    options = ModelOptions(device="cpu", batch_size=batch_size, shape=shape)
+    model = YoloSegModel(checkpoint, options)
     images = pictures()
+    canvases = {model.preprocess(image).pixels.shape for image in images}
+    assert len(canvases) == (1 if shape == "square" else 3)
     for one, other in zip(run(model, images), run(model, images[::-1])[::-1], strict=True):
         assert_same(one, other)
     for image, instances in zip(images, run(model, images), strict=True):
         assert_same(run(model, [image])[0], instances)
+
+
+def test_images_of_different_canvases_in_one_batch(checkpoint, rect, monkeypatch):
+    """Where whole batches go through the network: one group for each canvas, each filled up."""
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=6, shape="rect"))
+    monkeypatch.setattr(model, "_one_by_one", False)
+    ran = []
+    network = model._network
+    monkeypatch.setattr(model, "_network", lambda x: ran.append(tuple(x.shape)) or network(x))
+    images = [*pictures(), pictures()[4][::-1]]  # the last has the canvas of the fifth
+    prepared = [model.preprocess(image) for image in images]
+    groups = model.forward(prepared)
+    assert [group.places for group in groups] == [(0, 1, 3), (2,), (4, 5)]
+    assert ran == [(6, 3, 96, 96), (6, 3, 96, 32), (6, 3, 64, 96)]
+    assert [len(group.outputs.boxes) for group in groups] == [3, 1, 2]
+    alone = [rect.preprocess(image) for image in images]
+    for group in groups:
+        for row, place in enumerate(group.places):
+            for got, one in zip(
+                group.outputs, rect.forward([alone[place]])[0].outputs, strict=True
+            ):
+                assert (got[row] - one[0]).abs().max() < 1e-4 * one.abs().max()
+    found = model.postprocess(groups, prepared)
+    sizes = [(instances.height, instances.width) for instances in found]
+    assert sizes == [image.shape[:2] for image in images]
+    expected = [len(rect.postprocess(rect.forward([one]), [one])[0]) for one in alone]
+    assert [len(instances) for instances in found] == expected
 
 
 def test_fusing_keeps_the_outputs(checkpoint):
@@ -163,10 +207,12 @@ def test_options_come_before_the_defaults_of_the_checkpoint(checkpoint):
     assert info.weights_sha256 == "0" * 64
     assert [c.id for c in info.categories] == [7, 8, 9]
     assert (info.parameters["imgsz"], info.parameters["conf"]) == (SIZE, 0.5)
-    options = ModelOptions(device="cpu", imgsz=64, conf=0.0, iou=0.4, max_det=5)
+    assert info.parameters["shape"] == "square"
+    options = ModelOptions(device="cpu", imgsz=64, shape="rect", conf=0.0, iou=0.4, max_det=5)
     model = YoloSegModel(checkpoint, options)
     assert model.info.parameters["conf"] == 0.0
     assert model.info.parameters["imgsz"] == 64
+    assert model.info.parameters["shape"] == "rect"
     (instances,) = run(model, pictures()[:1])
     assert 0 < len(instances) <= 5
 
@@ -181,11 +227,12 @@ def test_nothing_found_is_an_empty_result(checkpoint):
 def test_masks_without_a_pixel_are_dropped(model):
     image = pictures()[0]
     prepared = [model.preprocess(image)]
-    raw = model.forward(prepared)
-    kept = model.postprocess(raw, prepared)[0]
+    (group,) = model.forward(prepared)
+    kept = model.postprocess([group], prepared)[0]
     assert len(kept) > 0
+    raw = group.outputs
     nothing = RawOutputs(raw.boxes, raw.class_logits, raw.coefficients * 0, raw.prototypes)
-    assert len(model.postprocess(nothing, prepared)[0]) == 0
+    assert len(model.postprocess([RawGroup((0,), nothing)], prepared)[0]) == 0
 
 
 def test_too_many_images_at_once(model):

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.instances import Instances
 
+Shape = Literal["rect", "square"]
+
 
 class ModelOptions(BaseModel):
-    """What a user may change of a model; None keeps the model's own default."""
+    """What a user may change of a model; None keeps the model's own default.
+
+    Attributes:
+        imgsz: Size of the model's input, pixels; which side that is depends on the model.
+        shape: Of the input, where a model has the choice: ``square`` with `imgsz` on each side, or
+            ``rect``, with `imgsz` on the longer side and as little padding as can be on the other.
+        conf: Lowest score that is kept.
+        iou: Overlap from which the weaker of two detections is dropped.
+        max_det: Most instances of one image.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
+        batch_size: Images in one forward pass.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     imgsz: int | None = Field(None, ge=32, le=8192, multiple_of=32)
+    shape: Shape | None = None
     conf: float | None = Field(None, ge=0.0, le=1.0)
     iou: float | None = Field(None, gt=0.0, le=1.0)
     max_det: int | None = Field(None, ge=1, le=10_000)

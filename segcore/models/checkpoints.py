@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from segcore.errors import CheckpointError
+from segcore.models.base import Shape
 from segcore.models.maskrcnn import checkpoint as maskrcnn
 from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord
 from segcore.models.yolo11 import ARCHITECTURES, YOLO11Seg, build
@@ -53,6 +54,7 @@ class CheckpointMeta(BaseModel):
     name: str = ""
     licence: str = "unknown"
     imgsz: int = Field(640, ge=32, le=8192, multiple_of=32)
+    shape: Shape = "square"  # what checkpoints that do not say so were measured with
     conf: float = Field(0.25, ge=0, le=1)
     iou: float = Field(0.7, gt=0, le=1)
     max_det: int = Field(300, ge=1, le=10_000)
@@ -203,6 +205,7 @@ def _from_pickle(data: bytes, source: str) -> Checkpoint:
             categories=_categories(attributes.get("names"), classes, source),
             licence=stated[:200] if isinstance(stated, str) else "unknown",
             imgsz=_trained_size(root.get("train_args")),
+            shape="rect",  # as their publisher uses them
             sppf_activation=_sppf_activation(attributes),
         )
     except ValidationError as error:

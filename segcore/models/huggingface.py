@@ -93,6 +93,11 @@ class HuggingFaceModel:
                 f"iou does not apply to {folder.path}: {folder.model_type} suppresses nothing.",
                 "Leave model.iou out.",
             )
+        if options.shape is not None:
+            raise UsageError(
+                f"shape does not apply to {folder.path}: its preprocessing decides.",
+                "Leave model.shape out.",
+            )
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or 1
         self._conf = _THRESHOLD if options.conf is None else options.conf

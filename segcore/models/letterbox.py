@@ -1,9 +1,10 @@
-"""Letterbox geometry: an image on a square canvas, and the way back for boxes and masks.
+"""Letterbox geometry: an image on the model's canvas, and the way back for boxes and masks.
 
 Facts of the published models, which must be met to the pixel for their results to be met: the
 image is scaled by ``r = min(S / H, S / W)``, up as well as down, to ``round(W r) x round(H r)``;
-resized bilinearly by OpenCV, and only when the size changes; centred on a canvas of value 114. An
-odd pixel of padding goes to the right or the bottom. Boxes go back by the scale of each axis. Masks
+resized bilinearly by OpenCV, and only when the size changes; centred on a canvas of value 114. The
+canvas is S x S, or each side of it only the next multiple of 32 that holds the scaled image. An odd
+pixel of padding goes to the right or the bottom. Boxes go back by the scale of each axis. Masks
 are read from the prototypes without the padding: where it is no whole number of prototype pixels,
 the mask logits are first upsampled bilinearly by 2 or 4.
 """
@@ -16,25 +17,28 @@ import cv2
 import numpy as np
 
 from segcore.masks import Window
+from segcore.models.base import Shape
 
 PADDING_VALUE = 114
+STRIDE = 32  # the coarsest of the network: sides of the canvas are multiples of it
 PROTO_STRIDE = 4  # input pixels for one prototype pixel
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image of (height, width) lies on a canvas of (size, size).
+    """Where an image of (height, width) lies on a canvas of (canvas_height, canvas_width).
 
     Attributes:
         height, width: Of the original image, pixels.
-        size: Side of the canvas, pixels, a multiple of 32.
+        canvas_height, canvas_width: Pixels, multiples of 32.
         content_height, content_width: Of the scaled image, at least 1.
         top, left, bottom, right: Padding on each side, pixels.
     """
 
     height: int
     width: int
-    size: int
+    canvas_height: int
+    canvas_width: int
     content_height: int
     content_width: int
     top: int
@@ -43,17 +47,26 @@ class Letterbox:
     right: int
 
     @classmethod
-    def fit(cls, height: int, width: int, size: int) -> Letterbox:
-        """Geometry for an image of (height, width), both at least 1."""
+    def fit(cls, height: int, width: int, size: int, shape: Shape = "square") -> Letterbox:
+        """Geometry for an image of (height, width), both at least 1, by nothing but this size.
+
+        Args:
+            height, width: Of the image, pixels.
+            size: Longest side of the canvas, pixels, a multiple of 32.
+            shape: ``square``: both sides are `size`. ``rect``: as little padding as can be.
+        """
         ratio = min(size / height, size / width)
         # At least one pixel, so that very long images have something to show.
         content_height = max(1, round(height * ratio))
         content_width = max(1, round(width * ratio))
         pad_y, pad_x = size - content_height, size - content_width
+        if shape == "rect":
+            pad_y, pad_x = pad_y % STRIDE, pad_x % STRIDE
         return cls(
             height=height,
             width=width,
-            size=size,
+            canvas_height=content_height + pad_y,
+            canvas_width=content_width + pad_x,
             content_height=content_height,
             content_width=content_width,
             top=pad_y // 2,
@@ -63,7 +76,10 @@ class Letterbox:
         )
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(height, width, 3) uint8 -> (3, size, size) uint8, contiguous; channels keep order."""
+        """(height, width, 3) uint8 -> (3, canvas_height, canvas_width) uint8, contiguous.
+
+        Channels keep their order.
+        """
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "
@@ -72,7 +88,7 @@ class Letterbox:
         content = (self.content_width, self.content_height)
         if content != (self.width, self.height):
             image = cv2.resize(image, content, interpolation=cv2.INTER_LINEAR)
-        canvas = np.full((3, self.size, self.size), PADDING_VALUE, np.uint8)
+        canvas = np.full((3, self.canvas_height, self.canvas_width), PADDING_VALUE, np.uint8)
         inside = canvas[
             :,
             self.top : self.top + self.content_height,
@@ -93,6 +109,5 @@ class Letterbox:
 
     def mask_window(self) -> Window:
         """The part of the mask logits (a quarter of the canvas) that shows the image."""
-        return Window.of_letterbox(
-            self.top, self.left, self.size - self.bottom, self.size - self.right, PROTO_STRIDE
-        )
+        bottom, right = self.canvas_height - self.bottom, self.canvas_width - self.right
+        return Window.of_letterbox(self.top, self.left, bottom, right, PROTO_STRIDE)

@@ -31,7 +31,7 @@ class PreparedImage:
     """An image on the model's canvas.
 
     Attributes:
-        pixels: (3, S, S) uint8 RGB.
+        pixels: (3, canvas height, canvas width) uint8 RGB.
         letterbox: Where the image lies on it.
     """
 
@@ -39,13 +39,27 @@ class PreparedImage:
     letterbox: Letterbox
 
 
+@dataclass(frozen=True)
+class RawGroup:
+    """Raw outputs of those images of a batch that went through the network together.
+
+    Attributes:
+        places: Of the images in the batch, ascending.
+        outputs: Of these images, in this order, on the device.
+    """
+
+    places: tuple[int, ...]
+    outputs: RawOutputs
+
+
 class YoloSegModel:
     """An instance-segmentation model of the YOLO11-seg family (see `segcore.models.base.Model`).
 
     Results do not depend on the batch, to the last bit. On a CPU, where larger batches are not
     faster (measured), each image goes through alone: kernels treat the ends of a tensor in another
-    way than its middle, so its place in a batch would show. Elsewhere the network always gets
-    `batch_size` images; the last batch is filled up, so that the same kernels are chosen.
+    way than its middle, so its place in a batch would show. Elsewhere images with the same canvas
+    go through together, and the network always gets `batch_size` images: what is missing is filled
+    up, so that the same kernels are chosen.
 
     Args:
         checkpoint: Weights; fused and moved to the device here.
@@ -61,6 +75,7 @@ class YoloSegModel:
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
         self._imgsz = options.imgsz or meta.imgsz
+        self._shape = options.shape or meta.shape
         self._conf = meta.conf if options.conf is None else options.conf
         self._iou = options.iou or meta.iou
         self._max_det = options.max_det or meta.max_det
@@ -72,6 +87,7 @@ class YoloSegModel:
             categories=tuple(Category(c.id, c.name) for c in meta.categories),
             parameters={
                 "imgsz": self._imgsz,
+                "shape": self._shape,
                 "conf": self._conf,
                 "iou": self._iou,
                 "max_det": self._max_det,
@@ -91,43 +107,56 @@ class YoloSegModel:
 
     def preprocess(self, image: np.ndarray) -> PreparedImage:
         """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
-        letterbox = Letterbox.fit(image.shape[0], image.shape[1], self._imgsz)
+        letterbox = Letterbox.fit(image.shape[0], image.shape[1], self._imgsz, self._shape)
         return PreparedImage(letterbox.apply(image), letterbox)
 
     @torch.inference_mode()
-    def forward(self, prepared: Sequence[PreparedImage]) -> RawOutputs:
+    def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
         """1 to `batch_size` images -> raw outputs on the device, for these images only."""
         if not 1 <= len(prepared) <= self.batch_size:
             raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
         if self._one_by_one:
-            outputs = [self._run(image.pixels[None]) for image in prepared]
-            return RawOutputs(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
-        shape = (self.batch_size, 3, self._imgsz, self._imgsz)
-        pixels = np.full(shape, PADDING_VALUE, np.uint8)
-        for i, image in enumerate(prepared):
-            pixels[i] = image.pixels
-        return RawOutputs(*(tensor[: len(prepared)] for tensor in self._run(pixels)))
+            return [RawGroup((i,), self._run(p.pixels[None])) for i, p in enumerate(prepared)]
+        groups = []
+        for places in _by_canvas(prepared):
+            canvas = prepared[places[0]].pixels.shape
+            pixels = np.full((self.batch_size, *canvas), PADDING_VALUE, np.uint8)
+            for row, place in enumerate(places):
+                pixels[row] = prepared[place].pixels
+            outputs = (tensor[: len(places)] for tensor in self._run(pixels))
+            groups.append(RawGroup(places, RawOutputs(*outputs)))
+        return groups
 
     def _run(self, pixels: np.ndarray) -> RawOutputs:
-        """(B, 3, S, S) uint8 -> raw outputs."""
+        """(B, 3, H, W) uint8 -> raw outputs."""
         batch = torch.from_numpy(pixels).to(self.device).float().div_(255)
         with exact(self.device):
             return RawOutputs(*self._network(batch.contiguous(memory_format=self._layout)))
 
     @torch.inference_mode()
-    def postprocess(self, raw: RawOutputs, prepared: Sequence[PreparedImage]) -> list[Instances]:
+    def postprocess(
+        self, raw: Sequence[RawGroup], prepared: Sequence[PreparedImage]
+    ) -> list[Instances]:
         """Raw outputs -> the instances of each image, best score first, none without a pixel."""
-        step = 1 if self._one_by_one else max(1, len(prepared))
-        found: list[Detections] = []
-        for start in range(0, len(prepared), step):
-            found += detect(
-                raw.boxes[start : start + step],
-                raw.class_logits[start : start + step],
-                self._conf,
-                self._iou,
-                self._max_det,
-                class_offset=max(CLASS_OFFSET, self._imgsz + _REACH),
-            )
+        found: dict[int, Instances] = {}
+        for group in raw:
+            images = [prepared[place] for place in group.places]
+            instances = self._postprocess_group(group.outputs, images)
+            found.update(zip(group.places, instances, strict=True))
+        return [found[place] for place in range(len(prepared))]
+
+    def _postprocess_group(
+        self, raw: RawOutputs, prepared: Sequence[PreparedImage]
+    ) -> list[Instances]:
+        """The instances of images that went through the network together."""
+        found = detect(
+            raw.boxes,
+            raw.class_logits,
+            self._conf,
+            self._iou,
+            self._max_det,
+            class_offset=max(CLASS_OFFSET, self._imgsz + _REACH),
+        )
         return [
             self._instances(raw, i, detections, image.letterbox)
             for i, (detections, image) in enumerate(zip(found, prepared, strict=True))
@@ -156,6 +185,14 @@ class YoloSegModel:
             areas=masks.areas,
             counts=masks.counts,
         )
+
+
+def _by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]:
+    """Places of the images with the same canvas, canvases in the order in which they come."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(prepared):
+        places.setdefault(image.pixels.shape, []).append(place)
+    return [tuple(group) for group in places.values()]
 
 
 def fuse(network: nn.Module) -> nn.Module:

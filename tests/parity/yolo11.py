@@ -165,8 +165,8 @@ def compare_stages(raw: yolo11.RawOutputs, images: list[np.ndarray]) -> dict:
 
 
 def predict(peer: YOLO, path: Path) -> Detections:
-    """The peer's own prediction from a file."""
-    result = peer.predict(str(path), **SETTINGS, rect=False, retina_masks=True, device="cpu",
+    """The peer's own prediction from a file; one image is cut to its shape, as by default."""
+    result = peer.predict(str(path), **SETTINGS, rect=True, retina_masks=True, device="cpu",
                           verbose=False)[0]  # fmt: skip
     boxes = result.boxes
     return Detections(
@@ -181,7 +181,7 @@ def predict(peer: YOLO, path: Path) -> Detections:
 def compare_whole(path: Path, files: list[Path], reference_path: Path) -> dict:
     """From files to instances, each with its own fused network."""
     peer = YOLO(str(path))
-    ours = load_model(str(path), ModelOptions(device="cpu", **SETTINGS))
+    ours = load_model(str(path), ModelOptions(device="cpu", shape="rect", **SETTINGS))
     references, rows = {}, []
     seconds = {"peer": 0.0, "segcore": 0.0}
     for file in files:
@@ -193,7 +193,7 @@ def compare_whole(path: Path, files: list[Path], reference_path: Path) -> dict:
         seconds["peer"] += middle - start
         seconds["segcore"] += time.perf_counter() - middle
         rows.append(agreement.compare(reference, Detections.of(found)))
-    agreement.save(reference_path, references, path, SETTINGS)
+    agreement.save(reference_path, references, path, {**SETTINGS, "shape": "rect"})
     return {**agreement.total(rows), "seconds": seconds}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcore.errors import CheckpointError
+from segcore.errors import CheckpointError, UsageError
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.checkpoints import Checkpoint
@@ -54,11 +54,16 @@ class MaskRCNNModel:
 
     Raises:
         CheckpointError: The weights do not fit their architecture, or the classes the weights.
-        UsageError: The device does not exist here.
+        UsageError: The device does not exist here, or an option does not apply.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
         meta = checkpoint.meta
+        if options.shape is not None:
+            raise UsageError(
+                f"shape does not apply to {meta.architecture}: its input always follows the image.",
+                "Leave model.shape out.",
+            )
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
         self._min_size = options.imgsz or meta.imgsz
