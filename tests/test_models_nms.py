@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,6 +72,76 @@ def test_block_size_does_not_change_the_result(monkeypatch, elements):
     monkeypatch.setattr(nms, "_BLOCK_ELEMENTS", elements)
     for a, b in zip(nms.detect(boxes, logits, 0.3, 0.5, 300), expected, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def same_in_rows(boxes, logits, *limits, **more):
+    """`detect_batch` after it was found equal to `detect` of each image alone, bit for bit.
+
+    A CPU's own sigmoid depends in the last bit on where a number stands, and so would ties.
+    """
+    with mock.patch.object(
+        torch.Tensor, "sigmoid", lambda t: t.double().neg().exp().add(1).pow(-1).float()
+    ):
+        rows = nms.detect_batch(boxes, logits, *limits, **more)
+        found = [
+            nms.detect(boxes[i : i + 1], logits[i : i + 1], *limits, **more)[0]
+            for i in range(len(boxes))
+        ]
+    for i, alone in enumerate(found):
+        n = len(alone.anchors)
+        for got, expected in zip(rows, alone, strict=True):
+            assert got.dtype == expected.dtype
+            assert torch.equal(got[i, :n], expected)
+        assert (rows.scores[i, n:] == -torch.inf).all()
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 6),
+    anchors=st.integers(1, 400),
+    spread=st.sampled_from([5, 40, 300]),
+    conf=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
+    iou=st.sampled_from([0.3, 0.7, 1.0]),
+    max_det=st.sampled_from([1, 7, 300]),
+)
+def test_a_batch_in_rows(seed, images, anchors, spread, conf, iou, max_det):
+    boxes, logits = scene(seed, images, anchors, 3, spread)
+    logits[0] -= 3  # images with far fewer than others
+    same_in_rows(boxes, logits, conf, iou, max_det)
+    same_in_rows(boxes, logits, conf, iou, max_det, max_candidates=9)
+
+
+def test_a_batch_in_rows_with_nothing_to_find():
+    boxes, logits = scene(0, 2, 50, 2, 40)
+    assert same_in_rows(boxes, logits - 100, 0.25, 0.7, 300).anchors.shape == (2, 0)
+    assert same_in_rows(boxes[:, :0], logits[:, :0], 0.25, 0.7, 300).scores.shape == (2, 0)
+    logits[0] = -100
+    logits[1] = float("nan")
+    logits[1, 7, 1] = 5
+    rows = same_in_rows(boxes, logits, 0.25, 0.7, 300)
+    assert rows.scores.shape == (2, 0)  # NaN is the largest of its anchor, and never passes
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 8])
+def test_rounds_between_looks_do_not_change_the_result(rounds):
+    boxes, logits = scene(7, 3, 200, 1, 60)
+    overlaps = nms._overlaps(boxes, boxes, 0.3)
+    alive = logits[..., 0] > 0
+    expected = nms._greedy(overlaps, alive, 1)
+    assert 0 < expected.sum() < alive.sum()
+    assert torch.equal(nms._greedy(overlaps, alive, rounds), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_batch_in_rows_on_cuda():
+    boxes, logits = scene(5, 8, 3000, 3, 400)
+    for max_det in (10, 300):
+        rows = same_in_rows(boxes.cuda(), logits.cuda(), 0.3, 0.6, max_det)
+        expected = same_in_rows(boxes, logits, 0.3, 0.6, max_det)
+        assert torch.equal(rows.anchors.cpu(), expected.anchors)
+        assert torch.equal(rows.classes.cpu(), expected.classes)
 
 
 def test_result_does_not_depend_on_the_other_images():

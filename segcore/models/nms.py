@@ -19,6 +19,10 @@ MAX_CANDIDATES = 30_000  # boxes of one image that take part, best scores first
 # it decides how the shifted coordinates are rounded.
 CLASS_OFFSET = 7680.0
 _BLOCK_ELEMENTS = 1 << 22  # bounds the overlap matrix of a block: 16 MiB of float32
+# On a device the host waits for each block and for each look at its result: larger blocks, and
+# several rounds between looks, as rounds behind the last change nothing.
+_DEVICE_BLOCK_ELEMENTS = 1 << 24
+_DEVICE_ROUNDS = 8
 
 
 class Detections(NamedTuple):
@@ -33,6 +37,29 @@ class Detections(NamedTuple):
     anchors: Tensor
     scores: Tensor
     classes: Tensor
+
+
+class BatchDetections(NamedTuple):
+    """What is kept of each image of a batch, in rows as long as the longest may be (D).
+
+    Attributes:
+        anchors: (B, D) int64 as in `Detections`; any anchor in places that are not taken.
+        scores: (B, D) float32; -inf in places that are not taken, which are the last of a row.
+        classes: (B, D) int64.
+    """
+
+    anchors: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+class _Candidates(NamedTuple):
+    """Best first: `BatchDetections` before suppression, and boxes moved apart by class."""
+
+    anchors: Tensor
+    scores: Tensor
+    classes: Tensor
+    boxes: Tensor
 
 
 def detect(
@@ -58,6 +85,47 @@ def detect(
     Returns:
         One `Detections` for each image, on the device of the inputs.
     """
+    found = _candidates(boxes, class_logits, conf, max_candidates, class_offset)
+    kept = suppress(found.boxes, torch.isfinite(found.scores), iou, max_det)
+    return [
+        Detections(a[k][:max_det], s[k][:max_det], c[k][:max_det])
+        for a, s, c, k in zip(found.anchors, found.scores, found.classes, kept, strict=True)
+    ]
+
+
+def detect_batch(
+    boxes: Tensor,
+    class_logits: Tensor,
+    conf: float,
+    iou: float,
+    max_det: int,
+    max_candidates: int = MAX_CANDIDATES,
+    class_offset: float = CLASS_OFFSET,
+) -> BatchDetections:
+    """The same as `detect`, bit for bit, without a look at each image.
+
+    The host waits for the largest number of candidates, and then for each block of `suppress`:
+    twice in all for a usual batch. D is `max_det` or that number, if it is less.
+    """
+    found = _candidates(boxes, class_logits, conf, max_candidates, class_offset)
+    batch, most = found.scores.shape
+    size = min(most, max_det)
+    if size == 0:
+        return BatchDetections(*(tensor[:, :0] for tensor in found[:3]))
+    kept = suppress(found.boxes, torch.isfinite(found.scores), iou, max_det)
+    wanted = torch.arange(1, size + 1, device=kept.device).repeat(batch, 1)
+    at = torch.searchsorted(kept.cumsum(1), wanted)  # `most` behind the last
+    place = at.clamp(max=most - 1)
+    return BatchDetections(
+        found.anchors.gather(1, place),
+        torch.where(at < most, found.scores.gather(1, place), -torch.inf),
+        found.classes.gather(1, place),
+    )
+
+
+def _candidates(
+    boxes: Tensor, class_logits: Tensor, conf: float, max_candidates: int, class_offset: float
+) -> _Candidates:
     logits, classes = class_logits.float().max(dim=2)
     scores = logits.sigmoid()
     scores = torch.where(scores > conf, scores, -torch.inf)  # NaN never passes
@@ -68,11 +136,7 @@ def detect(
     classes = classes.gather(1, anchors)
     candidates = boxes.float().gather(1, anchors.unsqueeze(-1).expand(-1, -1, 4))
     candidates = candidates + classes.unsqueeze(-1) * class_offset
-    kept = suppress(candidates, torch.isfinite(ordered), iou, max_det)
-    return [
-        Detections(a[k][:max_det], s[k][:max_det], c[k][:max_det])
-        for a, s, c, k in zip(anchors, ordered, classes, kept, strict=True)
-    ]
+    return _Candidates(anchors, ordered, classes, candidates)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:
@@ -90,31 +154,40 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:
     """
     alive = valid.clone()
     batch, total = valid.shape
+    on_cpu = valid.device.type == "cpu"
+    elements, largest = (_BLOCK_ELEMENTS, 256) if on_cpu else (_DEVICE_BLOCK_ELEMENTS, 1024)
     start = 0
     while start < total:
-        size = max(16, min(256, _BLOCK_ELEMENTS // max(1, batch * (total - start))))
+        size = max(16, min(largest, elements // max(1, batch * (total - start))))
         stop = min(start + size, total)
         block = boxes[:, start:stop]
-        alive[:, start:stop] = _greedy(_overlaps(block, block, iou), alive[:, start:stop])
+        alive[:, start:stop] = _greedy(
+            _overlaps(block, block, iou), alive[:, start:stop], 1 if on_cpu else _DEVICE_ROUNDS
+        )
+        if stop == total:
+            break
         if int(alive[:, :stop].sum(dim=1).min()) >= max_det:
             alive[:, stop:] = False
             break
-        if stop < total:
-            hit = _overlaps(block, boxes[:, stop:], iou) & alive[:, start:stop, None]
-            alive[:, stop:] &= ~hit.any(dim=1)
+        hit = _overlaps(block, boxes[:, stop:], iou) & alive[:, start:stop, None]
+        alive[:, stop:] &= ~hit.any(dim=1)
         start = stop
     return alive
 
 
-def _greedy(overlaps: Tensor, alive: Tensor) -> Tensor:
-    """Greedy decision inside a block: overlaps (B, N, N), alive (B, N) -> kept (B, N)."""
+def _greedy(overlaps: Tensor, alive: Tensor, rounds: int) -> Tensor:
+    """Greedy decision inside a block: overlaps (B, N, N), alive (B, N) -> kept (B, N).
+
+    Looks whether it is done after so many `rounds`.
+    """
     suppresses = overlaps.triu(diagonal=1)
     kept = alive
     while True:
-        new = alive & ~(suppresses & kept.unsqueeze(-1)).any(dim=1)
-        if torch.equal(new, kept):
+        for _ in range(rounds):
+            before = kept
+            kept = alive & ~(suppresses & kept.unsqueeze(-1)).any(dim=1)
+        if torch.equal(kept, before):
             return kept
-        kept = new
 
 
 def _overlaps(first: Tensor, second: Tensor, iou: float) -> Tensor:
