@@ -19,6 +19,8 @@ EPILOG = """
 
   segcore segment --config configs/segment.yaml --dry-run
 
+  segcore segment photos/ out/ --retry-failed
+
 The same command again goes on where it stopped.
 
 Exit codes: 0 done; 1 work left, or infrastructure failed; 2 wrong use; 3 too many images failed;
@@ -75,6 +77,10 @@ def command(
         bool,
         typer.Option("--overwrite", help="Delete this edition's results first and start anew."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Segment failed images again, besides what is left."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
@@ -99,7 +105,7 @@ def command(
         preview = run.preview(settings, overwrite=overwrite)
         print(json.dumps(preview.to_dict(), indent=2) if as_json else preview.words())
         return
-    report = run.segment(settings, overwrite=overwrite, say=say)
+    report = run.segment(settings, overwrite=overwrite, retry_failed=retry_failed, say=say)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.words())
     say(*report.advice())
     sys.exit(report.exit_code)

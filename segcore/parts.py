@@ -321,7 +321,7 @@ def instances_table(results: Sequence[ImageResult], categories: dict[int, str]) 
 
 def results_of(images: pa.Table, instances: pa.Table) -> list[ImageResult]:
     """Inverse of `images_table` and `instances_table`, for the images that are ok."""
-    at = {image_id: place for place, image_id in _first_places(instances["image_id"])}
+    at = dict(_first_places(instances["image_id"]))
     found = []
     for row in images.to_pylist():
         if row["status"] != "ok":

@@ -97,6 +97,8 @@ class Report:
         units_unbalanced: Units whose part has another number of images than the plan.
         units_withdrawn: Units whose input changed or went away; their parts were deleted.
         images_this_time: Segmented by this command; the rest was done before.
+        images_retried: Of these: failed before, tried again by ``--retry-failed``.
+        images_recovered: Of these: failed no more.
         images_per_second: `images_this_time` over ``timings["segment"]``.
         errors: What kept units from being committed, a few of them.
     """
@@ -125,6 +127,8 @@ class Report:
     units_done_before: int = 0
     units_withdrawn: int = 0
     images_this_time: int = 0
+    images_retried: int = 0
+    images_recovered: int = 0
     images_per_second: float = 0.0
     pool: str = ""
     errors: tuple[str, ...] = ()
@@ -157,6 +161,9 @@ class Report:
         if seconds:
             rate = f"{self.images_this_time:,} images in {clock(seconds)}"
             rows.append(("this time", f"{rate}, {self.images_per_second:.1f}/s"))
+        if self.images_retried:
+            again = f"{self.images_retried:,} failed images, {self.images_recovered:,} now ok"
+            rows.append(("tried again", again))
         rows.append(("model", self.edition))
         rows.append(("tables", f"{self.prefix}/images/*.parquet"))
         rows.append(("", f"{self.prefix}/instances/*.parquet"))
@@ -170,7 +177,7 @@ class Report:
         if self.notes:
             noticed = ", ".join(f"{name} {count:,}" for name, count in self.notes.items())
             lines.append(f"Noticed while reading: {noticed}.")
-        if self.units_done_before == self.units:
+        if self.units_done_before == self.units and not self.images_retried:
             lines.append(
                 f"Nothing was left to do: all {self.images:,} images of this input were already "
                 "segmented by this edition. --overwrite does them again."

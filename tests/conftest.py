@@ -45,13 +45,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
 
 
 @pytest.fixture(scope="module")
-def ray_session(s3: LoopbackS3) -> Iterator[None]:
+def ray_session(s3: LoopbackS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for all tests of a file; its workers know the S3 server and the fake models."""
     from segcore.cluster import connected
     from segcore.config import RayOptions
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATHS)
+        patch.setenv("FAKE_MODEL_MENDED", str(tmp_path_factory.mktemp("mood") / "mended"))
         with connected(RayOptions()):
             yield
 

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 
-RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise
+RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise, unless mended
 HUNGRY = (0, 255, 255)  # ... runs out of memory
 DEADLY = (255, 255, 0)  # ... kills the process
 HANGS = (0, 0, 255)  # ... never comes back
@@ -62,7 +62,7 @@ class BrightModel:
         self.batches.append(len(prepared))
         time.sleep(self._delay * len(prepared))
         for one in prepared:
-            if one.first == RAISES:
+            if one.first == RAISES and not os.path.exists(os.environ.get("FAKE_MODEL_MENDED", "")):
                 raise ValueError("cannot segment this image")
             if one.first == DEADLY:
                 os._exit(9)

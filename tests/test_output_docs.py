@@ -10,6 +10,7 @@ import pytest
 import serial_run
 
 from segcore.config import load_config
+from segcore.errors import ErrorCode
 from segcore.parts import IMAGES, INSTANCES
 from segcore.storage import Storage
 from segcore.synthetic_archive import write_archive
@@ -33,6 +34,11 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     assert serial_run.segment(load_config(flags=flags)).exit_code == 0
     return folder
+
+
+def test_the_list_of_error_codes_is_the_list() -> None:
+    table = DOC.read_text().partition("## Why images fail")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(code) for code in ErrorCode]
 
 
 def test_there_are_examples() -> None:
