@@ -74,12 +74,12 @@ def connected(options: RayOptions) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, options)
-    try:
-        with quiet.no_ray_output():
+    with quiet.no_ray_output():
+        try:
             yield
-    finally:
-        if ours:
-            ray.shutdown()
+        finally:
+            if ours:
+                ray.shutdown()  # has last words, too
 
 
 def nodes() -> list[Node]:

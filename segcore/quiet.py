@@ -20,6 +20,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "0",  # or it holds lines back and prints them at its end, from our own thread
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
