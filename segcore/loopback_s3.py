@@ -146,6 +146,31 @@ class LoopbackS3:
             time.sleep(0.1)
         return False
 
+    def alive(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a crash would: no goodbye. `revive` brings it back."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def revive(self) -> None:
+        """Start a killed server again: same ports, same data, same credentials.
+
+        Raises:
+            SegcoreError: It does not come up; the message names its log.
+        """
+        for _ in range(_ATTEMPTS):
+            self._forget_sockets()
+            self._spawn(find_weed())
+            if self._wait():
+                return
+            self.kill()
+            time.sleep(1)  # connections of before may still hold a port
+        raise SegcoreError(f"The loopback S3 server did not start again; see {self._log_path()}.")
+
     def stop(self) -> None:
         """Kill the server. It has no state worth a slow goodbye."""
         process, self._process = self._process, None
@@ -153,6 +178,9 @@ class LoopbackS3:
             return
         process.kill()
         process.wait()
+        self._forget_sockets()
+
+    def _forget_sockets(self) -> None:
         for service, port in self._ports.items():  # a killed weed leaves its sockets
             for name in (f"{service}-{port}", f"{service}-grpc-{port + _GRPC}"):
                 with suppress(OSError):

@@ -34,6 +34,24 @@ def test_two_servers_at_once_each_with_its_own_data_and_credentials(
     other.stop()  # twice is fine
 
 
+@pytest.mark.s3
+def test_a_killed_server_comes_back_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LoopbackS3(tmp_path, bucket="again") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        storage = Storage()
+        storage.write("s3://again/kept", b"here")
+        endpoint = server.endpoint
+        server.kill()
+        assert not server.alive()
+        server.revive()
+        assert server.alive()
+        assert server.endpoint == endpoint
+        assert storage.read("s3://again/kept") == b"here"
+
+
 def test_a_missing_program_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

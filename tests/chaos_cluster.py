@@ -1,0 +1,139 @@
+"""A Ray cluster of several nodes on this machine, whose nodes can be killed.
+
+It lives in a process of its own, so that the tests' process never touches Ray, and so that all
+of it can be found and ended as that process's descendants.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+NODES = 2
+
+# A lost node is noticed within seconds, not half a minute; a busy machine still answers in time.
+_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class RealCluster:
+    """A head without CPUs, where drivers connect, and worker nodes of one CPU.
+
+    Attributes:
+        address: What `--address` takes.
+        environment: What a driver needs besides: the cluster's token.
+        nodes: Worker nodes that should be alive.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # makes Ray take 127.0.0.1 for this machine's address, on Linux, too
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__],
+                env={**os.environ, **environment, **_HEALTH, **self.environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        self._log = log
+        self.nodes = NODES
+        self.address = str(self._answer()["address"])
+
+    def remove_node(self, index: int) -> None:
+        """Kill a worker node with all that runs on it."""
+        self.nodes = self._ask(remove=index)["nodes"]
+
+    def add_node(self) -> None:
+        """Add a worker node and wait until the cluster knows it."""
+        self.nodes = self._ask(add=1)["nodes"]
+
+    def workers(self) -> list[psutil.Process]:
+        """Everything below the cluster: its own processes, actors and tasks."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> None:
+        """End it, gently and then not."""
+        family = [psutil.Process(self.process.pid), *self.workers()]
+        if self.process.poll() is None and self.process.stdin is not None:
+            self.process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+        end(family)
+        self.process.wait()
+
+    def _ask(self, **request: int) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"The cluster ended:\n{self._log.read_text()[-3000:]}")
+        return dict(json.loads(line))
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill these processes, and whatever they started meanwhile, by id."""
+    for process in processes:
+        try:
+            family = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+        for one in family:
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+    psutil.wait_procs(processes, timeout=10)
+
+
+def main() -> None:
+    """Hold a cluster until stdin ends."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray prints; answers must stay JSON
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
+
+    def say(**words: str | int) -> None:
+        out.write(json.dumps(words) + "\n")
+        out.flush()
+
+    say(address=cluster.address)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "remove" in request:
+            cluster.remove_node(nodes.pop(request["remove"] % len(nodes)), allow_graceful=False)
+        else:
+            nodes.append(cluster.add_node(num_cpus=1))
+        say(nodes=len(nodes))
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Whatever dies, the same command again ends with the tables of an undisturbed run.
+
+The short rounds kill each kind of thing once; the long ones (`make chaos`) draw all from a seed.
+One round by hand: `python tests/chaos.py --seed N`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from chaos import VICTIMS, Kill, Round, Stage, draw, play
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1200)]
+ROUNDS = 60
+
+_KILL = Kill(victim="driver", point="parts", parts=3, wait_s=0.1, pause_s=2, orphans=False, pick=0)
+_ROUND = Round(
+    seed=-1, kind="manifest", variant=0, on_s3=True, local_ray=False, actors=1, kills=(_KILL,)
+)
+
+
+@pytest.fixture(scope="module")
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Stage]:
+    with pytest.MonkeyPatch.context() as patch:
+        stage = Stage(tmp_path_factory.mktemp("chaos"), patch.setenv)
+        try:
+            yield stage
+        finally:
+            stage.close()
+    request.config.pluginmanager.getplugin("terminalreporter").write_line(
+        f"\n{stage.figures.words()}"
+    )
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        (replace(_KILL, victim="driver", point="commit"),),
+        (replace(_KILL, victim="actor"), replace(_KILL, victim="s3", parts=6)),
+        (replace(_KILL, victim="node"),),
+    ],
+    ids=["driver", "actor-and-s3", "node"],
+)
+def test_a_killed_job_ends_as_if_nothing_had_been(stage: Stage, kills: tuple[Kill, ...]) -> None:
+    figures = play(stage, replace(_ROUND, kills=kills))
+    assert set(figures.kills) == {kill.victim for kill in kills}  # none came too late
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_job_killed_at_random_ends_as_if_nothing_had_been(stage: Stage, seed: int) -> None:
+    play(stage, draw(seed))
+
+
+@pytest.mark.chaos
+def test_every_kind_of_kill_was_among_them(stage: Stage) -> None:
+    if stage.figures.rounds < ROUNDS:
+        pytest.skip("not all rounds were played, or not all passed")
+    assert set(stage.figures.kills) == set(VICTIMS)
