@@ -10,10 +10,11 @@ from pycocotools import mask as coco
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
-from segcore.models.devices import pick_device
+from segcore.models.devices import exact, only_float32, pick_device, pick_precision
+from segcore.models.fusion import fuse
 from segcore.models.letterbox import Letterbox
 from segcore.models.yolo11 import RawOutputs, build
-from segcore.models.yolo_seg import RawGroup, YoloSegModel, fuse
+from segcore.models.yolo_seg import RawGroup, YoloSegModel
 
 SIZE = 96
 
@@ -188,6 +189,95 @@ def test_images_of_different_canvases_in_one_batch(checkpoint, rect, monkeypatch
     assert sizes == [image.shape[:2] for image in images]
     expected = [len(rect.postprocess(rect.forward([one]), [one])[0]) for one in alone]
     assert [len(instances) for instances in found] == expected
+
+
+def both_ways(model, images):
+    """Instances of one batch, found at once and one after another from the same outputs."""
+    prepared = [model.preprocess(image) for image in images]
+    raw = model.forward(prepared)
+    letterboxes = [one.letterbox for one in prepared]
+    with torch.inference_mode():
+        ways = [dict(way(raw, letterboxes)) for way in (model._on_device, model._one_after_another)]
+    assert sorted(ways[0]) == sorted(ways[1]) == list(range(len(images)))
+    for place, expected in ways[1].items():
+        assert_same(ways[0][place], expected)
+        for name in ("boxes", "scores", "category_ids", "areas"):
+            assert getattr(ways[0][place], name).dtype == getattr(expected, name).dtype
+    return [ways[0][place] for place in range(len(images))]
+
+
+@pytest.mark.parametrize("shape", ["square", "rect"])
+@pytest.mark.parametrize("more", [{}, {"max_det": 3}, {"conf": 0.9}, {"conf": 1.0}, {"conf": 0.0}])
+def test_results_of_a_batch_at_once_are_those_of_one_after_another(
+    checkpoint, shape, more, monkeypatch
+):
+    options = ModelOptions(device="cpu", batch_size=6, shape=shape, **more)
+    model = YoloSegModel(checkpoint, options)
+    monkeypatch.setattr(model, "_one_by_one", False)  # whole groups, as on a GPU
+    found = both_ways(model, [*pictures(), pictures()[4][::-1]])
+    assert (sum(map(len, found)) > 0) == (more != {"conf": 1.0})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_results_on_cuda(checkpoint, precision):
+    options = ModelOptions(device="cuda", batch_size=6, precision=precision)
+    model = YoloSegModel(checkpoint, options)
+    found = both_ways(model, pictures())
+    assert sum(map(len, found)) > 20
+    for one, other in zip(found, run(model, pictures()[::-1])[::-1], strict=True):
+        assert_same(one, other)
+
+
+def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
+    plain = YoloSegModel(checkpoint, ModelOptions(device="cpu"))
+    half = YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="bfloat16"))
+    assert plain.info.parameters["precision"] == "float32"
+    assert half.info.parameters == plain.info.parameters | {"precision": "bfloat16"}
+    (expected,), (got,) = (m.forward([m.preprocess(pictures()[4])]) for m in (plain, half))
+    assert got.outputs.boxes.dtype == torch.float32
+    assert got.outputs.prototypes.dtype == torch.bfloat16
+    assert got.outputs.class_logits.dtype == torch.bfloat16
+    for a, b in zip(got.outputs, expected.outputs, strict=True):
+        assert 0 < (a.float() - b).norm() < 0.5 * b.norm()  # random weights amplify
+    assert (got.outputs.boxes != got.outputs.boxes.bfloat16()).float().mean() > 0.9
+    found = run(half, pictures())
+    assert sum(map(len, found)) > 20
+    for one, other in zip(found, run(half, pictures()[::-1])[::-1], strict=True):
+        assert_same(one, other)
+
+
+def test_precisions_that_a_device_has_not(checkpoint):
+    with pytest.raises(UsageError, match="float16 is for GPUs"):
+        YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="float16"))
+    for precision in ("float16", "bfloat16"):
+        with pytest.raises(UsageError, match="not tried on mps"):
+            pick_precision(precision, torch.device("mps"))
+    assert pick_precision("float32", torch.device("mps")) == torch.float32
+    assert pick_precision("float16", torch.device("cuda")) == torch.float16
+    only_float32("float32", "it")
+    with pytest.raises(UsageError, match="bfloat16 does not apply to it"):
+        only_float32("bfloat16", "it")
+
+
+def test_exact_settings_last_until_the_last_thread_leaves():
+    """The settings are the process's; they can be made without a GPU."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32
+    first, second = exact(torch.device("cuda")), exact(torch.device("cuda"))
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not cudnn.allow_tf32
+        assert cudnn.deterministic
+        assert not torch.backends.cuda.matmul.allow_tf32
+        second.__exit__(None, None, None)
+        assert (cudnn.allow_tf32, cudnn.deterministic) == before[:2]
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before[2]
 
 
 def test_fusing_keeps_the_outputs(checkpoint):

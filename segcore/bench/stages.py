@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from segcore.bench.images import Shards, plan_of
@@ -19,7 +20,8 @@ from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
 
 STAGES = ("read", "decode", "preprocess", "forward", "postprocess", "masks", "write")
-ENCODERS = ("encode_logits", "paste")  # what models call to turn their masks into strings
+# What models call to turn their masks into strings.
+ENCODERS = ("encode_logits", "encode_images", "paste")
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,15 @@ def _run(model: Model, batch: list[Sample], clock: _Clock) -> list[ImageResult]:
 def _timed_masks(model: Model, clock: _Clock) -> Iterator[None]:
     """Within the block, what the model's module calls to encode masks is timed on its own."""
     module = sys.modules[type(model).__module__]
-    name = next((name for name in ENCODERS if hasattr(module, name)), None)
-    if name is None:
-        yield
-        return
-    plain = getattr(module, name)
+    plain = {name: getattr(module, name) for name in ENCODERS if hasattr(module, name)}
     before = clock.seconds["masks"]
-    setattr(module, name, lambda *args: clock("masks", plain, *args))
+    for name, encode in plain.items():
+        setattr(module, name, partial(clock, "masks", encode))
     try:
         yield
     finally:
-        setattr(module, name, plain)
+        for name, encode in plain.items():
+            setattr(module, name, encode)
         clock.seconds["postprocess"] -= clock.seconds["masks"] - before
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segcore.instances import Instances
 
 Shape = Literal["rect", "square"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class ModelOptions(BaseModel):
@@ -26,6 +27,8 @@ class ModelOptions(BaseModel):
         max_det: Most instances of one image.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
         batch_size: Images in one forward pass.
+        precision: Of the network's weights and activations, where a model has the choice; boxes,
+            scores and masks are computed in float32 from what it gives.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +40,7 @@ class ModelOptions(BaseModel):
     max_det: int | None = Field(None, ge=1, le=10_000)
     device: str = "auto"
     batch_size: int | None = Field(None, ge=1, le=1024)
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)

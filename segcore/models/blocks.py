@@ -178,4 +178,5 @@ class Integral(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(..., 4 * bins) logits -> (..., 4) expected distances in units of the stride."""
         probabilities = logits.unflatten(-1, (4, self.bins)).softmax(dim=-1)
-        return probabilities @ self.conv.weight.view(self.bins)
+        bins = self.conv.weight.view(self.bins)  # whole numbers, exact in any precision
+        return probabilities @ bins.to(probabilities.dtype)

@@ -1,8 +1,9 @@
-"""Devices: choosing one, and having it compute the same numbers every time."""
+"""Devices: choosing one and a precision, and having it compute the same numbers every time."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -36,19 +37,87 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of a network's weights and activations: ``float32``, ``float16``, ``bfloat16``.
+
+    Raises:
+        UsageError: The device does not compute in it, or so slowly that it makes no sense.
+    """
+    if name == "float32":
+        return torch.float32
+    if device.type == "cpu" and name == "float16":
+        raise UsageError(
+            "precision float16 is for GPUs: on a CPU it is several times slower than float32.",
+            "Use model.precision=float32, or bfloat16.",
+        )
+    if device.type == "mps":
+        raise UsageError(
+            f"precision {name} was not tried on mps.", "Use model.precision=float32 there."
+        )
+    if device.type == "cuda" and name == "bfloat16":
+        with torch.cuda.device(device):
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise UsageError(
+                    f"{torch.cuda.get_device_name()} does not compute in bfloat16.",
+                    "Use model.precision=float16, or float32.",
+                )
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+
+
+def only_float32(name: str, model: str) -> None:
+    """For models that have no other precision.
+
+    Raises:
+        UsageError: Another one is asked for.
+    """
+    if name != "float32":
+        raise UsageError(
+            f"precision {name} does not apply to {model}: it computes in float32.",
+            "Leave model.precision out.",
+        )
+
+
+class _Exact:
+    """The settings that `exact` changes are the process's: the last one to leave restores them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore = contextlib.ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                matmul = torch.backends.cuda.matmul
+                self._restore.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+                flags = torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+                self._restore.enter_context(flags)
+                matmul.allow_tf32 = False
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore.close()
+
+
+_exact = _Exact()
+
+
 @contextlib.contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Full float32 and deterministic kernels on CUDA, whatever the process has set."""
+    """Full float32 and deterministic kernels on CUDA, whatever the process has set.
+
+    Several threads may be inside at once: none ends it for another.
+    """
     if device.type != "cuda":
         yield
         return
-    flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    before = torch.backends.cuda.matmul.allow_tf32
-    with flags:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+    _exact.enter()
+    try:
+        yield
+    finally:
+        _exact.leave()

@@ -21,7 +21,7 @@ from segcore import masks
 from segcore.errors import CheckpointError, UsageError
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
-from segcore.models.devices import exact, pick_device
+from segcore.models.devices import exact, only_float32, pick_device
 from segcore.models.huggingface_folder import ModelFolder, read_folder
 
 RESULT_VERSION = 1  # bump when the same weights and options give other results
@@ -98,6 +98,7 @@ class HuggingFaceModel:
                 f"shape does not apply to {folder.path}: its preprocessing decides.",
                 "Leave model.shape out.",
             )
+        only_float32(options.precision, str(folder.path))
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or 1
         self._conf = _THRESHOLD if options.conf is None else options.conf

@@ -203,10 +203,14 @@ class YOLO11Seg(nn.Module):
         return self.head([n3, n4, n5])
 
     def forward(self, x: Tensor) -> RawOutputs:
-        """(B, 3, H, W) float RGB in [0, 1], H and W multiples of 32 -> decoded outputs."""
+        """(B, 3, H, W) float RGB in [0, 1], H and W multiples of 32 -> decoded outputs.
+
+        Boxes are float32, whatever the precision of the network; the rest has its precision.
+        """
         heads = self.heads(x)
-        centres, strides = anchor_grid(x.shape[2], x.shape[3], heads.distances)
-        boxes = decode_boxes(self.head.dfl(heads.distances), centres, strides)
+        distances = heads.distances.float()
+        centres, strides = anchor_grid(x.shape[2], x.shape[3], distances)
+        boxes = decode_boxes(self.head.dfl(distances), centres, strides)
         return RawOutputs(boxes, heads.class_logits, heads.coefficients, heads.prototypes)
 
 

@@ -13,7 +13,7 @@ from segcore.errors import CheckpointError, UsageError
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.checkpoints import Checkpoint
-from segcore.models.devices import exact, pick_device
+from segcore.models.devices import exact, only_float32, pick_device
 from segcore.models.maskrcnn.checkpoint import build
 from segcore.models.maskrcnn.geometry import Frame, boxes_to_image, to_input
 from segcore.models.maskrcnn.heads import Detections, Thresholds
@@ -64,6 +64,7 @@ class MaskRCNNModel:
                 f"shape does not apply to {meta.architecture}: its input always follows the image.",
                 "Leave model.shape out.",
             )
+        only_float32(options.precision, meta.architecture)
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
         self._min_size = options.imgsz or meta.imgsz
