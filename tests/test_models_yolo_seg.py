@@ -12,7 +12,6 @@ from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
 from segcore.models.devices import exact, only_float32, pick_device, pick_precision
 from segcore.models.fusion import fuse
-from segcore.models.fusion import fuse
 from segcore.models.letterbox import Letterbox
 from segcore.models.yolo11 import RawOutputs, build
 from segcore.models.yolo_seg import RawGroup, YoloSegModel

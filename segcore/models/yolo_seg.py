@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from segcore.instances import Instances
-from segcore.masks import encode_logits
+from segcore.masks import EncodedMasks, encode_logits
+from segcore.masks.device import ImageMasks, download, encode_images
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.checkpoints import Checkpoint
-from segcore.models.devices import exact, pick_device
+from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.fusion import fuse, fuse_for_cpu
 from segcore.models.letterbox import PADDING_VALUE, Letterbox
-from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect
+from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
 from segcore.models.yolo11 import RawOutputs
 
 RESULT_VERSION = 2  # bump when the same weights and options give other results
@@ -65,18 +66,19 @@ class YoloSegModel:
 
     Raises:
         CheckpointError: The weights do not fit their architecture.
-        UsageError: The device does not exist here.
+        UsageError: The device does not exist here, or does not compute in this precision.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
         meta = checkpoint.meta
         self.device = pick_device(options.device)
+        self._dtype = pick_precision(options.precision, self.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
         self._imgsz = options.imgsz or meta.imgsz
         self._shape = options.shape or meta.shape
-        self._conf = meta.conf if options.conf is None else options.conf
-        self._iou = options.iou or meta.iou
-        self._max_det = options.max_det or meta.max_det
+        conf = meta.conf if options.conf is None else options.conf
+        self._limits = conf, options.iou or meta.iou, options.max_det or meta.max_det
+        self._class_offset = max(CLASS_OFFSET, self._imgsz + _REACH)
         self.info = ModelInfo(
             name=meta.name,
             architecture=meta.architecture,
@@ -86,13 +88,11 @@ class YoloSegModel:
             parameters={
                 "imgsz": self._imgsz,
                 "shape": self._shape,
-                "conf": self._conf,
-                "iou": self._iou,
-                "max_det": self._max_det,
+                **dict(zip(("conf", "iou", "max_det"), self._limits, strict=True)),
                 "max_candidates": MAX_CANDIDATES,
                 "letterbox_value": PADDING_VALUE,
                 "sppf_activation": meta.sppf_activation,
-                "precision": "float32",
+                "precision": options.precision,
             },
             result_version=RESULT_VERSION,
         )
@@ -101,7 +101,8 @@ class YoloSegModel:
         network = (fuse_for_cpu if self._one_by_one else fuse)(checkpoint.network())
         self._layout = torch.channels_last
         # The overload for layouts is missing from torch's types.
-        self._network = network.to(self.device).to(memory_format=self._layout)  # type: ignore[call-overload]
+        network = network.to(self.device, self._dtype)
+        self._network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def preprocess(self, image: np.ndarray) -> PreparedImage:
         """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
@@ -127,7 +128,7 @@ class YoloSegModel:
 
     def _run(self, pixels: np.ndarray) -> RawOutputs:
         """(B, 3, H, W) uint8 -> raw outputs."""
-        batch = torch.from_numpy(pixels).to(self.device).float().div_(255)
+        batch = torch.from_numpy(pixels).to(self.device).float().div_(255).to(self._dtype)
         with exact(self.device):
             return RawOutputs(*self._network(batch.contiguous(memory_format=self._layout)))
 
@@ -135,30 +136,74 @@ class YoloSegModel:
     def postprocess(
         self, raw: Sequence[RawGroup], prepared: Sequence[PreparedImage]
     ) -> list[Instances]:
-        """Raw outputs -> the instances of each image, best score first, none without a pixel."""
+        """Raw outputs -> the instances of each image, best score first, none without a pixel.
+
+        On CUDA all of it runs there, for the whole batch; only strings, boxes and scores leave it.
+        Elsewhere it goes image by image, and masks are made on the CPU. The same raw outputs give
+        the same masks either way.
+        """
+        where = self._on_device if self.device.type == "cuda" else self._one_after_another
         found: dict[int, Instances] = {}
-        for group in raw:
-            images = [prepared[place] for place in group.places]
-            instances = self._postprocess_group(group.outputs, images)
-            found.update(zip(group.places, instances, strict=True))
+        for place, image in where(raw, [image.letterbox for image in prepared]):
+            found[place] = image
         return [found[place] for place in range(len(prepared))]
 
-    def _postprocess_group(
-        self, raw: RawOutputs, prepared: Sequence[PreparedImage]
-    ) -> list[Instances]:
-        """The instances of images that went through the network together."""
-        found = detect(
-            raw.boxes,
-            raw.class_logits,
-            self._conf,
-            self._iou,
-            self._max_det,
-            class_offset=max(CLASS_OFFSET, self._imgsz + _REACH),
+    def _one_after_another(
+        self, raw: Sequence[RawGroup], letterboxes: Sequence[Letterbox]
+    ) -> Iterator[tuple[int, Instances]]:
+        for group in raw:
+            outputs = group.outputs
+            found = detect(
+                outputs.boxes,
+                outputs.class_logits,
+                *self._limits,
+                class_offset=self._class_offset,
+            )
+            for i, place in enumerate(group.places):
+                yield place, self._instances(outputs, i, found[i], letterboxes[place])
+
+    def _on_device(
+        self, raw: Sequence[RawGroup], letterboxes: Sequence[Letterbox]
+    ) -> Iterator[tuple[int, Instances]]:
+        tables: list[tuple[int, np.ndarray]] = []
+        jobs: list[ImageMasks] = []
+        for group in raw:
+            table, coefficients = self._found_on_device(group.outputs)
+            for i, place in enumerate(group.places):
+                found = table[i][np.isfinite(table[i, :, 4])]
+                box = letterboxes[place]
+                if not len(found):
+                    yield place, Instances.empty(box.height, box.width)
+                    continue
+                found[:, :4] = box.boxes_to_image(found[:, :4])
+                tables.append((place, found))
+                jobs.append(
+                    ImageMasks(
+                        group.outputs.prototypes[i].float(),
+                        coefficients[i, : len(found)],
+                        found[:, :4],
+                        (box.height, box.width),
+                        box.mask_window(),
+                    )
+                )
+        with exact(self.device):
+            masks = encode_images(jobs)
+        for (place, found), mask in zip(tables, masks, strict=True):
+            boxes, scores, classes = found[:, :4], found[:, 4], found[:, 5].astype(np.int64)
+            yield place, self._assembled(letterboxes[place], boxes, scores, classes, mask)
+
+    def _found_on_device(self, raw: RawOutputs) -> tuple[np.ndarray, torch.Tensor]:
+        """Detections of a group: (B, D, 6) box, score (-inf: none), class; their coefficients."""
+        found = detect_batch(
+            raw.boxes, raw.class_logits, *self._limits, class_offset=self._class_offset
         )
-        return [
-            self._instances(raw, i, detections, image.letterbox)
-            for i, (detections, image) in enumerate(zip(found, prepared, strict=True))
-        ]
+
+        def of(tensor: torch.Tensor) -> torch.Tensor:
+            rows = found.anchors.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
+            return tensor.gather(1, rows).float()
+
+        columns = of(raw.boxes), found.scores.unsqueeze(-1), found.classes.unsqueeze(-1).float()
+        return download(torch.cat(columns, dim=2)), of(raw.coefficients)
 
     def _instances(
         self, raw: RawOutputs, index: int, found: Detections, letterbox: Letterbox
@@ -172,14 +217,25 @@ class YoloSegModel:
         with exact(self.device):
             logits = (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
         masks = encode_logits(logits.cpu().numpy(), boxes, canvas, letterbox.mask_window())
+        scores, classes = found.scores.float().cpu().numpy(), found.classes.cpu().numpy()
+        return self._assembled(letterbox, boxes, scores, classes, masks)
+
+    def _assembled(
+        self,
+        letterbox: Letterbox,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        classes: np.ndarray,
+        masks: EncodedMasks,
+    ) -> Instances:
         boxes = boxes[masks.keep]
         boxes[:, 2:] -= boxes[:, :2]
         return Instances(
             height=letterbox.height,
             width=letterbox.width,
             boxes=boxes,
-            scores=found.scores.float().cpu().numpy()[masks.keep],
-            category_ids=self._ids[found.classes.cpu().numpy()[masks.keep]],
+            scores=scores[masks.keep],
+            category_ids=self._ids[classes[masks.keep]],
             areas=masks.areas,
             counts=masks.counts,
         )
