@@ -128,7 +128,12 @@ class YoloSegModel:
 
     def _run(self, pixels: np.ndarray) -> RawOutputs:
         """(B, 3, H, W) uint8 -> raw outputs."""
-        batch = torch.from_numpy(pixels).to(self.device).float().div_(255).to(self._dtype)
+        return self.infer(torch.from_numpy(pixels).to(self.device))
+
+    @torch.inference_mode()
+    def infer(self, pixels: torch.Tensor) -> RawOutputs:
+        """Canvases (B, 3, H, W) uint8 on the device -> raw outputs; `forward` without the host."""
+        batch = pixels.float().div_(255).to(self._dtype)
         with exact(self.device):
             return RawOutputs(*self._network(batch.contiguous(memory_format=self._layout)))
 
