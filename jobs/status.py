@@ -31,11 +31,13 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Say what is done, what is left, what failed and why, and how long it will take."""
-    from segcore.status import status
+    from segcore.status import DIED, STOPPED, status
     from segcore.storage import Storage
 
     found = status(Storage(), output, edition)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found.words())
+    if found.state in (DIED, STOPPED):
+        say("Nobody is at work on it; the same `segcore segment` again goes on from here.")
     if found.unreadable:
         say("Some parts cannot be read: `segcore verify` tells why.")
 

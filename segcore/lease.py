@@ -24,14 +24,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from segcore.errors import SegcoreError, StorageError
-from segcore.holder import Holder
+from segcore.errors import ObjectNotFound, SegcoreError, StorageError
+from segcore.holder import MAX_BYTES, Holder
 from segcore.pulse import Pulse
 from segcore.sighting import (
     DEFAULT_TTL_S,
     HELD,
     TICK_S,
     Sighting,
+    Version,
     glance,
     highest,
     is_ours,
@@ -39,7 +40,7 @@ from segcore.sighting import (
     look,
     name_of,
 )
-from segcore.storage import Storage, StorageOptions, join
+from segcore.storage import ObjectTooLarge, Storage, StorageOptions, join
 
 FOLDER = "lease"
 _LONGEST_POLL_S = 2.0
@@ -211,10 +212,9 @@ class Lease:
         self._until = began + self.ttl_s
         try:
             found = listed(self._folder, self.storage)
-            if highest(found) > self._generation:  # this number was used and cleaned up before
-                self.storage.delete(self._uri())
-                return False
-            if seen is not None and not self._outlast(seen, found):
+            # A higher one: this number was used and cleaned up before.
+            if highest(found) != self._generation or not self._outlast(seen, found):
+                self.release()
                 return False
             with suppress(StorageError):
                 for name in found:
@@ -225,25 +225,48 @@ class Lease:
             raise
         return True
 
-    def _outlast(self, seen: Sighting, found: dict[str, tuple[str, float]]) -> bool:
-        """Wait for a holder that woke up just now: it will notice, or be silent; False if lost."""
-        name, version = name_of(seen.generation), seen.version
-        since = self._clock.now()
-        if found.get(name) == version:
-            return True
-        while self.lost is None:
+    def _outlast(self, seen: Sighting | None, found: dict[str, Version]) -> bool:
+        """Wait for earlier holders that woke up just now; False if this lease is lost meanwhile.
+
+        They notice, or are silent in the end. There are several when one that took over before
+        did not get to the end of this either.
+        """
+        waits: dict[str, tuple[Version, float, float]] = {}  # version, silent since, ttl
+        created = found[name_of(self._generation)][1]
+        for name, version in found.items():
+            if not 0 < highest([name]) < self._generation:
+                continue
+            if seen and (name, version) == (name_of(seen.generation), seen.version):
+                continue
+            ttl_s = self._ttl_of(name)
+            if ttl_s:
+                silent_s = max(0.0, created - version[1] - TICK_S)
+                waits[name] = version, self._clock.now() - silent_s, ttl_s
+        while waits and self.lost is None:
             asked = self._clock.now()
             found = listed(self._folder, self.storage)
-            if name not in found:
-                return True
-            if found[name] != version:
-                version, since = found[name], self._clock.now()
-            elif asked - since >= seen.ttl_s:
-                return True
-            self._clock.sleep(_poll(seen.ttl_s))
-            with suppress(StorageError):
-                self.beat()
-        return False
+            for name, (version, since, ttl_s) in list(waits.items()):
+                if name not in found or (found[name] == version and asked - since >= ttl_s):
+                    del waits[name]
+                elif found[name] != version:
+                    waits[name] = found[name], self._clock.now(), ttl_s
+            if waits:
+                self._clock.sleep(_poll(self.ttl_s))
+                with suppress(StorageError):
+                    self.beat()
+        return self.lost is None
+
+    def _ttl_of(self, name: str) -> float:
+        """How long an earlier holder may rely on a heartbeat; 0 if it is gone."""
+        try:
+            holder = Holder.parse(self.storage.read(join(self._folder, name), MAX_BYTES))
+        except ObjectNotFound:
+            return 0.0
+        except ObjectTooLarge:
+            holder = None
+        if holder is None:
+            return self.ttl_s
+        return 0.0 if holder.released or holder.exists() is False else holder.ttl_s
 
 
 def acquire(storage: Storage, folder: str, ttl_s: float, say: Say, clock: Clock = STEADY) -> Lease:

@@ -1,7 +1,7 @@
 """Where a run stands, from storage alone: its record, its plan, and the parts that exist.
 
 Works from any machine, while the job runs elsewhere or after it died. Times are those of the
-storage, so that no two clocks are compared except for "how long ago".
+storage, so that no two clocks are compared except for "how long ago" of the newest part.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
 from segcore.history import RunRecord, plan_of, planned_units, records
+from segcore.lease import sight
 from segcore.parts import PartCounts, counts_of, part_name
 from segcore.report import RUNNING, aligned
 from segcore.results import find_edition
+from segcore.sighting import HELD, RELEASED, Sighting
 from segcore.storage import ObjectInfo, Storage, join
 from segcore.telemetry import clock
 from segcore.uris import basename
@@ -29,6 +31,9 @@ from segcore.uris import basename
 _FOOTER_BYTES = 16 << 10  # holds the footer of an `images` part; a larger one is read whole
 _READERS = 32
 _PACE_PARTS = 50  # the pace is that of the last so many parts
+_LOOKS = 5
+
+STOPPED, DIED = "stopped", "died"  # besides the states that a run's record gives
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,50 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class LeaseState:
+    """Who may write into the edition.
+
+    Attributes:
+        state: ``held``; or free, since it was ``released``, its process is ``gone``, or it
+            ``expired``.
+        holder: In words.
+        host, pid, user: The same in parts; None when the lease file is none of segcore's.
+        since: When it began, by the holder's own clock.
+        last_heartbeat_s: Seconds since its last sign of life by the storage's clock; None when
+            that was not asked for, or may not be.
+    """
+
+    state: str
+    holder: str
+    last_heartbeat_s: float | None
+    host: str | None = None
+    pid: int | None = None
+    user: str | None = None
+    since: str | None = None
+
+    def words(self) -> str:
+        """For people, one line; "" when there is nobody to speak of."""
+        if self.state == RELEASED:
+            return ""
+        age = self.last_heartbeat_s
+        ago = "" if age is None else f"; last sign of life {clock(age)} ago"
+        return f"{self.state}: {self.holder}{ago}"
+
+
+@dataclass(frozen=True)
 class Status:
     """Where the newest run of an edition stands.
 
     Attributes:
-        state: Of the run's record: ``running`` (or died without a word), ``success``,
-            ``incomplete``, ``too_many_failed``.
+        state: ``running``; ``stopped`` (interrupted, or ended by an error) or ``died`` (without
+            a word) before the end; ``success``, ``incomplete``, ``too_many_failed``.
         images: Of the whole plan; None while shards are counted only as they are read.
         images_done: Rows of the committed parts; = ok + failed.
         images_left: None like `images`.
         units_foreign: Parts of units that the plan does not hold.
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
+        lease: None when the edition has none.
     """
 
     edition: str
@@ -79,6 +116,7 @@ class Status:
     units_foreign: int = 0
     unreadable: tuple[str, ...] = ()
     pace: Pace | None = None
+    lease: LeaseState | None = None
 
     @property
     def units_left(self) -> int:
@@ -105,6 +143,8 @@ class Status:
         ]
         if self.pace is not None:
             rows.append(("pace", _pace_words(self.pace)))
+        if self.lease is not None and self.lease.words():
+            rows.append(("lease", self.lease.words()))
         if self.units_foreign:
             rows.append(("foreign", f"{self.units_foreign:,} parts of units outside the plan"))
         if self.unreadable:
@@ -135,22 +175,63 @@ def status(storage: Storage, output: str, edition: str | None = None) -> Status:
         SegcoreError: The record or the plan cannot be read.
     """
     prefix = find_edition(storage, output, edition, newest=True)
-    found = records(storage, prefix)
-    if not found:
-        raise UsageError(
-            f"{prefix} holds no run.",
-            hint="Start one with `segcore segment`, or choose another edition with --edition.",
-        )
-    record = found[-1]
+    record, seen = _newest(storage, prefix)
     plan = plan_of(storage, prefix, record.run)
     planned = {unit: (images, size) for unit, images, size in planned_units(plan)}
     done = _read_done(storage, prefix, planned.keys())
-    return _status(prefix, record, planned, done)
+    return _status(prefix, record, seen, planned, done)
+
+
+def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, Sighting | None]:
+    """The newest record, and the lease of the same moment.
+
+    A run writes its last word before it releases its lease. So a record that says ``running``
+    between two sightings of one and the same free lease is that of a run that is no more.
+    """
+    seen = sight(storage, prefix)
+    for _ in range(_LOOKS):
+        found = records(storage, prefix)
+        if not found:
+            raise UsageError(
+                f"{prefix} holds no run.",
+                hint="Start one with `segcore segment`, or choose another edition with --edition.",
+            )
+        if found[-1].status != RUNNING or _is_alive(seen):
+            break
+        before, seen = seen, sight(storage, prefix)
+        if (before and before.generation) == (seen and seen.generation) and not _is_alive(seen):
+            break
+    return found[-1], seen
+
+
+def _is_alive(seen: Sighting | None) -> bool:
+    """Whether the holder may still be at work; a stopped process of this machine may wake up."""
+    if seen is None:
+        return False
+    return seen.state == HELD or bool(
+        seen.state != RELEASED and seen.holder and seen.holder.exists()
+    )
+
+
+def _state(record: RunRecord, seen: Sighting | None) -> str:
+    if record.status != RUNNING or _is_alive(seen):
+        return record.status
+    return STOPPED if seen is not None and seen.state == RELEASED else DIED
+
+
+def _lease_state(seen: Sighting | None) -> LeaseState | None:
+    if seen is None:
+        return None
+    names = {"host", "pid", "user", "since"}
+    said = seen.holder.model_dump(include=names) if seen.holder else {}
+    age = None if seen.age_s is None else round(seen.age_s, 1)
+    return LeaseState(seen.state, seen.words(), age, **said)
 
 
 def _status(
     prefix: str,
     record: RunRecord,
+    seen: Sighting | None,
     planned: dict[str, tuple[int | None, int]],
     done: _Done,
 ) -> Status:
@@ -162,13 +243,14 @@ def _status(
     known = all(images is not None for images, _ in left) and not done.unreadable
     images_left = sum(images or 0 for images, _ in left) if known else None
     pace = None
-    if record.status == RUNNING:
+    state = _state(record, seen)
+    if state == RUNNING:
         pace = _pace(record, planned, done, images_left, sum(size for _, size in left))
     return Status(
         edition=basename(prefix),
         prefix=prefix,
         run=record.run,
-        state=record.status,
+        state=state,
         started=str(record.values.get("started", "")),
         finished=str(record.values.get("finished", "")),
         units=len(planned),
@@ -183,6 +265,7 @@ def _status(
         units_foreign=done.foreign,
         unreadable=tuple(sorted(done.unreadable)),
         pace=pace,
+        lease=_lease_state(seen),
     )
 
 
@@ -251,7 +334,7 @@ def _counts(storage: Storage, info: ObjectInfo) -> PartCounts | None:
 
 
 def _since(found: Status) -> str:
-    if found.state == RUNNING:
+    if found.state in (RUNNING, STOPPED, DIED):
         return f", since {found.started}" if found.started else ""
     return f", finished {found.finished}" if found.finished else ""
 

@@ -18,6 +18,7 @@ import pytest
 import serial_run
 
 from segcore.config import load_config
+from segcore.lease import held
 from segcore.parts import encode
 from segcore.report import RUNNING, Report
 from segcore.status import status
@@ -390,6 +391,11 @@ def test_status_of_a_finished_run(folder: str) -> None:
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = _run(folder)
+    with held(storage, out.prefix, 60):
+        _watch_a_run(out)
+
+
+def _watch_a_run(out: Output) -> None:
     record = f"{out.prefix}/runs/{out.report.run}.json"
     storage.delete(f"{out.output}/latest.json")  # not published yet
     parts = {uri: storage.read(uri) for uri in (out.part("images", n) for n in range(3))}
