@@ -27,6 +27,7 @@ class ActorSpec:
         model: What `load_model` takes.
         weights: Bytes of the checkpoint, or None when the name is enough.
         weights_sha256: What every worker must have, or results would depend on the machine.
+        lanes: Batches in the model at once, where the model allows it.
         max_bytes: Memory that the process may take (its data segment); None: no limit.
     """
 
@@ -36,6 +37,7 @@ class ActorSpec:
     options: ModelOptions
     reading: Reading
     parts: Parts
+    lanes: int = 1
     max_bytes: int | None = None
 
 
@@ -80,7 +82,7 @@ class UnitActor:
         introduce(desk)
         self._desk = desk
         self._redo = redo
-        self._worker = UnitWorker(set_up(spec), spec.reading, spec.parts)
+        self._worker = UnitWorker(set_up(spec), spec.reading, spec.parts, spec.lanes)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and say what became of them."""

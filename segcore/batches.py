@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.readahead import is_out_of_memory, sentence
+from segcore.readahead import Prepared, is_out_of_memory, sentence
+from segcore.watchdog import Watchdog
 
+_PATIENCE = 4
 ALONE = "memory ran out for this image alone"
 
 
@@ -65,6 +69,90 @@ class BatchRunner:
             self.size = max(1, min(self.size, len(batch)) // 2)
             return self.run(batch)
         return [result for one in batch for result in self._batch([one])]
+
+
+Batch = list[tuple[int, Prepared]]
+Outcomes = list[Instances | ImageError]
+
+
+class BatchLine:
+    """Prepared images on their way through the model: alike ones together, some batches at once.
+
+    Images wait until a batch of those with the same `Model.batch_key` is full, and no longer than
+    `_PATIENCE` batches in all. Results come in the order in which batches were started.
+
+    Args:
+        lanes: Batches in the model at once. More than one only for models that are `thread_safe`:
+            while one batch is in the network, another one can be in its masks.
+        take: Gets each batch (place and image) with its results, in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        runner: BatchRunner,
+        lanes: int,
+        watchdog: Watchdog,
+        take: Callable[[Batch, Outcomes], None],
+    ) -> None:
+        self._key: Callable[[Any], Hashable] = getattr(model, "batch_key", lambda prepared: None)
+        self._runner = runner
+        self._watchdog = watchdog
+        self._take = take
+        self._lanes = lanes if getattr(model, "thread_safe", False) else 1
+        self._pool = ThreadPoolExecutor(self._lanes, "forward") if self._lanes > 1 else None
+        self._waiting: dict[Hashable, Batch] = {}
+        self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
+
+    @property
+    def reach(self) -> int:
+        """Images that reading may be ahead, so that no lane waits for it."""
+        return (self._lanes + 1) * self._runner.size
+
+    def add(self, place: int, image: Prepared) -> None:
+        """Put an image in line; `take` may be called.
+
+        Raises:
+            DeviceLost: See `BatchRunner`.
+        """
+        key = self._key(image.value)
+        self._waiting.setdefault(key, []).append((place, image))
+        if len(self._waiting[key]) >= self._runner.size:
+            self._start(key)
+        elif sum(map(len, self._waiting.values())) >= _PATIENCE * self._runner.size:
+            self._start(max(self._waiting, key=lambda name: len(self._waiting[name])))
+
+    def __enter__(self) -> BatchLine:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Let all that wait go through; after an error, drop it."""
+        try:
+            if kind is None:
+                for key in list(self._waiting):
+                    self._start(key)
+                while self._running:
+                    self._collect()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, key: Hashable) -> None:
+        batch = self._waiting.pop(key)
+        if self._pool is None:
+            self._take(batch, self._run(batch))
+            return
+        self._running.append((batch, self._pool.submit(self._run, batch)))
+        if len(self._running) > self._lanes:
+            self._collect()
+
+    def _collect(self) -> None:
+        batch, outcomes = self._running.popleft()
+        self._take(batch, outcomes.result())
+
+    def _run(self, batch: Batch) -> Outcomes:
+        with self._watchdog.working(len(batch)):
+            return self._runner.run([image.value for _, image in batch])
 
 
 def _judge(error: Exception) -> tuple[ErrorCode, str]:

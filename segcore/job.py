@@ -70,8 +70,9 @@ class Job:
         return join(self.prefix, *names)
 
     def preview(self) -> Preview:
-        """What the run would do."""
-        counts = summary(self.plan, self.committed)
+        """What the run would do. What can be carried over counts as done: nothing is segmented."""
+        moved = {unit for unit, old in self.plan.carried.items() if old in self.committed}
+        counts = summary(self.plan, self.committed | moved)
         return Preview(
             input=self.plan.input,
             prefix=self.prefix,

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+# On a GPU one batch is in the network while another is in its masks; on a CPU each pass has one
+# thread, so that there may be one for each core.
+_LANES = {"cuda": 2, "mps": 1}
+
 
 @dataclass
 class Course:
@@ -151,6 +155,7 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
             image_timeout_s=config.run.image_timeout_s,
         ),
         parts=job.parts,
+        lanes=_LANES.get(pool.device, pool.threads),
         max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from segcore.batches import BatchRunner
+from segcore.batches import Batch, BatchLine, BatchRunner, Outcomes
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
@@ -48,15 +49,9 @@ class Reading:
         options = self.storage.options
         return 2 * (options.retries + 1) * options.timeout_s
 
-    def ahead(self, window: int) -> ReadAhead:
+    def ahead(self, window: int, watchdog: Watchdog) -> ReadAhead:
         """Reading and decoding ahead of the model by at most `window` images."""
-        return ReadAhead(
-            self.threads,
-            window,
-            self.max_decoded_bytes,
-            Watchdog(self.image_timeout_s),
-            self.patience_s,
-        )
+        return ReadAhead(self.threads, window, self.max_decoded_bytes, watchdog, self.patience_s)
 
 
 class KeptRows:
@@ -101,10 +96,11 @@ def kept_rows(parts: Parts, unit: Unit, redo: bool) -> KeptRows:
 class UnitWorker:
     """Segments units with one loaded model and commits their parts."""
 
-    def __init__(self, model: Model, reading: Reading, parts: Parts) -> None:
+    def __init__(self, model: Model, reading: Reading, parts: Parts, lanes: int = 1) -> None:
         self._model = model
         self._reading = reading
         self._parts = parts
+        self._lanes = lanes
         self._runner = BatchRunner(model)
 
     def segment(
@@ -127,31 +123,25 @@ class UnitWorker:
             Exhausted: Nothing is committed; `ImageWorker` can tell which image is too much.
         """
         reading = self._reading
-        ahead = reading.ahead(2 * self._runner.size + reading.threads)
         results: list[ImageResult | None] = []
-        waiting: list[tuple[int, Prepared]] = []
         tally = _Tally(report)
         kept = kept_rows(self._parts, unit, redo)
 
-        def flush() -> None:
-            with ahead.watchdog.working(len(waiting)):
-                found = self._runner.run([item.value for _, item in waiting])
-            for (place, item), outcome in zip(waiting, found, strict=True):
+        def take(batch: Batch, outcomes: Outcomes) -> None:
+            for (place, item), outcome in zip(batch, outcomes, strict=True):
                 results[place] = tally.note(_result(item, outcome))
-            waiting.clear()
             tally.send()
 
         notes: Counter[str] = Counter()
-        samples = read_unit(unit, reading.storage, reading.source, notes, kept.rows)
-        for item in ahead.stream(kept.fresh(samples), self._model.preprocess, reading.decode):
-            if item.error is not None:
-                results.append(tally.note(_result(item, item.error)))
-                continue
-            waiting.append((len(results), item))
-            results.append(None)
-            if len(waiting) >= self._runner.size:
-                flush()
-        flush()
+        samples = kept.fresh(read_unit(unit, reading.storage, reading.source, notes, kept.rows))
+        watchdog = Watchdog(reading.image_timeout_s)
+        with BatchLine(self._model, self._runner, self._lanes, watchdog, take) as line:
+            ahead = reading.ahead(line.reach + reading.threads, watchdog)
+            for item in ahead.stream(samples, self._model.preprocess, reading.decode):
+                results.append(tally.note(_result(item, item.error)) if item.error else None)
+                if item.error is None:
+                    line.add(len(results) - 1, item)
+        tally.send(final=True)
         done = [result for result in results if result is not None]
         if any(row.error and row.error.code is ErrorCode.OUT_OF_MEMORY for row in done):
             raise Exhausted
@@ -170,7 +160,7 @@ class ImageWorker:
         self._model = model
         self._reading = replace(reading, threads=1)
         self._parts = parts
-        self._ahead = self._reading.ahead(1)
+        self._ahead = self._reading.ahead(1, Watchdog(reading.image_timeout_s))
         self._samples: Iterator[Sample] = iter(())
         self._notes: Counter[str] = Counter()
         self._kept = KeptRows(_NO_UNIT, {})
@@ -207,6 +197,7 @@ class ImageWorker:
         return commit(unit, self._kept.merged(results), self._notes)
 
 
+_REPORT_EVERY_S = 0.3
 _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
 
 
@@ -215,6 +206,7 @@ class _Tally:
 
     def __init__(self, report: Report) -> None:
         self._report = report
+        self._sent = 0.0
         self.ok = self.failed = self.instances = 0
 
     def note(self, result: ImageResult) -> ImageResult:
@@ -225,8 +217,12 @@ class _Tally:
             self.instances += len(result.instances)
         return result
 
-    def send(self) -> None:
-        self._report(self.ok, self.failed, self.instances)
+    def send(self, final: bool = False) -> None:
+        """Report now and then: each time would be a message for each image."""
+        now = time.monotonic()
+        if final or now - self._sent >= _REPORT_EVERY_S:
+            self._sent = now
+            self._report(self.ok, self.failed, self.instances)
 
 
 def _result(item: Prepared, outcome: Instances | ImageError) -> ImageResult:

@@ -36,6 +36,8 @@ class _Prepared:
 class BrightModel:
     """Finds one instance per image: its pixels over 127 in green; none, no instance."""
 
+    thread_safe = True
+
     def __init__(self, options: ModelOptions | None = None) -> None:
         options = options or ModelOptions()
         conf = 0.25 if options.conf is None else options.conf

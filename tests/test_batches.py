@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from fake_models import HUNGRY, RAISES, BrightModel
 
-from segcore.batches import BatchRunner, DeviceLost
+from segcore.batches import BatchLine, BatchRunner, DeviceLost
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
+from segcore.readahead import Prepared
+from segcore.sources import Sample
+from segcore.watchdog import Watchdog
 
 
 def _prepared(model: BrightModel, *firsts: tuple[int, int, int]) -> list:
@@ -81,3 +87,75 @@ def test_a_model_that_loses_results_is_an_error():
         ErrorCode.MODEL_ERROR,
         ErrorCode.MODEL_ERROR,
     ]
+
+
+class Shaped(BrightModel):
+    """Images of one width go together; remembers which threads were in `forward` at once."""
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        super().__init__(options)
+        self.inside = 0
+        self.most = 0
+        self.lock = threading.Lock()
+
+    def batch_key(self, prepared):
+        return prepared.image.shape[1]
+
+    def forward(self, prepared):
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert len({self.batch_key(one) for one in prepared}) == 1
+        time.sleep(0.02)
+        try:
+            return super().forward(prepared)
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+def _lined(model: BrightModel, images, lanes: int) -> tuple[dict[int, object], int]:
+    found: dict[int, object] = {}
+    most = 0
+
+    def take(batch, outcomes):
+        found.update(zip((place for place, _ in batch), outcomes, strict=True))
+
+    sample = Sample("", "", "", b"")
+    with BatchLine(model, BatchRunner(model), lanes, Watchdog(60), take) as line:
+        for place, image in enumerate(images):
+            line.add(place, Prepared(sample, model.preprocess(image)))
+            most = max(most, place + 1 - len(found))
+    return found, most
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_images_that_go_together_share_batches_and_none_is_lost(lanes):
+    images = [np.zeros((8, 8 + i % 5, 3), np.uint8) for i in range(43)]
+    images[7][0, 0] = RAISES
+    model = Shaped(ModelOptions(batch_size=4))
+    found, waiting = _lined(model, images, lanes)
+    assert sorted(found) == list(range(43))
+    assert isinstance(found.pop(7), ImageError)
+    assert all(one.width == images[place].shape[1] for place, one in found.items())
+    assert model.most <= lanes
+    assert (model.most > 1) == (lanes > 1)
+    assert waiting <= 4 * 4 + (lanes + 1) * 4  # bounded, whatever the mixture
+
+
+def test_models_that_are_not_thread_safe_get_one_lane():
+    model = Shaped(ModelOptions(batch_size=1))
+    model.thread_safe = False
+    _lined(model, [np.zeros((8, 8, 3), np.uint8)] * 6, 3)
+    assert model.most == 1
+
+
+def test_a_lost_device_ends_the_line():
+    model = BrightModel(ModelOptions(batch_size=1))
+
+    def lost(prepared):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    model.forward = lost  # type: ignore[method-assign]
+    with pytest.raises(DeviceLost):
+        _lined(model, [np.zeros((8, 8, 3), np.uint8)] * 20, 2)

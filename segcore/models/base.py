@@ -79,6 +79,10 @@ class Model(Protocol):
     """An instance-segmentation model. The three steps may run in different threads.
 
     Results of an image may not depend on the other images of its batch.
+
+    Two members are optional. ``thread_safe = True`` lets `forward` and `postprocess` run for
+    several batches at once. ``batch_key(prepared)`` gives equal keys for prepared images that go
+    best together, such as those of one shape.
     """
 
     info: ModelInfo

@@ -69,6 +69,8 @@ class YoloSegModel:
         UsageError: The device does not exist here, or does not compute in this precision.
     """
 
+    thread_safe = True
+
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
         meta = checkpoint.meta
         self.device = pick_device(options.device)
@@ -108,6 +110,10 @@ class YoloSegModel:
         """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
         letterbox = Letterbox.fit(image.shape[0], image.shape[1], self._imgsz, self._shape)
         return PreparedImage(letterbox.apply(image), letterbox)
+
+    def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
+        """Images with canvases of one shape go through the network together."""
+        return prepared.pixels.shape
 
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
