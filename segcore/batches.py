@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +76,30 @@ Batch = list[tuple[int, Prepared]]
 Outcomes = list[Instances | ImageError]
 
 
+class Lanes:
+    """How many batches may be in a model at once, whichever units they come from.
+
+    More than one only for models that are `thread_safe`: while one batch is in the network, another
+    one can be in its masks.
+    """
+
+    def __init__(self, model: Model, count: int, watchdog: Watchdog) -> None:
+        self.count = count if getattr(model, "thread_safe", False) else 1
+        self.key: Callable[[Any], Hashable] = getattr(model, "batch_key", lambda prepared: None)
+        self.runner = BatchRunner(model)
+        self._watchdog = watchdog
+        self._free = threading.Semaphore(self.count)
+
+    def run(self, batch: Batch) -> Outcomes:
+        """Results of a batch, once there is a lane for it.
+
+        Raises:
+            DeviceLost: See `BatchRunner`.
+        """
+        with self._free, self._watchdog.working(len(batch)):
+            return self.runner.run([image.value for _, image in batch])
+
+
 class BatchLine:
     """Prepared images on their way through the model: alike ones together, some batches at once.
 
@@ -82,24 +107,15 @@ class BatchLine:
     `_PATIENCE` batches in all. Results come in the order in which batches were started.
 
     Args:
-        lanes: Batches in the model at once. More than one only for models that are `thread_safe`:
-            while one batch is in the network, another one can be in its masks.
         take: Gets each batch (place and image) with its results, in the caller's thread.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        runner: BatchRunner,
-        lanes: int,
-        watchdog: Watchdog,
-        take: Callable[[Batch, Outcomes], None],
-    ) -> None:
-        self._key: Callable[[Any], Hashable] = getattr(model, "batch_key", lambda prepared: None)
-        self._runner = runner
-        self._watchdog = watchdog
+    def __init__(self, lanes: Lanes, take: Callable[[Batch, Outcomes], None]) -> None:
+        self._key = lanes.key
+        self._runner = lanes.runner
+        self._run = lanes.run
         self._take = take
-        self._lanes = lanes if getattr(model, "thread_safe", False) else 1
+        self._lanes = lanes.count
         self._pool = ThreadPoolExecutor(self._lanes, "forward") if self._lanes > 1 else None
         self._waiting: dict[Hashable, Batch] = {}
         self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
@@ -149,10 +165,6 @@ class BatchLine:
     def _collect(self) -> None:
         batch, outcomes = self._running.popleft()
         self._take(batch, outcomes.result())
-
-    def _run(self, batch: Batch) -> Outcomes:
-        with self._watchdog.working(len(batch)):
-            return self._runner.run([image.value for _, image in batch])
 
 
 def _judge(error: Exception) -> tuple[ErrorCode, str]:

@@ -34,13 +34,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors of a run: from `min_actors` to `max_actors`, each of this size."""
+    """The actors of a run: from `min_actors` to `max_actors`, each of this size.
+
+    Attributes:
+        units_in_flight: Units that an actor works on at once.
+    """
 
     min_actors: int
     max_actors: int
     cpus: float
     gpus: float
     device: str
+    units_in_flight: int = 1
 
     @property
     def threads(self) -> int:
@@ -107,6 +112,8 @@ def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[No
         ClusterError: The cluster cannot give what was asked for.
     """
     gpus = _gpus_per_actor(options, device, cluster)
+    # On a GPU the next unit is read while one is being written; on a CPU the cores are busy anyway.
+    in_flight = options.units_in_flight or (2 if gpus else 1)
     if options.autoscaling:
         most = options.max_actors or max(units, options.min_actors or 1)
         return Pool(
@@ -115,6 +122,7 @@ def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[No
             cpus=options.cpus_per_actor or 1,
             gpus=gpus,
             device=_device(device, gpus),
+            units_in_flight=in_flight,
         )
     cpu_total = sum(node.cpus for node in cluster)
     gpu_total = sum(node.gpus for node in cluster)
@@ -140,7 +148,7 @@ def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[No
             hint="Lower ray.cpus_per_actor or --actors, or set ray.autoscaling=true when the "
             "cluster adds nodes on demand.",
         )
-    return Pool(least, most, cpus, gpus, _device(device, gpus))
+    return Pool(least, most, cpus, gpus, _device(device, gpus), in_flight)
 
 
 def _gpus_per_actor(options: RayOptions, device: str, cluster: Sequence[Node]) -> float:

@@ -46,6 +46,7 @@ class RayOptions(BaseModel):
     max_actors: int | None = Field(None, ge=1, le=10_000)
     cpus_per_actor: float | None = Field(None, gt=0, le=1024)
     gpus_per_actor: float | None = Field(None, ge=0, le=64)
+    units_in_flight: int | None = Field(None, ge=1, le=8)
     decode_threads: int | None = Field(None, ge=1, le=256)
     max_decoded_bytes: int = Field(512 << 20, ge=1 << 20)
     max_actor_bytes: int | None = Field(None, ge=256 << 20)

@@ -129,11 +129,15 @@ def _size(least: int, most: int, pool: Pool | None) -> dict[str, Any]:
     """How many actors, and what each takes of the cluster."""
     from ray.data import ActorPoolStrategy
 
+    at_once = pool.units_in_flight if pool else 1
     return {
-        # A unit queued at an actor would share the death of the one before it, and wait behind a
-        # slow one; the gap between units is milliseconds.
+        # None is queued at an actor: it would wait behind a slow one, and share its death.
         "compute": ActorPoolStrategy(
-            min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
+            min_size=least,
+            max_size=most,
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
         ),
         "num_cpus": pool.cpus if pool else 0,
         "num_gpus": (pool.gpus or None) if pool else None,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from segcore.batches import Batch, BatchLine, BatchRunner, Outcomes
+from segcore.batches import Batch, BatchLine, BatchRunner, Lanes, Outcomes
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
@@ -94,14 +94,18 @@ def kept_rows(parts: Parts, unit: Unit, redo: bool) -> KeptRows:
 
 
 class UnitWorker:
-    """Segments units with one loaded model and commits their parts."""
+    """Segments units with one loaded model and commits their parts; several at once, if asked.
+
+    Args:
+        lanes: Batches in the model at once, where the model allows it.
+    """
 
     def __init__(self, model: Model, reading: Reading, parts: Parts, lanes: int = 1) -> None:
         self._model = model
         self._reading = reading
         self._parts = parts
-        self._lanes = lanes
-        self._runner = BatchRunner(model)
+        self._watchdog = Watchdog(reading.image_timeout_s)  # a process has one
+        self._lanes = Lanes(model, lanes, self._watchdog)
 
     def segment(
         self,
@@ -134,9 +138,8 @@ class UnitWorker:
 
         notes: Counter[str] = Counter()
         samples = kept.fresh(read_unit(unit, reading.storage, reading.source, notes, kept.rows))
-        watchdog = Watchdog(reading.image_timeout_s)
-        with BatchLine(self._model, self._runner, self._lanes, watchdog, take) as line:
-            ahead = reading.ahead(line.reach + reading.threads, watchdog)
+        with BatchLine(self._lanes, take) as line:
+            ahead = reading.ahead(line.reach + reading.threads, self._watchdog)
             for item in ahead.stream(samples, self._model.preprocess, reading.decode):
                 results.append(tally.note(_result(item, item.error)) if item.error else None)
                 if item.error is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_models import HUNGRY, RAISES, BrightModel
 
-from segcore.batches import BatchLine, BatchRunner, DeviceLost
+from segcore.batches import BatchLine, BatchRunner, DeviceLost, Lanes
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
@@ -122,7 +122,7 @@ def _lined(model: BrightModel, images, lanes: int) -> tuple[dict[int, object], i
         found.update(zip((place for place, _ in batch), outcomes, strict=True))
 
     sample = Sample("", "", "", b"")
-    with BatchLine(model, BatchRunner(model), lanes, Watchdog(60), take) as line:
+    with BatchLine(Lanes(model, lanes, Watchdog(60)), take) as line:
         for place, image in enumerate(images):
             line.add(place, Prepared(sample, model.preprocess(image)))
             most = max(most, place + 1 - len(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -173,3 +174,24 @@ def test_an_error_of_the_source_is_passed_on():
     ahead = ReadAhead(threads=1, window=4, max_decoded_bytes=1 << 20)
     (item,) = _stream(ahead, [Sample("a", "a", "", None, error)])
     assert item.error is error
+
+
+def test_units_at_once_give_what_they_give_one_after_another(tmp_path):
+    contents = {f"{i:02d}.png": _png(10 + i, 20 + i % 3) for i in range(20)}
+    contents["03.png"] = _png(15, 20, RAISES)
+    units = [_unit(tmp_path / name, contents) for name in "abc"]
+    one = _worker(tmp_path / "one", BrightModel())
+    for unit in units:
+        one.segment(unit)
+    model = BrightModel(ModelOptions(batch_size=3))
+    reading = Reading(Storage(), SourceOptions(), DecodeOptions(), 2, 1 << 20)
+    parts = Parts(Storage(), str(tmp_path / "all" / "out"), "e", "r", "CC0-1.0", ((1, "bright"),))
+    together = UnitWorker(model, reading, parts, lanes=3)
+    with ThreadPoolExecutor(3) as pool:
+        assert [counts.ok for counts in pool.map(together.segment, units)] == [19] * 3
+    files = [
+        {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.parquet")}
+        for root in (tmp_path / "one" / "out", tmp_path / "all" / "out")
+    ]
+    assert len(files[0]) == 6
+    assert files[0] == files[1]
