@@ -194,11 +194,12 @@ def peer(session: Session) -> dict[str, Any]:
             str(weights), precision=precision, shape="rect", batch_size=size, **limits
         )
         theirs = ultralytics.YOLO(str(weights))
+        half = {"half": True} if session.on_gpu else {}
 
         def theirs_all() -> int:
             found = theirs.predict(
-                [str(file) for file in files], batch=size, half=session.on_gpu, stream=True,
-                retina_masks=True, device=session.device, verbose=False, **limits,
+                [str(file) for file in files], batch=size, stream=True, retina_masks=True,
+                device=session.device, verbose=False, **half, **limits,
             )  # fmt: skip
             return sum(len(calibrated.encode(r.masks.data.cpu().numpy())) for r in found if r.masks)
 
