@@ -126,8 +126,9 @@ def _from_parquet(uri: str, options: SourceOptions, storage: Storage) -> Iterato
                 for value in batch.column(0).to_pylist():
                     if value:
                         yield value
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"{uri} cannot be read as Parquet: {error}") from error
+        except (pa.ArrowException, OSError, ValueError) as error:  # the last: names that are no text
+            reason = str(error).partition("\n")[0][:200]
+            raise UsageError(f"{uri} cannot be read as Parquet: {reason}") from error
 
 
 def _choose(uri: str, names: list[str], options: SourceOptions) -> str:
