@@ -248,7 +248,9 @@ def play(stage: Stage, story: Round, tell: bool = False) -> Figures:
     player = _Player(stage, story, note)
     try:
         figures = player.play()
-    except BaseException as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of pytest's time limit, too
         logs = "\n".join(command.story() for command in player.commands)
         raise AssertionError(f"seed {story.seed}: {error}\n" + "\n".join(diary) + logs) from error
     finally:
