@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--parts", default="masks,strings,whole")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--strings", type=int, default=20_000, help="instances compared")
+    parser.add_argument("--sizes", default="640x480,12 MP", help="of the images end to end")
     parser.add_argument(
         "--folder", type=Path, default=ROOT.parent / "shared" / "data" / "coco-sample" / "images"
     )
@@ -56,7 +57,7 @@ def main() -> int:
     command = [
         *(str(python), str(Path(__file__).with_name("speed.py"))),
         *("--parts", arguments.parts, "--repeats", str(arguments.repeats)),
-        *("--strings", str(arguments.strings)),
+        *("--strings", str(arguments.strings), "--sizes", arguments.sizes),
         *("--folder", str(arguments.folder), "--build", str(BUILD)),
     ]
     return subprocess.run(command, env={**os.environ, **settings}, check=False).returncode
