@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from segcore.batches import DeviceLost
 from segcore.errors import ClusterError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
-from segcore.parts import Parts
+from segcore.parts import PartCounts, Parts
 from segcore.readahead import sentence
 from segcore.telemetry import Board
 from segcore.units import Unit, from_table
-from segcore.worker import Exhausted, Reading, UnitWorker
+from segcore.worker import Exhausted, Reading, ReadUnit, UnitReader, UnitWorker
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,12 @@ class UnitActor:
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and say what became of them."""
-        return as_columns([self._segment(unit) for unit in from_table(batch)])
+        return as_columns([self._outcome(unit, self._worker.segment) for unit in from_table(batch)])
 
-    def _segment(self, unit: Unit) -> UnitOutcome:
+    def _outcome(self, unit: Unit, work: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         report = self._desk.report.remote
         try:
-            counts = self._worker.segment(
-                unit, lambda *so_far: report(unit.unit, *so_far), redo=self._redo
-            )
+            counts = work(unit, *args, lambda *so_far: report(unit.unit, *so_far), redo=self._redo)
         except DeviceLost:
             os._exit(1)  # Ray starts a new process and gives it this unit again
         except Exhausted:
@@ -103,6 +103,50 @@ class UnitActor:
         totals = (counts.ok, counts.failed, counts.instances)
         self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
         return UnitOutcome(unit.unit, *totals)
+
+
+class ReadActor:
+    """First stage of the split layout: reads and prepares units, needs no GPU."""
+
+    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
+        introduce(desk)
+        self._redo = redo
+        on_cpu = replace(spec, options=spec.options.model_copy(update={"device": "cpu"}))
+        self._reader = UnitReader(set_up(on_cpu), spec.reading, spec.parts)
+
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+        """Units -> the same with what was read, or with the reason why it was not."""
+        units = list(from_table(batch))
+        read: list[ReadUnit | str] = [self._read(unit) for unit in units]
+        return {"unit": _objects(units), "read": _objects(read)}
+
+    def _read(self, unit: Unit) -> ReadUnit | str:
+        try:
+            return self._reader.read(unit, redo=self._redo)
+        except Exception as error:  # tells the driver; the unit stays undone
+            return sentence(error)
+
+
+class SegmentActor(UnitActor):
+    """Second stage of the split layout: holds the model, and gets units that are read."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Segment the units of a batch (one) and say what became of them."""
+        return as_columns(
+            [
+                UnitOutcome(unit.unit, error=read)
+                if isinstance(read, str)
+                else self._outcome(unit, self._worker.finish, read)
+                for unit, read in zip(batch["unit"], batch["read"], strict=True)
+            ]
+        )
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """An array of objects, one for each value, whatever they are."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def introduce(desk: Any) -> None:

@@ -90,6 +90,11 @@ class Lanes:
         self._watchdog = watchdog
         self._free = threading.Semaphore(self.count)
 
+    @property
+    def reach(self) -> int:
+        """Images that reading may be ahead, so that no lane waits for it."""
+        return (self.count + 1) * self.runner.size
+
     def run(self, batch: Batch) -> Outcomes:
         """Results of a batch, once there is a lane for it.
 
@@ -119,11 +124,6 @@ class BatchLine:
         self._pool = ThreadPoolExecutor(self._lanes, "forward") if self._lanes > 1 else None
         self._waiting: dict[Hashable, Batch] = {}
         self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
-
-    @property
-    def reach(self) -> int:
-        """Images that reading may be ahead, so that no lane waits for it."""
-        return (self._lanes + 1) * self._runner.size
 
     def add(self, place: int, image: Prepared) -> None:
         """Put an image in line; `take` may be called.

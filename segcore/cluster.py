@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +17,7 @@ from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
 
 START_ATTEMPTS = 3
+_READER_CPUS = 4.0  # more readers of fewer CPUs each would hold more copies of the libraries
 HINT_ADDRESS = (
     "Check --address (host:port, ray://host:port or auto) and that both sides run the same Ray. A "
     "cluster with a token needs RAY_AUTH_MODE=token and the token (RAY_AUTH_TOKEN or "
@@ -38,6 +39,8 @@ class Pool:
 
     Attributes:
         units_in_flight: Units that an actor works on at once.
+        readers: Actors that only read and decode; 0: each actor does so for itself.
+        cpus_per_reader: CPUs of each of them.
     """
 
     min_actors: int
@@ -46,11 +49,22 @@ class Pool:
     gpus: float
     device: str
     units_in_flight: int = 1
+    readers: int = 0
+    cpus_per_reader: float = 1.0
 
     @property
     def threads(self) -> int:
         """Threads an actor may keep busy."""
         return max(1, int(self.cpus))
+
+    @property
+    def reading_threads(self) -> int:
+        """Decoders of whoever reads."""
+        return max(1, int(self.cpus_per_reader)) if self.readers else self.threads
+
+    def of_readers(self) -> Pool:
+        """What a reader takes, as a pool."""
+        return Pool(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
 
     def words(self) -> str:
         """For people: ``2 actors, 1 CPU each``."""
@@ -60,7 +74,9 @@ class Pool:
         actors = "actor" if count == "1" else "actors"
         cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus:g} CPUs"
         gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{count} {actors}, {cpus}{gpu} each ({self.device})"
+        readers = f" and {self.readers} readers, {self.cpus_per_reader:g} CPU each"
+        beside = readers if self.readers else ""
+        return f"{count} {actors}, {cpus}{gpu} each ({self.device}){beside}"
 
 
 @contextmanager
@@ -99,7 +115,7 @@ def nodes() -> list[Node]:
 
 
 def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[Node]) -> Pool:
-    """Size the actor pool for a number of units.
+    """Size the actor pool for a number of units, and that of its readers in the layout `split`.
 
     On CPUs: as many actors as cores, each with one thread; with fewer units than cores the
     cores are shared out among fewer actors. On GPUs: one actor per GPU, CPUs shared out.
@@ -111,6 +127,38 @@ def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[No
         UsageError: The requests contradict each other.
         ClusterError: The cluster cannot give what was asked for.
     """
+    pool = _actors(options, device, units, cluster)
+    return _with_readers(pool, options, cluster) if options.layout == "split" else pool
+
+
+def _with_readers(pool: Pool, options: RayOptions, cluster: Sequence[Node]) -> Pool:
+    """The same actors with one CPU each, and readers on what is left of the CPUs.
+
+    Without GPUs the network is nearly all of the work: then there is one reader.
+    """
+    cpus = options.cpus_per_actor or 1.0
+    total = sum(node.cpus for node in cluster)
+    actors = pool.max_actors if pool.gpus or options.max_actors else max(1, pool.max_actors - 1)
+    left = total - actors * cpus
+    each = max(1.0, min(_READER_CPUS, float(int(left)))) if pool.gpus else 1.0
+    readers = options.readers or (max(1, int(left // each)) if pool.gpus else 1)
+    if readers * each > left and not options.autoscaling:
+        raise ClusterError(
+            f"The layout `split` needs {readers} reader(s) of {each:g} CPU(s) besides {actors} "
+            f"actor(s) of {cpus:g}, but the cluster has {total:g} CPUs.",
+            hint="Use fewer --actors or ray.readers, or leave ray.layout at fused.",
+        )
+    return replace(
+        pool,
+        min_actors=min(pool.min_actors, actors),
+        max_actors=actors,
+        cpus=cpus,
+        readers=readers,
+        cpus_per_reader=each,
+    )
+
+
+def _actors(options: RayOptions, device: str, units: int, cluster: Sequence[Node]) -> Pool:
     gpus = _gpus_per_actor(options, device, cluster)
     # On a GPU the next unit is read while one is being written; on a CPU the cores are busy anyway.
     in_flight = options.units_in_flight or (2 if gpus else 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -46,6 +46,8 @@ class RayOptions(BaseModel):
     max_actors: int | None = Field(None, ge=1, le=10_000)
     cpus_per_actor: float | None = Field(None, gt=0, le=1024)
     gpus_per_actor: float | None = Field(None, ge=0, le=64)
+    layout: Literal["fused", "split"] = "fused"
+    readers: int | None = Field(None, ge=1, le=10_000)
     units_in_flight: int | None = Field(None, ge=1, le=8)
     decode_threads: int | None = Field(None, ge=1, le=256)
     max_decoded_bytes: int = Field(512 << 20, ge=1 << 20)

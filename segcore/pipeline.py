@@ -1,17 +1,19 @@
 """The Ray Data graph: units in, one row about each committed part out.
 
-Everything of a unit happens inside one actor (read, decode, model, commit), so nothing large
-passes the object store. What a row says is a message to the driver; what is done stands in
-storage alone.
+In the layout `fused`, the default, everything of a unit happens inside one actor (read, decode,
+model, commit), so nothing large passes the object store. In `split` a stage of its own reads and
+decodes, on CPUs that may be those of other machines, and prepared images pass through the object
+store. What a row says is a message to the driver; what is done stands in storage alone.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from segcore.actors import ActorSpec, Desk, UnitActor, UnitOutcome
+from segcore.actors import ActorSpec, Desk, ReadActor, SegmentActor, UnitActor, UnitOutcome
 from segcore.cluster import Pool
 from segcore.errors import ClusterError, StorageError
 from segcore.isolation import Isolator
@@ -21,6 +23,20 @@ from segcore.units import Unit, to_table
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
 MAX_FAILURES_IN_A_ROW = 20  # units that fail without one success between: storage is gone
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One kind of actor of the graph.
+
+    Attributes:
+        size: How many, and what each takes; see `_size`.
+        takes: Form of its batches.
+    """
+
+    actor: type
+    size: dict[str, Any]
+    takes: str = "pyarrow"
 
 
 class Pipeline:
@@ -58,7 +74,13 @@ class Pipeline:
             StorageError: Unit after unit failed, and none succeeded.
         """
         pool = self._pool
-        yield from self._waves(units, UnitActor, _size(pool.min_actors, pool.max_actors, pool))
+        size = _size(pool.min_actors, pool.max_actors, pool)
+        if not pool.readers:
+            yield from self._waves(units, [_Stage(UnitActor, size)])
+            return
+        readers = _size(pool.readers, pool.readers, pool.of_readers())
+        stages = [_Stage(ReadActor, readers), _Stage(SegmentActor, size, "numpy")]
+        yield from self._waves(units, stages)
 
     def isolate(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
         """The same image by image, for units whose process died; see `segcore.isolation`.
@@ -69,14 +91,14 @@ class Pipeline:
         pool = self._pool
         # What leads needs nothing itself; the processes that it starts are of the pool's size.
         size = _size(1, min(pool.max_actors, len(units)), None)
-        yield from self._waves(units, Isolator, size, pool=pool)
+        yield from self._waves(units, [_Stage(Isolator, size)], pool=pool)
 
     def _waves(
-        self, units: Sequence[Unit], actor: type, size: dict[str, Any], **extra: Any
+        self, units: Sequence[Unit], stages: Sequence[_Stage], **extra: Any
     ) -> Iterator[UnitOutcome]:
         in_a_row = 0
         for start in range(0, len(units), self._wave):
-            for outcome in self._wave_of(units[start : start + self._wave], actor, size, extra):
+            for outcome in self._wave_of(units[start : start + self._wave], stages, extra):
                 in_a_row = in_a_row + 1 if outcome.error else 0
                 if in_a_row >= MAX_FAILURES_IN_A_ROW:
                     raise StorageError(
@@ -87,7 +109,7 @@ class Pipeline:
                 yield outcome
 
     def _wave_of(
-        self, units: Sequence[Unit], actor: type, size: dict[str, Any], extra: dict[str, Any]
+        self, units: Sequence[Unit], stages: Sequence[_Stage], extra: dict[str, Any]
     ) -> Iterator[UnitOutcome]:
         import ray
         import ray.data
@@ -96,14 +118,16 @@ class Pipeline:
         with ray.data.DataContext.current(_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
             blocks = [to_table([unit]) for unit in units]
-            dataset = ray.data.from_arrow(blocks).map_batches(
-                actor,
-                batch_size=1,
-                batch_format="pyarrow",
-                fn_constructor_kwargs=told,
-                **size,
-                **RESTARTS,
-            )
+            dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+            for stage in stages:
+                dataset = dataset.map_batches(
+                    stage.actor,
+                    batch_size=1,
+                    batch_format=stage.takes,
+                    fn_constructor_kwargs=told,
+                    **stage.size,
+                    **RESTARTS,
+                )
         try:
             for row in dataset.iter_rows():
                 yield UnitOutcome(**row)

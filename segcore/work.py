@@ -150,7 +150,7 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
             storage=job.storage,
             source=config.source,
             decode=config.decode,
-            threads=config.ray.decode_threads or pool.threads,
+            threads=config.ray.decode_threads or pool.reading_threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
             image_timeout_s=config.run.image_timeout_s,
         ),

@@ -93,6 +93,63 @@ def kept_rows(parts: Parts, unit: Unit, redo: bool) -> KeptRows:
     return KeptRows(unit, {result.image_id: result for result in found})
 
 
+class UnitReading:
+    """A unit whose images are being read and prepared.
+
+    Attributes:
+        kept: What of it need not be done.
+        notes: What reading noticed; complete once `images` has come to its end.
+    """
+
+    def __init__(self, unit: Unit, kept: KeptRows, model: Model, reading: Reading) -> None:
+        self.kept = kept
+        self.notes: Counter[str] = Counter()
+        self._unit = unit
+        self._model = model
+        self._reading = reading
+
+    def images(self, window: int, watchdog: Watchdog) -> Iterator[Prepared]:
+        """The images in the unit's order, read at most `window` ahead of the caller.
+
+        Raises:
+            StorageError: The unit as a whole cannot be read.
+        """
+        reading = self._reading
+        samples = read_unit(self._unit, reading.storage, reading.source, self.notes, self.kept.rows)
+        ahead = reading.ahead(window, watchdog)
+        return ahead.stream(self.kept.fresh(samples), self._model.preprocess, reading.decode)
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """A unit that is read and prepared as a whole: what travels from stage to stage."""
+
+    images: list[Prepared]
+    notes: Counter[str]
+    order: list[str]
+
+
+class UnitReader:
+    """The first half of `UnitWorker`, for a stage of its own."""
+
+    def __init__(self, model: Model, reading: Reading, parts: Parts) -> None:
+        self._model = model
+        self._reading = reading
+        self._parts = parts
+        self._watchdog = Watchdog(reading.image_timeout_s)
+
+    def read(self, unit: Unit, *, redo: bool = False) -> ReadUnit:
+        """Read and prepare a unit; what is kept of it is left out.
+
+        Raises:
+            StorageError: The unit as a whole cannot be read.
+        """
+        kept = kept_rows(self._parts, unit, redo)
+        coming = UnitReading(unit, kept, self._model, self._reading)
+        images = list(coming.images(2 * self._reading.threads, self._watchdog))
+        return ReadUnit(images, coming.notes, kept.order)
+
+
 class UnitWorker:
     """Segments units with one loaded model and commits their parts; several at once, if asked.
 
@@ -126,21 +183,37 @@ class UnitWorker:
             DeviceLost: See `BatchRunner`.
             Exhausted: Nothing is committed; `ImageWorker` can tell which image is too much.
         """
-        reading = self._reading
+        kept = kept_rows(self._parts, unit, redo)
+        coming = UnitReading(unit, kept, self._model, self._reading)
+        window = self._lanes.reach + self._reading.threads
+        done = self._through_model(coming.images(window, self._watchdog), report)
+        return self._commit(unit, kept.merged(done), coming.notes, redo)
+
+    def finish(
+        self,
+        unit: Unit,
+        read: ReadUnit,
+        report: Report = lambda ok, failed, instances: None,
+        *,
+        redo: bool = False,
+    ) -> PartCounts:
+        """Segment and commit a unit that a `UnitReader` has read; otherwise as `segment`."""
+        kept = kept_rows(self._parts, unit, redo)
+        kept.order = read.order
+        done = self._through_model(iter(read.images), report)
+        return self._commit(unit, kept.merged(done), read.notes, redo)
+
+    def _through_model(self, images: Iterator[Prepared], report: Report) -> list[ImageResult]:
         results: list[ImageResult | None] = []
         tally = _Tally(report)
-        kept = kept_rows(self._parts, unit, redo)
 
         def take(batch: Batch, outcomes: Outcomes) -> None:
             for (place, item), outcome in zip(batch, outcomes, strict=True):
                 results[place] = tally.note(_result(item, outcome))
             tally.send()
 
-        notes: Counter[str] = Counter()
-        samples = kept.fresh(read_unit(unit, reading.storage, reading.source, notes, kept.rows))
         with BatchLine(self._lanes, take) as line:
-            ahead = reading.ahead(line.reach + reading.threads, self._watchdog)
-            for item in ahead.stream(samples, self._model.preprocess, reading.decode):
+            for item in images:
                 results.append(tally.note(_result(item, item.error)) if item.error else None)
                 if item.error is None:
                     line.add(len(results) - 1, item)
@@ -148,8 +221,13 @@ class UnitWorker:
         done = [result for result in results if result is not None]
         if any(row.error and row.error.code is ErrorCode.OUT_OF_MEMORY for row in done):
             raise Exhausted
+        return done
+
+    def _commit(
+        self, unit: Unit, results: list[ImageResult], notes: Counter[str], redo: bool
+    ) -> PartCounts:
         commit = self._parts.replace if redo else self._parts.commit
-        return commit(unit, kept.merged(done), notes)
+        return commit(unit, results, notes)
 
 
 class ImageWorker:

@@ -97,3 +97,26 @@ def test_a_range_of_actors():
 def test_contradictions_are_usage_errors(device, gpus):
     with pytest.raises(UsageError):
         _pool(SERVER, device=device, gpus_per_actor=gpus)
+
+
+def test_split_leaves_the_cpus_beside_the_gpus_to_readers():
+    pool = _pool(SERVER, layout="split")
+    assert (pool.max_actors, pool.cpus, pool.gpus) == (4, 1, 1)
+    assert (pool.readers, pool.cpus_per_reader, pool.reading_threads) == (3, 4, 4)
+    assert "3 readers, 4 CPU each" in pool.words()
+
+
+def test_split_without_gpus_has_one_reader():
+    pool = _pool(LAPTOP, layout="split")
+    assert (pool.max_actors, pool.cpus, pool.readers, pool.cpus_per_reader) == (1, 1, 1, 1)
+
+
+def test_readers_that_do_not_fit_are_an_error_at_once():
+    with pytest.raises(ClusterError, match="2 CPUs"):
+        _pool(LAPTOP, layout="split", readers=3)
+
+
+def test_two_units_at_once_on_a_gpu_only():
+    assert _pool(LAPTOP).units_in_flight == 1
+    assert _pool(SERVER).units_in_flight == 2
+    assert _pool(LAPTOP, units_in_flight=3).units_in_flight == 3

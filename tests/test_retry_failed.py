@@ -26,7 +26,7 @@ from segcore.sources import SourceOptions, open_source
 from segcore.storage import Storage
 from segcore.units import UnitLimits
 from segcore.verify import verify
-from segcore.worker import ImageWorker, Reading, UnitWorker
+from segcore.worker import ImageWorker, Reading, UnitReader, UnitWorker
 
 
 class Mended(BrightModel):
@@ -87,9 +87,9 @@ def _image_by_image(worker: ImageWorker, unit, redo: bool):
     return worker.commit(unit, results, redo)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["batches", "alone"])
+@pytest.mark.parametrize("way", ["batches", "alone", "split"])
 @pytest.mark.parametrize("kind", ["images", "tar", "parquet"])
-def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, alone):
+def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, way):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", kind), source, storage)
     units = make_plan(archive, UnitLimits()).units
@@ -103,8 +103,11 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, alone):
     parts = _parts(tmp_path / "again")
     failed = Counter()
     for unit in units:
-        if alone:
+        if way == "alone":
             counts = _image_by_image(ImageWorker(model, reading, parts), unit, True)
+        elif way == "split":
+            read = UnitReader(model, reading, parts).read(unit, redo=True)
+            counts = UnitWorker(model, reading, parts).finish(unit, read, redo=True)
         else:
             counts = UnitWorker(model, reading, parts).segment(unit, redo=True)
         failed.update(counts.failures)
