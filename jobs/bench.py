@@ -43,7 +43,20 @@ def command(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=48, help="Images that the job runs on.")] = 480,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=48,
+            help="Images that the job runs on. Default: as many as take a quarter of a minute.",
+            show_default=False,
+        ),
+    ] = None,
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            min=32, max=8192, help="As model.imgsz. Default: the model's own.", show_default=False
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Default: the model's own.", show_default=False)
@@ -70,9 +83,12 @@ def command(
         plotting.require()
     if input is not None and size:
         raise UsageError("--size is for synthetic images; leave it away with an archive.")
+    if imgsz is not None and imgsz % 32:
+        raise UsageError(f"--imgsz {imgsz}: expected a multiple of 32.")
+    model_options = ModelOptions(device=device, batch_size=batch_size, imgsz=imgsz)
     options = BenchOptions(
         model=model,
-        options=ModelOptions(device=device, batch_size=batch_size),
+        options=model_options,
         input=input,
         sizes=tuple(size) if size else BenchOptions.sizes,
         images=images,

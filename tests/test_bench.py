@@ -17,7 +17,7 @@ from jobs.bench import command
 from segcore.bench import images, plot, throughput
 from segcore.bench.machine import describe, own_peak_mb
 from segcore.bench.report import BenchReport
-from segcore.bench.run import BenchOptions, bench
+from segcore.bench.run import BenchOptions, bench, images_of_a_pass
 from segcore.bench.stages import STAGES, StageTimes, measure
 from segcore.bench.throughput import Throughput, steady_state
 from segcore.errors import SegcoreError, UsageError
@@ -189,9 +189,18 @@ def test_plot(tmp_path, monkeypatch):
     assert "segcore[plot]" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("ms", "processes", "images"), [(200.0, 2, 150), (1e6, 2, 24), (0.1, 8, 2000), (1e6, 64, 192)]
+)
+def test_a_pass_takes_about_a_quarter_of_a_minute(ms, processes, images):
+    assert images_of_a_pass(ms, processes) == images
+
+
 def test_refuses_options_that_contradict():
     with pytest.raises(UsageError, match="--size"):
         command(input="photos", size=["vga"])
+    with pytest.raises(UsageError, match="--imgsz 100"):
+        command(imgsz=100)
     with pytest.raises(UsageError, match="--price-per-hour"):
         bench(BenchOptions(MODEL, whole_job=False, price_per_hour=1.0))
 

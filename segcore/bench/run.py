@@ -20,7 +20,11 @@ from segcore.sources import SourceOptions
 from segcore.storage import Storage, join
 
 Say = Callable[[str], None]
-_UNITS = 24  # of the job: enough to see its steady state
+_UNITS = 24  # of the job, at least: enough to see its steady state
+_UNITS_OF_A_PROCESS = 3
+_UNIT_IMAGES = 20  # where only stages are measured
+_PASS_SECONDS = 15  # that a pass over the images of the job takes, where the user does not say
+_MAX_IMAGES = 2000  # of the job, where the user does not say
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class BenchOptions:
     Attributes:
         input: Archive whose images are used; None: synthetic ones of `sizes`.
         sizes: WIDTHxHEIGHT or names; the job runs on the first.
-        images: Of the job.
+        images: Of the job; None: as many as take about a quarter of a minute.
         stage_images: Of each size; the time of one size is also bounded by `stage_seconds`.
         whole_job: False leaves the job out.
     """
@@ -39,7 +43,7 @@ class BenchOptions:
     options: ModelOptions = field(default_factory=ModelOptions)
     input: str | None = None
     sizes: tuple[str, ...] = ("640x480", "1920x1080", "4000x3000")
-    images: int = 480
+    images: int | None = None
     stage_images: int = 48
     stage_seconds: float = 5.0
     whole_job: bool = True
@@ -62,6 +66,7 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="segcore-bench-") as folder:
         archives = _archives(options, sizes, folder, say)
+        processes = _processes(device)
         torch.set_num_threads(1)
         try:
             stages = [
@@ -73,7 +78,11 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
         peak = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else None
         info, batch_size = model.info, model.batch_size
         del model  # the job loads its own; on a GPU both must fit
-        job = _job(options, archives[0], folder, device, say) if options.whole_job else None
+        job = None
+        if options.whole_job:
+            images = options.images or images_of_a_pass(stages[0].total_ms, processes)
+            shards = _job_images(options, sizes[0], images, processes, folder)
+            job = _job(options, shards, processes, folder, device, say)
     return BenchReport(
         machine=describe(),
         model=info.name,
@@ -90,21 +99,38 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
 def _archives(
     options: BenchOptions, sizes: list[tuple[int, int]], folder: str, say: Say
 ) -> list[Shards]:
-    """The first holds the images of the job, the others only what stages need."""
-    storage = Storage()
-    per_shard = max(1, options.images // _UNITS)
-    many = options.images if options.whole_job else options.stage_images
+    storage, many = Storage(), options.stage_images
     if options.input is not None:
         say(f"Reading images of {options.input}.")
         target = join(folder, "given")
-        return [copied(storage, target, options.input, SourceOptions(), many, per_shard)]
+        source = SourceOptions()
+        return [copied(storage, target, options.input, source, many, _UNIT_IMAGES)]
     say("Making synthetic images.")
-    archives = []
-    for size in sizes:
-        target = join(folder, f"images-{size[0]}x{size[1]}")
-        archives.append(synthetic(storage, target, size, many, per_shard))
-        many = options.stage_images
-    return archives
+    names = (join(folder, f"images-{width}x{height}") for width, height in sizes)
+    return [
+        synthetic(storage, target, size, many, _UNIT_IMAGES)
+        for target, size in zip(names, sizes, strict=True)
+    ]
+
+
+def images_of_a_pass(ms: float, processes: int) -> int:
+    """How many images to run the job on when one takes `ms` in each of so many processes."""
+    wanted = int(1e3 * _PASS_SECONDS * processes / ms)
+    return max(_units(processes), min(wanted, _MAX_IMAGES))
+
+
+def _units(processes: int) -> int:
+    return max(_UNITS, _UNITS_OF_A_PROCESS * processes)
+
+
+def _job_images(
+    options: BenchOptions, size: tuple[int, int], images: int, processes: int, folder: str
+) -> Shards:
+    storage, target = Storage(), join(folder, "job-images")
+    per_shard = max(1, images // _units(processes))
+    if options.input is not None:
+        return copied(storage, target, options.input, SourceOptions(), images, per_shard)
+    return synthetic(storage, target, size, images, per_shard)
 
 
 def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, say: Say):  # type: ignore[no-untyped-def]
@@ -114,13 +140,20 @@ def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, sa
     return measure(model, shards, parts, storage, options.stage_images, options.stage_seconds)
 
 
-def _job(options: BenchOptions, shards: Shards, folder: str, device: str, say: Say) -> Throughput:
+def _processes(device: str) -> int:
+    import torch
+
+    return torch.cuda.device_count() if device.startswith("cuda") else cores()
+
+
+def _job(
+    options: BenchOptions, shards: Shards, processes: int, folder: str, device: str, say: Say
+) -> Throughput:
     import torch
 
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.empty_cache()
-    processes = torch.cuda.device_count() if on_gpu else cores()
     name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
     chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
     work = Work(shards, name, chosen, join(folder, "output"))
