@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def run(app: typer.Typer) -> NoReturn:
     0 done; 1 infrastructure, or work left; 2 wrong use or configuration; 3 too many images
     failed; 130 interrupted. A traceback shows only for a bug of ours.
     """
+    signal.signal(signal.SIGTERM, _interrupt)  # batch systems send it; it is as good as Ctrl-C
     try:
         app()
     except SegcoreError as error:
@@ -38,6 +40,10 @@ def run(app: typer.Typer) -> NoReturn:
         say("This is a bug in segcore; the lines above help to mend it.")
         sys.exit(1)
     sys.exit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def run_command(command: Callable[..., None], epilog: str | None = None) -> NoReturn:

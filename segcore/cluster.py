@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -250,7 +252,7 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
     extra = {"include_dashboard": False} if local else {}
     for attempt in range(START_ATTEMPTS if local else 1):
         try:
-            with quiet.no_native_stderr():
+            with quiet.no_native_stderr(), _our_sigterm():
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -270,6 +272,19 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
                 if local
                 else HINT_ADDRESS,
             ) from None
+
+
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Undo Ray's handler of SIGTERM, which ends the process with code 15 and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # it was called already
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_listening(address: str) -> None:

@@ -6,11 +6,13 @@ One round by hand: `python tests/chaos.py --seed N`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from chaos import VICTIMS, Kill, Round, Stage, draw, play
+from chaos_archives import make_archive
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1200)]
 ROUNDS = 60
@@ -48,6 +50,21 @@ def stage(
 def test_a_killed_job_ends_as_if_nothing_had_been(stage: Stage, kills: tuple[Kill, ...]) -> None:
     figures = play(stage, replace(_ROUND, kills=kills))
     assert set(figures.kills) == {kill.victim for kill in kills}  # none came too late
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage) -> None:
+    """Ray has a handler of its own then, which ends the process with code 15."""
+    archive = make_archive(stage.storage, "tar", stage.place("in/early", False), 0)
+    command = stage.command(archive, stage.place("out/early", False), actors=1, local_ray=True)
+    try:
+        assert command.until(lambda: "Plan:" in command.words())
+        time.sleep(0.5)
+        assert not command.works()
+        command.process.terminate()
+        assert command.wait() == 130
+        assert "Traceback" not in command.words()
+    finally:
+        command.end()
 
 
 @pytest.mark.chaos
