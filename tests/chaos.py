@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import random
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from chaos_archives import KINDS, PER_UNIT, Archive, make_archive
+from chaos_archives import PER_UNIT, Archive, make_archive
 from chaos_cluster import NODES, RealCluster, end
 from chaos_command import POLL_S, Command, Parts, actors
+from chaos_draw import Figures, Kill, Round, draw
 
 from segcore.loopback_s3 import LoopbackS3
 from segcore.storage import Storage
@@ -35,96 +34,6 @@ from segcore.verify import verify
 TESTS = Path(__file__).resolve().parent
 MODEL_DELAY_S = 0.05  # per image: kills shall fall inside the work
 MAX_COMMANDS = 6
-VICTIMS = ("driver", "node", "actor", "s3", "sigterm", "ctrl-c")
-POINTS = ("parts", "commit", "end", "start")
-
-
-@dataclass(frozen=True)
-class Kill:
-    """What dies, and when.
-
-    Attributes:
-        point: "start": `wait_s` after the command was started; "parts": once it has committed
-            `parts` units, and `wait_s` later; "commit": as soon as a unit has its `instances` part
-            and not yet its `images` part; "end": as soon as the last unit is committed.
-        pause_s: How long a node or the S3 server stays away.
-        orphans: Whether a killed driver's own Ray outlives it until the round ends.
-        pick: Which of several actors or nodes.
-    """
-
-    victim: str
-    point: str
-    parts: int
-    wait_s: float
-    pause_s: float
-    orphans: bool
-    pick: int
-
-
-@dataclass(frozen=True)
-class Round:
-    """One story, drawn from a seed."""
-
-    seed: int
-    kind: str
-    variant: int
-    on_s3: bool
-    local_ray: bool
-    actors: int
-    kills: tuple[Kill, ...]
-
-
-@dataclass
-class Figures:
-    """What rounds came to, added up."""
-
-    rounds: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
-    points: Counter[str] = field(default_factory=Counter)
-    missed: int = 0  # the job was done before the moment came
-    resumes: int = 0
-    images: int = 0
-    seconds: float = 0.0
-
-    def words(self) -> str:
-        """One line."""
-        kills = ", ".join(f"{name} {n}" for name, n in sorted(self.kills.items()))
-        points = ", ".join(f"{name} {n}" for name, n in sorted(self.points.items()))
-        return (
-            f"chaos: {self.rounds} rounds, {self.kills.total()} kills ({kills}; at {points}), "
-            f"{self.missed} came too late, {self.resumes} resumes, {self.images:,} images, "
-            f"{self.seconds:.0f} s"
-        )
-
-
-def draw(seed: int) -> Round:
-    """The round of a seed; victims take turns, so that few seeds meet all of them."""
-    rng = random.Random(seed)
-    victims = [VICTIMS[seed % len(VICTIMS)]]
-    if rng.random() < 0.35:
-        victims.append(rng.choice(VICTIMS))
-    return Round(
-        seed=seed,
-        kind=KINDS[seed // len(VICTIMS) % len(KINDS)],
-        variant=rng.randrange(2),
-        on_s3="s3" in victims or rng.random() < 0.5,
-        local_ray="node" not in victims and rng.random() < 0.3,
-        actors=rng.choice((1, 2)),
-        kills=tuple(_kill(rng, victim) for victim in victims),
-    )
-
-
-def _kill(rng: random.Random, victim: str) -> Kill:
-    point = rng.choices(POINTS, (45, 25, 15, 15))[0]
-    return Kill(
-        victim=victim,
-        point=point,
-        parts=rng.randrange(0, 9),
-        wait_s=rng.uniform(0.5, 10) if point == "start" else rng.uniform(0, 0.4),
-        pause_s=rng.choice((0.0, rng.uniform(0.2, 3), rng.uniform(3, 12))),
-        orphans=rng.random() < 0.5,
-        pick=rng.randrange(100),
-    )
 
 
 class Stage:
@@ -133,7 +42,7 @@ class Stage:
     def __init__(self, folder: Path, setenv: Callable[[str, str], None]) -> None:
         self.folder = folder
         self.figures = Figures()
-        self._calm: dict[tuple[str, int, bool], tuple[Archive, dict[str, bytes]]] = {}
+        self._calm: dict[tuple[object, ...], tuple[Archive, dict[str, bytes]]] = {}
         self._commands = 0
         self.s3 = LoopbackS3(folder / "weed", bucket="chaos").start()
         try:
@@ -169,11 +78,11 @@ class Stage:
 
     def calm(self, story: Round) -> tuple[Archive, dict[str, bytes]]:
         """The archive of a round, and its tables after a run that nobody disturbed."""
-        key = (story.kind, story.variant, story.on_s3)
+        key = (story.kind, story.variant, story.deadly, story.on_s3)
         if key not in self._calm:
-            name = f"{story.kind}{story.variant}"
+            name = f"{story.kind}{story.variant}{'-deadly' * story.deadly}"
             folder = self.place(f"in/{name}", story.on_s3)
-            archive = make_archive(self.storage, story.kind, folder, story.variant)
+            archive = make_archive(self.storage, story.kind, folder, story.variant, story.deadly)
             output = self.place(f"calm/{name}", story.on_s3)
             command = self.command(archive, output, actors=2)
             try:
@@ -396,6 +305,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or our servers would outlive us
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder), os.environ.__setitem__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from archives import parquet_bytes, tar_bytes
-from fake_models import RAISES
+from fake_models import DEADLY, RAISES
 from PIL import Image
 
 from segcore.storage import Storage
@@ -32,8 +32,10 @@ class Archive:
     failures: dict[str, int]
 
 
-def make_archive(storage: Storage, kind: str, folder: str, variant: int) -> Archive:
-    """Write an archive below `folder`; a function of `kind` and `variant`."""
+def make_archive(
+    storage: Storage, kind: str, folder: str, variant: int, deadly: bool = False
+) -> Archive:
+    """Write an archive below `folder`; a function of the other arguments."""
     rng = random.Random(f"{kind} {variant}")
     n = rng.randrange(60, 91)
     files = {f"{i:03d}.png": _png(rng.randrange(1 << 30)) for i in range(n)}
@@ -43,6 +45,8 @@ def make_archive(storage: Storage, kind: str, folder: str, variant: int) -> Arch
         "truncated": _png(1)[:70],
         "model_error": _png(2, RAISES),
     }
+    if deadly:
+        broken["crashed"] = _png(3, DEADLY)
     failures = dict.fromkeys(broken, 1)
     for code, data in broken.items():
         files[f"{rng.randrange(n):03d}-{code}.png"] = data

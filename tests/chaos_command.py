@@ -17,7 +17,8 @@ from chaos_cluster import end
 from segcore.storage import Storage
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_S = 240.0  # far more than any command here takes, on a busy machine too
+_ACTORS = ("UnitActor", "Isolator", "ImageActor")
+LIMIT_S = 600.0  # far more than any command here takes, on a busy machine too
 POLL_S = 0.02  # listing S3 without pause would take a core from the job
 
 
@@ -148,6 +149,6 @@ def actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if title.startswith("ray::") and "UnitActor" in title:
+        if title.startswith("ray::") and any(name in title for name in _ACTORS):
             found.append(process)
     return found

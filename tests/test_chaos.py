@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from chaos import VICTIMS, Kill, Round, Stage, draw, play
+from chaos import Stage, play
 from chaos_archives import make_archive
+from chaos_draw import VICTIMS, Kill, draw
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1200)]
 ROUNDS = 60
 
 _KILL = Kill(victim="driver", point="parts", parts=3, wait_s=0.1, pause_s=2, orphans=False, pick=0)
-_ROUND = Round(
-    seed=-1, kind="manifest", variant=0, on_s3=True, local_ray=False, actors=1, kills=(_KILL,)
+_ROUND = replace(
+    draw(0), kind="manifest", deadly=False, on_s3=True, local_ray=False, actors=1, variant=0
 )
 
 
