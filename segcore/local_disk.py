@@ -74,7 +74,11 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
             elif entry.is_symlink():
                 yield from _linked(entry, real_root, follow_links, pending, seen)
             elif entry.is_file(follow_symlinks=False):
-                yield _row(entry.path, os.stat(entry.path, follow_symlinks=False))
+                try:
+                    status = os.stat(entry.path, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # it went away meanwhile
+                yield _row(entry.path, status)
 
 
 def _linked(

@@ -188,6 +188,16 @@ def test_write_if_absent_without_hard_links(
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x")
+    rows = local_disk.walk(str(tmp_path), False)
+    first = next(rows)[0]
+    gone = next(path for path in tmp_path.iterdir() if str(path) != first)
+    gone.unlink()
+    assert {first, *(row[0] for row in rows)} == {str(path) for path in tmp_path.iterdir()}
+
+
 def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     for name in (".git/x", ".x", "x"):
