@@ -126,7 +126,7 @@ def _from_parquet(uri: str, options: SourceOptions, storage: Storage) -> Iterato
                 for value in batch.column(0).to_pylist():
                     if value:
                         yield value
-        except (pa.ArrowException, OSError, ValueError) as error:  # the last: names that are no text
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names not UTF-8
             reason = str(error).partition("\n")[0][:200]
             raise UsageError(f"{uri} cannot be read as Parquet: {reason}") from error
 
