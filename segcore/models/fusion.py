@@ -21,9 +21,9 @@ def fuse(network: nn.Module) -> nn.Module:
 
 
 def fuse_for_cpu(network: YOLO11Seg) -> nn.Module:
-    """`fuse`, and the upsampling of the prototypes folded (measured: 3 to 11 % less time), in place.
+    """`fuse`, and the upsampling of the prototypes folded, in place: 3 to 11 % less time, measured.
 
-    Not done, though it would save another 1 to 5 %: sending 1x1 convolutions of one thread to oneDNN.
+    Not done, though it would save another 1 to 5 %: 1x1 convolutions of one thread sent to oneDNN.
     They round otherwise than where the parity with the original code was found.
     """
     fuse(network)
