@@ -34,9 +34,8 @@ def stage(
             yield stage
         finally:
             stage.close()
-    request.config.pluginmanager.getplugin("terminalreporter").write_line(
-        f"\n{stage.figures.words()}"
-    )
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{stage.figures.words()}")  # for people, also where all is well
 
 
 @pytest.mark.parametrize(
