@@ -51,13 +51,13 @@ def make_edition(info: ModelInfo, decode: DecodeOptions) -> Edition:
     """The edition of results that `info`'s model gives on pixels decoded with `decode`."""
     model = asdict(info)
     licence = str(model.pop("licence"))  # a corrected licence text changes no pixel
-    options = decode.model_dump(mode="json")
-    limits = {key: value for key, value in options.items() if key in LIMITS}
+    limits = decode.model_dump(mode="json", include=set(LIMITS))
+    # what stands at its default names nothing: a new option does not rename what is there
+    chosen = decode.model_dump(mode="json", exclude=set(LIMITS), exclude_defaults=True)
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": model,
-        "decode": {"decoder": DECODER}
-        | {key: value for key, value in options.items() if key not in LIMITS},
+        "decode": {"decoder": DECODER, **chosen},
     }
     document = json.loads(json.dumps(document, sort_keys=True))  # tuples become lists, as stored
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))

@@ -16,6 +16,7 @@ from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.parts import Parts
 from segcore.plan import Plan, load, make_plan, summary
+from segcore.readahead import Preparation
 from segcore.report import Preview
 from segcore.sources import open_source
 from segcore.storage import Storage, is_remote, join, normalize
@@ -92,7 +93,7 @@ def prepare(config: Config, *, overwrite: bool = False) -> Job:
 
     Raises:
         UsageError: Input or output missing or in each other's way, or the output belongs to
-            another input.
+            another input, or the model cannot take images as they are to be decoded.
         SegcoreError: The model, the input or the storage cannot be used.
     """
     if config.input is None or config.output is None:
@@ -110,7 +111,10 @@ def prepare(config: Config, *, overwrite: bool = False) -> Job:
         )
     weights = _read_weights(config.model.name, storage)
     probe_options = config.model.options().model_copy(update={"device": "cpu"})
-    info = load_model(config.model.name, probe_options, weights).info
+    model = load_model(config.model.name, probe_options, weights)
+    Preparation(model.preprocess, config.decode)  # may not go together
+    info = model.info
+    del model
     edition = make_edition(info, config.decode)
     prefix = join(output, edition.name)
     last = _last_run(storage, prefix)

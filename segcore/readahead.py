@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segcore.errors import ErrorCode, ImageError
-from segcore.images import DecodeOptions, decode, probe
+import numpy as np
+
+from segcore.errors import ErrorCode, ImageError, UsageError
+from segcore.images import Decoded, DecodeOptions, decode, decode_reduced, probe
+from segcore.models.base import ReducedPreprocess
 from segcore.sources import Sample
 from segcore.watchdog import Watchdog
 
@@ -23,7 +26,7 @@ class Prepared:
     """A sample after decoding: either `value` (what the model prepared) or `error` is set.
 
     Attributes:
-        width, height: Pixels after EXIF orientation; None when not decoded.
+        width, height: Pixels of the image in full, after EXIF orientation; None when not decoded.
     """
 
     sample: Sample
@@ -31,6 +34,66 @@ class Prepared:
     width: int | None = None
     height: int | None = None
     error: ImageError | None = None
+
+
+class Preparation:
+    """What happens to the bytes of an image before the model, in two steps.
+
+    Args:
+        preprocess: Of the model.
+        options: With the scale ``reduced``, images are decoded at no more than what the model sees.
+
+    Raises:
+        UsageError: The model cannot take reduced images.
+    """
+
+    def __init__(self, preprocess: Callable[[np.ndarray], Any], options: DecodeOptions) -> None:
+        self._preprocess = preprocess
+        self._options = options
+        if options.scale == "reduced" and not isinstance(preprocess, ReducedPreprocess):
+            raise UsageError(
+                "decode.scale is `reduced`, but this model takes images in full only.",
+                hint="Leave decode.scale out. YOLO11-seg takes reduced images; a model of your own "
+                "can, too (docs/models.md).",
+            )
+
+    def decode(self, data: bytes) -> Decoded:
+        """Bytes -> pixels.
+
+        Raises:
+            ImageError: See `segcore.images.decode`; or the model failed.
+        """
+        if self._options.scale == "full":
+            pixels = decode(data, self._options)
+            return Decoded(pixels, *pixels.shape[:2])
+        return decode_reduced(data, self._content_size, self._options)
+
+    def finish(self, image: Decoded) -> Any:
+        """Pixels -> what the model prepared.
+
+        Raises:
+            ImageError: The model failed.
+        """
+        if self._options.scale == "full":
+            return _of_the_model(self._preprocess, image.pixels)
+        return _of_the_model(self._preprocess, image.pixels, size=(image.height, image.width))
+
+    def _content_size(self, height: int, width: int) -> tuple[int, int]:
+        assert isinstance(self._preprocess, ReducedPreprocess)
+        size: tuple[int, int] = _of_the_model(self._preprocess.content_size, height, width)
+        return size
+
+
+def _of_the_model(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """A call of the model's code, whose failure is one of the image that it was for."""
+    try:
+        return work(*args, **named)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        raise ImageError(ErrorCode.MODEL_ERROR, sentence(error)) from error
 
 
 class ByteBudget:
@@ -80,11 +143,15 @@ class ReadAhead:
         preprocess: Callable[[Any], Any],
         options: DecodeOptions,
     ) -> Iterator[Prepared]:
-        """Yield one `Prepared` for each sample, in order.
+        """Yield one `Prepared` for each sample, in order; `preprocess` is the model's.
 
         Whatever a single image does wrong is in its `Prepared.error`. An exception raised by
         `samples` itself (storage gone) is raised here, after the samples before it.
+
+        Raises:
+            UsageError: See `Preparation`.
         """
+        preparation = Preparation(preprocess, options)
         budget = ByteBudget(self.max_decoded_bytes)
         slots = threading.Semaphore(self.window)
         stop = threading.Event()
@@ -102,7 +169,7 @@ class ReadAhead:
                         slots.acquire()
                         if stop.is_set():
                             return
-                        line.put(pool.submit(self.prepare, sample, preprocess, options, budget))
+                        line.put(pool.submit(_prepare, sample, preparation, budget, self.watchdog))
                     line.put(None)
                 except BaseException as error:
                     line.put(error)
@@ -122,23 +189,19 @@ class ReadAhead:
                 reader.join()
 
     def prepare(
-        self,
-        sample: Sample,
-        preprocess: Callable[[Any], Any],
-        options: DecodeOptions,
-        budget: ByteBudget | None = None,
+        self, sample: Sample, preprocess: Callable[[Any], Any], options: DecodeOptions
     ) -> Prepared:
-        """Decode and prepare one sample; every failure becomes an error of this image."""
-        budget = budget or ByteBudget(self.max_decoded_bytes)
-        return _prepare(sample, preprocess, options, budget, self.watchdog)
+        """Decode and prepare one sample; every failure becomes an error of this image.
+
+        Raises:
+            UsageError: See `Preparation`.
+        """
+        budget = ByteBudget(self.max_decoded_bytes)
+        return _prepare(sample, Preparation(preprocess, options), budget, self.watchdog)
 
 
 def _prepare(
-    sample: Sample,
-    preprocess: Callable[[Any], Any],
-    options: DecodeOptions,
-    budget: ByteBudget,
-    watchdog: Watchdog,
+    sample: Sample, preparation: Preparation, budget: ByteBudget, watchdog: Watchdog
 ) -> Prepared:
     if sample.error is not None or sample.data is None:
         error = sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
@@ -147,16 +210,8 @@ def _prepare(
     try:
         header = probe(sample.data)
         with budget.hold(header.width * header.height * 3), watchdog.working():
-            image = decode(sample.data, options)
-            height, width = image.shape[:2]
-            try:
-                value = preprocess(image)
-            except MemoryError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise MemoryError from error
-                raise ImageError(ErrorCode.MODEL_ERROR, sentence(error)) from error
+            image = preparation.decode(sample.data)
+            value = preparation.finish(image)
     except ImageError as error:
         return Prepared(bare, error=error)
     except MemoryError:
@@ -164,7 +219,7 @@ def _prepare(
         return Prepared(bare, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
     except Exception as error:
         return Prepared(bare, error=ImageError(ErrorCode.CORRUPT, sentence(error)))
-    return Prepared(bare, value=value, width=width, height=height)
+    return Prepared(bare, value=value, width=image.width, height=image.height)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

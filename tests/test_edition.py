@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from segcore import edition as editions
 from segcore.edition import make_edition
 from segcore.images import DecodeOptions
 from segcore.models.base import Category, ModelInfo
@@ -39,6 +40,16 @@ def test_what_changes_results_changes_the_edition(change):
     first = make_edition(INFO, DecodeOptions())
     assert make_edition(replace(INFO, **change), DecodeOptions()).name != first.name
     assert make_edition(INFO, DecodeOptions()) == first
+
+
+def test_the_scale_of_decoding_does_only_where_it_is_not_the_default(monkeypatch):
+    monkeypatch.setattr(editions, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0")
+    first = make_edition(INFO, DecodeOptions())
+    assert first.name == "My-model-v2-a06281743f1f"  # as before there was a scale
+    assert make_edition(INFO, DecodeOptions(scale="full")) == first
+    reduced = make_edition(INFO, DecodeOptions(scale="reduced"))
+    assert reduced.name != first.name
+    assert json.loads(reduced.to_json())["decode"]["scale"] == "reduced"
 
 
 def test_limits_and_licence_do_not():

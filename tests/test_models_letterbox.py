@@ -123,6 +123,43 @@ def test_pixels_keep_their_channels_and_place():
     np.testing.assert_array_equal(same, canvas)  # not resampled
 
 
+def _centre(canvas):
+    """Centre of what is bright on a canvas, (y, x) in its pixels."""
+    weight = canvas[0].astype(float) - canvas[0].min()
+    return [
+        (weight.sum(1 - axis) * np.arange(canvas.shape[1 + axis])).sum() / weight.sum()
+        for axis in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("beyond", [0, 1, 7])
+def test_reduced_pixels_lie_where_those_of_the_original_lie(factor, beyond):
+    height, width = 2048 - beyond, 2560 - beyond
+    y, x = np.mgrid[:height, :width]
+    blob = 250 * np.exp(-((y - 1900) ** 2 + (x - 2400) ** 2) / (2 * 40**2))  # far from the corner
+    image = np.repeat(blob.round().astype(np.uint8)[..., None], 3, axis=2)
+    padded = np.pad(
+        image.astype(float), [(0, -height % factor), (0, -width % factor), (0, 0)], mode="edge"
+    )
+    blocks = padded.reshape(-(-height // factor), factor, -(-width // factor), factor, 3)
+    fewer = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    box = Letterbox.fit(height, width, 256, "rect")
+    full = _centre(box.apply(image)[:, box.top : box.canvas_height - box.bottom])
+    got = _centre(box.apply(fewer)[:, box.top : box.canvas_height - box.bottom])
+    np.testing.assert_allclose(
+        got, full, atol=0.06
+    )  # from the whole of it, it would be off by 0.08 to 0.6
+
+
+def test_reduced_pixels_must_be_as_many_as_are_seen():
+    box = Letterbox.fit(640, 640, 320)
+    assert box.apply(np.zeros((320, 320, 3), np.uint8)).shape == (3, 320, 320)
+    for shape in ((160, 160, 3), (320, 319, 3), (321, 321, 3), (1280, 1280, 3), (320, 320)):
+        with pytest.raises(ValueError, match="expected uint8 pixels of shape"):
+            box.apply(np.zeros(shape, np.uint8))
+
+
 def test_other_pixels_are_refused():
     with pytest.raises(ValueError, match="expected uint8 pixels of shape"):
         Letterbox.fit(5, 6, 32).apply(np.zeros((6, 5, 3), np.uint8))

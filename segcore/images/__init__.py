@@ -16,9 +16,20 @@ What a decoded image is, for every format:
   JPEG and WebP carry no checksum: damage that happens to be a valid stream cannot be noticed, and
   a damaged JPEG inside of a TIFF often goes unnoticed, as libtiff does not report its warnings.
 - Floating-point, signed or 32-bit samples are refused: they have no defined range.
+
+`decode_reduced` gives a large JPEG with fewer pixels, as strictly: its damage is noticed all the
+same.
 """
 
-from segcore.images.decoding import DECODER, DecodeOptions, decode
+from segcore.images.decoding import DECODER, Decoded, DecodeOptions, decode, decode_reduced
 from segcore.images.headers import ImageHeader, probe
 
-__all__ = ["DECODER", "DecodeOptions", "ImageHeader", "decode", "probe"]
+__all__ = [
+    "DECODER",
+    "DecodeOptions",
+    "Decoded",
+    "ImageHeader",
+    "decode",
+    "decode_reduced",
+    "probe",
+]

@@ -6,8 +6,10 @@ import ctypes
 import logging
 import warnings
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version
 from io import BytesIO
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from PIL.ImageFile import ImageFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.errors import ErrorCode, ImageError
-from segcore.images.headers import damaged, jpeg_segments, probe
+from segcore.images.headers import ImageHeader, damaged, jpeg_segments, probe
 
 DECODER = f"segcore-images 1; simplejpeg {version('simplejpeg')}; pillow {version('pillow')}"
 
@@ -40,9 +42,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class DecodeOptions(BaseModel):
-    """Limits of one image.
+    """Limits of one image, and whether all of its pixels are wanted.
 
     Attributes:
+        scale: What a model is to see: ``full``, all pixels; ``reduced``, what `decode_reduced`
+            gives. `decode` gives all, whatever stands here.
         max_pixels: Largest width x height. The default is where Pillow refuses an image as a
             decompression bomb; it is 537 MB of RGB. A TIFF or WebP cannot go over Pillow's own
             limit, whatever stands here.
@@ -51,12 +55,29 @@ class DecodeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    scale: Literal["full", "reduced"] = "full"
     max_pixels: int = Field(178_956_970, ge=1)
     max_bytes: int = Field(512 * 1024**2, ge=1)
 
 
+ContentSize = Callable[[int, int], tuple[int, int]]
+
+
+class Decoded(NamedTuple):
+    """Pixels, and the size of the image that they show.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
+        height, width: Of the image in full, after EXIF orientation.
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
 def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
-    """Decode one image.
+    """Decode one image in full.
 
     Args:
         data: The encoded image: JPEG, PNG, WebP, TIFF or BMP, recognised by its content.
@@ -69,7 +90,32 @@ def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
         ImageError: The image is empty, unknown, unsupported, damaged or over a limit. Nothing else
             is raised, and pixels are never guessed.
     """
-    options = options or DecodeOptions()
+    return _decoded(data, options or DecodeOptions(), None).pixels
+
+
+def decode_reduced(
+    data: bytes, content_size: ContentSize, options: DecodeOptions | None = None
+) -> Decoded:
+    """Decode one image to no more pixels than are needed, where that saves time.
+
+    A JPEG comes out at 1/8, 1/4 or 1/2, the smallest that has as many pixels as are needed: each
+    8 x 8 block of its samples is then transformed back to 1 x 1, 2 x 2 or 4 x 4 pixels. Pixel
+    (y, x) shows the square of f x f pixels of the image that begins at (f y, f x); where f does
+    not divide a side, the last square lies in part beyond the image. Anything else, and a JPEG
+    with fewer than twice the pixels needed on one side, comes out in full.
+
+    Args:
+        content_size: (height, width) of the image, after EXIF orientation -> the least (height,
+            width) that is needed. What it raises is an ImageError or becomes one.
+        options: As of `decode`. Limits hold for the image in full.
+
+    Raises:
+        ImageError: As `decode`, and for the same bytes: damage in what is left out counts, too.
+    """
+    return _decoded(data, options or DecodeOptions(), content_size)
+
+
+def _decoded(data: bytes, options: DecodeOptions, content_size: ContentSize | None) -> Decoded:
     if len(data) > options.max_bytes:
         raise ImageError(
             ErrorCode.TOO_MANY_BYTES,
@@ -85,7 +131,7 @@ def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
         )
     try:
         if header.format == "jpeg":
-            image, orientation = _decode_jpeg(data)
+            image, orientation = _decode_jpeg(data, header, content_size)
         else:
             image, orientation = _decode_pillow(header.format, data, options.max_pixels)
     except ImageError:
@@ -98,13 +144,19 @@ def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
         raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"over the limit of Pillow: {error}") from error
     except Exception as error:  # decoders raise many kinds on bytes that they did not foresee
         raise damaged(header.format, error, data) from error
-    return _upright(image, orientation)
+    upright = _upright(image, orientation)
+    height, width = upright.shape[:2]
+    if header.format == "jpeg":  # perhaps reduced
+        height, width = _turned((header.height, header.width), orientation)
+    return Decoded(upright, height, width)
 
 
 _MAX_SCANS = 500  # each progressive scan passes over the whole image: a bomb of time, not memory
 
 
-def _decode_jpeg(data: bytes) -> tuple[np.ndarray, int]:
+def _decode_jpeg(
+    data: bytes, header: ImageHeader, content_size: ContentSize | None
+) -> tuple[np.ndarray, int]:
     if data.count(b"\xff\xda") > _MAX_SCANS:  # this pair is stuffed inside of coded data
         raise ImageError(ErrorCode.CORRUPT, f"jpeg has more than {_MAX_SCANS} scans")
     orientation, adobe = 1, False
@@ -113,10 +165,44 @@ def _decode_jpeg(data: bytes) -> tuple[np.ndarray, int]:
             orientation = _orientation(payload)
         adobe = adobe or (marker == 0xEE and payload[:5] == b"Adobe")
     space = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    size = header.height, header.width
+    factor = 1 if content_size is None else _reduction(size, orientation, content_size)
     if space not in ("CMYK", "YCCK"):
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True), orientation
-    inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+        return _jpeg_pixels(data, "RGB", size, factor), orientation
+    inks = _jpeg_pixels(data, "CMYK", size, factor)
     return _cmyk_to_rgb(inks if adobe else 255 - inks), orientation
+
+
+_REDUCTIONS = (8, 4, 2)  # libjpeg knows more of them, but those are no faster than none (measured)
+
+
+def _reduction(size: tuple[int, int], orientation: int, content_size: ContentSize) -> int:
+    """The largest reduction of a JPEG of `size` (height, width as stored) that leaves enough."""
+    needed = _turned(content_size(*_turned(size, orientation)), orientation)
+    for factor in _REDUCTIONS:
+        # what lies beyond the image is at the end of a side, and must stay there when it is turned
+        aligned = (
+            side % factor == 0 or not turned
+            for side, turned in zip(size, _mirrored(orientation), strict=True)
+        )
+        if all(aligned) and all(
+            -(-side // factor) >= least for side, least in zip(size, needed, strict=True)
+        ):
+            return factor
+    return 1
+
+
+def _jpeg_pixels(data: bytes, colours: str, size: tuple[int, int], factor: int) -> np.ndarray:
+    """Pixels of a JPEG of `size`, reduced by `factor`; any warning of libjpeg is an error."""
+    if factor == 1:
+        return simplejpeg.decode_jpeg(data, colours, strict=True)
+    height, width = (-(-side // factor) for side in size)
+    pixels = simplejpeg.decode_jpeg(
+        data, colours, min_height=height, min_width=width, min_factor=factor, strict=True
+    )
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"reduced to {pixels.shape[:2]} instead of {(height, width)}")
+    return pixels
 
 
 def _cmyk_to_rgb(light: np.ndarray) -> np.ndarray:
@@ -213,6 +299,17 @@ def _orientation(exif: bytes) -> int:
     except Exception:  # broken metadata do not make pixels wrong
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) as stored -> as seen, and the other way round."""
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _mirrored(orientation: int) -> tuple[bool, bool]:
+    """Whether the stored rows, and the stored columns, are seen in reverse."""
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return (columns, rows) if orientation >= 5 else (rows, columns)
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -82,7 +82,8 @@ class Model(Protocol):
 
     Two members are optional. ``thread_safe = True`` lets `forward` and `postprocess` run for
     several batches at once. ``batch_key(prepared)`` gives equal keys for prepared images that go
-    best together, such as those of one shape.
+    best together, such as those of one shape. A `preprocess` that is a `ReducedPreprocess` lets
+    large JPEGs be decoded at less than their size, where the user asks for it.
     """
 
     info: ModelInfo
@@ -96,3 +97,18 @@ class Model(Protocol):
 
     def postprocess(self, raw: Any, prepared: Sequence[Any]) -> list[Instances]:
         """Raw outputs -> one `Instances` for each prepared image, in order."""
+
+
+@runtime_checkable
+class ReducedPreprocess(Protocol):
+    """A `Model.preprocess` for images in full and reduced ones; an object of its own."""
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Any:
+        """As `Model.preprocess`; results are for an image of `size` (height, width).
+
+        `image` is that image in full (always where `size` is None), or reduced by 2, 4 or 8, as
+        `segcore.images.decode_reduced` says, and then at least of `content_size`.
+        """
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels at which the model sees an image of (`height`, `width`)."""

@@ -79,14 +79,16 @@ class Letterbox:
         """(height, width, 3) uint8 -> (3, canvas_height, canvas_width) uint8, contiguous.
 
         Channels keep their order.
+
+        Args:
+            image: The original; or reduced by 2, 4 or 8 (see `segcore.images.decode_reduced`), then
+                with at least as many pixels as the scaled image on each side.
         """
-        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "
-                f"got {image.dtype} of shape {image.shape}"
-            )
+        factor = self._reduction(image)
         content = (self.content_width, self.content_height)
-        if content != (self.width, self.height):
+        if factor > 1:
+            image = self._from_reduced(image, factor)
+        elif content != (self.width, self.height):
             image = cv2.resize(image, content, interpolation=cv2.INTER_LINEAR)
         canvas = np.full((3, self.canvas_height, self.canvas_width), PADDING_VALUE, np.uint8)
         inside = canvas[
@@ -96,6 +98,32 @@ class Letterbox:
         ]
         inside[:] = image.transpose(2, 0, 1)
         return canvas
+
+    def _reduction(self, image: np.ndarray) -> int:
+        """By how much `image` is reduced; 1 for the original."""
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            enough = np.all(np.array(image.shape[:2]) >= (self.content_height, self.content_width))
+            for factor in (1, 2, 4, 8):
+                size = (-(-self.height // factor), -(-self.width // factor))
+                if image.shape[:2] == size and (factor == 1 or enough):
+                    return factor
+        raise ValueError(
+            f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "
+            f"got {image.dtype} of shape {image.shape}"
+        )
+
+    def _from_reduced(self, image: np.ndarray, factor: int) -> np.ndarray:
+        """The scaled image from a reduced one, whose last pixels may lie beyond the original."""
+        step_x = self.width / factor / self.content_width  # reduced pixels for one of the content
+        step_y = self.height / factor / self.content_height
+        there = np.array([[step_x, 0, step_x / 2 - 0.5], [0, step_y, step_y / 2 - 0.5]])
+        return cv2.warpAffine(
+            image,
+            there,
+            (self.content_width, self.content_height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
 
     def boxes_to_image(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) x1 y1 x2 y2 on the canvas -> float32 on the original, clipped to it."""

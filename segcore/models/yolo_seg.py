@@ -11,7 +11,7 @@ import torch
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device import ImageMasks, download, encode_images
-from segcore.models.base import Category, ModelInfo, ModelOptions
+from segcore.models.base import Category, ModelInfo, ModelOptions, Shape
 from segcore.models.checkpoints import Checkpoint
 from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.fusion import fuse, fuse_for_cpu
@@ -36,6 +36,30 @@ class PreparedImage:
 
     pixels: np.ndarray
     letterbox: Letterbox
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Puts images on the model's canvas; takes reduced ones, too (`ReducedPreprocess`).
+
+    Attributes:
+        imgsz: Longest side of the canvas, pixels.
+        shape: Of the canvas; see `Letterbox.fit`.
+    """
+
+    imgsz: int
+    shape: Shape
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> PreparedImage:
+        """(H, W, 3) uint8 RGB, of an image of `size` (None: H, W) -> it on the canvas."""
+        height, width = size or image.shape[:2]
+        letterbox = Letterbox.fit(height, width, self.imgsz, self.shape)
+        return PreparedImage(letterbox.apply(image), letterbox)
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which the network sees an image of (`height`, `width`)."""
+        letterbox = Letterbox.fit(height, width, self.imgsz, self.shape)
+        return letterbox.content_height, letterbox.content_width
 
 
 @dataclass(frozen=True)
@@ -76,11 +100,11 @@ class YoloSegModel:
         self.device = pick_device(options.device)
         self._dtype = pick_precision(options.precision, self.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
-        self._imgsz = options.imgsz or meta.imgsz
-        self._shape = options.shape or meta.shape
+        imgsz, shape = options.imgsz or meta.imgsz, options.shape or meta.shape
+        self.preprocess = Preprocess(imgsz, shape)
         conf = meta.conf if options.conf is None else options.conf
         self._limits = conf, options.iou or meta.iou, options.max_det or meta.max_det
-        self._class_offset = max(CLASS_OFFSET, self._imgsz + _REACH)
+        self._class_offset = max(CLASS_OFFSET, imgsz + _REACH)
         self.info = ModelInfo(
             name=meta.name,
             architecture=meta.architecture,
@@ -88,8 +112,8 @@ class YoloSegModel:
             licence=meta.licence,
             categories=tuple(Category(c.id, c.name) for c in meta.categories),
             parameters={
-                "imgsz": self._imgsz,
-                "shape": self._shape,
+                "imgsz": imgsz,
+                "shape": shape,
                 **dict(zip(("conf", "iou", "max_det"), self._limits, strict=True)),
                 "max_candidates": MAX_CANDIDATES,
                 "letterbox_value": PADDING_VALUE,
@@ -105,11 +129,6 @@ class YoloSegModel:
         # The overload for layouts is missing from torch's types.
         network = network.to(self.device, self._dtype)
         self._network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
-
-    def preprocess(self, image: np.ndarray) -> PreparedImage:
-        """(H, W, 3) uint8 RGB -> the image on the canvas. Thread-safe."""
-        letterbox = Letterbox.fit(image.shape[0], image.shape[1], self._imgsz, self._shape)
-        return PreparedImage(letterbox.apply(image), letterbox)
 
     def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
         """Images with canvases of one shape go through the network together."""
