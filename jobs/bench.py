@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,6 +57,9 @@ def command(
             min=32, max=8192, help="As model.imgsz. Default: the model's own.", show_default=False
         ),
     ] = None,
+    scale: Annotated[
+        Literal["full", "reduced"], typer.Option(help="As decode.scale of segment.")
+    ] = "full",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Default: the model's own.", show_default=False)
@@ -77,6 +80,7 @@ def command(
     from segcore.bench import plot as plotting
     from segcore.bench.run import BenchOptions, bench
     from segcore.errors import UsageError
+    from segcore.images import DecodeOptions
     from segcore.models.base import ModelOptions
 
     if plot is not None:
@@ -89,6 +93,7 @@ def command(
     options = BenchOptions(
         model=model,
         options=model_options,
+        decode=DecodeOptions(scale=scale),
         input=input,
         sizes=tuple(size) if size else BenchOptions.sizes,
         images=images,

@@ -201,6 +201,9 @@ def test_refuses_options_that_contradict():
         command(input="photos", size=["vga"])
     with pytest.raises(UsageError, match="--imgsz 100"):
         command(imgsz=100)
+    reduced = DecodeOptions(scale="reduced")
+    with pytest.raises(UsageError, match="reduced"):
+        bench(BenchOptions(MODEL, decode=reduced, sizes=("64x48",), whole_job=False))
     with pytest.raises(UsageError, match="--price-per-hour"):
         bench(BenchOptions(MODEL, whole_job=False, price_per_hour=1.0))
 

@@ -13,6 +13,7 @@ from segcore.bench.report import BenchReport
 from segcore.bench.stages import measure
 from segcore.bench.throughput import Throughput, Work, compare, parts_for
 from segcore.errors import UsageError
+from segcore.images import DecodeOptions
 from segcore.masks import implementation
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
@@ -41,6 +42,7 @@ class BenchOptions:
 
     model: str
     options: ModelOptions = field(default_factory=ModelOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
     input: str | None = None
     sizes: tuple[str, ...] = ("640x480", "1920x1080", "4000x3000")
     images: int | None = None
@@ -137,7 +139,8 @@ def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, sa
     say(f"Stages at {shards.label}.")
     storage = Storage()
     parts = parts_for(model, storage, output)
-    return measure(model, shards, parts, storage, options.stage_images, options.stage_seconds)
+    many, seconds = options.stage_images, options.stage_seconds
+    return measure(model, shards, parts, storage, many, seconds, options.decode)
 
 
 def _processes(device: str) -> int:
@@ -156,5 +159,5 @@ def _job(
         torch.cuda.empty_cache()
     name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
     chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
-    work = Work(shards, name, chosen, join(folder, "output"))
+    work = Work(shards, name, chosen, join(folder, "output"), options.decode)
     return compare(work, processes, say)

@@ -13,9 +13,10 @@ from typing import Any
 
 from segcore.bench.images import Shards, plan_of
 from segcore.errors import ImageError, UsageError
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions
 from segcore.models.base import Model
 from segcore.parts import ImageResult, Parts
+from segcore.readahead import Preparation
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
 
@@ -71,13 +72,20 @@ class _Clock:
 
 
 def measure(
-    model: Model, shards: Shards, parts: Parts, storage: Storage, images: int, seconds: float
+    model: Model,
+    shards: Shards,
+    parts: Parts,
+    storage: Storage,
+    images: int,
+    seconds: float,
+    decode: DecodeOptions = DecodeOptions(),
 ) -> StageTimes:
     """Time at least one batch and at most about `images`, for at most about `seconds`.
 
     Raises:
-        UsageError: None of the images can be decoded.
+        UsageError: None of the images can be decoded, or the model needs them in full.
     """
+    preparation = Preparation(model.preprocess, decode)
     clock = _Clock(_synchronizer(model))
     done = instances = 0
     ends: float | None = None  # unknown until warm
@@ -86,7 +94,7 @@ def measure(
         samples = read_unit(unit, storage, SourceOptions())
         results: list[ImageResult] = []
         while batch := _next_batch(samples, model.batch_size, clock):
-            found = _run(model, batch, clock)
+            found = _run(model, preparation, batch, clock)
             if ends is None:  # kernels are compiled and caches filled now
                 clock.reset()
                 ends = time.perf_counter() + seconds
@@ -121,23 +129,25 @@ def _next_batch(samples: Iterator[Sample], size: int, clock: _Clock) -> list[Sam
     return batch
 
 
-def _run(model: Model, batch: list[Sample], clock: _Clock) -> list[ImageResult]:
+def _run(
+    model: Model, preparation: Preparation, batch: list[Sample], clock: _Clock
+) -> list[ImageResult]:
     prepared, names = [], []
     for sample in batch:
         try:
-            pixels = clock("decode", decode, sample.data, DecodeOptions())
+            image = clock("decode", preparation.decode, sample.data)
         except ImageError:
             continue
-        prepared.append(clock("preprocess", model.preprocess, pixels))
-        names.append((sample, pixels.shape))
+        prepared.append(clock("preprocess", preparation.finish, image))
+        names.append((sample, image))
     if not prepared:
         return []
     raw = clock("forward", model.forward, prepared)
     with _timed_masks(model, clock):
         found = clock("postprocess", model.postprocess, raw, prepared)
     return [
-        ImageResult(sample.image_id, sample.uri, sample.etag, shape[1], shape[0], instances)
-        for (sample, shape), instances in zip(names, found, strict=True)
+        ImageResult(sample.image_id, sample.uri, sample.etag, image.width, image.height, instances)
+        for (sample, image), instances in zip(names, found, strict=True)
     ]
 
 

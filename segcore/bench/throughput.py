@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from segcore.bench.images import Shards, plan_of
 from segcore.bench.machine import Watch, own_peak_mb
 from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
 from segcore.parts import ImageResult, Parts
+from segcore.readahead import Preparation
 from segcore.report import Report
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage, join
@@ -77,6 +79,7 @@ class Work:
     model: str
     options: ModelOptions
     output: str
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
 
 
 def compare(work: Work, processes: int, say: Say) -> Throughput:
@@ -122,6 +125,7 @@ def job(work: Work, actors: int) -> tuple[Report, float]:
         "input": work.shards.folder,
         "output": join(work.output, "job"),
         "model": {"name": work.model, **work.options.model_dump()},
+        "decode": work.decode,
         "ray": {"address": "local", "min_actors": actors, "max_actors": actors},
         "run": {"max_failed_fraction": 1.0},
     }
@@ -213,10 +217,11 @@ def _plain(
         storage = Storage()
         units = list(plan_of(work.shards, storage).units)
         parts = parts_for(model, storage, join(work.output, name))
-        segment_plainly(model, units[0], parts, storage, limit=2 * model.batch_size)  # warm
+        segment = partial(segment_plainly, model, parts=parts, storage=storage, decode=work.decode)
+        segment(units[0], limit=2 * model.batch_size)  # warm
         barrier.wait(START_SECONDS)
         began, cpu = time.monotonic(), time.process_time()
-        done = sum(segment_plainly(model, unit, parts, storage) for unit in units[rank::processes])
+        done = sum(segment(unit) for unit in units[rank::processes])
         cpu = time.process_time() - cpu
         results.put((done, began, time.monotonic(), cpu, own_peak_mb()))
     except BaseException as error:
@@ -231,9 +236,15 @@ def parts_for(model: Model, storage: Storage, prefix: str) -> Parts:
 
 
 def segment_plainly(
-    model: Model, unit: Unit, parts: Parts, storage: Storage, limit: int | None = None
+    model: Model,
+    unit: Unit,
+    parts: Parts,
+    storage: Storage,
+    limit: int | None = None,
+    decode: DecodeOptions = DecodeOptions(),
 ) -> int:
     """Segment one unit, one step after another; returns how many images."""
+    preparation = Preparation(model.preprocess, decode)
     results: list[ImageResult] = []
     batch: list[tuple[Sample, Any]] = []
 
@@ -249,7 +260,7 @@ def segment_plainly(
         try:
             if sample.data is None:
                 raise sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
-            batch.append((sample, model.preprocess(decode(sample.data, DecodeOptions()))))
+            batch.append((sample, preparation.finish(preparation.decode(sample.data))))
         except ImageError as error:
             ids = (sample.image_id, sample.uri, sample.etag)
             results.append(ImageResult(*ids, error=error))
