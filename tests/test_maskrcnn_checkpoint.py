@@ -123,6 +123,7 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda s: s | {"backbone.body.fc.weight": torch.ones(1)}, "1 tensors are unknown"),
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"shape \(5,\) instead of"),
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.full((3,), torch.nan)}, "NaN"),
+        (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(3, dtype=torch.int64)}, "int64"),
         (
             lambda s: s | {"roi_heads.box_predictor.cls_score.weight": torch.ones(1, 1024)},
             "finds 0 classes",

@@ -26,6 +26,7 @@ from segcore.errors import CheckpointError
 from segcore.models.base import Shape
 from segcore.models.maskrcnn import checkpoint as maskrcnn
 from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord
+from segcore.models.tensors import check_tensors
 from segcore.models.yolo11 import ARCHITECTURES, YOLO11Seg, build
 
 METADATA_KEY = "segcore"
@@ -90,7 +91,8 @@ class Checkpoint:
                 f"Known are {', '.join(ARCHITECTURES)}.",
             )
         network = build(meta.architecture, len(meta.categories), meta.sppf_activation)
-        _check_tensors(self, network.state_dict())
+        what = f"{self.meta.architecture} with {len(self.meta.categories)} classes"
+        check_tensors(self.state_dict, network.state_dict(), self.source, what)
         network.load_state_dict(self.state_dict)  # casts to float32
         return network.eval().requires_grad_(False)
 
@@ -292,25 +294,6 @@ def _architecture(tensors: Mapping[str, Tensor], classes: int, source: str) -> s
         f"{source} has a YOLO-seg head, but its {len(shapes)} tensors are not those of any of "
         f"{', '.join(ARCHITECTURES)}."
     )
-
-
-def _check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
-    given = checkpoint.state_dict
-    missing = sorted(set(wanted) - set(given))
-    surplus = sorted(set(given) - set(wanted))
-    what = f"{checkpoint.source} does not fit {checkpoint.meta.architecture}"
-    if missing:
-        raise CheckpointError(f"{what}: {len(missing)} tensors are missing, e.g. {missing[0]}.")
-    if surplus:
-        raise CheckpointError(f"{what}: {len(surplus)} tensors are unknown, e.g. {surplus[0]}.")
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{what} with {len(checkpoint.meta.categories)} classes: {name} has shape "
-                f"{tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{checkpoint.source} is damaged: {name} holds NaN or infinity.")
 
 
 def _categories(names: Any, classes: int, source: str) -> tuple[CategoryMeta, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from segcore.errors import CheckpointError
 from segcore.models.maskrcnn.categories import category_names
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, Shape
+from segcore.models.tensors import check_tensors
 
 # Thresholds and size that the published weights are evaluated with.
 DEFAULTS: dict[str, Any] = {"imgsz": 800, "conf": 0.05, "iou": 0.5, "max_det": 100}
@@ -77,7 +78,7 @@ def build(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> Mas
     with torch.device("meta"):
         network = MaskRCNN(shape)
     tensors = _current_names(state_dict)
-    _check(tensors, network.state_dict(), source, shape.architecture)
+    check_tensors(tensors, network.state_dict(), source, shape.architecture)
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -110,22 +111,3 @@ def _shape(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> Sh
     if labels < 2:
         raise CheckpointError(f"{source} finds {labels - 1} classes; a model needs at least one.")
     return Shape(architecture, labels, hidden, norm_eps)
-
-
-def _check(
-    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, architecture: str
-) -> None:
-    what = f"{source} does not fit {architecture}"
-    missing, surplus = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    if missing:
-        raise CheckpointError(f"{what}: {len(missing)} tensors are missing, e.g. {missing[0]}.")
-    if surplus:
-        raise CheckpointError(f"{what}: {len(surplus)} tensors are unknown, e.g. {surplus[0]}.")
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{what}: {name} has shape {tuple(tensor.shape)} instead of "
-                f"{tuple(wanted[name].shape)}."
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{source} is damaged: {name} holds NaN or infinity.")
