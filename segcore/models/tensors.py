@@ -34,7 +34,7 @@ def check_tensors(
                 f"{what}: {name} has shape {tuple(tensor.shape)} instead of "
                 f"{tuple(wanted[name].shape)}."
             )
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
+        if wanted[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{what}: {name} holds {tensor.dtype}, not {wanted[name].dtype}.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{source} is damaged: {name} holds NaN or infinity.")
