@@ -101,8 +101,9 @@ def decode_reduced(
     A JPEG comes out at 1/8, 1/4 or 1/2, the smallest that has as many pixels as are needed: each
     8 x 8 block of its samples is then transformed back to 1 x 1, 2 x 2 or 4 x 4 pixels. Pixel
     (y, x) shows the square of f x f pixels of the image that begins at (f y, f x); where f does
-    not divide a side, the last square lies in part beyond the image. Anything else, and a JPEG
-    with fewer than twice the pixels needed on one side, comes out in full.
+    not divide a side, the last square lies in part beyond the image; a side that the EXIF
+    orientation reverses is reduced only by what divides it. Anything else, and a JPEG with fewer
+    than twice the pixels needed on one side, comes out in full.
 
     Args:
         content_size: (height, width) of the image, after EXIF orientation -> the least (height,
