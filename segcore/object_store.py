@@ -67,7 +67,13 @@ def connect(uri: str, options: Any) -> Any:
     scheme, bucket, _ = split(uri)
     timeout = timedelta(seconds=options.timeout_s)
     client: ClientConfig = {"timeout": timeout, "connect_timeout": min(timeout, _CONNECT)}
-    retry: RetryConfig = {"max_retries": options.retries, "retry_timeout": timedelta(minutes=5)}
+    # Each pause lies between the first and `base` times the last one. With 2, the default, they
+    # hardly grow: eight of them are often over before a server has started again.
+    retry: RetryConfig = {
+        "max_retries": options.retries,
+        "retry_timeout": timedelta(minutes=5),
+        "backoff": {"base": 3},
+    }
     try:
         if scheme == "s3":
             return _connect_s3(bucket, options, client, retry)

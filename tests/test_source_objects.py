@@ -101,6 +101,48 @@ def test_one_read_error_is_one_failed_row(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("away", [{0: 1}, {1: 1, 2: 1}, {3: 1}, {0: 1, 1: 1, 3: 1}])
+def test_an_image_whose_request_failed_is_asked_for_once_more(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, away: dict[int, int]
+) -> None:
+    """A short outage: some requests are unlucky with all of their retries, others are not."""
+    names = [f"{tmp_path}/{name}.png" for name in "abcd"]
+    for name in names:
+        storage.write(name, name.encode())
+    left = {names[i]: times for i, times in away.items()}
+    read = Storage.read
+
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        if left.get(uri):
+            left[uri] -= 1
+            raise StorageError(f"{uri}: cannot be reached")
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", flaky)
+    _, samples = open_and_read(str(tmp_path), storage)
+    assert [s.data for s in samples] == [name.encode() for name in names]
+
+
+def test_an_outage_at_the_end_of_a_unit_is_no_failed_row(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        storage.write(f"{tmp_path}/{name}.png", name.encode())
+    read = Storage.read
+    gone = False
+
+    def outage(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        nonlocal gone
+        gone = gone or uri.endswith("d.png")
+        if gone:
+            raise StorageError(f"{uri}: cannot be reached")
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", outage)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        open_and_read(str(tmp_path), storage)
+
+
 @pytest.mark.s3
 def test_losing_permission_is_not_a_unit_of_failed_rows(
     s3_prefix: str, monkeypatch: pytest.MonkeyPatch

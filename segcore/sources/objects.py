@@ -23,6 +23,8 @@ from segcore.units import Member, Unit, UnitLimits, objects_unit
 # So many failed requests in a row mean that the storage is down, not that the images are bad.
 _OUTAGE = 3
 
+Outcome = bytes | ImageError | StorageError
+
 
 @dataclass(kw_only=True)
 class ObjectsSource(Source):
@@ -70,50 +72,60 @@ def read_objects(
     """The images of a unit in its order, but those in `without`; remote ones read ahead.
 
     One image that cannot be read is a sample with an error. An outage is not: it must not turn
-    a million good images into failed rows.
+    good images into failed rows. So an image whose request failed is asked for once more when
+    another one came, and only then has failed.
 
     Raises:
-        StorageError: Three requests in a row failed after their retries.
+        StorageError: Three requests failed after their retries, and none succeeded in between.
         AccessDenied: Not one of the images of the unit may be read.
     """
-    failed_in_a_row = denied = 0
+    held: list[tuple[Member, Outcome]] = []  # from the first image in doubt on
+    doubts = denied = 0
+    good: Member | None = None
     wanted = [member for member in unit.members if member.image_id not in without]
     for member, outcome in _outcomes(wanted, storage, options):
-        if not isinstance(outcome, StorageError):
-            failed_in_a_row = 0
-            yield _sample(member, outcome)
-            continue
         denied += isinstance(outcome, AccessDenied)
-        expected = isinstance(outcome, AccessDenied | ObjectNotFound | ObjectTooLarge)
-        failed_in_a_row = 0 if expected else failed_in_a_row + 1
-        if failed_in_a_row == _OUTAGE or denied == len(unit.members):
+        doubts += _in_doubt(outcome)
+        gone = doubts == _OUTAGE or denied == len(unit.members)
+        if gone and isinstance(outcome, StorageError):
             raise outcome
-        yield _sample(member, as_image_error(outcome))
+        held.append((member, outcome))
+        if isinstance(outcome, bytes):
+            good, doubts = member, 0
+        if not doubts:
+            yield from _settled(held, storage, options)
+            held.clear()
+    if doubts and good is not None:
+        storage.read(good.uri, options.max_image_bytes)  # raises where the storage is gone
+    yield from _settled(held, storage, options)
 
 
-Outcome = bytes | ImageError | StorageError
+def _in_doubt(outcome: Outcome) -> bool:
+    """Whether it may be the storage that failed, not the image."""
+    final = AccessDenied | ObjectNotFound | ObjectTooLarge
+    return isinstance(outcome, StorageError) and not isinstance(outcome, final)
+
+
+def _settled(
+    held: Iterable[tuple[Member, Outcome]], storage: Storage, options: SourceOptions
+) -> Iterator[Sample]:
+    """Samples of outcomes; where it is in doubt the image is asked for once more."""
+    for member, first in held:
+        outcome = _read(member, storage, options) if _in_doubt(first) else first
+        yield _sample(member, outcome)
 
 
 def _outcomes(
     members: Iterable[Member], storage: Storage, options: SourceOptions
 ) -> Iterator[tuple[Member, Outcome]]:
-    def read(member: Member) -> Outcome:
-        if member.etag.startswith("!"):
-            reason = REFUSALS.get(member.etag, "may not be read")
-            return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
-        try:
-            return storage.read(member.uri, options.max_image_bytes)
-        except StorageError as error:
-            return error
-
     if not any(is_remote(member.uri) for member in members):
-        yield from ((member, read(member)) for member in members)
+        yield from ((member, _read(member, storage, options)) for member in members)
         return
     waiting: deque[tuple[Member, Future[Outcome]]] = deque()
     with ThreadPoolExecutor(options.read_threads, "segcore-read") as pool:
         try:
             for member in members:
-                waiting.append((member, pool.submit(read, member)))
+                waiting.append((member, pool.submit(_read, member, storage, options)))
                 if len(waiting) >= 2 * options.read_threads:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -125,6 +137,18 @@ def _outcomes(
                 future.cancel()
 
 
-def _sample(member: Member, outcome: bytes | ImageError) -> Sample:
+def _read(member: Member, storage: Storage, options: SourceOptions) -> Outcome:
+    if member.etag.startswith("!"):
+        reason = REFUSALS.get(member.etag, "may not be read")
+        return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
+    try:
+        return storage.read(member.uri, options.max_image_bytes)
+    except StorageError as error:
+        return error
+
+
+def _sample(member: Member, outcome: Outcome) -> Sample:
+    if isinstance(outcome, StorageError):
+        outcome = as_image_error(outcome)
     data, error = (None, outcome) if isinstance(outcome, ImageError) else (outcome, None)
     return Sample(member.image_id, member.uri, member.etag, data, error)
