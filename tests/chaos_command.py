@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from chaos_cluster import end
 from segcore.storage import Storage
 
 ROOT = Path(__file__).resolve().parent.parent
+# An interrupt inside of `exec("...")`, as on import of namedtuples, makes CPython end by SIGINT,
+# whatever catches it; a shell calls both 130.
+INTERRUPTED = (130, -signal.SIGINT)
 _ACTORS = ("UnitActor", "Isolator", "ImageActor")
 LIMIT_S = 600.0  # far more than any command here takes, on a busy machine too
 POLL_S = 0.02  # listing S3 without pause would take a core from the job

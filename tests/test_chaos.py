@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from chaos import Stage, play
 from chaos_archives import make_archive
+from chaos_command import INTERRUPTED
 from chaos_draw import VICTIMS, Kill, draw
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1200)]
@@ -41,11 +42,10 @@ def stage(
 @pytest.mark.parametrize(
     "kills",
     [
-        (replace(_KILL, victim="driver", point="commit"),),
-        (replace(_KILL, victim="actor"), replace(_KILL, victim="s3", parts=6)),
-        (replace(_KILL, victim="node"),),
+        (_KILL, replace(_KILL, victim="s3")),
+        (replace(_KILL, victim="node"), replace(_KILL, victim="actor", parts=6)),
     ],
-    ids=["driver", "actor-and-s3", "node"],
+    ids=["driver-then-s3", "node-then-actor"],
 )
 def test_a_killed_job_ends_as_if_nothing_had_been(stage: Stage, kills: tuple[Kill, ...]) -> None:
     figures = play(stage, replace(_ROUND, kills=kills))
@@ -61,7 +61,7 @@ def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage) -> None:
         time.sleep(0.5)
         assert not command.works()
         command.process.terminate()
-        assert command.wait() == 130
+        assert command.wait() in INTERRUPTED, command.story()
         assert "Traceback" not in command.words()
     finally:
         command.end()
