@@ -332,7 +332,7 @@ def test_when_it_is_lost_the_block_is_interrupted(tmp_path: Path, how: str) -> N
     frail = Frail()
 
     def work() -> None:
-        with held(storage, str(tmp_path), 0.8, heartbeats=frail):
+        with held(storage, str(tmp_path), 3.0, heartbeats=frail):
             if how == "fails":
                 frail.broken = True
             else:
