@@ -34,7 +34,7 @@ from segcore.units import Unit, from_table
 from segcore.worker import ImageWorker
 
 STRIKES = 2  # processes that an image may cost
-STARTS = 3  # attempts to get a process that works
+STARTS = 2  # attempts to get a process that works
 _MESSAGES = {
     ErrorCode.CRASHED: "the process died on this image, twice",
     ErrorCode.TIMED_OUT: "took longer than run.image_timeout_s ({limit:g} s), twice",

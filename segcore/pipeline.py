@@ -74,7 +74,8 @@ class Pipeline:
             StorageError: Unit after unit failed, and none succeeded.
         """
         pool = self._pool
-        size = _size(pool.min_actors, pool.max_actors, pool)
+        least = min(pool.min_actors, len(units))  # a second pass may have few
+        size = _size(least, pool.max_actors, pool)
         if not pool.readers:
             yield from self._waves(units, [_Stage(UnitActor, size)])
             return

@@ -181,8 +181,7 @@ def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
     layouts = (
         ["ray.max_actors=1", "ray.cpus_per_actor=2", "ray.decode_threads=3"],
         ["ray.max_actors=2", "ray.cpus_per_actor=1"],
-        ["ray.max_actors=1", "ray.units_in_flight=2"],
-        ["ray.max_actors=1", "ray.layout=split"],
+        ["ray.max_actors=1", "ray.layout=split", "ray.units_in_flight=2"],
     )
     found = []
     for i, layout in enumerate(layouts):
