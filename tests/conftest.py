@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ settings.register_profile("segcore", deadline=None, max_examples=50)
 # CI tries the same examples each time: what it says is about the change. People find new ones.
 settings.register_profile("ci", settings.get_profile("segcore"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "segcore")
+
+# A shell that starts the tests in the background has SIGINT ignored, in all that they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])  # for processes that import fake models
