@@ -113,14 +113,11 @@ def glance(folder: str, storage: Storage, ttl_s: float) -> Sighting | None:
 
 def listed(folder: str, storage: Storage) -> dict[str, Version]:
     """All files of the lease, by name."""
-    for _ in range(_TURNS):
-        with suppress(FileNotFoundError):  # on disk: deleted while it was listed
-            return {
-                basename(info.uri): (info.etag, changed)
-                for info, changed in storage.list_dated(folder)
-                if info.uri == join(folder, basename(info.uri))
-            }
-    raise _restless(folder)
+    return {
+        basename(info.uri): (info.etag, changed)
+        for info, changed in storage.list_dated(folder)
+        if info.uri == join(folder, basename(info.uri))
+    }
 
 
 def _dated(folder: str, storage: Storage, exact: bool) -> tuple[dict[str, Version], float | None]:

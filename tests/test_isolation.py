@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import tarfile
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from archives import parquet_bytes, tar_bytes
 from fake_models import DEADLY, DEADLY_EARLY, GREEDY, HANGS, RAISES
 from PIL import Image
 
@@ -106,15 +105,9 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
 def test_shards_too(ray_session, tmp_path, kind):
     contents = _contents(_04a=DEADLY)
     source = tmp_path / f"in.{kind}"
-    if kind == "tar":
-        with tarfile.open(source, "w") as tar:
-            for name, data in contents.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    else:
-        columns = {"key": list(contents), "image": list(contents.values())}
-        pq.write_table(pa.table(columns), source, row_group_size=4)
+    columns = {"key": list(contents), "image": list(contents.values())}
+    data = tar_bytes(contents.items()) if kind == "tar" else parquet_bytes(columns, 4)
+    source.write_bytes(data)
     output = str(tmp_path / "out")
     report = _segment(str(source), output)
     assert (report.images, report.ok, report.failures) == (13, 12, {"crashed": 1})

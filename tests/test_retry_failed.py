@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from archives import parquet_bytes, tar_bytes
 from fake_models import RAISES, BrightModel
 from PIL import Image
 
@@ -59,15 +57,9 @@ def _archive(path: Path, kind: str) -> str:
             Storage().write(str(path / name), data)
         return str(path)
     shard = path.with_suffix(f".{kind}")
-    if kind == "tar":
-        with tarfile.open(shard, "w") as tar:
-            for name, data in CONTENTS.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    else:
-        columns = {"key": list(CONTENTS), "image": list(CONTENTS.values())}
-        pq.write_table(pa.table(columns), shard, row_group_size=5)
+    columns = {"key": list(CONTENTS), "image": list(CONTENTS.values())}
+    data = tar_bytes(CONTENTS.items()) if kind == "tar" else parquet_bytes(columns, 5)
+    shard.write_bytes(data)
     return str(shard)
 
 
