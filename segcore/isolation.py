@@ -130,9 +130,9 @@ class Isolator:
                     self._call("open", unit, len(results), self._redo)
                     opened = True
                 name = self._call("advance")
+                reading = False
                 if name is None:
                     return self._call("commit", unit, results, self._redo)
-                reading = False
                 results.append(self._call("finish"))
                 strikes = 0
             except _Died as death:
@@ -145,7 +145,8 @@ class Isolator:
                 error = ImageError(death.code, message)
                 if reading:
                     return self._give_up(unit, results, error)
-                assert name is not None
+                if name is None:  # in the commit: no image is to blame, the unit stays undone
+                    raise error from None
                 results.append(replace(name, error=error))
             self._report(unit, results)
 
