@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from segcore import memory
 from segcore.batches import DeviceLost
 from segcore.errors import ClusterError
 from segcore.models.base import Model, ModelOptions
@@ -169,8 +170,9 @@ def set_up(spec: ActorSpec) -> Model:
     # not depend on how many actors or cores a run has. More actors use more cores.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
+    memory.keep_freed()
     if spec.max_bytes is not None:
-        _limit_memory(spec.max_bytes)
+        memory.limit(spec.max_bytes)
     model = load_model(spec.model, spec.options, spec.weights)
     if model.info.weights_sha256 != spec.weights_sha256:
         raise ClusterError(
@@ -184,15 +186,3 @@ def as_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:
     """Outcomes as a batch of Ray Data."""
     rows = [asdict(outcome) for outcome in outcomes]
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _limit_memory(limit: int) -> None:
-    """Let allocations over `limit` fail in this process, where they can be handled, instead of
-    bringing the machine to where something is killed.
-    """
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

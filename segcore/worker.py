@@ -278,7 +278,7 @@ class ImageWorker:
         return commit(unit, self._kept.merged(results), self._notes)
 
 
-_REPORT_EVERY_S = 0.3
+_REPORT_EVERY_S = 1.0
 _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
 
 
