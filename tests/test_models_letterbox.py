@@ -111,7 +111,7 @@ def test_pixels_keep_their_channels_and_place():
     canvas = box.apply(image)
     assert canvas.shape == (3, 64, 64)
     assert canvas.dtype == np.uint8
-    assert canvas.flags.c_contiguous
+    assert canvas.transpose(1, 2, 0).flags.c_contiguous
     content = canvas[:, 16:48]
     expected = cv2.resize(image, (64, 32), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(content, expected.transpose(2, 0, 1))

@@ -13,7 +13,7 @@ from segcore.models.checkpoints import Checkpoint, CheckpointMeta
 from segcore.models.devices import exact, only_float32, pick_device, pick_precision
 from segcore.models.fusion import fuse
 from segcore.models.letterbox import Letterbox
-from segcore.models.yolo11 import RawOutputs, build
+from segcore.models.yolo11 import build
 from segcore.models.yolo_seg import RawGroup, YoloSegModel
 
 SIZE = 96
@@ -136,7 +136,7 @@ def test_masks_equal_full_size_masks_of_the_definition(checkpoint, shape):
     logits = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
     logits = logits[..., window.top : window.bottom, window.left : window.right]
     full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")[:, 0] > 0
-    boxes = box.boxes_to_image(raw.boxes[0].numpy())
+    boxes = box.boxes_to_image(raw.boxes()[0].numpy())
     xywh = boxes - np.pad(boxes[:, :2], ((0, 0), (2, 0)))
     for i in range(len(found)):
         got = coco.decode({"size": list(image.shape[:2]), "counts": found.counts[i]})
@@ -176,7 +176,7 @@ def test_images_of_different_canvases_in_one_batch(checkpoint, rect, monkeypatch
     groups = model.forward(prepared)
     assert [group.places for group in groups] == [(0, 1, 3), (2,), (4, 5)]
     assert ran == [(6, 3, 96, 96), (6, 3, 96, 32), (6, 3, 64, 96)]
-    assert [len(group.outputs.boxes) for group in groups] == [3, 1, 2]
+    assert [len(group.outputs.distances) for group in groups] == [3, 1, 2]
     alone = [rect.preprocess(image) for image in images]
     for group in groups:
         for row, place in enumerate(group.places):
@@ -235,12 +235,12 @@ def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
     assert plain.info.parameters["precision"] == "float32"
     assert half.info.parameters == plain.info.parameters | {"precision": "bfloat16"}
     (expected,), (got,) = (m.forward([m.preprocess(pictures()[4])]) for m in (plain, half))
-    assert got.outputs.boxes.dtype == torch.float32
+    assert got.outputs.boxes().dtype == torch.float32
     assert got.outputs.prototypes.dtype == torch.bfloat16
     assert got.outputs.class_logits.dtype == torch.bfloat16
     for a, b in zip(got.outputs, expected.outputs, strict=True):
         assert 0 < (a.float() - b).norm() < 0.5 * b.norm()  # random weights amplify
-    assert (got.outputs.boxes != got.outputs.boxes.bfloat16()).float().mean() > 0.9
+    assert (got.outputs.boxes() != got.outputs.boxes().bfloat16()).float().mean() > 0.9
     found = run(half, pictures())
     assert sum(map(len, found)) > 20
     for one, other in zip(found, run(half, pictures()[::-1])[::-1], strict=True):
@@ -321,7 +321,7 @@ def test_masks_without_a_pixel_are_dropped(model):
     kept = model.postprocess([group], prepared)[0]
     assert len(kept) > 0
     raw = group.outputs
-    nothing = RawOutputs(raw.boxes, raw.class_logits, raw.coefficients * 0, raw.prototypes)
+    nothing = raw._replace(coefficients=raw.coefficients * 0)
     assert len(model.postprocess([RawGroup((0,), nothing)], prepared)[0]) == 0
 
 

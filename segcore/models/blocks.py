@@ -164,19 +164,12 @@ class Proto(nn.Module):
 
 
 class Integral(nn.Module):
-    """Expected value of the distance distributions (arXiv:2006.04388, section 3.2).
+    """The bins of the distance distributions, as official state dicts hold them.
 
-    A fixed 1x1 convolution rather than a buffer, because official state dicts hold it so.
+    They are whole numbers, so `segcore.models.yolo11.expected_distances` needs no weights.
     """
 
     def __init__(self, bins: int) -> None:
         super().__init__()
-        self.bins = bins
         self.conv = nn.Conv2d(bins, 1, 1, bias=False).requires_grad_(False)
         self.conv.weight.data[:] = torch.arange(bins, dtype=torch.float32).view(1, bins, 1, 1)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """(..., 4 * bins) logits -> (..., 4) expected distances in units of the stride."""
-        probabilities = logits.unflatten(-1, (4, self.bins)).softmax(dim=-1)
-        bins = self.conv.weight.view(self.bins)  # whole numbers, exact in any precision
-        return probabilities @ bins.to(probabilities.dtype)

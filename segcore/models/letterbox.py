@@ -76,9 +76,9 @@ class Letterbox:
         )
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(height, width, 3) uint8 -> (3, canvas_height, canvas_width) uint8, contiguous.
+        """(height, width, 3) uint8 -> (3, canvas_height, canvas_width) uint8.
 
-        Channels keep their order.
+        Channels keep their order; in memory they stay last, as networks here take them.
 
         Args:
             image: The original; or reduced by 2, 4 or 8 (see `segcore.images.decode_reduced`), then
@@ -90,14 +90,13 @@ class Letterbox:
             image = self._from_reduced(image, factor)
         elif content != (self.width, self.height):
             image = cv2.resize(image, content, interpolation=cv2.INTER_LINEAR)
-        canvas = np.full((3, self.canvas_height, self.canvas_width), PADDING_VALUE, np.uint8)
+        canvas = np.full((self.canvas_height, self.canvas_width, 3), PADDING_VALUE, np.uint8)
         inside = canvas[
-            :,
             self.top : self.top + self.content_height,
             self.left : self.left + self.content_width,
         ]
-        inside[:] = image.transpose(2, 0, 1)
-        return canvas
+        inside[:] = image
+        return canvas.transpose(2, 0, 1)
 
     def _reduction(self, image: np.ndarray) -> int:
         """By how much `image` is reduced; 1 for the original."""

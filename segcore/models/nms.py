@@ -8,11 +8,13 @@ Cluster-NMS, arXiv:2005.03572, section 3.3). No wall-clock limit, no dependence 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Boxes = Callable[[Tensor], Tensor]  # anchors (B, K) int64 -> their boxes (B, K, 4) x1 y1 x2 y2
 MAX_CANDIDATES = 30_000  # boxes of one image that take part, best scores first
 # Boxes of different classes are shifted this far apart and so never overlap (input pixels; boxes
 # reach at most a few hundred pixels beyond the input). The value is that of the published models:
@@ -32,11 +34,13 @@ class Detections(NamedTuple):
         anchors: (N,) int64 indices into the anchors.
         scores: (N,) float32.
         classes: (N,) int64.
+        boxes: (N, 4) float32 x1 y1 x2 y2 in input pixels.
     """
 
     anchors: Tensor
     scores: Tensor
     classes: Tensor
+    boxes: Tensor
 
 
 class BatchDetections(NamedTuple):
@@ -46,15 +50,8 @@ class BatchDetections(NamedTuple):
         anchors: (B, D) int64 as in `Detections`; any anchor in places that are not taken.
         scores: (B, D) float32; -inf in places that are not taken, which are the last of a row.
         classes: (B, D) int64.
+        boxes: (B, D, 4) float32.
     """
-
-    anchors: Tensor
-    scores: Tensor
-    classes: Tensor
-
-
-class _Candidates(NamedTuple):
-    """Best first: `BatchDetections` before suppression, and boxes moved apart by class."""
 
     anchors: Tensor
     scores: Tensor
@@ -63,7 +60,7 @@ class _Candidates(NamedTuple):
 
 
 def detect(
-    boxes: Tensor,
+    boxes: Boxes,
     class_logits: Tensor,
     conf: float,
     iou: float,
@@ -74,7 +71,7 @@ def detect(
     """Best class of each anchor (by logit), score threshold, NMS for each class of each image.
 
     Args:
-        boxes: (B, A, 4) x1 y1 x2 y2 in input pixels.
+        boxes: Gives the boxes of anchors in input pixels; asked only for those that take part.
         class_logits: (B, A, C) before the sigmoid.
         conf: Anchors take part when their score is greater than this.
         iou: A box is dropped when it overlaps a better one of its class by more than this.
@@ -85,16 +82,16 @@ def detect(
     Returns:
         One `Detections` for each image, on the device of the inputs.
     """
-    found = _candidates(boxes, class_logits, conf, max_candidates, class_offset)
-    kept = suppress(found.boxes, torch.isfinite(found.scores), iou, max_det)
+    found = _candidates(boxes, class_logits, conf, max_candidates)
+    kept = _kept(found, iou, max_det, class_offset)
     return [
-        Detections(a[k][:max_det], s[k][:max_det], c[k][:max_det])
-        for a, s, c, k in zip(found.anchors, found.scores, found.classes, kept, strict=True)
+        Detections(*(values[k][:max_det] for values in image))
+        for *image, k in zip(*found, kept, strict=True)
     ]
 
 
 def detect_batch(
-    boxes: Tensor,
+    boxes: Boxes,
     class_logits: Tensor,
     conf: float,
     iou: float,
@@ -107,12 +104,12 @@ def detect_batch(
     The host waits for the largest number of candidates, and then for each block of `suppress`:
     twice in all for a usual batch. D is `max_det` or that number, if it is less.
     """
-    found = _candidates(boxes, class_logits, conf, max_candidates, class_offset)
+    found = _candidates(boxes, class_logits, conf, max_candidates)
     batch, most = found.scores.shape
     size = min(most, max_det)
     if size == 0:
-        return BatchDetections(*(tensor[:, :0] for tensor in found[:3]))
-    kept = suppress(found.boxes, torch.isfinite(found.scores), iou, max_det)
+        return BatchDetections(*(tensor[:, :0] for tensor in found))
+    kept = _kept(found, iou, max_det, class_offset)
     wanted = torch.arange(1, size + 1, device=kept.device).repeat(batch, 1)
     at = torch.searchsorted(kept.cumsum(1), wanted)  # `most` behind the last
     place = at.clamp(max=most - 1)
@@ -120,23 +117,29 @@ def detect_batch(
         found.anchors.gather(1, place),
         torch.where(at < most, found.scores.gather(1, place), -torch.inf),
         found.classes.gather(1, place),
+        found.boxes.gather(1, place.unsqueeze(-1).expand(-1, -1, 4)),
     )
 
 
 def _candidates(
-    boxes: Tensor, class_logits: Tensor, conf: float, max_candidates: int, class_offset: float
-) -> _Candidates:
-    logits, classes = class_logits.float().max(dim=2)
-    scores = logits.sigmoid()
+    boxes: Boxes, class_logits: Tensor, conf: float, max_candidates: int
+) -> BatchDetections:
+    """All that take part, before suppression."""
+    scores = class_logits.float().amax(dim=2).sigmoid()
     scores = torch.where(scores > conf, scores, -torch.inf)  # NaN never passes
     counts = torch.isfinite(scores).sum(dim=1)
     most = min(int(counts.max()), max_candidates)
     ordered, anchors = torch.sort(scores, dim=1, descending=True, stable=True)
     ordered, anchors = ordered[:, :most], anchors[:, :most]
-    classes = classes.gather(1, anchors)
-    candidates = boxes.float().gather(1, anchors.unsqueeze(-1).expand(-1, -1, 4))
-    candidates = candidates + classes.unsqueeze(-1) * class_offset
-    return _Candidates(anchors, ordered, classes, candidates)
+    rows = anchors.unsqueeze(-1).expand(-1, -1, class_logits.shape[2])
+    classes = class_logits.gather(1, rows).float().max(dim=2).indices
+    return BatchDetections(anchors, ordered, classes, boxes(anchors).float())
+
+
+def _kept(found: BatchDetections, iou: float, max_det: int, class_offset: float) -> Tensor:
+    """(B, K) bool: `suppress` with the classes moved apart."""
+    apart = found.boxes + found.classes.unsqueeze(-1) * class_offset
+    return suppress(apart, torch.isfinite(found.scores), iou, max_det)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:

@@ -57,14 +57,23 @@ class HeadOutputs(NamedTuple):
     coefficients: Tensor
     prototypes: Tensor
 
+    def boxes(self, anchors: Tensor | None = None) -> Tensor:
+        """Boxes (B, N, 4) x1 y1 x2 y2 float32 in input pixels, whatever the precision.
 
-class RawOutputs(NamedTuple):
-    """What inference needs. As `HeadOutputs`, with boxes (B, A, 4) x1 y1 x2 y2 in input pixels."""
-
-    boxes: Tensor
-    class_logits: Tensor
-    coefficients: Tensor
-    prototypes: Tensor
+        Args:
+            anchors: (B, N) int64, whose boxes are wanted; None: all. What a box is does not depend
+                on which others are, to the last bit.
+        """
+        distances = self.distances
+        if anchors is not None:
+            rows = anchors.unsqueeze(-1).expand(-1, -1, distances.shape[-1])
+            distances = distances.gather(1, rows)
+        distances = distances.float()
+        height, width = (PROTO_STRIDE * side for side in self.prototypes.shape[-2:])
+        centres, strides = anchor_grid(height, width, distances)
+        if anchors is not None:
+            centres, strides = centres[anchors], strides[anchors]
+        return decode_boxes(expected_distances(distances), centres, strides)
 
 
 def anchor_grid(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +118,8 @@ class SegmentHead(nn.Module):
 
         def flat(towers: nn.ModuleList) -> Tensor:
             maps = [tower(x) for tower, x in zip(towers, features, strict=True)]
-            return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
+            # In channels-last memory each is a view.
+            return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)
 
         return HeadOutputs(flat(self.cv2), flat(self.cv3), flat(self.cv4), self.proto(features[0]))
 
@@ -130,7 +140,7 @@ def _tower(c_in: int, c_mid: int, c_out: int) -> nn.Sequential:
 
 
 class YOLO11Seg(nn.Module):
-    """The network: `heads` for training, `forward` for inference.
+    """The network.
 
     Args:
         size: One of n, s, m, l, x.
@@ -190,7 +200,7 @@ class YOLO11Seg(nn.Module):
         assert isinstance(head, SegmentHead)
         return head
 
-    def heads(self, x: Tensor) -> HeadOutputs:
+    def forward(self, x: Tensor) -> HeadOutputs:
         """(B, 3, H, W) float RGB in [0, 1], H and W multiples of 32 -> raw head outputs."""
         m = self.model
         p3 = m[4](m[3](m[2](m[1](m[0](x)))))
@@ -202,16 +212,23 @@ class YOLO11Seg(nn.Module):
         n5 = m[22](torch.cat((m[20](n4), p5), dim=1))
         return self.head([n3, n4, n5])
 
-    def forward(self, x: Tensor) -> RawOutputs:
-        """(B, 3, H, W) float RGB in [0, 1], H and W multiples of 32 -> decoded outputs.
 
-        Boxes are float32, whatever the precision of the network; the rest has its precision.
-        """
-        heads = self.heads(x)
-        distances = heads.distances.float()
-        centres, strides = anchor_grid(x.shape[2], x.shape[3], distances)
-        boxes = decode_boxes(self.head.dfl(distances), centres, strides)
-        return RawOutputs(boxes, heads.class_logits, heads.coefficients, heads.prototypes)
+def expected_distances(logits: Tensor) -> Tensor:
+    """Expected values of the distance distributions (arXiv:2006.04388, section 3.2).
+
+    Args:
+        logits: (..., 4 * REG_MAX).
+
+    Returns:
+        (..., 4) in units of the stride.
+    """
+    bins = torch.arange(REG_MAX, device=logits.device, dtype=logits.dtype)
+    weighted = logits.unflatten(-1, (4, REG_MAX)).softmax(dim=-1) * bins
+    # Halves on halves: a matrix product would add in an order that depends on the number of boxes.
+    while weighted.shape[-1] > 1:
+        low, high = weighted.chunk(2, dim=-1)
+        weighted = low + high
+    return weighted.squeeze(-1)
 
 
 def decode_boxes(distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.fusion import fuse, fuse_for_cpu
 from segcore.models.letterbox import PADDING_VALUE, Letterbox
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
-from segcore.models.yolo11 import RawOutputs
+from segcore.models.yolo11 import HeadOutputs
 
-RESULT_VERSION = 2  # bump when the same weights and options give other results
+RESULT_VERSION = 3  # bump when the same weights and options give other results
 # A batch of one keeps a CPU as busy as a larger one, and needs no padding (measured).
 _DEFAULT_BATCH = {"cpu": 1, "mps": 8, "cuda": 32}
 _REACH = 1024  # pixels: boxes reach less far than this outside of the input
@@ -72,7 +72,7 @@ class RawGroup:
     """
 
     places: tuple[int, ...]
-    outputs: RawOutputs
+    outputs: HeadOutputs
 
 
 class YoloSegModel:
@@ -143,24 +143,26 @@ class YoloSegModel:
             return [RawGroup((i,), self._run(p.pixels[None])) for i, p in enumerate(prepared)]
         groups = []
         for places in _by_canvas(prepared):
-            canvas = prepared[places[0]].pixels.shape
-            pixels = np.full((self.batch_size, *canvas), PADDING_VALUE, np.uint8)
+            _, height, width = prepared[places[0]].pixels.shape
+            pixels = np.full((self.batch_size, height, width, 3), PADDING_VALUE, np.uint8)
+            pixels = pixels.transpose(0, 3, 1, 2)
             for row, place in enumerate(places):
                 pixels[row] = prepared[place].pixels
             outputs = (tensor[: len(places)] for tensor in self._run(pixels))
-            groups.append(RawGroup(places, RawOutputs(*outputs)))
+            groups.append(RawGroup(places, HeadOutputs(*outputs)))
         return groups
 
-    def _run(self, pixels: np.ndarray) -> RawOutputs:
+    def _run(self, pixels: np.ndarray) -> HeadOutputs:
         """(B, 3, H, W) uint8 -> raw outputs."""
         return self.infer(torch.from_numpy(pixels).to(self.device))
 
     @torch.inference_mode()
-    def infer(self, pixels: torch.Tensor) -> RawOutputs:
+    def infer(self, pixels: torch.Tensor) -> HeadOutputs:
         """Canvases (B, 3, H, W) uint8 on the device -> raw outputs; `forward` without the host."""
         batch = pixels.float().div_(255).to(self._dtype)
         with exact(self.device):
-            return RawOutputs(*self._network(batch.contiguous(memory_format=self._layout)))
+            outputs: HeadOutputs = self._network(batch.contiguous(memory_format=self._layout))
+        return outputs
 
     @torch.inference_mode()
     def postprocess(
@@ -222,26 +224,23 @@ class YoloSegModel:
             boxes, scores, classes = found[:, :4], found[:, 4], found[:, 5].astype(np.int64)
             yield place, self._assembled(letterboxes[place], boxes, scores, classes, mask)
 
-    def _found_on_device(self, raw: RawOutputs) -> tuple[np.ndarray, torch.Tensor]:
+    def _found_on_device(self, raw: HeadOutputs) -> tuple[np.ndarray, torch.Tensor]:
         """Detections of a group: (B, D, 6) box, score (-inf: none), class; their coefficients."""
         found = detect_batch(
             raw.boxes, raw.class_logits, *self._limits, class_offset=self._class_offset
         )
 
-        def of(tensor: torch.Tensor) -> torch.Tensor:
-            rows = found.anchors.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
-            return tensor.gather(1, rows).float()
-
-        columns = of(raw.boxes), found.scores.unsqueeze(-1), found.classes.unsqueeze(-1).float()
-        return download(torch.cat(columns, dim=2)), of(raw.coefficients)
+        columns = found.boxes, found.scores.unsqueeze(-1), found.classes.unsqueeze(-1).float()
+        rows = found.anchors.unsqueeze(-1).expand(-1, -1, raw.coefficients.shape[-1])
+        return download(torch.cat(columns, dim=2)), raw.coefficients.gather(1, rows).float()
 
     def _instances(
-        self, raw: RawOutputs, index: int, found: Detections, letterbox: Letterbox
+        self, raw: HeadOutputs, index: int, found: Detections, letterbox: Letterbox
     ) -> Instances:
         canvas = (letterbox.height, letterbox.width)
         if not len(found.anchors):
             return Instances.empty(*canvas)
-        boxes = letterbox.boxes_to_image(raw.boxes[index, found.anchors].float().cpu().numpy())
+        boxes = letterbox.boxes_to_image(found.boxes.cpu().numpy())
         prototypes = raw.prototypes[index].float()
         coefficients = raw.coefficients[index, found.anchors].float()
         with exact(self.device):

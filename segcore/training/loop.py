@@ -256,7 +256,7 @@ class Trainer:
         x = images.to(self.device, memory_format=torch.channels_last).float() / 255
         reduced = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-            heads = self.model.heads(x)
+            heads = self.model(x)
         loss, parts = self.loss(heads, targets.to(self.device))
         if not math.isfinite(float(loss.detach())):
             raise UsageError(

@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.models.yolo11 import PROTO_STRIDE, REG_MAX, HeadOutputs, anchor_grid, decode_boxes
+from segcore.models.yolo11 import (
+    PROTO_STRIDE,
+    REG_MAX,
+    HeadOutputs,
+    anchor_grid,
+    decode_boxes,
+    expected_distances,
+)
 from segcore.training.assign import Assignment, assign, paired_iou
 from segcore.training.config import LossWeights
 
@@ -92,9 +99,7 @@ class SegmentationLoss:
         distances, logits = heads.distances.float(), heads.class_logits.float()
         height, width = targets.labels.shape[1:]
         centres, strides = anchor_grid(height, width, distances)
-        projection = torch.arange(REG_MAX, device=distances.device, dtype=distances.dtype)
-        expected = distances.unflatten(-1, (4, REG_MAX)).softmax(-1) @ projection
-        boxes = decode_boxes(expected, centres, strides)
+        boxes = decode_boxes(expected_distances(distances), centres, strides)
         match = assign(
             logits.detach().sigmoid(),
             boxes.detach(),

@@ -118,17 +118,17 @@ def compare_heads(peer: SegmentationModel, ours: yolo11.YOLO11Seg, batch: torch.
         (prediction, prototypes), raw = peer(batch)[0], ours(batch)
     prediction = prediction.transpose(1, 2)
     return {
-        "boxes": relative(prediction[..., :4], xywh(raw.boxes)),
+        "boxes": relative(prediction[..., :4], xywh(raw.boxes())),
         "classes": relative(prediction[..., 4 : 4 + CLASSES], raw.class_logits.sigmoid()),
         "coefficients": relative(prediction[..., 4 + CLASSES :], raw.coefficients),
         "prototypes": relative(prototypes, raw.prototypes),
     }
 
 
-def compare_stages(raw: yolo11.RawOutputs, images: list[np.ndarray]) -> dict:
+def compare_stages(raw: yolo11.HeadOutputs, images: list[np.ndarray]) -> dict:
     """NMS and masks of both from the same raw outputs."""
     scores = raw.class_logits.sigmoid()
-    prediction = torch.cat((xywh(raw.boxes), scores, raw.coefficients), dim=2).transpose(1, 2)
+    prediction = torch.cat((xywh(raw.boxes()), scores, raw.coefficients), dim=2).transpose(1, 2)
     theirs = nms.non_max_suppression(
         prediction, CONF, IOU, max_det=MAX_DET, nc=CLASSES, max_time_img=1e9
     )
@@ -144,7 +144,7 @@ def compare_stages(raw: yolo11.RawOutputs, images: list[np.ndarray]) -> dict:
         )
         canvas = image.shape[:2]
         letterbox = Letterbox.fit(*canvas, SIZE)
-        boxes = letterbox.boxes_to_image(raw.boxes[i, our.anchors].numpy())
+        boxes = letterbox.boxes_to_image(our.boxes.numpy())
         coefficients = raw.coefficients[i, our.anchors]
         full = ops.process_mask_native(
             raw.prototypes[i], coefficients, torch.from_numpy(boxes), canvas
