@@ -140,21 +140,27 @@ class YoloSegModel:
         if not 1 <= len(prepared) <= self.batch_size:
             raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
         if self._one_by_one:
-            return [RawGroup((i,), self._run(p.pixels[None])) for i, p in enumerate(prepared)]
+            alone = (torch.from_numpy(image.pixels[None]) for image in prepared)
+            return [RawGroup((i,), self._run(pixels)) for i, pixels in enumerate(alone)]
         groups = []
         for places in _by_canvas(prepared):
-            _, height, width = prepared[places[0]].pixels.shape
-            pixels = np.full((self.batch_size, height, width, 3), PADDING_VALUE, np.uint8)
-            pixels = pixels.transpose(0, 3, 1, 2)
+            pixels = self._canvases(*prepared[places[0]].pixels.shape[1:])
+            rows = pixels.numpy()
             for row, place in enumerate(places):
-                pixels[row] = prepared[place].pixels
+                rows[row] = prepared[place].pixels
             outputs = (tensor[: len(places)] for tensor in self._run(pixels))
             groups.append(RawGroup(places, HeadOutputs(*outputs)))
         return groups
 
-    def _run(self, pixels: np.ndarray) -> HeadOutputs:
-        """(B, 3, H, W) uint8 -> raw outputs."""
-        return self.infer(torch.from_numpy(pixels).to(self.device))
+    def _canvases(self, height: int, width: int) -> torch.Tensor:
+        """Grey canvases of a batch on the host, channels last; from where a GPU can fetch them."""
+        size = (self.batch_size, height, width, 3)
+        canvases = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return canvases.fill_(PADDING_VALUE).permute(0, 3, 1, 2)
+
+    def _run(self, pixels: torch.Tensor) -> HeadOutputs:
+        """(B, 3, H, W) uint8 on the host -> raw outputs; on CUDA it does not wait for the copy."""
+        return self.infer(pixels.to(self.device, non_blocking=self.device.type == "cuda"))
 
     @torch.inference_mode()
     def infer(self, pixels: torch.Tensor) -> HeadOutputs:
