@@ -47,11 +47,13 @@ def stage(
     ],
     ids=["driver-then-s3", "node-then-actor"],
 )
+@pytest.mark.faults
 def test_a_killed_job_ends_as_if_nothing_had_been(stage: Stage, kills: tuple[Kill, ...]) -> None:
     figures = play(stage, replace(_ROUND, kills=kills))
     assert set(figures.kills) == {kill.victim for kill in kills}  # none came too late
 
 
+@pytest.mark.faults
 def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage) -> None:
     """Ray has a handler of its own then, which ends the process with code 15."""
     archive = make_archive(stage.storage, "tar", stage.place("in/early", False), 0)

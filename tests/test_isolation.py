@@ -71,6 +71,7 @@ def _folder(path, contents: dict[str, bytes]) -> str:
     return str(path)
 
 
+@pytest.mark.faults
 def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
     contents = _contents(
         _02a=DEADLY, _02b=DEADLY_EARLY, _05a=RAISES, _10a=GREEDY, _11z=HANGS
@@ -115,6 +116,7 @@ def test_shards_too(ray_session, tmp_path, kind):
     assert verify(Storage(), output).exit_code == 0
 
 
+@pytest.mark.faults
 def test_a_model_that_dies_on_any_image_blames_none(ray_session, tmp_path):
     source = _folder(tmp_path / "in", _contents())
     sets = ("run.attempts=1", "ray.max_actors=1", "plan.images=100")

@@ -146,6 +146,7 @@ class Command:
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Path) -> None:
     _images(str(tmp_path / "in"), 40)

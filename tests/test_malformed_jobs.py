@@ -140,6 +140,7 @@ SOURCES: dict[str, Callable[[Files, Path, int], None]] = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "manifest"])  # see below
 def test_a_job_accounts_for_every_damaged_file(
     ray_session: None, tmp_path: Path, kind: str

@@ -35,7 +35,9 @@ def _through(proxy: FaultProxy, retries: int = 12) -> Storage:
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[pytest.mark.faults] * (f != "reset")) for f in FAULTS]
+)
 def test_every_operation_survives_every_fault(fault: str, s3: LoopbackS3, s3_prefix: str) -> None:
     direct = Storage()
     data = os.urandom(200_000)
@@ -234,6 +236,7 @@ def _compare(s3: LoopbackS3, prefix: str, n: int, per_unit: int, seed: int) -> F
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_disturbed_run_equals_the_undisturbed_one(
     ray_session: None, s3: LoopbackS3, s3_prefix: str
 ) -> None:
