@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segcore import local_disk, object_store
 from segcore.errors import AccessDenied, ObjectNotFound, StorageError
 from segcore.listing import Listing
+from segcore.remote_file import FastRemoteFile, RemoteFile
 from segcore.uris import is_remote, join, normalize, split
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _LISTING_BATCH = 10_000
+_STREAM_BUFFER = 1 << 20
 
 
 class ObjectTooLarge(StorageError):
@@ -183,13 +186,26 @@ class Storage:
             return file.read(length)
 
     def open(self, uri: str, buffer_bytes: int = 4 << 20) -> BinaryIO:
-        """The object as a seekable file; remote ones are read ahead by `buffer_bytes`."""
+        """The object as a seekable file; remote ones are read by `buffer_bytes` at a time."""
         uri = normalize(uri)
         if not is_remote(uri):
             return local_disk.open_file(uri)
-        store = self._store(uri)
-        size, _ = object_store.stat(store, uri)
-        return io.BufferedReader(_RemoteFile(store, uri, size), buffer_bytes)
+        file = RemoteFile(self._fetcher(uri), self.stat(uri).size)
+        return io.BufferedReader(file, buffer_bytes)
+
+    def stream(self, info: ObjectInfo, until: int = 0) -> BinaryIO:
+        """An object as a seekable file for those who read much of it.
+
+        Of a remote one, long reads are several requests at once, and the bytes before `until` are
+        fetched before they are asked for.
+        """
+        if not is_remote(info.uri):
+            return local_disk.open_file(info.uri)
+        file = FastRemoteFile(self._fetcher(info.uri), info.size, until)
+        return io.BufferedReader(file, _STREAM_BUFFER)
+
+    def _fetcher(self, uri: str) -> Callable[[int, int], bytes]:
+        return partial(object_store.read_range, self._store(uri), uri)
 
     def write(self, uri: str, data: bytes) -> None:
         """Replace the object at once: readers see the old or the whole new content."""
@@ -213,39 +229,6 @@ class Storage:
             object_store.delete(self._store(uri), uri)
         else:
             local_disk.delete(uri)
-
-
-class _RemoteFile(io.RawIOBase):
-    """Seekable view of a remote object; every read is one range request."""
-
-    def __init__(self, store: Any, uri: str, size: int) -> None:
-        self._store, self._uri, self._size = store, uri, size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"seek to the negative position {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self._size - self._at)
-        if length <= 0:
-            return 0
-        data = object_store.read_range(self._store, self._uri, self._at, length)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def listing_table(rows: Iterable[tuple[str, int, str]]) -> pa.Table:

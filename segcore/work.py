@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from segcore import cluster
 from segcore.job import Job
 from segcore.plan import Units, choose, remaining
+from segcore.sources import SourceOptions
 from segcore.telemetry import Goal, progress
 from segcore.worker import Reading
 
@@ -27,6 +28,7 @@ Say = Callable[[str], None]
 # On a GPU one batch is in the network while another is in its masks; on a CPU each pass has one
 # thread, so that there may be one for each core.
 _LANES = {"cuda": 2, "mps": 1}
+_GPU_READ_THREADS = 64
 
 
 @dataclass
@@ -148,7 +150,7 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
         options=config.model.options().model_copy(update={"device": pool.device}),
         reading=Reading(
             storage=job.storage,
-            source=config.source,
+            source=source_for(config.source, pool),
             decode=config.decode,
             threads=config.ray.decode_threads or pool.reading_threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
@@ -158,6 +160,13 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
         lanes=_LANES.get(pool.device, pool.threads),
         max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
     )
+
+
+def source_for(options: SourceOptions, pool: cluster.Pool) -> SourceOptions:
+    """A GPU takes many more images a second than come by the requests that a CPU makes at once."""
+    if options.read_threads or pool.device == "cpu":
+        return options
+    return options.model_copy(update={"read_threads": _GPU_READ_THREADS})
 
 
 def _goal(units: Units) -> Goal:

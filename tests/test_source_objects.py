@@ -5,10 +5,12 @@ import os
 import pytest
 from archives import codes, image_bytes, open_and_read, parquet_bytes, tar_bytes
 
+from segcore.cluster import Pool
 from segcore.errors import ErrorCode, ObjectNotFound, StorageError, UsageError
-from segcore.sources import SourceOptions, open_source, read_unit
+from segcore.sources import SourceOptions, objects, open_source, read_unit
 from segcore.storage import AccessDenied, Storage, StorageOptions, join
 from segcore.units import Member, UnitLimits, make_unit
+from segcore.work import source_for
 
 storage = Storage(StorageOptions(retries=0))
 
@@ -141,6 +143,35 @@ def test_an_outage_at_the_end_of_a_unit_is_no_failed_row(
     monkeypatch.setattr(Storage, "read", outage)
     with pytest.raises(StorageError, match="cannot be reached"):
         open_and_read(str(tmp_path), storage)
+
+
+@pytest.mark.parametrize(("size", "held"), [(100, 4), (600, 1), (5000, 1), (-1, 1)])
+def test_encoded_images_held_ahead_are_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, size: int, held: int
+) -> None:
+    """Up to 450 bytes; 8 images by their number."""
+    monkeypatch.setattr(objects, "_HELD_BYTES", 450)
+    begun: list[str] = []
+
+    def read(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        begun.append(uri)
+        return b"x"
+
+    monkeypatch.setattr(Storage, "read", read)
+    members = [Member(f"s3://b/{i:02}", f"s3://b/{i:02}", "", size) for i in range(20)]
+    unit = make_unit("objects", stop=20, n_images=20, n_bytes=0, members=members)
+    samples = read_unit(unit, storage, SourceOptions(read_threads=4))
+    for taken, (sample, member) in enumerate(zip(samples, members, strict=True)):
+        assert sample.image_id == member.image_id
+        assert len(begun) <= taken + held
+    assert len(begun) == 20
+
+
+def test_more_is_asked_for_at_once_where_there_is_a_gpu() -> None:
+    cpu, gpu = Pool(1, 1, 1, 0, "cpu"), Pool(1, 1, 1, 1, "cuda")
+    assert source_for(SourceOptions(), cpu).read_threads is None
+    assert source_for(SourceOptions(), gpu).read_threads == 64
+    assert source_for(SourceOptions(read_threads=3), gpu).read_threads == 3
 
 
 @pytest.mark.s3

@@ -65,8 +65,12 @@ class SourceOptions(BaseModel):
     extensions: tuple[str, ...] = Field(
         default=IMAGE_EXTENSIONS, min_length=1, description="File extensions of images."
     )
-    read_threads: int = Field(
-        default=16, ge=1, le=256, description="Concurrent reads of loose remote images."
+    read_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Concurrent reads of loose remote images, per worker; default 64 where the "
+        "worker has a GPU, else 16.",
     )
 
     @field_validator("extensions")

@@ -22,6 +22,9 @@ from segcore.units import Member, Unit, UnitLimits, objects_unit
 
 # So many failed requests in a row mean that the storage is down, not that the images are bad.
 _OUTAGE = 3
+_READ_THREADS = 16  # a CPU asks for no more; where there is a GPU, the options name more
+_HELD_BYTES = 64 << 20  # encoded images read ahead, at most; one larger image is read alone
+_UNKNOWN_BYTES = 1 << 20  # taken for the size of an image whose size is not known
 
 Outcome = bytes | ImageError | StorageError
 
@@ -118,23 +121,38 @@ def _settled(
 def _outcomes(
     members: Iterable[Member], storage: Storage, options: SourceOptions
 ) -> Iterator[tuple[Member, Outcome]]:
+    """What reading each of them came to, in order; remote ones are read ahead, several at once."""
     if not any(is_remote(member.uri) for member in members):
         yield from ((member, _read(member, storage, options)) for member in members)
         return
+    threads = options.read_threads or _READ_THREADS
     waiting: deque[tuple[Member, Future[Outcome]]] = deque()
-    with ThreadPoolExecutor(options.read_threads, "segcore-read") as pool:
+    held = 0
+    with ThreadPoolExecutor(threads, "segcore-read") as pool:
+
+        def first() -> tuple[Member, Outcome]:
+            nonlocal held
+            member, future = waiting.popleft()
+            held -= _weight(member)
+            return member, future.result()
+
         try:
             for member in members:
+                while waiting and (
+                    len(waiting) >= 2 * threads or held + _weight(member) > _HELD_BYTES
+                ):
+                    yield first()
                 waiting.append((member, pool.submit(_read, member, storage, options)))
-                if len(waiting) >= 2 * options.read_threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
+                held += _weight(member)
             while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield first()
         finally:  # also when the consumer stops early: do not read what nobody wants
             for _, future in waiting:
                 future.cancel()
+
+
+def _weight(member: Member) -> int:
+    return member.size if member.size >= 0 else _UNKNOWN_BYTES
 
 
 def _read(member: Member, storage: Storage, options: SourceOptions) -> Outcome:

@@ -275,11 +275,12 @@ def read_parquet(
     Raises:
         StorageError: The shard is gone, may not be read, or changed since planning.
     """
-    if storage.stat(unit.shard).etag != unit.etag:
+    info = storage.stat(unit.shard)
+    if info.etag != unit.etag:
         raise StorageError(
             f"{unit.shard} changed while the run was going on.", "Run again to plan it anew."
         )
-    with storage.open(unit.shard) as file:
+    with storage.stream(info) as file:
         try:
             with _readable():
                 parquet = pq.ParquetFile(file)

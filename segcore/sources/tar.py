@@ -25,7 +25,6 @@ from segcore.units import Member, Unit, UnitLimits, make_unit
 _BLOCK = 512
 _MAX_HEADER_BYTES = 1 << 20  # a long name or pax record; more is an attack or damage
 _INDEX_BUFFER = 1 << 20  # small members are read through, large ones hopped over
-_READ_BUFFER = 8 << 20
 _INDEX_THREADS = 8
 _DAMAGE = (
     tarfile.TarError,
@@ -149,7 +148,7 @@ def read_tar(
     whole = unit.start == 0 and unit.stop == info.size
     names = KeyNames(unit.shard) if whole else None
     renamed = {member.size: member.image_id for member in unit.members}
-    with storage.open(unit.shard, _READ_BUFFER) as file:
+    with storage.stream(info, until=unit.stop) as file:
         try:
             for header in _headers(file, unit.start, unit.stop, info.size):
                 if not options.is_image_name(header.name):
