@@ -16,6 +16,7 @@ import pytest
 import serial_run
 from fault_proxy import FAULTS, FaultProxy
 
+from segcore import remote_file
 from segcore.cluster import connected
 from segcore.config import Config, RayOptions, load_config
 from segcore.errors import ObjectNotFound, StorageError
@@ -38,7 +39,10 @@ def _through(proxy: FaultProxy, retries: int = 12) -> Storage:
 @pytest.mark.parametrize(
     "fault", [pytest.param(f, marks=[pytest.mark.faults] * (f != "reset")) for f in FAULTS]
 )
-def test_every_operation_survives_every_fault(fault: str, s3: LoopbackS3, s3_prefix: str) -> None:
+def test_every_operation_survives_every_fault(
+    fault: str, s3: LoopbackS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "_PIECE_BYTES", 20_000)
     direct = Storage()
     data = os.urandom(200_000)
     direct.write(f"{s3_prefix}/x", data)
@@ -51,6 +55,8 @@ def test_every_operation_survives_every_fault(fault: str, s3: LoopbackS3, s3_pre
             assert storage.read_range(f"{s3_prefix}/x", 10, 100_000) == data[10:100_010]
             assert storage.stat(f"{s3_prefix}/x").size == len(data)
             with storage.open(f"{s3_prefix}/x", 50_000) as file:
+                assert file.read() == data
+            with storage.stream(storage.stat(f"{s3_prefix}/x"), until=len(data)) as file:
                 assert file.read() == data
             listed = [info.size for info in storage.list(f"{s3_prefix}/listed")]
             assert listed == list(range(7))
