@@ -64,12 +64,12 @@ def records(storage: Storage, prefix: str) -> list[RunRecord]:
         try:
             values = json.loads(storage.read(uri, _MAX_JSON))
             record = RunRecord(uri, changed, values)
-            ordered = (record.sequence, record.run, record.status)
+            needed = (record.sequence, record.run, record.status, values["input"], values["failed"])
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{uri} is not a run record of segcore.", hint="Delete it, and run again."
             ) from None
-        assert ordered
+        assert needed
         return record
 
     with ThreadPoolExecutor(_READERS) as pool:

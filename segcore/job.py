@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +10,11 @@ from typing import Any
 from segcore.config import Config
 from segcore.edition import Edition, make_edition
 from segcore.errors import CheckpointError, ObjectNotFound, UsageError
+from segcore.history import plan_of, records
 from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.parts import Parts
-from segcore.plan import Plan, load, make_plan, summary
+from segcore.plan import Plan, make_plan, summary
 from segcore.readahead import Preparation
 from segcore.report import Preview
 from segcore.sources import open_source
@@ -194,29 +193,16 @@ def _read_weights(name: str, storage: Storage) -> bytes | None:
 
 
 def _last_run(storage: Storage, prefix: str) -> dict[str, Any]:
-    """The record in ``runs/`` with the highest sequence; {} when there is none."""
-    uris = [info.uri for info in storage.list(join(prefix, "runs")) if info.uri.endswith(".json")]
-
-    def read(uri: str) -> dict[str, Any]:
-        try:
-            record = json.loads(storage.read(uri, MAX_JSON_BYTES))
-            return {key: record[key] for key in ("run", "sequence", "input", "status", "failed")}
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{uri} is not a run record of segcore.", hint="Delete it, and run again."
-            ) from None
-
-    with ThreadPoolExecutor(16) as pool:
-        records = list(pool.map(read, uris))
-    return max(records, key=lambda record: record["sequence"], default={})
+    """What the newest record in ``runs/`` says; {} when there is none."""
+    found = records(storage, prefix)
+    return found[-1].values if found else {}
 
 
 def _plan_of(storage: Storage, prefix: str, last: dict[str, Any]) -> Plan | None:
     """The plan of the last run, so that what is unchanged keeps its units."""
     if not last:
         return None
-    uri = join(prefix, "plans", f"{last['run']}.parquet")
     try:
-        return load(storage.read(uri), uri)
+        return plan_of(storage, prefix, last["run"])
     except ObjectNotFound:
         return None
