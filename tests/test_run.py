@@ -276,12 +276,12 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     source = _archive(str(tmp_path / "in"), 31)
     output = str(tmp_path / "out")
 
-    command = Command(source, output, tmp_path / "1.log", delay=0.2)
+    command = Command(source, output, tmp_path / "1.log", delay=1.0)
     assert command.work() < 8
     command.process.kill()
     command.end()
 
-    command = Command(source, output, tmp_path / "2.log", delay=0.2)
+    command = Command(source, output, tmp_path / "2.log", delay=1.0)
     stopped_at = command.work()
     os.killpg(command.process.pid, signal.SIGINT)
     code, stdout, stderr = command.end()
