@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from types import ModuleType
 from segcore import quiet
 from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
+from segcore.interrupts import Aside
 
 START_ATTEMPTS = 3
 _READER_CPUS = 4.0  # more readers of fewer CPUs each would hold more copies of the libraries
@@ -92,17 +91,19 @@ def connected(options: RayOptions) -> Iterator[None]:
         ClusterError: Ray does not start or the cluster cannot be reached.
     """
     quiet.set_environment()
-    import ray
-
+    # An interrupt in the middle of Ray's import or start is swallowed there, or makes Ray abort
+    # the process at its end, or leaves processes behind.
+    aside = Aside()
+    ray = aside.run(_import)
     ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, options)
     with quiet.no_ray_output():
         try:
+            if ours:
+                aside.run(lambda: _connect(ray, options))
             yield
         finally:
             if ours:
-                ray.shutdown()  # has last words, too
+                aside.run(ray.shutdown)  # has last words, too
 
 
 def nodes() -> list[Node]:
@@ -244,6 +245,13 @@ def _fits(cpus: float, gpus: float, cluster: Sequence[Node]) -> int:
     )
 
 
+def _import() -> ModuleType:
+    import ray
+    import ray.data
+
+    return ray
+
+
 def _connect(ray: ModuleType, options: RayOptions) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
@@ -252,7 +260,7 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
     extra = {"include_dashboard": False} if local else {}
     for attempt in range(START_ATTEMPTS if local else 1):
         try:
-            with quiet.no_native_stderr(), _our_sigterm():
+            with quiet.no_native_stderr():
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -272,19 +280,6 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
                 if local
                 else HINT_ADDRESS,
             ) from None
-
-
-@contextmanager
-def _our_sigterm() -> Iterator[None]:
-    """Undo Ray's handler of SIGTERM, which ends the process with code 15 and without a word."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:  # it was called already
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _check_listening(address: str) -> None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from segcore.carry import carry
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
+from segcore.interrupts import sigterm_as_interrupt
 from segcore.job import MAX_JSON_BYTES, Job, check_reach, prepare, refresh
 from segcore.lease import Lease, hasty, held
 from segcore.parts import SCHEMA_VERSION
@@ -29,7 +30,7 @@ from segcore.report import (
     judge,
 )
 from segcore.storage import Storage, join
-from segcore.work import Course, Say, Task, sigterm_as_interrupt, work
+from segcore.work import Course, Say, Task, work
 
 MAX_ERRORS_KEPT = 10
 

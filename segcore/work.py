@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -106,7 +104,6 @@ def work(job: Job, tasks: Sequence[Task], course: Course, say: Say) -> None:
     with ExitStack() as stack:
         with course.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
-            stack.enter_context(sigterm_as_interrupt())  # Ray has just put its own in place
             pool = cluster.make_pool(options, job.config.model.device, most, cluster.nodes())
         course.pool = pool.words()
         say(f"Working with {course.pool}.")
@@ -176,20 +173,3 @@ def _goal(units: Units) -> Goal:
         units=len(units),
         bytes=pc.sum(units.table["n_bytes"]).as_py(),
     )
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, as batch systems send it, stop the run the way Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -85,7 +85,8 @@ class Command:
         while self.running():
             if true():
                 return True
-            assert time.monotonic() - self.began < LIMIT_S, f"hangs for {LIMIT_S:.0f} s"
+            waited = time.monotonic() - self.began
+            assert waited < LIMIT_S, f"hangs for {waited:.0f} s: {self.story()}"
             time.sleep(pause)
         return False
 

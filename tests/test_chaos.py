@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 from chaos import Stage, play
 from chaos_archives import make_archive
@@ -53,18 +54,23 @@ def test_a_killed_job_ends_as_if_nothing_had_been(stage: Stage, kills: tuple[Kil
     assert set(figures.kills) == {kill.victim for kill in kills}  # none came too late
 
 
+@pytest.mark.parametrize("after_s", [0.1, 0.5, 1.0, 2.0])
 @pytest.mark.faults
-def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage) -> None:
-    """Ray has a handler of its own then, which ends the process with code 15."""
+def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage, after_s: float) -> None:
+    """Ray would swallow it, or hang, or abort, or leave processes behind, depending on when."""
     archive = make_archive(stage.storage, "tar", stage.place("in/early", False), 0)
-    command = stage.command(archive, stage.place("out/early", False), actors=1, local_ray=True)
+    output = stage.place(f"out/early-{after_s}", False)
+    command = stage.command(archive, output, actors=1, local_ray=True)
     try:
         assert command.until(lambda: "Plan:" in command.words())
-        time.sleep(0.5)
-        assert not command.works()
+        time.sleep(after_s)
+        command.family()
         command.process.terminate()
         assert command.wait() in INTERRUPTED, command.story()
+        assert "Stopped; 0 of" in command.words()
         assert "Traceback" not in command.words()
+        _gone, left = psutil.wait_procs(command.family(), timeout=10)
+        assert not left
     finally:
         command.end()
 
