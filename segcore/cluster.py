@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from segcore import quiet
+from segcore import memory, quiet
 from segcore.config import RayOptions
 from segcore.errors import ClusterError, UsageError
 from segcore.interrupts import Aside
@@ -255,7 +255,9 @@ def _import() -> ModuleType:
 def _connect(ray: ModuleType, options: RayOptions) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
-    if not local:
+    if local:
+        memory.share_arenas()
+    else:
         _check_listening(address)
     extra = {"include_dashboard": False} if local else {}
     for attempt in range(START_ATTEMPTS if local else 1):

@@ -57,6 +57,19 @@ def test_an_interrupt_comes_even_when_the_block_fails() -> None:
     assert isinstance(caught.value.__context__, ValueError)
 
 
+def test_an_alarm_set_by_a_crash_handler_is_called_off() -> None:
+    """Abseil's, in Ray, would abort the process 3 s after SIGTERM."""
+
+    def work() -> None:
+        with held():
+            signal.alarm(30)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with sigterm_as_interrupt(), pytest.raises(KeyboardInterrupt):
+        work()
+    assert signal.alarm(0) == 0
+
+
 def test_handlers_are_as_before_and_what_was_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     term = signal.getsignal(signal.SIGTERM)

@@ -272,6 +272,7 @@ class Command:
         return self.process.returncode, stdout, self.log.read_text()
 
 
+@pytest.mark.faults
 def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, tmp_path):
     source = _archive(str(tmp_path / "in"), 31)
     output = str(tmp_path / "out")
