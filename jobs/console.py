@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from segcore.errors import SegcoreError
+from segcore.interrupts import interrupt
 
 
 def new_app(**options: Any) -> typer.Typer:
@@ -26,7 +27,7 @@ def run(app: typer.Typer) -> NoReturn:
     0 done; 1 infrastructure, or work left; 2 wrong use or configuration; 3 too many images
     failed; 130 interrupted. A traceback shows only for a bug of ours.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # batch systems send it; it is as good as Ctrl-C
+    signal.signal(signal.SIGTERM, interrupt)  # batch systems send it; it is as good as Ctrl-C
     try:
         app()
     except SegcoreError as error:
@@ -40,10 +41,6 @@ def run(app: typer.Typer) -> NoReturn:
         say("This is a bug in segcore; the lines above help to mend it.")
         sys.exit(1)
     sys.exit(0)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def run_command(command: Callable[..., None], epilog: str | None = None) -> NoReturn:

@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 _PATIENCE_S = 1.0  # some wrappers pass Ctrl-C on, so that it comes twice
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """A handler that makes of any signal what Ctrl-C is."""
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -21,10 +26,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
@@ -33,7 +35,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM back until the block ends; one more, seconds later, ends the process.
+    """Keep SIGINT and SIGTERM back until the block ends; one more after 1 s ends the process.
 
     For code that an exception out of nowhere leaves in pieces, or that swallows it. Outside of the
     main thread, where Python handles no signals, nothing is to be held.

@@ -148,12 +148,17 @@ class Command:
 
 def actors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """The actors of the pool among processes, by the title that Ray gives them."""
-    found = []
-    for process in processes:
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if title.startswith("ray::") and any(name in title for name in _ACTORS):
-            found.append(process)
-    return found
+    titles = [(process, " ".join(words_of(process))) for process in processes]
+    return [
+        process
+        for process, title in titles
+        if title.startswith("ray::") and any(name in title for name in _ACTORS)
+    ]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """The command line of a process; [] once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from archives import tar_bytes
-from chaos_command import Command, Parts, actors
+from chaos_command import Command, Parts, actors, words_of
 from PIL import Image
 
 from segcore.storage import Storage
@@ -83,7 +83,7 @@ def look(command: Command, began: float) -> Reading | None:
     at_work = [found for process in actors(family) if (found := _memory(process))]
     store = spilled = 0.0
     for process in family:
-        words = _words(process)
+        words = words_of(process)
         if words and words[0].endswith("/raylet"):
             store = _shared_mb(process.pid)
             spilled = _spilled_mb(words)
@@ -104,13 +104,6 @@ def _memory(process: psutil.Process) -> tuple[float, float] | None:
     except psutil.Error:
         return None
     return found.rss / _MB, found.uss / _MB
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def _shared_mb(pid: int) -> float:

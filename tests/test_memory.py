@@ -59,13 +59,6 @@ def test_more_memory_than_the_limit_is_an_error_and_not_the_end():
     assert ran(program) == ["refused", str(1 << 20)]
 
 
-@pytest.mark.ray
-def test_workers_of_a_local_ray_share_arenas(ray_session: None) -> None:
-    import ray
-
-    assert ray.get(ray.remote(os.getenv).remote("MALLOC_ARENA_MAX")) == "4"
-
-
 def test_a_number_of_arenas_in_the_environment_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     memory.share_arenas()

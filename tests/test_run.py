@@ -320,3 +320,9 @@ def test_dry_run_prints_json_and_starts_nothing(tmp_path):
     assert (plan["images"], plan["units"], plan["units_done"], plan["kind"]) == (3, 1, 0, "images")
     assert plan["bytes"] == sum(path.stat().st_size for path in Path(source).iterdir())
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_of_a_local_ray_share_arenas(ray_session):
+    import ray
+
+    assert ray.get(ray.remote(os.getenv).remote("MALLOC_ARENA_MAX")) == "4"
