@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from segcore.config import load_config as load_config
     from segcore.errors import SegcoreError as SegcoreError
     from segcore.models.registry import load_model as load_model
-    from segcore.results import open_results as open_results
-    from segcore.run import segment as segment
+    from segcore.output.results import open_results as open_results
+    from segcore.run.segment import segment as segment
     from segcore.storage import Storage as Storage
 
 _HOME = {
@@ -29,8 +29,8 @@ _HOME = {
     "Storage": "segcore.storage",
     "load_config": "segcore.config",
     "load_model": "segcore.models.registry",
-    "open_results": "segcore.results",
-    "segment": "segcore.run",
+    "open_results": "segcore.output.results",
+    "segment": "segcore.run.segment",
 }
 __all__ = [
     "Config",

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from segcore.loopback_s3 import LoopbackS3
+from segcore.testing.loopback_s3 import LoopbackS3
+from tests.support.paths import PYTHONPATH, SHARED
 
 # Small tensors: more threads only wait for each other, and badly so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,14 +26,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "segcore")
 # A shell that starts the tests in the background has SIGINT ignored, in all that they start, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).resolve().parent.parent
-PATHS = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])  # for processes that import fake models
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The labelled images beside the checkout; they are never part of the repository."""
-    path = ROOT.parent / "shared" / "data"
+    path = SHARED / "data"
     if not path.is_dir():
         pytest.skip("the labelled images (../shared/data) are not on this machine")
     return path
@@ -51,11 +49,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
 @pytest.fixture(scope="module")
 def ray_session(s3: LoopbackS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for all tests of a file; its workers know the S3 server and the fake models."""
-    from segcore.cluster import connected
     from segcore.config import RayOptions
+    from segcore.distributed.cluster import connected
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PATHS)
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         patch.setenv("FAKE_MODEL_MENDED", str(tmp_path_factory.mktemp("mood") / "mended"))
         with connected(RayOptions()):
             yield

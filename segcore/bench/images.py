@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from segcore.errors import UsageError
-from segcore.plan import Plan, make_plan
+from segcore.planning.plan import Plan, make_plan
 from segcore.sources import Sample, SourceOptions, open_source, read_unit
+from segcore.sources.units import UnitLimits
 from segcore.storage import Storage, join
-from segcore.synthetic import render
-from segcore.units import UnitLimits
+from segcore.testing.synthetic import render
 
 NAMED_SIZES = {"vga": (640, 480), "1080p": (1920, 1080), "12mp": (4000, 3000)}
 _MAX_SIDE = 16_384

@@ -15,10 +15,10 @@ from segcore.bench.images import Shards, plan_of
 from segcore.errors import ImageError, UsageError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model
-from segcore.parts import ImageResult, Parts
-from segcore.readahead import Preparation
+from segcore.output.parts import ImageResult, Parts
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
+from segcore.worker.prefetch import Preparation
 
 STAGES = ("read", "decode", "preprocess", "forward", "postprocess", "masks", "write")
 # What models call to turn their masks into strings.

@@ -24,12 +24,12 @@ from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
-from segcore.parts import ImageResult, Parts
-from segcore.readahead import Preparation
-from segcore.report import Report
+from segcore.output.parts import ImageResult, Parts
+from segcore.output.report import Report
 from segcore.sources import Sample, SourceOptions, read_unit
+from segcore.sources.units import Unit
 from segcore.storage import Storage, join
-from segcore.units import Unit
+from segcore.worker.prefetch import Preparation
 
 Say = Callable[[str], None]
 START_SECONDS = 300  # a process that has not loaded its model by then is stuck
@@ -119,7 +119,7 @@ def compare(work: Work, processes: int, say: Say) -> Throughput:
 
 def job(work: Work, actors: int) -> tuple[Report, float]:
     """Run `segcore segment`; (report, seconds in all)."""
-    from segcore.run import segment
+    from segcore.run.segment import segment
 
     settings = {
         "input": work.shards.folder,

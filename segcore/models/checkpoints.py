@@ -27,7 +27,7 @@ from segcore.models.base import Shape
 from segcore.models.maskrcnn import checkpoint as maskrcnn
 from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord
 from segcore.models.tensors import check_tensors
-from segcore.models.yolo11 import ARCHITECTURES, YOLO11Seg, build
+from segcore.models.yolo.network import ARCHITECTURES, YOLO11Seg, build
 
 METADATA_KEY = "segcore"
 MAX_FILE = 4 << 30  # bytes

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from segcore import downloads
 from segcore.errors import CheckpointError, SegcoreError, UsageError
+from segcore.models import downloads
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, parse_checkpoint, read_checkpoint
-from segcore.models.huggingface import HuggingFaceModel
+from segcore.models.huggingface.model import HuggingFaceModel
 from segcore.models.maskrcnn.model import MaskRCNNModel
 from segcore.models.maskrcnn.network import ARCHITECTURES as MASKRCNN
-from segcore.models.yolo_seg import YoloSegModel
+from segcore.models.yolo.model import YoloSegModel
 
 BUNDLED = Path(__file__).parent / "bundled"
 _RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"

@@ -11,8 +11,8 @@ from segcore.sources.detect import open_source
 from segcore.sources.objects import read_objects
 from segcore.sources.parquet import read_parquet
 from segcore.sources.tar import read_tar
+from segcore.sources.units import Unit
 from segcore.storage import Storage
-from segcore.units import Unit
 
 __all__ = [
     "IMAGE_EXTENSIONS",

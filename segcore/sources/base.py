@@ -12,10 +12,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
-from segcore.listing import Listing
+from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import ObjectTooLarge
-from segcore.units import Unit, UnitLimits
-from segcore.uris import REMOTE_SCHEMES
+from segcore.storage.listing import Listing
+from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 Kind = Literal["images", "tar", "parquet", "manifest", "coco"]

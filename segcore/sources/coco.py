@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.listing import Listing
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import Resolver
 from segcore.storage import Storage
-from segcore.uris import basename, normalize, parent
+from segcore.storage.listing import Listing
+from segcore.storage.uris import basename, normalize, parent
 
 _PROBES = 5  # images looked for in each folder that may be the right one
 

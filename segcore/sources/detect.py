@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
-from segcore.listing import Listing
 from segcore.sources import manifest
 from segcore.sources.base import Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
@@ -20,7 +19,8 @@ from segcore.sources.objects import ObjectsSource
 from segcore.sources.parquet import ParquetSource
 from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
-from segcore.uris import is_remote, normalize, redact
+from segcore.storage.listing import Listing
+from segcore.storage.uris import is_remote, normalize, redact
 
 _PACKED = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
 

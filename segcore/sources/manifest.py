@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import UsageError
-from segcore.listing import Listing
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import Resolver
 from segcore.storage import Storage
-from segcore.uris import parent
+from segcore.storage.listing import Listing
+from segcore.storage.uris import parent
 
 EXTENSIONS = ("txt", "lst", "csv", "tsv", "jsonl", "ndjson", "parquet")
 _URI_NAMES = ("uri", "url", "image_uri", "image_url", "image_path", "path", "file_name",

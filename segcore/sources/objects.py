@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from segcore.errors import AccessDenied, ErrorCode, ImageError, StorageError
-from segcore.listing import Listing
+from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
 from segcore.sources.base import (
     REFUSALS,
     Entries,
@@ -17,8 +16,9 @@ from segcore.sources.base import (
     SourceOptions,
     as_image_error,
 )
-from segcore.storage import ObjectNotFound, ObjectTooLarge, Storage, is_remote
-from segcore.units import Member, Unit, UnitLimits, objects_unit
+from segcore.sources.units import Member, Unit, UnitLimits, objects_unit
+from segcore.storage import ObjectTooLarge, Storage, is_remote
+from segcore.storage.listing import Listing
 
 # So many failed requests in a row mean that the storage is down, not that the images are bad.
 _OUTAGE = 3

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ErrorCode, ImageError, StorageError, UsageError
 from segcore.sources.base import Entries, KeyNames, Sample, Source, SourceOptions
+from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
-from segcore.units import Member, Unit, UnitLimits, make_unit
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 _KEY_NAMES = ("__key__", "key", "image_id", "id", "file_name", "filename", "path", "uri", "url")

@@ -6,10 +6,10 @@ import os
 import posixpath
 from dataclasses import dataclass
 
-from segcore import local_disk
 from segcore.errors import SegcoreError, UsageError
 from segcore.sources.base import BAD_PARENT, BAD_SCHEME, BAD_URI, SourceOptions
-from segcore.uris import is_remote, join, normalize, redact, scheme_of, split
+from segcore.storage import local_disk
+from segcore.storage.uris import is_remote, join, normalize, redact, scheme_of, split
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from segcore.errors import ErrorCode, ImageError, StorageError
 from segcore.sources.base import Entries, KeyNames, Sample, Source, SourceOptions
+from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
-from segcore.units import Member, Unit, UnitLimits, make_unit
 
 _BLOCK = 512
 _MAX_HEADER_BYTES = 1 << 20  # a long name or pax record; more is an attack or damage

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segcore.average_precision import Scores
+from segcore.evaluation.average_precision import Scores
 from segcore.models.checkpoints import save_safetensors
 from segcore.training.card import write_card
 from segcore.training.config import TrainConfig

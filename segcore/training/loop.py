@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
 from segcore.models.checkpoints import read_checkpoint
-from segcore.models.yolo11 import YOLO11Seg, build
-from segcore.models.yolo_seg import pick_device
+from segcore.models.yolo.model import pick_device
+from segcore.models.yolo.network import YOLO11Seg, build
 from segcore.training.config import OptimizerConfig, TrainConfig
 from segcore.training.data import CropDataset, collate, load_images
 from segcore.training.loss import SegmentationLoss

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segcore.models.yolo11 import (
+from segcore.models.yolo.network import (
     PROTO_STRIDE,
     REG_MAX,
     HeadOutputs,

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcore.average_precision import Scores, mask_and_box_ap
+from segcore.evaluation.average_precision import Scores, mask_and_box_ap
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
-from segcore.models.yolo_seg import YoloSegModel
+from segcore.models.yolo.model import YoloSegModel
 from segcore.training.config import DataConfig, TrainConfig
 from segcore.training.data import read_coco, read_image
 

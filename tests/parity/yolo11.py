@@ -32,12 +32,12 @@ from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import nms, ops
 
 from segcore.masks import encode_logits
-from segcore.models import yolo11
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import read_checkpoint
-from segcore.models.letterbox import Letterbox
 from segcore.models.nms import detect
 from segcore.models.registry import load_model
+from segcore.models.yolo import network as yolo11
+from segcore.models.yolo.letterbox import Letterbox
 
 PARAMETERS = {"n": 2_876_848, "s": 10_113_248, "m": 22_420_896, "l": 27_678_368, "x": 62_142_656}
 CLASSES, CONF, IOU, MAX_DET, SIZE = 80, 0.25, 0.7, 300, 640

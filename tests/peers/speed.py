@@ -36,10 +36,10 @@ from ultralytics.utils import ops
 
 from segcore.images import DecodeOptions, decode
 from segcore.masks import encode_logits, implementation
-from segcore.models import yolo_seg
 from segcore.models.base import ModelOptions, Shape
-from segcore.models.letterbox import Letterbox
 from segcore.models.registry import load_model
+from segcore.models.yolo import model as yolo_seg
+from segcore.models.yolo.letterbox import Letterbox
 
 CANVASES = {"640x480": (480, 640), "1080p": (1080, 1920), "12 MP": (3000, 4000)}
 TARGETS = {

@@ -1,1 +1,0 @@
-"""Recipes that a person runs; the work is in `segcore`."""

@@ -1,0 +1,1 @@
+"""The segcore command: one thin module for each command."""

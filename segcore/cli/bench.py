@@ -1,0 +1,107 @@
+"""segcore bench: how fast this machine segments, where the time goes, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from segcore.cli.console import say
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  segcore bench
+
+  segcore bench photos/ --images 1000 --price-per-hour 1.2 --plot bench.png
+
+  segcore bench --size 12mp --stages-only --json
+
+The archive is only read, and everything is written to a temporary folder. With an archive, the job
+runs on a local copy of its first images; the stage `read` is timed at the archive itself.
+"""
+
+
+def command(
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            help="Archive whose images are used, as for segment. Default: synthetic images.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="As for segment.", show_default=True)
+    ] = "nuclei-yolo11n",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Size of synthetic images, or vga, 1080p, 12mp; repeatable, the job runs on the "
+            "first. Default: all three.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=48,
+            help="Images that the job runs on. Default: as many as take a quarter of a minute.",
+            show_default=False,
+        ),
+    ] = None,
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            min=32, max=8192, help="As model.imgsz. Default: the model's own.", show_default=False
+        ),
+    ] = None,
+    scale: Annotated[
+        Literal["full", "reduced"], typer.Option(help="As decode.scale of segment.")
+    ] = "full",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: the model's own.", show_default=False)
+    ] = None,
+    stages_only: Annotated[
+        bool, typer.Option("--stages-only", help="Leave out the whole job; takes seconds.")
+    ] = False,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of this machine; gives the cost of a million images."),
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="Draw the stages. Needs matplotlib.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Measure this machine: stages, the whole job against a plain loop, memory, cost."""
+    from segcore.bench import plot as plotting
+    from segcore.bench.run import BenchOptions, bench
+    from segcore.errors import UsageError
+    from segcore.images import DecodeOptions
+    from segcore.models.base import ModelOptions
+
+    if plot is not None:
+        plotting.require()
+    if input is not None and size:
+        raise UsageError("--size is for synthetic images; leave it away with an archive.")
+    if imgsz is not None and imgsz % 32:
+        raise UsageError(f"--imgsz {imgsz}: expected a multiple of 32.")
+    model_options = ModelOptions(device=device, batch_size=batch_size, imgsz=imgsz)
+    options = BenchOptions(
+        model=model,
+        options=model_options,
+        decode=DecodeOptions(scale=scale),
+        input=input,
+        sizes=tuple(size) if size else BenchOptions.sizes,
+        images=images,
+        whole_job=not stages_only,
+        price_per_hour=price_per_hour,
+    )
+    report = bench(options, say)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.words())
+    if plot is not None:
+        plotting.draw(plot, report.model, report.stages)
+        say(f"Drew {plot}.")

@@ -1,0 +1,47 @@
+"""segcore convert: any checkpoint that segcore reads -> safetensors with its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  segcore convert yolo11n-seg.pt yolo11n-seg.safetensors
+
+  segcore convert best.pt best.safetensors --licence CC0-1.0
+
+Nothing in the input is executed, whatever it holds.
+"""
+
+
+def command(
+    source: Annotated[str, typer.Argument(help="A known name, or a .pt, .pth or .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Licence of the weights. [what the input says]", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET.")] = False,
+) -> None:
+    """Convert a checkpoint to safetensors; tensors, classes and thresholds stay the same."""
+    from segcore.errors import UsageError
+    from segcore.models.checkpoints import save_safetensors
+    from segcore.models.registry import load_model, read_checkpoint_of
+
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target} must end in .safetensors.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} is there already.", "Add --overwrite to replace it.")
+    if not target.parent.is_dir():
+        raise UsageError(f"There is no folder {target.parent}.")
+    checkpoint = read_checkpoint_of(source)
+    meta = checkpoint.meta.model_dump(mode="json")
+    if licence is not None:
+        meta["licence"] = licence
+    save_safetensors(target, checkpoint.state_dict, meta)
+    info = load_model(str(target)).info  # what was written can be used
+    print(f"{target}: {info.architecture}, {len(info.categories)} classes, {info.licence}")

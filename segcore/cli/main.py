@@ -1,0 +1,38 @@
+"""The segcore command: every job under one name."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from segcore.cli import (
+    bench,
+    console,
+    convert,
+    demo,
+    evaluate,
+    models,
+    segment,
+    status,
+    train,
+    verify,
+)
+
+app = console.new_app(
+    no_args_is_help=True,
+    help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
+    epilog="Start with [bold]segcore demo[/bold].",
+)
+app.command("segment", epilog=segment.EPILOG)(segment.command)
+app.command("status", epilog=status.EPILOG)(status.command)
+app.command("verify", epilog=verify.EPILOG)(verify.command)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("train", epilog=train.EPILOG)(train.command)
+app.command("models", epilog=models.EPILOG)(models.command)
+app.command("convert", epilog=convert.EPILOG)(convert.command)
+app.command("bench", epilog=bench.EPILOG)(bench.command)
+app.command("demo", epilog=demo.EPILOG)(demo.command)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    console.run(app)

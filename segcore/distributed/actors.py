@@ -1,0 +1,188 @@
+"""The processes that hold a model: what they are told, and what they say about each unit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segcore.distributed.progress import Board
+from segcore.errors import ClusterError
+from segcore.models.base import Model, ModelOptions
+from segcore.models.registry import load_model
+from segcore.output.parts import PartCounts, Parts
+from segcore.sources.units import Unit, from_table
+from segcore.worker import memory
+from segcore.worker.batching import DeviceLost
+from segcore.worker.prefetch import sentence
+from segcore.worker.unit_worker import Exhausted, Reading, ReadUnit, UnitReader, UnitWorker
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """What an actor needs to set itself up.
+
+    Attributes:
+        model: What `load_model` takes.
+        weights: Bytes of the checkpoint, or None when the name is enough.
+        weights_sha256: What every worker must have, or results would depend on the machine.
+        lanes: Batches in the model at once, where the model allows it.
+        max_bytes: Memory that the process may take (its data segment); None: no limit.
+    """
+
+    model: str
+    weights: bytes | None = field(repr=False)
+    weights_sha256: str
+    options: ModelOptions
+    reading: Reading
+    parts: Parts
+    lanes: int = 1
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """One row of the graph's output.
+
+    Attributes:
+        error: Why the unit was not committed; "" when it was, or when `alone`.
+        alone: Not committed: its images must be judged one by one.
+    """
+
+    unit: str
+    ok: int = 0
+    failed: int = 0
+    instances: int = 0
+    error: str = ""
+    alone: bool = False
+
+
+class Desk(Board):
+    """The small actor beside the pool: takes reports, and knows who is at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at_work: list[Any] = []
+
+    def arrive(self, actor: Any) -> None:
+        """An actor of the pool introduces itself by its handle."""
+        self._at_work.append(actor)
+
+    def dismiss(self) -> list[Any]:
+        """All who arrived since the last call."""
+        gone, self._at_work = self._at_work, []
+        return gone
+
+
+class UnitActor:
+    """Holds the model; called with one unit at a time."""
+
+    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
+        introduce(desk)
+        self._desk = desk
+        self._redo = redo
+        self._worker = UnitWorker(set_up(spec), spec.reading, spec.parts, spec.lanes)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list]:
+        """Segment the units of a batch (one) and say what became of them."""
+        return as_columns([self._outcome(unit, self._worker.segment) for unit in from_table(batch)])
+
+    def _outcome(self, unit: Unit, work: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
+        report = self._desk.report.remote
+        try:
+            counts = work(unit, *args, lambda *so_far: report(unit.unit, *so_far), redo=self._redo)
+        except DeviceLost:
+            os._exit(1)  # Ray starts a new process and gives it this unit again
+        except Exhausted:
+            return UnitOutcome(unit.unit, alone=True)
+        except Exception as error:  # tells the driver; the unit stays undone
+            return UnitOutcome(unit.unit, error=sentence(error))
+        totals = (counts.ok, counts.failed, counts.instances)
+        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
+        return UnitOutcome(unit.unit, *totals)
+
+
+class ReadActor:
+    """First stage of the split layout: reads and prepares units, needs no GPU."""
+
+    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
+        introduce(desk)
+        self._redo = redo
+        on_cpu = replace(spec, options=spec.options.model_copy(update={"device": "cpu"}))
+        self._reader = UnitReader(set_up(on_cpu), spec.reading, spec.parts)
+
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+        """Units -> the same with what was read, or with the reason why it was not."""
+        units = list(from_table(batch))
+        read: list[ReadUnit | str] = [self._read(unit) for unit in units]
+        return {"unit": _objects(units), "read": _objects(read)}
+
+    def _read(self, unit: Unit) -> ReadUnit | str:
+        try:
+            return self._reader.read(unit, redo=self._redo)
+        except Exception as error:  # tells the driver; the unit stays undone
+            return sentence(error)
+
+
+class SegmentActor(UnitActor):
+    """Second stage of the split layout: holds the model, and gets units that are read."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Segment the units of a batch (one) and say what became of them."""
+        return as_columns(
+            [
+                UnitOutcome(unit.unit, error=read)
+                if isinstance(read, str)
+                else self._outcome(unit, self._worker.finish, read)
+                for unit, read in zip(batch["unit"], batch["read"], strict=True)
+            ]
+        )
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """An array of objects, one for each value, whatever they are."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def introduce(desk: Any) -> None:
+    """Tell the desk that this actor is at work."""
+    import ray
+
+    desk.arrive.remote(ray.get_runtime_context().current_actor)
+
+
+def set_up(spec: ActorSpec) -> Model:
+    """Prepare this process for computing, and load the model.
+
+    Raises:
+        ClusterError: The weights are others than the driver's.
+    """
+    import cv2
+    import torch
+
+    # Sums split over another number of threads round otherwise: one, always, so that results do
+    # not depend on how many actors or cores a run has. More actors use more cores.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
+    memory.keep_freed()
+    if spec.max_bytes is not None:
+        memory.limit(spec.max_bytes)
+    model = load_model(spec.model, spec.options, spec.weights)
+    if model.info.weights_sha256 != spec.weights_sha256:
+        raise ClusterError(
+            f"The model {spec.model} has other weights on this worker than on the driver.",
+            hint="Install the same version everywhere, or give the checkpoint by its path.",
+        )
+    return model
+
+
+def as_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:
+    """Outcomes as a batch of Ray Data."""
+    rows = [asdict(outcome) for outcome in outcomes]
+    return {name: [row[name] for row in rows] for name in rows[0]}

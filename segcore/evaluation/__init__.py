@@ -1,0 +1,1 @@
+"""How good masks are: COCO average precision against ground truth."""

@@ -1,1 +1,0 @@
-"""What is made from results: overlays and contact sheets."""

@@ -1,0 +1,1 @@
+"""A run seen from its output alone: status and verification."""

@@ -1,0 +1,1 @@
+"""Masks made on a torch device."""

@@ -1,0 +1,1 @@
+"""Mask2Former and MaskFormer from folders of Hugging Face transformers."""

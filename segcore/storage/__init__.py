@@ -1,0 +1,14 @@
+"""Bytes anywhere: local disk and object stores behind one door."""
+
+from segcore.storage.storage import ObjectInfo, ObjectTooLarge, Storage, StorageOptions
+from segcore.storage.uris import is_remote, join, normalize
+
+__all__ = [
+    "ObjectInfo",
+    "ObjectTooLarge",
+    "Storage",
+    "StorageOptions",
+    "is_remote",
+    "join",
+    "normalize",
+]

@@ -1,0 +1,1 @@
+"""Archives with known masks, and a real S3 server on loopback."""

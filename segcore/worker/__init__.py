@@ -1,0 +1,1 @@
+"""One unit from bytes to committed parts; knows nothing of Ray."""

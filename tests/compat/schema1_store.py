@@ -1,0 +1,137 @@
+"""The stored outputs of schema 1: how they get to an S3 server and how files are compared.
+
+Used by `make_schema1.py` with the old code and by `test_schema1.py` with today's. Nothing here
+imports segcore: code that is under test must not be what compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow.parquet as pq
+from botocore.config import Config
+
+STORE = Path(__file__).resolve().parent / "schema1"
+BUCKET = "tests"
+PREFIX = "schema1/"  # URIs stand in parts and decide unit names: it must never change
+ROOT_URI = f"s3://{BUCKET}/{PREFIX}"
+INPUTS = {"loose": "archive/loose", "tars": "archive/tars", "tables": "archive/tables"}
+
+# What depends on the time, or on the machine, and says nothing about results.
+VOLATILE = ("started", "finished", "timings", "images_per_second", "pool")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did; `document` is the JSON on its stdout."""
+
+    exit_code: int
+    document: dict[str, Any]
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object below `PREFIX`."""
+
+    data: bytes
+    changed: datetime
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class Bucket:
+    """Objects below `PREFIX` on a loopback S3 server.
+
+    Args:
+        environment: The server's AWS_ variables.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
+            region_name=environment["AWS_REGION"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+            # A plain PUT, so that the etag is the md5 of the content, today and in the old runs.
+            config=Config(request_checksum_calculation="when_required"),
+        )
+
+    def reset(self) -> None:
+        """Exactly the stored archive, ground truth and outputs."""
+        for name in self.objects():
+            self._client.delete_object(Bucket=BUCKET, Key=PREFIX + name)
+        for part in ("archive", "output", "truth.json"):
+            self.put_files(STORE / part, part)
+
+    def put_files(self, source: Path, name: str) -> None:
+        """A file, or a folder of files, as `name` or below it."""
+        if source.is_file():
+            self.put(name, source.read_bytes())
+            return
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(source).as_posix()}", path.read_bytes())
+
+    def put(self, name: str, data: bytes) -> None:
+        etag = self._client.put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)["ETag"]
+        assert etag.strip('"') == hashlib.md5(data).hexdigest(), name
+
+    def objects(self, below: str = "") -> dict[str, Stored]:
+        """Name behind `below` -> object."""
+        start = PREFIX + below
+        found: dict[str, Stored] = {}
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=start)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                got = self._client.get_object(Bucket=BUCKET, Key=item["Key"])
+                name = item["Key"].removeprefix(start)
+                found[name] = Stored(got["Body"].read(), item["LastModified"])
+        return found
+
+
+def run(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Outcome:
+    """Run a command that prints one JSON document."""
+    done = subprocess.run(
+        command, cwd=cwd, env=dict(environment), capture_output=True, text=True, timeout=280
+    )
+    assert done.stdout, f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}"
+    return Outcome(done.returncode, json.loads(done.stdout), done.stderr)
+
+
+def arguments(segment: Sequence[str], output: str) -> list[str]:
+    """Of `segcore segment` for one of the outputs, but for the model."""
+    return [ROOT_URI + INPUTS[output], f"{ROOT_URI}output/{output}", *segment, "--json"]
+
+
+def steady(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without what differs from run to run."""
+    return {key: value for key, value in document.items() if key not in VOLATILE}
+
+
+def decoded(data: bytes) -> dict[str, Any]:
+    """All that a Parquet file says, whatever library wrote it, as JSON values."""
+    table = pq.read_table(io.BytesIO(data))
+    metadata = table.schema.metadata or {}
+    return {
+        "columns": [[f.name, str(f.type), f.nullable] for f in table.schema],
+        "metadata": {key.decode(): value.decode() for key, value in sorted(metadata.items())},
+        "rows": table.to_pylist(),
+    }
+
+
+def is_lease(name: str) -> bool:
+    """Whether an object of an output belongs to the lease: it names a process, host and user."""
+    return "/lease/" in name

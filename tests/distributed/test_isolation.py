@@ -1,0 +1,131 @@
+"""Images that kill, hang or exhaust the process that works on them, in a real Ray."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segcore.config import load_config
+from segcore.inspection.verify import verify
+from segcore.output.report import Report
+from segcore.run.segment import segment
+from segcore.storage import Storage
+from tests.support.archives import parquet_bytes, tar_bytes
+from tests.support.fake_models import DEADLY, DEADLY_EARLY, GREEDY, HANGS, RAISES
+
+pytestmark = pytest.mark.ray
+
+
+def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    pixels = np.zeros((40 + seed % 7, 56, 3), np.uint8)
+    pixels[5 : 9 + seed % 5, 7:20, 1] = 220
+    pixels[0, 0] = first
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _contents(**bad: tuple[int, int, int]) -> dict[str, bytes]:
+    """12 good images, and bad ones at their places in the order of names."""
+    images = {f"{i:02d}.png": _png(i) for i in range(12)}
+    return dict(sorted({**images, **{f"{n[1:]}.png": _png(3, c) for n, c in bad.items()}}.items()))
+
+
+def _segment(
+    source: str, output: str, *sets: str, model: str = "tests.support.fake_models:BrightModel"
+) -> Report:
+    flags = {"i": ("input", source), "o": ("output", output), "m": ("model.name", model)}
+    fixed = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.9"]
+    return segment(load_config(sets=[*fixed, *sets], flags=flags))
+
+
+def _rows(report: Report) -> dict[str, dict]:
+    found = [
+        row
+        for info in Storage().list(f"{report.prefix}/images")
+        for row in pq.read_table(info.uri).to_pylist()
+    ]
+    rows = {row["image_id"].replace("#", "/").rpartition("/")[2]: row for row in found}
+    assert len(rows) == len(found)
+    return rows
+
+
+def _instances(report: Report) -> list[dict]:
+    return sorted(
+        (
+            row
+            for info in Storage().list(f"{report.prefix}/instances")
+            for row in pq.read_table(info.uri).to_pylist()
+        ),
+        key=lambda row: row["image_id"],
+    )
+
+
+def _folder(path, contents: dict[str, bytes]) -> str:
+    for name, data in contents.items():
+        Storage().write(str(path / name), data)
+    return str(path)
+
+
+@pytest.mark.faults
+def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
+    contents = _contents(
+        _02a=DEADLY, _02b=DEADLY_EARLY, _05a=RAISES, _10a=GREEDY, _11z=HANGS
+    )  # both units have some
+    source = _folder(tmp_path / "in", contents)
+    output = str(tmp_path / "out")
+    report = _segment(source, output, "run.image_timeout_s=4", "ray.max_actor_bytes=2000000000")
+
+    assert report.exit_code == 0
+    assert (report.images, report.ok, report.failed) == (17, 12, 5)
+    assert report.failures == {"crashed": 2, "model_error": 1, "out_of_memory": 1, "timed_out": 1}
+    rows = _rows(report)
+    assert sorted(rows) == sorted(contents)
+    codes = {name: row["error_code"] for name, row in rows.items() if row["status"] == "failed"}
+    assert codes == {
+        "02a.png": "crashed",
+        "02b.png": "crashed",
+        "05a.png": "model_error",
+        "10a.png": "out_of_memory",
+        "11z.png": "timed_out",
+    }
+    assert "4 s" in rows["11z.png"]["error_message"]
+    assert verify(Storage(), output).exit_code == 0
+    # The neighbours are what they would have been without them.
+    for name in codes:
+        (tmp_path / "in" / name).unlink()
+    calm = _segment(source, str(tmp_path / "calm"))
+    assert _instances(report) == _instances(calm)
+
+
+@pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.chaos)])
+def test_shards_too(ray_session, tmp_path, kind):
+    contents = _contents(_04a=DEADLY)
+    source = tmp_path / f"in.{kind}"
+    columns = {"key": list(contents), "image": list(contents.values())}
+    data = tar_bytes(contents.items()) if kind == "tar" else parquet_bytes(columns, 4)
+    source.write_bytes(data)
+    output = str(tmp_path / "out")
+    report = _segment(str(source), output)
+    assert (report.images, report.ok, report.failures) == (13, 12, {"crashed": 1})
+    assert len(_rows(report)) == 13
+    assert verify(Storage(), output).exit_code == 0
+
+
+@pytest.mark.faults
+def test_a_model_that_dies_on_any_image_blames_none(ray_session, tmp_path):
+    source = _folder(tmp_path / "in", _contents())
+    sets = ("run.attempts=1", "ray.max_actors=1", "plan.images=100")
+    report = _segment(
+        source, str(tmp_path / "out"), *sets, model="tests.support.fake_models:DyingModel"
+    )
+    assert report.exit_code == 1
+    assert (report.images, report.units_missing) == (0, 1)
+    said = " ".join(report.advice())
+    assert "1 of 1 units have no result" in said
+    assert "the machine or the model is at fault" in said
+    assert not (tmp_path / "out" / "latest.json").exists()

@@ -1,0 +1,82 @@
+"""Every Python example in docs/output.md runs on a real output, as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from segcore.config import load_config
+from segcore.errors import ErrorCode
+from segcore.output.parts import IMAGES, INSTANCES
+from segcore.storage import Storage
+from segcore.testing.synthetic_archive import write_archive
+from tests.support import serial_run
+from tests.support.paths import ROOT
+
+DOC = ROOT / "docs" / "output.md"
+BLOCK = re.compile(r"^```python( setup)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCKS = BLOCK.findall(DOC.read_text())
+SETUP = "".join(code for kind, code in _BLOCKS if kind)
+EXAMPLES = [code for kind, code in _BLOCKS if not kind]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    archive = write_archive(Storage(), str(folder), n_images=10, n_broken=2, per_shard=5)
+    flags = {
+        "in": ("input", archive.shards),
+        "out": ("output", str(folder / "OUTPUT")),
+        "model": ("model.name", "tests.support.threshold_model:Threshold"),
+        "failed": ("run.max_failed_fraction", 0.5),
+    }
+    assert serial_run.segment(load_config(flags=flags)).exit_code == 0
+    return folder
+
+
+def test_the_list_of_error_codes_is_the_list() -> None:
+    table = DOC.read_text().partition("## Why images fail")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(code) for code in ErrorCode]
+
+
+def test_there_are_examples() -> None:
+    together = "".join(EXAMPLES)
+    assert SETUP
+    for name in ("pandas", "duckdb", "polars", "pycocotools", "segcore"):
+        assert f"import {name}" in together or f"from {name}" in together
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_example_runs(
+    code: str,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "polars" in code:
+        pytest.importorskip("polars")
+    monkeypatch.chdir(output)
+    names: dict[str, object] = {}
+    exec(compile(SETUP + code, str(DOC), "exec"), names)
+    printed = capsys.readouterr().out
+    if "print(" in code:
+        assert "nucleus" in printed or "corrupt" in printed
+    if "results.json" in code:
+        results = json.loads((output / "OUTPUT" / "results.json").read_text())
+        assert {r["category_id"] for r in results} == {1}
+        assert len(results) > 20
+    if "outline" in code:
+        assert names["outline"]
+
+
+def test_the_columns_are_all_there() -> None:
+    text = DOC.read_text()
+    images, instances = text.split("`instances`: one row")
+    for section, schema in ((images, IMAGES), (instances, INSTANCES)):
+        for name in schema.names:
+            row = re.search(rf"^\|[^|]*`{name}`[^|]*\|([^|]*)\|", section, re.MULTILINE)
+            assert row, f"docs/output.md does not explain {name}"
+            assert str(schema.field(name).type) in row.group(1)

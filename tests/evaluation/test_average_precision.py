@@ -1,0 +1,165 @@
+"""AP: equal to pycocotools' own numbers, silent, and dense images are not truncated."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segcore.errors import UsageError
+from segcore.evaluation.average_precision import mask_and_box_ap
+
+
+def _disc(height: int, width: int, x: float, y: float, radius: float) -> dict:
+    rows, columns = np.mgrid[:height, :width]
+    inside = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+    return coco_mask.encode(np.asfortranarray(inside, np.uint8))
+
+
+def _scene(seed: int, n_images: int = 6, n_classes: int = 3, crowd: bool = True):
+    """Random overlapping discs of all three size classes, and disturbed copies as detections."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": 7 * i, "height": 240, "width": 320} for i in range(n_images)],
+        "categories": [{"id": 3 * k + 1, "name": f"c{k}"} for k in range(n_classes)],
+        "annotations": [],
+    }
+    found = []
+    for image in truth["images"]:
+        for _ in range(int(rng.integers(0, 25))):
+            x, y, r = rng.uniform(0, 320), rng.uniform(0, 240), 2 ** rng.uniform(2, 6.3)
+            rle = _disc(240, 320, x, y, r)
+            if not coco_mask.area(rle):
+                continue
+            category = int(rng.integers(n_classes)) * 3 + 1
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "segmentation": rle,
+                    "area": float(coco_mask.area(rle)),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "iscrowd": int(crowd and rng.random() < 0.1),
+                }
+            )
+            for _ in range(int(rng.integers(0, 3))):
+                dx, dy, dr = rng.normal(0, 0.12, 3) * r
+                moved = _disc(240, 320, x + dx, y + dy, r + dr)
+                found.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": category if rng.random() < 0.9 else 1,
+                        "score": round(float(rng.random()), 2),  # ties on purpose
+                        "segmentation": moved,
+                        "bbox": coco_mask.toBbox(moved).tolist(),
+                    }
+                )
+    return truth, found
+
+
+def _reference(truth: dict, found: list[dict], kind: str) -> tuple[np.ndarray, COCOeval]:
+    coco = COCO()
+    coco.dataset = copy.deepcopy(truth)
+    coco.createIndex()
+    results = copy.deepcopy(found)
+    if kind == "segm":
+        for result in results:
+            del result["bbox"]
+    evaluation = COCOeval(coco, coco.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats, evaluation
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_pycocotools(seed: int) -> None:
+    truth, found = _scene(seed)
+    scores = mask_and_box_ap(truth, [i["id"] for i in truth["images"]], found, max_dets=100)
+    for kind, ours in (("segm", scores.mask), ("bbox", scores.box)):
+        stats, evaluation = _reference(truth, found, kind)
+        numbers = [ours.ap, ours.ap50, ours.ap75, ours.ap_small, ours.ap_medium, ours.ap_large]
+        np.testing.assert_allclose(numbers, stats[:6], rtol=0, atol=1e-12)
+        assert ours.recall == pytest.approx(stats[8], abs=1e-12)
+        for k, row in enumerate(scores.per_class):
+            precision = evaluation.eval["precision"][:, :, k, 0, 2]
+            row_ap = row.mask.ap if kind == "segm" else row.box.ap
+            assert row_ap == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+    assert 0.05 < scores.mask.ap < 0.95
+
+
+def test_prints_nothing_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    truth, found = _scene(1)
+    before = copy.deepcopy((truth, found))
+    mask_and_box_ap(truth, [i["id"] for i in truth["images"]], found)
+    assert capfd.readouterr() == ("", "")
+    assert (truth, found) == before
+
+
+def test_max_dets_of_100_truncates_dense_images() -> None:
+    truth = {
+        "images": [{"id": 1, "height": 300, "width": 300}],
+        "categories": [{"id": 1, "name": "nucleus"}],
+        "annotations": [],
+    }
+    found = []
+    for number in range(196):
+        x, y = 20 * (number % 14) + 1, 20 * (number // 14) + 1
+        # ids from 0: pycocotools alone would take id 0 for "not matched"
+        square = [[x, y, x + 10, y, x + 10, y + 10, x, y + 10]]
+        truth["annotations"].append(
+            {"id": number, "image_id": 1, "category_id": 1, "segmentation": square}
+        )
+        rle = coco_mask.merge(coco_mask.frPyObjects(square, 300, 300))
+        found.append(
+            {
+                "image_id": 1,
+                "category_id": 1,
+                "score": 0.5,
+                "segmentation": rle,
+                "bbox": [x, y, 10, 10],
+            }
+        )
+    assert mask_and_box_ap(truth, [1], found).mask.ap == pytest.approx(1.0)
+    assert mask_and_box_ap(truth, [1], found, max_dets=100).mask.ap == pytest.approx(
+        52 / 101, abs=0.01
+    )
+
+
+def test_images_without_detections_lower_recall_and_absent_classes_are_nan() -> None:
+    truth, _ = _scene(2, n_classes=1, crowd=False)
+    truth["categories"].append({"id": 99, "name": "never"})
+    perfect = [
+        {k: a[k] for k in ("image_id", "category_id", "segmentation", "bbox")} | {"score": 0.9}
+        for a in truth["annotations"]
+    ]
+    ids = [i["id"] for i in truth["images"]]
+    assert mask_and_box_ap(truth, ids, perfect).mask.ap == pytest.approx(1.0)
+    first = truth["annotations"][0]["image_id"]
+    share = sum(a["image_id"] != first for a in perfect) / len(perfect)
+    scores = mask_and_box_ap(truth, ids, [a for a in perfect if a["image_id"] != first])
+    assert scores.mask.recall == pytest.approx(share)
+    assert math.isnan(scores.per_class[1].mask.ap)
+    assert scores.to_dict()["per_class"][1]["mask"]["ap"] is None
+    json.dumps(scores.to_dict(), allow_nan=False)
+    empty = mask_and_box_ap(truth, ids, [])
+    assert empty.mask.ap == 0.0
+    assert empty.n_detections == 0
+
+
+def test_errors_name_the_value() -> None:
+    truth, found = _scene(3)
+    ids = [i["id"] for i in truth["images"]]
+    with pytest.raises(UsageError, match="4711"):
+        mask_and_box_ap(truth, [4711], found)
+    with pytest.raises(UsageError, match="category id 5"):
+        mask_and_box_ap(truth, ids, [found[0] | {"category_id": 5}])
+    with pytest.raises(UsageError, match=r"\(10, 10\)"):
+        mask_and_box_ap(truth, ids, [found[0] | {"segmentation": _disc(10, 10, 5, 5, 3)}])

@@ -1,0 +1,324 @@
+"""Evaluating an output: images and classes are matched safely, and what cannot be is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from segcore.errors import ErrorCode, ImageError, UsageError
+from segcore.evaluation.average_precision import mask_and_box_ap
+from segcore.evaluation.evaluate import evaluate, match_categories
+from segcore.instances import Instances
+from segcore.output.parts import ImageResult, Parts
+from segcore.output.results import open_results
+from segcore.sources.units import make_unit
+from segcore.storage import Storage
+
+EDITION = "model-0123456789ab"
+NAMES = ("a.png", "b.png", "c.png")
+
+
+def _square(x: int, y: int, side: int, height: int = 60, width: int = 80) -> dict:
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[y : y + side, x : x + side] = 1
+    return coco_mask.encode(mask)
+
+
+def _instances(squares: list[tuple[int, int, int]], category: int = 1) -> Instances:
+    rles = [_square(*square) for square in squares]
+    return Instances(
+        height=60,
+        width=80,
+        boxes=np.array([coco_mask.toBbox(r) for r in rles], np.float32).reshape(-1, 4),
+        scores=np.linspace(0.9, 0.5, len(rles), dtype=np.float32),
+        category_ids=np.full(len(rles), category, np.int32),
+        areas=np.array([coco_mask.area(r) for r in rles], np.int64),
+        counts=[r["counts"] for r in rles],
+    )
+
+
+SQUARES = {
+    "a.png": [(2, 2, 10), (20, 20, 30)],
+    "b.png": [(5, 5, 12)],
+    "c.png": [(40, 10, 20), (2, 40, 15)],
+}
+
+
+def _truth(names: dict[str, str] | None = None, category: str = "nucleus") -> dict:
+    images, annotations = [], []
+    for number, name in enumerate(NAMES, start=1):
+        file_name = (names or {}).get(name, name)
+        images.append({"id": number, "file_name": file_name, "height": 60, "width": 80})
+        for square in SQUARES[name]:
+            rle = _square(*square)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                }
+            )
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": category}],
+    }
+
+
+def _result(image_id: str, squares: list[tuple[int, int, int]] | None) -> ImageResult:
+    if squares is None:
+        error = ImageError(ErrorCode.CORRUPT, "The pixels cannot be decoded.")
+        return ImageResult(image_id, image_id, "e", error=error)
+    return ImageResult(image_id, image_id, "e", 80, 60, _instances(squares))
+
+
+def _write(
+    output: Path,
+    units: list[tuple[str, list[ImageResult]]],
+    categories: tuple[tuple[int, str], ...] = ((1, "nucleus"),),
+    latest: bool = True,
+    edition: str = EDITION,
+) -> None:
+    storage = Storage()
+    parts = Parts(storage, str(output / edition), edition, "run", "CC0-1.0", categories)
+    for shard, results in units:
+        kind = "tar" if shard else "objects"
+        unit = make_unit(kind, shard=shard, etag="e", stop=len(results), n_images=None, n_bytes=0)
+        parts.commit(unit, results)
+    model = {"name": "m", "categories": [{"id": i, "name": n} for i, n in categories]}
+    document = json.dumps({"edition": edition, "model": model})
+    storage.write(str(output / edition / "edition.json"), document.encode())
+    if latest:
+        storage.write(str(output / "latest.json"), json.dumps({"edition": edition}).encode())
+
+
+def _save(folder: Path, truth: dict) -> str:
+    path = folder / "truth.json"
+    path.write_text(json.dumps(truth))
+    return str(path)
+
+
+def _perfect(shard: str = "/data/s.tar") -> list[tuple[str, list[ImageResult]]]:
+    return [(shard, [_result(f"{shard}#{name}", SQUARES[name]) for name in NAMES])]
+
+
+def test_a_perfect_output_scores_one(tmp_path: Path) -> None:
+    _write(tmp_path / "out", _perfect())
+    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    assert report.scores.mask.ap == pytest.approx(1.0)
+    assert report.scores.box.ap == pytest.approx(1.0)
+    assert report.scores.per_class[0].name == "nucleus"
+    assert (report.images, report.failed, report.edition) == (3, 0, EDITION)
+    assert (report.scores.n_ground_truth, report.scores.n_detections) == (5, 5)
+    assert report.notes == ()
+
+
+def test_the_same_numbers_as_from_plain_lists(tmp_path: Path) -> None:
+    moved = {
+        "a.png": [(3, 2, 10), (22, 21, 30)],
+        "b.png": [(50, 5, 12), (5, 6, 12)],
+        "c.png": [(41, 10, 19)],
+    }
+    rows = [_result(f"/d/s.tar#{name}", moved[name]) for name in NAMES]
+    _write(tmp_path / "out", [("/d/s.tar", rows)])
+    truth = _truth()
+    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+    detections = []
+    for number, name in enumerate(NAMES, start=1):
+        found = _instances(moved[name])
+        for k in range(len(found)):
+            detections.append(
+                {
+                    "image_id": number,
+                    "category_id": 1,
+                    "score": float(found.scores[k]),
+                    "segmentation": {"size": [60, 80], "counts": found.counts[k]},
+                    "bbox": found.boxes[k].tolist(),
+                }
+            )
+    expected = mask_and_box_ap(truth, [1, 2, 3], detections)
+    assert report.scores == expected
+    assert 0.1 < expected.mask.ap < 0.9
+
+
+def test_failed_images_count_as_undetected_and_strangers_are_left_out(tmp_path: Path) -> None:
+    shard = "/data/s.tar"
+    rows = [
+        _result(f"{shard}#a.png", SQUARES["a.png"]),
+        _result(f"{shard}#b.png", None),
+        _result(f"{shard}#c.png", SQUARES["c.png"]),
+        _result(f"{shard}#stranger.png", [(1, 1, 5)]),
+    ]
+    _write(tmp_path / "out", [(shard, rows)])
+    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    assert (report.images, report.failed, report.not_in_ground_truth) == (3, 1, 1)
+    assert report.scores.mask.recall == pytest.approx(4 / 5)
+    assert report.scores.n_detections == 4
+    assert "1 image failed" in report.notes[0]
+
+
+def test_images_that_the_output_lacks_are_an_error_unless_allowed(tmp_path: Path) -> None:
+    _write(tmp_path / "out", [("/d/s.tar", [_result("/d/s.tar#a.png", SQUARES["a.png"])])])
+    truth = _save(tmp_path, _truth())
+    with pytest.raises(UsageError, match=r"2 images .*b\.png, c\.png") as caught:
+        evaluate(Storage(), str(tmp_path / "out"), truth)
+    assert "--allow-missing" in caught.value.hint
+    report = evaluate(Storage(), str(tmp_path / "out"), truth, allow_missing=True)
+    assert (report.images, report.not_in_output) == (1, 2)
+    assert report.scores.mask.ap == pytest.approx(1.0)
+    _write(tmp_path / "other", [("/d/s.tar", [_result("/d/s.tar#z.png", [])])])
+    with pytest.raises(UsageError, match="3 images"):  # nothing at all to measure
+        evaluate(Storage(), str(tmp_path / "other"), truth, allow_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "file_names"),
+    [
+        (("/d/s.tar#x/a.png", "/d/s.tar#x/b.png", "/d/s.tar#x/c.png"), NAMES),
+        (("s3://b/p/a.png", "s3://b/p/b.png", "s3://b/p/c.png"), NAMES),
+        (("/d/s.tar#a", "/d/s.tar#b", "/d/s.tar#c"), NAMES),
+        (("/d/s.tar#a.png", "/d/s.tar#b.png", "/d/s.tar#c.png"), ("v/a.png", "v/b.png", "v/c.png")),
+        (("s3://b/v/1.png", "s3://b/t/1.png", "s3://b/2.png"), ("v/1.png", "t/1.png", "2.png")),
+        (("/d/s.tar#1.png", "/d/s.tar#v/1.png", "/d/s.tar#2"), ("1.png", "v/1.png", "2.png")),
+    ],
+)
+def test_file_names_match_keys_and_paths(
+    tmp_path: Path, image_ids: tuple[str, ...], file_names: tuple[str, ...]
+) -> None:
+    rows = [_result(i, SQUARES[name]) for i, name in zip(image_ids, NAMES, strict=True)]
+    _write(tmp_path / "out", [("/d/s.tar" if "#" in image_ids[0] else "", rows)])
+    truth = _save(tmp_path, _truth(dict(zip(NAMES, file_names, strict=True))))
+    assert evaluate(Storage(), str(tmp_path / "out"), truth).scores.mask.ap == pytest.approx(1.0)
+
+
+def test_names_that_do_not_tell_images_apart_are_refused(tmp_path: Path) -> None:
+    truth = _save(tmp_path, _truth())
+    twice = [*_perfect("/d/one.tar"), ("/d/two.tar", [_result("/d/two.tar#a.png", [])])]
+    _write(tmp_path / "out", twice)
+    with pytest.raises(UsageError, match=r"told apart .*a\.png"):
+        evaluate(Storage(), str(tmp_path / "out"), truth)
+    folders = {"a.png": "v/1.png", "b.png": "t/1.png"}
+    _write(tmp_path / "flat", [("/d/s.tar", [_result("/d/s.tar#1.png", [])])])
+    with pytest.raises(UsageError, match=r"told apart .*1\.png"):
+        evaluate(Storage(), str(tmp_path / "flat"), _save(tmp_path, _truth(folders)))
+
+
+def test_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    _write(tmp_path / "out", _perfect())
+    truth = _truth()
+    truth["images"][1]["width"] = 81
+    with pytest.raises(UsageError, match=r"b\.png is 80 x 60 pixels, not 81 x 60"):
+        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+
+
+def test_classes_match_by_name_then_id(tmp_path: Path) -> None:
+    truth = [{"id": 7, "name": "Nucleus"}, {"id": 8, "name": "cell"}]
+    assert match_categories({1: "nucleus", 2: "debris"}, truth) == ({1: 7}, False)
+    assert match_categories({7: "x", 8: "y"}, truth) == ({7: 7, 8: 8}, True)
+    with pytest.raises(UsageError, match=r"debris.*Nucleus, cell"):
+        match_categories({1: "debris"}, truth)
+    _write(tmp_path / "out", _perfect())
+    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth(category="zelle")))
+    assert report.scores.mask.ap == pytest.approx(1.0)
+    assert "by their ids" in report.notes[0]
+
+
+def test_detections_of_unknown_classes_are_left_out_and_counted(tmp_path: Path) -> None:
+    units = _perfect()
+    other = ImageResult(
+        "/d/t.tar#c.png", "u", "e", 80, 60, _instances([(1, 1, 9), (9, 9, 9)], category=2)
+    )
+    units[0][1].pop()
+    units.append(("/d/t.tar", [other]))
+    _write(tmp_path / "out", units, categories=((1, "nucleus"), (2, "debris")))
+    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    assert report.other_classes == 2
+    assert report.scores.n_detections == 3
+    assert "debris" in report.notes[0]
+
+
+def test_the_edition_is_chosen_by_name_pointer_or_being_the_only_one(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    _write(output, _perfect(), latest=False)
+    storage = Storage()
+    assert open_results(storage, str(output)).name == EDITION
+    assert open_results(storage, str(output / EDITION)).name == EDITION
+    _write(output, _perfect(), latest=False, edition="other-1")
+    with pytest.raises(UsageError, match="2 editions") as caught:
+        open_results(storage, str(output))
+    assert "other-1" in caught.value.hint
+    assert open_results(storage, str(output), "other-1").name == "other-1"
+    with pytest.raises(UsageError, match="no edition nix"):
+        open_results(storage, str(output), "nix")
+    _write(output, _perfect(), latest=True, edition="other-1")
+    assert open_results(storage, str(output)).name == "other-1"
+    with pytest.raises(UsageError, match="holds no edition"):
+        open_results(storage, str(tmp_path / "nothing"))
+
+
+def test_an_uncommitted_unit_is_not_read(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    _write(output, [*_perfect(), ("/d/t.tar", [_result("/d/t.tar#d.png", [(1, 1, 5)])])])
+    before = open_results(Storage(), str(output))
+    assert sum(t.num_rows for t in before.instances()) == 6
+    lost = make_unit("tar", shard="/d/t.tar", etag="e", stop=1, n_images=None, n_bytes=0).unit
+    (output / EDITION / "images" / f"{lost}.parquet").unlink()
+    after = open_results(Storage(), str(output))
+    assert sum(t.num_rows for t in after.instances()) == 5
+    assert sum(t.num_rows for t in after.images()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not json", "is not JSON"),
+        ("[]", "no list `images`"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] has no"),
+        ('{"images": [], "annotations": [], "categories": []}', "nothing to measure"),
+    ],
+)
+def test_a_file_that_is_no_ground_truth_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    _write(tmp_path / "out", _perfect())
+    (tmp_path / "truth.json").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
+
+
+def test_an_unreadable_annotation_is_named(tmp_path: Path) -> None:
+    _write(tmp_path / "out", _perfect())
+    truth = _truth()
+    truth["annotations"][3]["segmentation"] = []
+    with pytest.raises(UsageError, match="annotation 4"):
+        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+    truth["annotations"][3]["segmentation"] = {"size": [9, 9], "counts": "Q3"}
+    with pytest.raises(UsageError, match=r"annotation 4 .*\(9, 9\)"):
+        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+
+
+def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:
+    _write(tmp_path / "out", _perfect())
+    truth = _save(tmp_path, _truth())
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "segcore", "evaluate", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    done = run(str(tmp_path / "out"), truth, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["scores"]["mask"]["ap50"] == pytest.approx(1.0)
+    assert done.stderr == ""
+    done = run(str(tmp_path / "out"), truth)
+    assert "nucleus" in done.stdout
+    assert "1.000" in done.stdout
+    done = run(str(tmp_path / "missing"), truth)
+    assert done.returncode == 2
+    assert "holds no edition" in done.stderr
+    assert "Traceback" not in done.stderr

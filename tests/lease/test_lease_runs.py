@@ -1,0 +1,183 @@
+"""Runs and the lease: the second one is told, and one that lost it deletes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from segcore.config import Config, load_config
+from segcore.inspection.status import status
+from segcore.inspection.verify import verify
+from segcore.lease.lease import FOLDER, LeaseHeld, LeaseLost, held
+from segcore.output.report import Report
+from segcore.run.job import prepare, refresh
+from segcore.run.segment import preview, segment
+from segcore.storage import join
+from tests.support import serial_run
+from tests.support.lease_files import elsewhere, put, storage
+from tests.support.paths import PYTHONPATH
+
+
+def _images(folder: str, n: int) -> str:
+    rng = np.random.default_rng(1)
+    for i in range(n):
+        pixels = np.zeros((24, 32, 3), np.uint8)
+        y, x = rng.integers(1, 12, 2)
+        pixels[y : y + 9, x : x + 12, 1] = 220
+        storage.write(f"{folder}/{i:03d}.png", cv2.imencode(".png", pixels)[1].tobytes())
+    return folder
+
+
+def _config(folder: Path, *sets: str) -> Config:
+    flags = {
+        "input": ("input", str(folder / "in")),
+        "output": ("output", str(folder / "out")),
+        "model": ("model.name", "tests.support.fake_models:BrightModel"),
+    }
+    return load_config(sets=["plan.images=4", *sets], flags=flags)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Report:
+    """A run of 10 images that ended, and whose input has changed since."""
+    _images(str(tmp_path / "in"), 10)
+    report = serial_run.segment(_config(tmp_path))
+    storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
+    (tmp_path / "in" / "000.png").rename(tmp_path / "in" / "new.png")
+    return report
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*.*") if p.parent.name != FOLDER}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_run_changes_nothing(tmp_path: Path, finished: Report, overwrite: bool) -> None:
+    before = _files(tmp_path)
+    with held(storage, finished.prefix, 60):
+        with pytest.raises(LeaseHeld) as caught:
+            segment(_config(tmp_path), overwrite=overwrite)
+        assert preview(_config(tmp_path), overwrite=overwrite).units  # asks nobody
+    assert caught.value.exit_code == 1
+    assert _files(tmp_path) == before
+
+
+def test_a_dry_run_takes_no_lease(tmp_path: Path) -> None:
+    _images(str(tmp_path / "in"), 3)
+    preview(_config(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["carry", "work"])
+def test_a_run_that_lost_its_lease_deletes_and_publishes_nothing(
+    tmp_path: Path, finished: Report, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    parts = {path for path in _files(tmp_path) if "/images/" in path}
+    latest = (tmp_path / "out" / "latest.json").read_bytes()
+
+    def overtaken(*args: object) -> set[str]:
+        put(finished.prefix, elsewhere(60.0), 99)
+        return set()
+
+    monkeypatch.setattr(run, place, overtaken)
+    with pytest.raises(LeaseLost, match="host far-away"):
+        segment(_config(tmp_path))
+    if place == "carry":
+        assert parts <= set(_files(tmp_path))
+    assert (tmp_path / "out" / "latest.json").read_bytes() == latest
+    records = Path(finished.prefix, "runs").iterdir()
+    statuses = {json.loads(path.read_bytes())["status"] for path in records}
+    assert statuses == {"success", "running"}
+
+
+def test_after_waiting_a_run_sees_what_the_other_one_did(tmp_path: Path) -> None:
+    _images(str(tmp_path / "in"), 10)
+    config = _config(tmp_path)
+    job = prepare(config)
+    assert job.committed == frozenset()
+
+    report = serial_run.segment(config)
+    storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
+    job = refresh(job)
+    assert job.committed == set(job.planned)
+    assert job.last["run"] == report.run
+    assert refresh(job, overwrite=True).committed == frozenset()
+
+    other = replace(report, run="0" * 16, sequence=2)
+    storage.write(join(report.prefix, "runs", f"{other.run}.json"), other.to_json())
+    assert refresh(job).sequence == 3
+
+
+class Command:
+    """`segcore segment` as a terminal would start it."""
+
+    def __init__(self, folder: Path, log: str, delay: float = 0.0) -> None:
+        self.log, self.folder = folder / log, folder
+        words = ["segment", str(folder / "in"), str(folder / "out"), "--actors", "1", "--json"]
+        words += ["--model", "tests.support.fake_models:BrightModel", "--set", "plan.images=2"]
+        with self.log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "segcore", *words],
+                env=os.environ | {"PYTHONPATH": PYTHONPATH, "FAKE_MODEL_DELAY": str(delay)},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+
+    def end(self) -> tuple[int, str, str]:
+        stdout, _ = self.process.communicate()
+        return self.process.returncode, stdout, self.log.read_text()
+
+    def work(self) -> None:
+        while not list(self.folder.glob("out/*/images/*.parquet")):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Path) -> None:
+    _images(str(tmp_path / "in"), 40)
+    output = str(tmp_path / "out")
+    first = Command(tmp_path, "1.log", delay=2.0)  # 80 s of work, cut short
+    first.work()
+
+    code, stdout, stderr = Command(tmp_path, "2.log").end()
+    assert (code, stdout) == (1, "")
+    assert f"host {socket.gethostname()}, process {first.process.pid}" in stderr
+    assert "Traceback" not in stderr
+    assert first.process.poll() is None
+    seen = status(storage, output)
+    assert seen.lease is not None
+    assert (seen.state, seen.lease.state) == ("running", "held")
+    assert seen.lease.pid == first.process.pid
+
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.end()
+    dead = status(storage, output)
+    assert dead.lease is not None
+    assert (dead.state, dead.lease.state, dead.pace) == ("died", "gone", None)
+
+    code, stdout, stderr = Command(tmp_path, "3.log").end()
+    assert code == 0, stderr
+    assert "Waiting" not in stderr
+    report = json.loads(stdout)
+    assert (report["images"], report["ok"], report["units"]) == (40, 40, 20)
+    assert report["units_done_before"] > 0
+    ended = status(storage, output)
+    assert ended.lease is not None
+    assert (ended.state, ended.lease.state) == ("success", "released")
+    assert verify(storage, output).exit_code == 0

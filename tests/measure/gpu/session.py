@@ -1,0 +1,254 @@
+"""What only a machine with a GPU can tell, in one run of some minutes; prints JSON.
+
+    python -m tests.measure.gpu.session --data nuclei --photos photos --out gpu.json
+    python -m tests.measure.gpu.session --device cpu --quick          # that the script itself works
+
+Parts (`--parts`, all by default), each on its own: an error is written down and the next part runs.
+
+    tests       tests of masks, NMS and model, those for CUDA among them
+    masks       realistic instances: strings made on the device against NumPy's, same logits
+    parity      mask and box AP of each precision on a labelled set (`--data`: a folder with
+                instances_val.json and images/; synthetic images without it)
+    throughput  images/s from uint8 batches on the device: forward, with NMS and masks behind it one
+                after another, and with both overlapping in two threads with a stream each; memory
+    graph       the forward pass as a CUDA graph and by torch.compile, against eager
+    peer        JPEG files (`--photos`) to strings against ultralytics, where it is installed, with
+                random calibrated weights; both batched, and in float16 on a GPU
+
+Needs what segcore imports for models (numpy, torch, opencv, pydantic, safetensors, pycocotools,
+simplejpeg, pillow), and pytest with hypothesis for the tests; neither Ray nor storage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segcore import masks
+from segcore.evaluation.average_precision import mask_and_box_ap
+from segcore.images import DecodeOptions, decode
+from segcore.masks import Window
+from segcore.masks.device.encode import ImageMasks, encode_images
+from segcore.models.base import Precision
+from segcore.models.yolo.model import YoloSegModel
+from segcore.training.validate import as_detections
+from tests.measure.gpu.speed import Session, graph, labelled, throughput
+from tests.support.paths import ROOT
+
+TESTS = ("masks/test_device.py", "models/test_nms.py", "models/yolo/test_model.py")
+
+
+def machine(session: Session) -> dict[str, Any]:
+    """Names and versions."""
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "masks_on_cpu": masks.implementation(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "device": session.device,
+        "quick": session.quick,
+    }
+    if session.on_gpu:
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "capability": torch.cuda.get_device_capability(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def run_tests(session: Session) -> dict[str, Any]:
+    """Outcome of pytest, without the fixtures that need storage and Ray."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--noconftest",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [str(ROOT / "tests" / name) for name in TESTS[: 1 if session.quick else None]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    text = done.stdout[-4000:] if done.returncode else done.stdout.strip().splitlines()[-1]
+    return {"exit": done.returncode, "end": text}
+
+
+def compare_masks(session: Session) -> dict[str, Any]:
+    """Instances whose string, area or place differs from NumPy's."""
+    from tests.masks.test_device import blobs
+    from tests.masks.test_from_logits import draw_logits
+
+    rng = np.random.default_rng(0)
+    shapes = [
+        ((480, 640), Window.of_letterbox(80, 0, 560, 640)),
+        ((1080, 1920), Window.of_letterbox(140, 0, 500, 640)),
+        ((427, 640), Window.of_letterbox(106, 0, 533, 640)),
+        ((3000, 4000), Window.of_letterbox(80, 0, 560, 640)),
+        ((300, 200), Window.of_letterbox(0, 106, 640, 533)),
+    ]
+    noise = draw_logits(rng, "smooth", 100, 160, 160)
+    total = different = 0
+    while total < (200 if session.quick else 20_000):
+        scenes = [blobs(rng, noise, 50, *shape) for shape in shapes]
+        found = encode_images(
+            [
+                ImageMasks(torch.from_numpy(planes).to(session.device), None, *rest)
+                for planes, *rest in scenes
+            ]
+        )
+        for got, scene in zip(found, scenes, strict=True):
+            expected = masks.encode_logits(*scene)
+            pairs = itertools.zip_longest(
+                zip(got.keep.tolist(), got.areas.tolist(), got.counts, strict=True),
+                zip(expected.keep.tolist(), expected.areas.tolist(), expected.counts, strict=True),
+            )
+            different += sum(a != b for a, b in pairs)
+            total += len(expected.counts)
+    return {"instances": total, "different": different}
+
+
+def parity(session: Session) -> dict[str, Any]:
+    """AP of each precision; the promise is a difference of at most 0.002 from float32."""
+    document, images = labelled(session, 3 if session.quick else 64)
+    out: dict[str, Any] = {"data": "given" if session.data else "synthetic", "images": len(images)}
+    precisions: list[Precision] = ["float32", "bfloat16"]
+    for precision in precisions + (["float16"] if session.on_gpu else []):
+        limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": 704}
+        model = session.model(precision=precision, **limits)
+        detections, ids = [], list(images)
+        for start in range(0, len(ids), model.batch_size):
+            batch = ids[start : start + model.batch_size]
+            prepared = [model.preprocess(images[i]) for i in batch]
+            found = model.postprocess(model.forward(prepared), prepared)
+            for i, one in zip(batch, found, strict=True):
+                detections += as_detections(i, one)
+        scores = mask_and_box_ap(document, ids, detections, 500)
+        out[precision] = {
+            "mask_ap": scores.mask.ap,
+            "mask_ap50": scores.mask.ap50,
+            "box_ap": scores.box.ap,
+            "detections": len(detections),
+        }
+    for precision, found in out.items():
+        if isinstance(found, dict) and precision != "float32":
+            found["mask_ap_less_float32"] = found["mask_ap"] - out["float32"]["mask_ap"]
+    return out
+
+
+def batched(model: YoloSegModel, files: list[Path], threads: int) -> Iterator[list[bytes]]:
+    """Files through segcore, decoded and prepared by threads while the device works."""
+
+    def prepare(file: Path) -> Any:
+        return model.preprocess(decode(file.read_bytes(), DecodeOptions()))
+
+    with ThreadPoolExecutor(threads) as pool:
+        ready = pool.map(prepare, files)
+        while batch := list(itertools.islice(ready, model.batch_size)):
+            for found in model.postprocess(model.forward(batch), batch):
+                yield found.counts
+
+
+def peer(session: Session) -> dict[str, Any]:
+    """Files to strings; the target is 8 times the peer's images/s."""
+    if session.photos is None:
+        return {"skipped": "no --photos"}
+    import cv2
+    import ultralytics
+
+    from tests.parity import yolo11 as calibrated
+
+    size, count = (2, 4) if session.quick else (32, 256)
+    photos = sorted(session.photos.glob("*.jpg"))[:8]
+    out: dict[str, Any] = {"ultralytics": ultralytics.__version__, "files": count, "batch": size}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "yolo11n-seg-random.pt"
+        calibrated.make_checkpoint("n", [calibrated.read(photo) for photo in photos], weights)
+        files = []
+        for i, photo in enumerate(itertools.islice(itertools.cycle(photos), count)):
+            pixels = cv2.resize(cv2.imread(str(photo)), (640, 480), interpolation=cv2.INTER_CUBIC)
+            files.append(Path(folder) / f"{i:04d}.jpg")
+            cv2.imwrite(str(files[-1]), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        limits = {"conf": 0.25, "iou": 0.7, "max_det": 50, "imgsz": 640}
+        precision = "float16" if session.on_gpu else "float32"
+        ours = session.model(
+            str(weights), precision=precision, shape="rect", batch_size=size, **limits
+        )
+        theirs = ultralytics.YOLO(str(weights))
+        half = {"half": True} if session.on_gpu else {}
+
+        def theirs_all() -> int:
+            found = theirs.predict(
+                [str(file) for file in files], batch=size, stream=True, retina_masks=True,
+                device=session.device, verbose=False, **half, **limits,
+            )  # fmt: skip
+            return sum(len(calibrated.encode(r.masks.data.cpu().numpy())) for r in found if r.masks)
+
+        def ours_all() -> int:
+            threads = max(1, (os.cpu_count() or 2) - 1)
+            return sum(len(strings) for strings in batched(ours, files, threads))
+
+        repeats = 1 if session.quick else 3
+        out["instances"] = {"segcore": ours_all(), "peer": theirs_all()}
+        out["segcore_images_s"] = count / session.seconds(ours_all, repeats)
+        out["peer_images_s"] = count / session.seconds(theirs_all, repeats)
+    out["ratio"] = out["segcore_images_s"] / out["peer_images_s"]
+    return out
+
+
+PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
+    "masks": compare_masks,
+    "parity": parity,
+    "throughput": throughput,
+    "graph": graph,
+    "peer": peer,
+    "tests": run_tests,
+}
+
+
+def main() -> int:
+    """Runs the parts, prints and writes what they found; 1 where a part failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: figures mean nothing")
+    parser.add_argument("--data", type=Path, help="folder with instances_val.json and images/")
+    parser.add_argument("--photos", type=Path, help="folder with JPEG photographs")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--out", type=Path, help="also write the JSON there, after each part")
+    given = parser.parse_args()
+    session = Session(given.device, given.quick, given.data, given.photos)
+    document: dict[str, Any] = {"machine": machine(session)}
+    failed = False
+    for name in given.parts.split(","):
+        began = time.perf_counter()
+        try:
+            document[name] = PARTS[name](session)
+        except Exception as error:  # the next part may still tell something
+            document[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            failed = True
+        document[name]["seconds"] = round(time.perf_counter() - began, 1)
+        if given.out:
+            given.out.write_text(json.dumps(document, indent=1, default=str))
+    print(json.dumps(document, indent=1, default=str))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

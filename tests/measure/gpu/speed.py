@@ -1,0 +1,211 @@
+"""Speed of the steps on a device; parts of `tests.measure.gpu.session`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segcore import masks
+from segcore.images import DecodeOptions, decode
+from segcore.models.base import ModelOptions, Precision
+from segcore.models.registry import load_model
+from segcore.models.yolo.model import RawGroup, YoloSegModel
+from segcore.testing.synthetic import render
+
+MODEL = "nuclei-yolo11n"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What was asked for."""
+
+    device: str
+    quick: bool
+    data: Path | None
+    photos: Path | None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether torch.cuda can be asked."""
+        return self.device.startswith("cuda")
+
+    @property
+    def half(self) -> Precision:
+        """The reduced precision that the device has for throughput."""
+        return "float16" if self.on_gpu else "bfloat16"
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], Any], repeats: int) -> float:
+        """Median of some calls, after one that is not counted."""
+        times = []
+        for _ in range(1 + repeats):
+            self.wait()
+            began = time.perf_counter()
+            work()
+            self.wait()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    def model(self, name: str = MODEL, **options: Any) -> YoloSegModel:
+        """A model on the device."""
+        model = load_model(name, ModelOptions(device=self.device, **options))
+        assert isinstance(model, YoloSegModel)
+        return model
+
+
+def labelled(session: Session, most: int) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+    """A COCO data set and its pixels by image id."""
+    if session.data is not None:
+        document = json.loads((session.data / "instances_val.json").read_text())
+        document["images"] = document["images"][:most]
+        images = {
+            entry["id"]: decode(
+                (session.data / "images" / entry["file_name"]).read_bytes(), DecodeOptions()
+            )
+            for entry in document["images"]
+        }
+        document["annotations"] = [a for a in document["annotations"] if a["image_id"] in images]
+        return document, images
+    images, entries, annotations = {}, [], []
+    for index in range(most):
+        scene = render(0, index)
+        height, width = scene.labels.shape
+        images[index + 1] = np.repeat(scene.pixels[:, :, None], 3, axis=2)
+        entries.append({"id": index + 1, "height": height, "width": width, "file_name": str(index)})
+        for label in range(1, int(scene.labels.max()) + 1):
+            counts = masks.encode(scene.labels == label)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "area": masks.area(counts),
+                    "bbox": list(masks.bbox(counts, height, width)),
+                    "segmentation": {"size": [height, width], "counts": counts.decode()},
+                }
+            )
+    category = {"id": 1, "name": "nucleus"}
+    return {"images": entries, "annotations": annotations, "categories": [category]}, images
+
+
+def overlapped(model: YoloSegModel, batch: torch.Tensor, prepared: list, batches: int) -> None:
+    """Batches whose post-processing runs in a second thread, on a stream of its own."""
+    gpu = batch.device.type == "cuda"
+    places = tuple(range(len(prepared)))
+    room = threading.Semaphore(2)  # raw outputs held at once
+
+    def after(raw: Any, ready: Any, stream: Any) -> None:
+        try:
+            if gpu:
+                with torch.cuda.stream(stream):
+                    stream.wait_event(ready)
+                    model.postprocess([RawGroup(places, raw)], prepared)
+            else:
+                model.postprocess([RawGroup(places, raw)], prepared)
+        finally:
+            room.release()
+
+    stream = torch.cuda.Stream() if gpu else None
+    with ThreadPoolExecutor(1) as pool:
+        pending = []
+        for _ in range(batches):
+            room.acquire()
+            raw = model.infer(batch)
+            ready = torch.cuda.current_stream().record_event() if gpu else None
+            pending.append(pool.submit(after, raw, ready, stream))
+        for future in pending:
+            future.result()
+
+
+def throughput(session: Session) -> dict[str, Any]:
+    """Images/s from batches that are on the device; the target is 5,000 and 0.8 of forward."""
+    size = 2 if session.quick else 32
+    _, images = labelled(session, size)
+    out: dict[str, Any] = {}
+    precisions: list[Precision] = ["float32", session.half]
+    for precision in precisions:
+        model = session.model(precision=precision, imgsz=640, shape="square", batch_size=size)
+        prepared = [model.preprocess(image) for image in images.values()]
+        prepared = list(itertools.islice(itertools.cycle(prepared), size))
+        if session.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        out[precision] = rates(session, model, prepared)
+        if session.on_gpu:
+            out[precision]["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return out
+
+
+def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, float]:
+    """Images/s of the steps, alone and together."""
+    size, repeats, batches = len(prepared), *((1, 2) if session.quick else (10, 40))
+    places = tuple(range(size))
+    batch = torch.from_numpy(np.stack([p.pixels for p in prepared])).to(session.device)
+    raw = model.infer(batch)
+
+    def after(outputs: Any) -> list:
+        return model.postprocess([RawGroup(places, outputs)], prepared)
+
+    def copied() -> torch.Tensor:
+        return torch.from_numpy(np.stack([p.pixels for p in prepared])).to(session.device)
+
+    with torch.inference_mode():
+        seconds = {
+            "forward": session.seconds(lambda: [model.infer(batch) for _ in range(4)], repeats) / 4,
+            "nms": session.seconds(lambda: model._found_on_device(raw), repeats),
+            "nms_and_masks": session.seconds(lambda: after(raw), repeats),
+            "one_after_another": session.seconds(lambda: after(model.infer(batch)), repeats),
+            "overlapped": session.seconds(lambda: overlapped(model, batch, prepared, batches), 2)
+            / batches,
+            "stack_and_copy_to_device": session.seconds(copied, repeats),
+        }
+    return {
+        "batch": size,
+        "instances_per_image": sum(map(len, after(raw))) / size,
+        **{f"{name}_images_s": size / one for name, one in seconds.items()},
+        "overlapped_of_forward": seconds["forward"] / seconds["overlapped"],
+    }
+
+
+def graph(session: Session) -> dict[str, Any]:
+    """Forward alone, eager against captured and compiled."""
+    size, repeats = (1, 1) if session.quick else (32, 10)
+    out: dict[str, Any] = {}
+    model = session.model(precision=session.half, imgsz=640, shape="square", batch_size=size)
+    batch = torch.zeros((size, 3, 640, 640), dtype=torch.uint8, device=session.device)
+    out["eager_images_s"] = size / session.seconds(lambda: model.infer(batch), repeats)
+    if not session.on_gpu:
+        return out | {"graph": "needs CUDA"}
+    with torch.inference_mode():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                expected = model.infer(batch)
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            got = model.infer(batch)
+        captured.replay()
+        out["graph_same_bits"] = all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        out["graph_images_s"] = size / session.seconds(captured.replay, repeats)
+        compiled = torch.compile(model._network)
+        ready = batch.float().div_(255).to(model._dtype)
+        ready = ready.contiguous(memory_format=torch.channels_last)
+        out["compiled_images_s"] = size / session.seconds(lambda: compiled(ready), repeats)
+    return out

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask as coco_mask
+
+from segcore.errors import ErrorCode, ImageError, StorageError
+from segcore.instances import Instances
+from segcore.output.parts import IMAGES, INSTANCES, ImageResult, PartCounts, Parts
+from segcore.output.report import COMPLETE, INCOMPLETE, SUCCESS, TOO_MANY_FAILED, account, judge
+from segcore.sources.units import Member, Unit, make_unit
+from segcore.storage import Storage
+
+
+def _unit(*names: str) -> Unit:
+    members = [Member(name, name, f"etag-{name}", 10) for name in names]
+    return make_unit(
+        "objects", stop=len(members), n_images=len(members), n_bytes=10, members=members
+    )
+
+
+def _instances(n: int, height: int = 20, width: int = 30) -> Instances:
+    masks = np.zeros((height, width, n), np.uint8, order="F")
+    for i in range(n):
+        masks[i : i + 5, 2 * i : 2 * i + 4, i] = 1
+    rles = coco_mask.encode(masks)
+    return Instances(
+        height=height,
+        width=width,
+        boxes=np.array([[2 * i, i, 4, 5] for i in range(n)], np.float32).reshape(n, 4),
+        scores=np.linspace(0.9, 0.3, n).astype(np.float32),
+        category_ids=np.array([1 + i % 2 for i in range(n)], np.int32),
+        areas=np.array([20] * n, np.int64),
+        counts=[rle["counts"] for rle in rles],
+    )
+
+
+def _results() -> list[ImageResult]:
+    return [
+        ImageResult("a", "a", "1", 30, 20, _instances(3)),
+        ImageResult("b", "b", "2", error=ImageError(ErrorCode.CORRUPT, "no pixels")),
+        ImageResult("c", "c", "3", 30, 20, Instances.empty(20, 30)),
+        ImageResult("d", "d", "4", 30, 20, _instances(2)),
+    ]
+
+
+@pytest.fixture
+def parts(tmp_path) -> Parts:
+    return Parts(
+        storage=Storage(),
+        prefix=str(tmp_path / "out" / "edition"),
+        edition="edition",
+        run="0123456789abcdef",
+        licence="CC0-1.0",
+        categories=((1, "round"), (2, "square")),
+    )
+
+
+def test_tables_open_in_duckdb_and_pandas(parts):
+    unit = _unit("a", "b", "c", "d")
+    counts = parts.commit(unit, _results(), {"duplicate_names": 1, "ignored_members": 0})
+    assert counts == PartCounts(unit.unit, 3, 1, 5, {"corrupt": 1}, {"duplicate_names": 1})
+    found = duckdb.sql(
+        f"select image_id, count(*) n, sum(area) area from "
+        f"read_parquet('{parts.prefix}/instances/*.parquet') group by 1 order by 1"
+    ).fetchall()
+    assert found == [("a", 3, 60), ("d", 2, 40)]
+    images = pd.read_parquet(f"{parts.prefix}/images/")
+    assert list(images["image_id"]) == ["a", "b", "c", "d"]
+    assert list(images["status"]) == ["ok", "failed", "ok", "ok"]
+    assert list(images["n_instances"]) == [3, 0, 0, 2]
+    assert list(images["error_code"].dropna()) == ["corrupt"]
+    assert set(images["unit"]) == {unit.unit}
+
+
+def test_masks_decode_to_the_canvas(parts):
+    parts.commit(_unit("a", "b", "c", "d"), _results())
+    rows = pd.read_parquet(f"{parts.prefix}/instances/")
+    for row in rows.itertuples():
+        mask = coco_mask.decode({"size": [row.height, row.width], "counts": row.counts.encode()})
+        assert mask.shape == (20, 30)
+        assert mask.sum() == row.area
+    assert list(rows["instance_index"]) == [0, 1, 2, 0, 1]
+    assert list(rows["category"][:3]) == ["round", "square", "round"]
+    assert list(rows.loc[1, ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]]) == [2, 1, 4, 5]
+
+
+def test_schema_and_metadata_stand_in_the_files(parts):
+    unit = _unit("a", "b", "c", "d")
+    parts.commit(unit, _results())
+    for table, schema in (("images", IMAGES), ("instances", INSTANCES)):
+        read = pq.read_schema(parts.uri(table, unit.unit))
+        assert read.equals(schema)
+        metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
+        assert metadata["segcore.schema_version"] == "1"
+        assert metadata["segcore.edition"] == "edition"
+        assert metadata["segcore.run"] == "0123456789abcdef"
+        assert metadata["segcore.licence"] == "CC0-1.0"
+        column = pq.ParquetFile(parts.uri(table, unit.unit)).metadata.row_group(0).column(0)
+        assert column.compression == "ZSTD"
+
+
+def test_the_same_results_give_the_same_bytes(parts):
+    unit = _unit("a", "b", "c", "d")
+    uris = [parts.uri(table, unit.unit) for table in ("images", "instances")]
+    parts.commit(unit, _results())
+    first = [Storage().read(uri) for uri in uris]
+    parts.commit(unit, _results())
+    assert [Storage().read(uri) for uri in uris] == first
+
+
+def test_a_unit_without_any_instance_has_both_parts(parts):
+    unit = _unit("b")
+    parts.commit(unit, [_results()[1]])
+    assert len(pd.read_parquet(f"{parts.prefix}/instances/")) == 0
+    assert parts.committed() == {unit.unit}
+
+
+class _Failing(Storage):
+    """Refuses to write what has this word in its name."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+
+    def write(self, uri: str, data: bytes) -> None:
+        if self.word in uri:
+            raise StorageError("the disk is full")
+        super().write(uri, data)
+
+
+@pytest.mark.parametrize("word", ["/images/", "/instances/"])
+def test_a_unit_is_not_done_before_its_images_part(parts, word):
+    from dataclasses import replace
+
+    failing = replace(parts, storage=_Failing(word))
+    with pytest.raises(StorageError):
+        failing.commit(_unit("a", "b", "c", "d"), _results())
+    assert parts.committed() == set()
+
+
+def test_counts_come_from_the_footers(parts):
+    units = [_unit("a", "b", "c", "d"), _unit("e")]
+    written = [parts.commit(units[0], _results()), parts.commit(units[1], [_results()[2]])]
+    assert list(parts.counts([unit.unit for unit in units])) == written
+
+
+def test_a_foreign_or_broken_part_is_named(parts):
+    unit = _unit("a")
+    Storage().write(parts.uri("images", unit.unit), b"PAR1 but not really PAR1")
+    with pytest.raises(StorageError, match=unit.unit):
+        list(parts.counts([unit.unit]))
+    pd.DataFrame({"x": [1]}).to_parquet(parts.uri("images", unit.unit))
+    with pytest.raises(StorageError, match=unit.unit):
+        list(parts.counts([unit.unit]))
+
+
+def test_withdraw_removes_stale_parts_and_orphans_only(parts):
+    kept, stale, orphan = _unit("a"), _unit("b"), _unit("c")
+    parts.commit(kept, _results()[:1])
+    parts.commit(stale, _results()[1:2])
+    Storage().write(parts.uri("instances", orphan.unit), b"left by a driver that died")
+    Storage().write(f"{parts.prefix}/images/readme.txt", b"of the user")
+    assert parts.withdraw({kept.unit}) == 1
+    left = {info.uri.removeprefix(parts.prefix) for info in Storage().list(parts.prefix)}
+    assert left == {
+        f"/images/{kept.unit}.parquet",
+        f"/instances/{kept.unit}.parquet",
+        "/images/readme.txt",
+    }
+
+
+def test_unknown_category_is_not_written_silently(parts):
+    from dataclasses import replace
+
+    with pytest.raises(KeyError):
+        replace(parts, categories=((1, "round"),)).commit(_unit("a"), _results()[:1])
+
+
+def test_undecodable_file_names_are_kept_readable(parts):
+    unit = _unit("a")
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    parts.commit(unit, [ImageResult(name, name, "", error=ImageError(ErrorCode.EMPTY, "empty"))])
+    images = pd.read_parquet(f"{parts.prefix}/images/")
+    assert images["image_id"][0].startswith("caf\\udce9")
+
+
+def test_account_finds_missing_and_unbalanced_units():
+    one, two, three = _unit("a"), _unit("b", "c"), _unit("d")
+    found = account(
+        {one.unit: 1, two.unit: 2, three.unit: None},
+        [PartCounts(one.unit, 1, 0, 4), PartCounts(two.unit, 1, 0, 2)],
+    )
+    assert (found.images, found.ok, found.instances) == (2, 2, 6)
+    assert found.missing == (three.unit,)
+    assert found.unbalanced == (two.unit,)
+    assert judge(found, 1.0) == INCOMPLETE
+    assert INCOMPLETE not in COMPLETE
+
+
+def test_judge_compares_with_the_allowed_fraction():
+    unit = _unit(*(f"{i}" for i in range(100)))
+    found = account({unit.unit: 100}, [PartCounts(unit.unit, 98, 2, 0, {"corrupt": 1, "empty": 1})])
+    assert found.failures == {"corrupt": 1, "empty": 1}
+    assert judge(found, 0.02) == SUCCESS
+    assert judge(found, 0.019) == TOO_MANY_FAILED

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from segcore.errors import ErrorCode, ImageError
+from segcore.instances import Instances
+from segcore.output.parts import ImageResult, Parts
+from segcore.planning.plan import Plan, load, make_plan, save
+from segcore.run.carry_over import carry
+from segcore.sources.objects import ObjectsSource
+from segcore.sources.units import Unit, UnitLimits
+from segcore.storage import Storage
+from segcore.storage.listing import Listing
+
+LIMITS = UnitLimits(images=4)
+
+
+def _plan(listing: dict[str, str], previous: Plan | None = None) -> Plan:
+    rows = Listing.from_rows((uri, 10, etag) for uri, etag in listing.items())
+    return make_plan(ObjectsSource(input="/in", kind="images", table=rows), LIMITS, previous)
+
+
+def _result(uri: str, etag: str) -> ImageResult:
+    """What a model would find: a function of the image alone."""
+    if etag == "bad":
+        return ImageResult(uri, uri, etag, error=ImageError(ErrorCode.CORRUPT, "no pixels"))
+    n = len(uri) % 3
+    masks = np.zeros((9, 9, n), np.uint8, order="F")
+    for i in range(n):
+        masks[i : i + 3, :4, i] = 1
+    rles = coco_mask.encode(masks)
+    found = Instances(
+        height=9,
+        width=9,
+        boxes=coco_mask.toBbox(rles).astype(np.float32).reshape(n, 4),
+        scores=np.linspace(0.9, 0.5, n).astype(np.float32),
+        category_ids=np.ones(n, np.int32),
+        areas=np.full(n, 12, np.int64),
+        counts=[rle["counts"] for rle in rles],
+    )
+    return ImageResult(uri, uri, etag, 9, 9, found)
+
+
+def _segment(parts: Parts, unit: Unit) -> None:
+    parts.commit(unit, [_result(member.uri, member.etag) for member in unit.members])
+
+
+def _parts(folder: str, run: str) -> Parts:
+    return Parts(Storage(), f"{folder}/e", "e", run, "CC0-1.0", ((1, "thing"),))
+
+
+def _bytes(parts: Parts) -> dict[str, bytes]:
+    found = Storage().list(parts.prefix)
+    return {i.uri.removeprefix(parts.prefix): Storage().read(i.uri) for i in found}
+
+
+BEFORE = {f"/in/{'x' * (i % 5)}{i:02}": "bad" if i == 6 else "1" for i in range(20)}
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> tuple[Parts, Plan]:
+    plan = _plan(BEFORE)
+    parts = _parts(str(tmp_path), plan.run)
+    for unit in plan.units:
+        _segment(parts, unit)
+    return parts, load(save(plan))
+
+
+def test_only_new_and_changed_images_are_left_to_do(
+    first: tuple[Parts, Plan], tmp_path: Path
+) -> None:
+    old, before = first
+    names = sorted(BEFORE)
+    after = BEFORE | {names[1]: "2", "/in/new": "1"}
+    del after[names[9]]
+    plan = _plan(after, before)
+    parts = replace(old, run=plan.run)
+    committed = parts.committed()
+    done = carry(parts, plan, committed)
+    assert done == set(plan.carried)
+    left = [unit for unit in plan.units if unit.unit not in committed | done]
+    assert sorted(m.uri for unit in left for m in unit.members) == sorted([names[1], "/in/new"])
+
+    parts.withdraw(set(plan.units.ids()))
+    for unit in left:
+        _segment(parts, unit)
+    anew = _parts(f"{tmp_path}/anew", plan.run)
+    for unit in plan.units:
+        _segment(anew, unit)
+    changed = {f"/{t}/{u}.parquet" for u in done for t in ("images", "instances")}
+    assert len(changed) == 4
+    assert {n: d for n, d in _bytes(parts).items() if n in changed} == {
+        n: d for n, d in _bytes(anew).items() if n in changed
+    }
+    assert parts.committed() == set(plan.units.ids())
+
+
+def test_what_was_not_committed_or_is_damaged_is_not_carried(first: tuple[Parts, Plan]) -> None:
+    parts, before = first
+    names = sorted(BEFORE)
+    plan = _plan({name: "1" for name in names if name not in names[::4]}, before)
+    olds = sorted(set(plan.carried.values()))
+    assert len(olds) == 5
+    parts.storage.delete(parts.uri("images", olds[0]))
+    parts.storage.write(parts.uri("instances", olds[1]), b"PAR1 no PAR1")
+    uri = parts.uri("images", olds[2])
+    table = pq.read_table(uri)
+    pq.write_table(table.slice(table.num_rows - 1), uri)
+    carried = {plan.carried[unit] for unit in carry(parts, plan, parts.committed())}
+    assert carried == set(olds[3:])
+    assert carry(parts, plan, parts.committed()) == set()  # those are committed now
+
+
+listings = st.dictionaries(
+    st.sampled_from([f"/in/{i:02}" for i in range(24)]), st.sampled_from("12")
+)
+
+
+@given(listings, listings)
+def test_every_unchanged_image_is_kept_or_carried(
+    before: dict[str, str], after: dict[str, str]
+) -> None:
+    first = _plan(before)
+    plan = _plan(after, first)
+    kept = set(first.units.ids()) | set(plan.carried)
+    reused = {m.uri for unit in plan.units if unit.unit in kept for m in unit.members}
+    assert reused == {uri for uri, etag in after.items() if before.get(uri) == etag}
+    by_id = {unit.unit: {m.uri for m in unit.members} for unit in [*first.units, *plan.units]}
+    for unit, old in plan.carried.items():
+        assert by_id[unit] < by_id[old]
+        assert old in set(plan.stale.ids())

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from segcore.distributed.cluster import Pool
+from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
+from segcore.run.passes import source_for
+from segcore.sources import SourceOptions, objects, open_source, read_unit
+from segcore.sources.units import Member, UnitLimits, make_unit
+from segcore.storage import Storage, StorageOptions, join
+from tests.support.archives import codes, image_bytes, open_and_read, parquet_bytes, tar_bytes
+
+storage = Storage(StorageOptions(retries=0))
+
+
+def test_a_folder_of_images(folder: str) -> None:
+    names = ["b/2.PNG", "a.jpg", "c d/é.tiff", "x.webp", "x.bmp", "x.jpeg", "x.tif"]
+    for seed, name in enumerate(names):
+        storage.write(join(folder, name), image_bytes(seed, name.rpartition(".")[2].lower()))
+    storage.write(join(folder, "notes.txt"), b"not an image")
+    storage.write(join(folder, ".hidden.png"), b"not shown")
+    storage.write(join(folder, ".cache/x.png"), b"not shown")
+    source, samples = open_and_read(folder, storage)
+    assert source.kind == "images"
+    assert [s.image_id for s in samples] == sorted(join(folder, name) for name in names)
+    assert all(s.error is None and s.uri == s.image_id and s.etag for s in samples)
+    by_id = {s.image_id: s.data for s in samples}
+    assert by_id[join(folder, "a.jpg")] == image_bytes(1, "jpg")
+    assert source.notes == [f"1 other files under {folder} are left out."]
+
+
+def test_a_single_image(folder: str) -> None:
+    uri = join(folder, "a.png")
+    storage.write(uri, image_bytes())
+    storage.write(join(folder, "b.png"), image_bytes())
+    source, samples = open_and_read(uri, storage)
+    assert source.kind == "images"
+    assert [(s.image_id, s.data) for s in samples] == [(uri, image_bytes())]
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        (UnitLimits(images=4), [4, 4, 2]),
+        (UnitLimits(images=1), [1] * 10),
+        (UnitLimits(bytes=35), [3, 3, 3, 1]),
+        (UnitLimits(bytes=1), [1] * 10),
+    ],
+)
+def test_units_respect_their_limits(tmp_path: object, limits: UnitLimits, sizes: list[int]) -> None:
+    for i in range(10):
+        storage.write(f"{tmp_path}/{i}.png", b"x" * 10)
+    source = open_source(str(tmp_path), SourceOptions(), storage)
+    units = list(source.units(limits))
+    assert [u.n_images for u in units] == sizes
+    assert [u.n_bytes for u in units] == [10 * n for n in sizes]
+    assert len({u.unit for u in units}) == len(units)
+    assert list(source.units(limits)) == units
+
+
+def test_broken_objects_do_not_take_others_down(folder: str) -> None:
+    for name in ("1-good.png", "2-empty.png", "3-large.png", "4-gone.png", "5-good.png"):
+        storage.write(join(folder, name), b"x" * {"2": 0, "3": 50}.get(name[0], 10))
+    options = SourceOptions(max_image_bytes=20)
+    (unit,) = open_source(folder, options, storage).units(UnitLimits())
+    storage.delete(join(folder, "4-gone.png"))
+    samples = list(read_unit(unit, storage, options))
+    assert [s.data for s in samples] == [b"x" * 10, b"", None, None, b"x" * 10]
+    assert codes(samples) == {
+        join(folder, "3-large.png"): "too_many_bytes",
+        join(folder, "4-gone.png"): "not_found",
+    }
+
+
+def test_an_outage_raises_and_makes_no_failed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    dead = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", retries=0))
+    members = [Member(f"s3://b/{i}", f"s3://b/{i}", "", -1) for i in range(5)]
+    unit = make_unit("objects", stop=5, n_images=5, n_bytes=0, members=members)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        list(read_unit(unit, dead, SourceOptions()))
+
+
+def test_one_read_error_is_one_failed_row(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        storage.write(f"{tmp_path}/{name}.png", name.encode())
+    read = Storage.read
+
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        if uri.endswith(("a.png", "c.png")):
+            raise StorageError(f"{uri}: input/output error")
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", flaky)
+    _, samples = open_and_read(str(tmp_path), storage)
+    assert [s.error.code if s.error else s.data for s in samples] == [
+        ErrorCode.READ_ERROR, b"b", ErrorCode.READ_ERROR, b"d",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("away", [{0: 1}, {1: 1, 2: 1}, {3: 1}, {0: 1, 1: 1, 3: 1}])
+def test_an_image_whose_request_failed_is_asked_for_once_more(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, away: dict[int, int]
+) -> None:
+    """A short outage: some requests are unlucky with all of their retries, others are not."""
+    names = [f"{tmp_path}/{name}.png" for name in "abcd"]
+    for name in names:
+        storage.write(name, name.encode())
+    left = {names[i]: times for i, times in away.items()}
+    read = Storage.read
+
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        if left.get(uri):
+            left[uri] -= 1
+            raise StorageError(f"{uri}: cannot be reached")
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", flaky)
+    _, samples = open_and_read(str(tmp_path), storage)
+    assert [s.data for s in samples] == [name.encode() for name in names]
+
+
+def test_an_outage_at_the_end_of_a_unit_is_no_failed_row(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        storage.write(f"{tmp_path}/{name}.png", name.encode())
+    read = Storage.read
+    gone = False
+
+    def outage(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        nonlocal gone
+        gone = gone or uri.endswith("d.png")
+        if gone:
+            raise StorageError(f"{uri}: cannot be reached")
+        return read(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", outage)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        open_and_read(str(tmp_path), storage)
+
+
+@pytest.mark.parametrize(("size", "held"), [(100, 4), (600, 1), (5000, 1), (-1, 1)])
+def test_encoded_images_held_ahead_are_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, size: int, held: int
+) -> None:
+    """Up to 450 bytes; 8 images by their number."""
+    monkeypatch.setattr(objects, "_HELD_BYTES", 450)
+    begun: list[str] = []
+
+    def read(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        begun.append(uri)
+        return b"x"
+
+    monkeypatch.setattr(Storage, "read", read)
+    members = [Member(f"s3://b/{i:02}", f"s3://b/{i:02}", "", size) for i in range(20)]
+    unit = make_unit("objects", stop=20, n_images=20, n_bytes=0, members=members)
+    samples = read_unit(unit, storage, SourceOptions(read_threads=4))
+    for taken, (sample, member) in enumerate(zip(samples, members, strict=True)):
+        assert sample.image_id == member.image_id
+        assert len(begun) <= taken + held
+    assert len(begun) == 20
+
+
+def test_more_is_asked_for_at_once_where_there_is_a_gpu() -> None:
+    cpu, gpu = Pool(1, 1, 1, 0, "cpu"), Pool(1, 1, 1, 1, "cuda")
+    assert source_for(SourceOptions(), cpu).read_threads is None
+    assert source_for(SourceOptions(), gpu).read_threads == 64
+    assert source_for(SourceOptions(read_threads=3), gpu).read_threads == 3
+
+
+@pytest.mark.s3
+def test_losing_permission_is_not_a_unit_of_failed_rows(
+    s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        storage.write(f"{s3_prefix}/{name}.png", b"1")
+    (unit,) = open_source(s3_prefix, SourceOptions(), storage).units(UnitLimits())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
+    with pytest.raises(AccessDenied):
+        list(read_unit(unit, Storage(StorageOptions(retries=0)), SourceOptions()))
+
+
+def test_links_out_of_the_folder_are_failed_rows_unless_allowed(tmp_path: object) -> None:
+    storage.write(f"{tmp_path}/secret/x.png", b"outside")
+    storage.write(f"{tmp_path}/in/a.png", b"inside")
+    os.symlink(f"{tmp_path}/in/a.png", f"{tmp_path}/in/b.png")
+    os.symlink(f"{tmp_path}/secret/x.png", f"{tmp_path}/in/c.png")
+    os.symlink(f"{tmp_path}/secret", f"{tmp_path}/in/d")
+    root = f"{tmp_path}/in"
+    source, samples = open_and_read(root, storage)
+    assert [s.data for s in samples] == [b"inside", b"inside", None]
+    assert codes(samples) == {f"{root}/c.png": "unsafe_uri"}
+    assert "allow_outside" in str(samples[2].error)
+    assert "1 links to folders" in source.notes[0]
+    source, samples = open_and_read(root, storage, allow_outside=True)
+    assert [s.data for s in samples] == [b"inside", b"inside", b"outside", b"outside"]
+    assert source.notes == []
+
+
+def test_names_that_are_not_utf8_are_failed_rows(tmp_path: object) -> None:
+    storage.write(f"{tmp_path}/good.png", b"1")
+    with open(f"{tmp_path}".encode() + b"/bad\xff.png", "wb") as file:
+        file.write(b"1")
+    _, samples = open_and_read(str(tmp_path), storage)
+    assert len(samples) == 2
+    assert codes(samples) == {f"{tmp_path}/bad\\udcff.png": "unsafe_uri"}
+
+
+def test_nothing_there(folder: str) -> None:
+    with pytest.raises(ObjectNotFound, match="does not exist") as caught:
+        open_source(join(folder, "*.png"), SourceOptions(), storage)
+    assert "Wildcards" in caught.value.hint
+    storage.write(join(folder, "a.xml"), b"1")
+    storage.write(join(folder, "b.xml"), b"1")
+    with pytest.raises(UsageError, match=r"No images found under .*\.jpg, .*2 x \.xml"):
+        open_source(folder, SourceOptions(), storage)
+    with pytest.raises(UsageError, match=r"does not follow from its name"):
+        open_source(join(folder, "a.xml"), SourceOptions(), storage)
+
+
+def test_an_empty_folder(tmp_path: object) -> None:
+    with pytest.raises(UsageError, match=r"No images found .* nothing at all"):
+        open_source(str(tmp_path), SourceOptions(), storage)
+
+
+def test_compressed_archives_are_refused(folder: str) -> None:
+    storage.write(join(folder, "a.tar.gz"), b"1")
+    with pytest.raises(UsageError, match="compressed"):
+        open_source(join(folder, "a.tar.gz"), SourceOptions(), storage)
+
+
+def test_a_mixture_must_be_chosen_from(folder: str) -> None:
+    storage.write(join(folder, "a.png"), image_bytes())
+    storage.write(join(folder, "b.tar"), tar_bytes([("c.png", image_bytes(1))]))
+    storage.write(join(folder, "d.parquet"), parquet_bytes({"image": [image_bytes(2)]}))
+    with pytest.raises(UsageError, match="mixture: 1 tar shards, 1 Parquet files, 1 images") as e:
+        open_source(folder, SourceOptions(), storage)
+    assert "--set source.kind=tar" in e.value.hint
+    for kind, seed in (("images", 0), ("tar", 1), ("parquet", 2)):
+        source, samples = open_and_read(folder, storage, kind=kind)
+        assert source.kind == kind
+        assert [s.data for s in samples] == [image_bytes(seed)]
+    with pytest.raises(UsageError, match="needs the file itself"):
+        open_source(folder, SourceOptions(kind="coco"), storage)
+
+
+def test_other_extensions_on_request(folder: str) -> None:
+    storage.write(join(folder, "a.IMG"), b"1")
+    storage.write(join(folder, "b.png"), b"2")
+    _, samples = open_and_read(folder, storage, extensions=(".img",))
+    assert [s.data for s in samples] == [b"1"]
+    with pytest.raises(ValueError, match="letters and digits"):
+        SourceOptions(extensions=("*",))
+
+
+def test_unknown_schemes_and_secrets() -> None:
+    with pytest.raises(UsageError, match="https:// is not supported") as caught:
+        open_source("https://h/a?X-Amz-Signature=SECRET", SourceOptions(), storage)
+    assert "SECRET" not in caught.value.message

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from segcore.errors import SegcoreError
+from segcore.storage import (
+    AccessDenied,
+    ObjectNotFound,
+    ObjectTooLarge,
+    Storage,
+    StorageError,
+    StorageOptions,
+    join,
+    local_disk,
+)
+from segcore.testing.loopback_s3 import LoopbackS3
+
+storage = Storage(StorageOptions(retries=1))
+
+
+def test_what_is_written_is_read_back(folder: str) -> None:
+    uri = join(folder, "a b", "é?#%41.bin")
+    for data in (b"first", b"", b"x" * 100_000):
+        storage.write(uri, data)
+        assert storage.read(uri) == data
+        assert storage.stat(uri).size == len(data)
+        assert storage.stat(uri).etag
+    assert storage.exists(uri)
+    storage.delete(uri)
+    storage.delete(uri)
+    assert not storage.exists(uri)
+
+
+def test_ranges_end_where_the_object_ends(folder: str) -> None:
+    uri = join(folder, "x")
+    storage.write(uri, bytes(range(100)))
+    assert storage.read_range(uri, 10, 5) == bytes(range(10, 15))
+    assert storage.read_range(uri, 95, 50) == bytes(range(95, 100))
+    assert storage.read_range(uri, 100, 5) == b""
+    assert storage.read_range(uri, 500, 5) == b""
+    assert storage.read_range(uri, 5, 0) == b""
+
+
+def test_open_gives_a_seekable_file(folder: str) -> None:
+    uri, data = join(folder, "x"), os.urandom(10_000)
+    storage.write(uri, data)
+    with storage.open(uri, buffer_bytes=512) as file:
+        assert file.read(3) == data[:3]
+        assert file.seek(-5, os.SEEK_END) == 9_995
+        assert file.read() == data[-5:]
+        assert file.read(1) == b""
+        file.seek(4_000)
+        assert file.read(3_000) == data[4_000:7_000]
+        file.seek(20_000)
+        assert file.read(10) == b""
+
+
+def test_listing_is_recursive_sorted_and_bounded_by_the_folder(folder: str) -> None:
+    # a store that lists folder by folder gives a/x before a-1: the order must not depend on it
+    names = ["a/x", "a-1", "a.b", "a/b/c", "ab/x", "Z", "é"]
+    for name in names:
+        storage.write(join(folder, "in", name), name.encode())
+    storage.write(join(folder, "in2"), b"a neighbour with the same prefix")
+    found = list(storage.list(join(folder, "in")))
+    assert [info.uri for info in found] == sorted(join(folder, "in", name) for name in names)
+    for info in found:
+        assert info == storage.stat(info.uri)
+    assert next(storage.list(join(folder, "in", "a"))).uri == join(folder, "in", "a/b/c")
+    assert list(storage.list(join(folder, "nothing"))) == []
+
+
+@pytest.mark.s3
+def test_long_listings_are_complete(s3_prefix: str) -> None:
+    wanted = {join(s3_prefix, f"{i:04}") for i in range(1_010)}  # more than one page of S3
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda uri: storage.write(uri, b"x"), wanted))
+    assert {info.uri for info in storage.list(s3_prefix)} == wanted
+
+
+def test_an_absent_object_is_object_not_found(folder: str) -> None:
+    uri = join(folder, "nope")
+    for action in (storage.stat, storage.read, lambda u: storage.read_range(u, 0, 1)):
+        with pytest.raises(ObjectNotFound, match="nope does not exist"):
+            action(uri)
+    storage.write(join(folder, "sub", "x"), b"1")
+    with pytest.raises(ObjectNotFound):
+        storage.stat(join(folder, "sub"))  # a folder is not an object
+
+
+def test_too_large_is_refused_before_reading(folder: str) -> None:
+    uri = join(folder, "x")
+    storage.write(uri, b"12345")
+    assert storage.read(uri, max_bytes=5) == b"12345"
+    with pytest.raises(ObjectTooLarge, match="5 bytes; the limit is 4"):
+        storage.read(uri, max_bytes=4)
+
+
+def test_of_many_racers_one_creates_the_object(folder: str) -> None:
+    uri, racers = join(folder, "lease"), 32
+    barrier = threading.Barrier(racers)
+
+    def race(number: int) -> int | None:
+        barrier.wait()
+        return number if storage.write_if_absent(uri, b"%d" % number) else None
+
+    with ThreadPoolExecutor(racers) as pool:
+        winners = [n for n in pool.map(race, range(racers)) if n is not None]
+    assert len(winners) == 1
+    assert storage.read(uri) == b"%d" % winners[0]
+    assert storage.write_if_absent(uri, b"late") is False
+
+
+def test_readers_never_see_half_an_object(folder: str) -> None:
+    uri, contents = join(folder, "x"), [bytes([i]) * 200_000 for i in range(3)]
+    storage.write(uri, contents[0])
+    done = threading.Event()
+    seen = []
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(storage.read(uri))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(10):
+        for data in contents:
+            storage.write(uri, data)
+    done.set()
+    reader.join()
+    assert seen
+    assert set(seen) <= set(contents)
+
+
+def test_a_pickled_storage_works(folder: str) -> None:
+    storage.write(join(folder, "x"), b"1")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.options == storage.options
+    assert copy.read(join(folder, "x")) == b"1"
+
+
+# --- disk only
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(str(tmp_path / "x"), b"old")
+
+    def no_space(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(local_disk.os, "fsync", no_space)
+    for write in (storage.write, storage.write_if_absent):
+        with pytest.raises(StorageError, match="No space left"):
+            write(str(tmp_path / "x"), b"new")
+    assert os.listdir(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        storage.write(str(tmp_path / "x"), b"1")
+        storage.write_if_absent(str(tmp_path / "y"), b"1")
+    finally:
+        os.umask(previous)
+    for name in "xy":
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_write_if_absent_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: str, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(local_disk.os, "link", no_links)
+    assert storage.write_if_absent(str(tmp_path / "x"), b"1") is True
+    assert storage.write_if_absent(str(tmp_path / "x"), b"2") is False
+    assert (tmp_path / "x").read_bytes() == b"1"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x")
+    rows = local_disk.walk(str(tmp_path), False)
+    first = next(rows)[0]
+    gone = next(path for path in tmp_path.iterdir() if str(path) != first)
+    gone.unlink()
+    assert {first, *(row[0] for row in rows)} == {str(path) for path in tmp_path.iterdir()}
+
+
+def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name in (".git/x", ".x", "x"):
+        (tmp_path / name).write_bytes(b"1")
+    assert [info.uri for info in storage.list(str(tmp_path))] == [str(tmp_path / "x")]
+
+
+def test_links_are_listed_by_where_they_lead(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for path in (root / "real", outside):
+        path.mkdir(parents=True)
+        (path / "f").write_bytes(b"1")
+    (root / "inside").symlink_to(root / "real" / "f")
+    (root / "out").symlink_to(outside / "f")
+    (root / "broken").symlink_to(root / "nothing")
+    (root / "folder").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+
+    def listed(follow: bool) -> dict[str, tuple[int, str]]:
+        table = storage.listing(str(root), follow_links=follow).to_table()
+        return {r["uri"][len(str(root)) + 1 :]: (r["size"], r["etag"]) for r in table.to_pylist()}
+
+    plain = listed(follow=False)
+    assert plain["inside"][0] == plain["real/f"][0] == 1
+    assert plain["out"] == (-1, local_disk.OUTSIDE_LINK)
+    assert plain["broken"] == (-1, "")
+    assert plain["folder"] == plain["loop"] == (-1, local_disk.LINKED_FOLDER)
+    followed = listed(follow=True)
+    assert followed["out"][0] == followed["folder/f"][0] == 1
+    assert set(followed) == {"inside", "out", "broken", "real/f", "folder/f"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    (tmp_path / "x").chmod(0)
+    with pytest.raises(AccessDenied, match="No permission for"):
+        storage.read(str(tmp_path / "x"))
+
+
+def test_a_changed_file_has_another_etag(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    before = storage.stat(str(path)).etag
+    os.utime(path, ns=(1, 1))
+    assert storage.stat(str(path)).etag == "1-1" != before
+
+
+# --- S3 only
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_access_denied(
+    s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(s3_prefix + "/x", b"1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "WRONGSECRET")
+    denied = Storage(StorageOptions(retries=0))
+    actions = [
+        lambda: denied.stat(s3_prefix + "/x"),
+        lambda: denied.read(s3_prefix + "/x"),
+        lambda: denied.write(s3_prefix + "/y", b""),
+        lambda: denied.write_if_absent(s3_prefix + "/y", b""),
+        lambda: list(denied.list(s3_prefix)),
+    ]
+    for action in actions:
+        with pytest.raises(AccessDenied, match="No permission for s3://") as caught:
+            action()
+        assert "WRONGSECRET" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.s3
+def test_anonymous_requests_are_not_signed(s3_prefix: str) -> None:
+    storage.write(s3_prefix + "/x", b"1")
+    with pytest.raises(AccessDenied):
+        Storage(StorageOptions(anonymous=True, retries=0)).read(s3_prefix + "/x")
+
+
+@pytest.mark.s3
+def test_no_credentials_at_all(
+    s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(AccessDenied, match="No AWS credentials were found"):
+        Storage().read(f"s3://{s3.bucket}/x")
+
+
+@pytest.mark.s3
+def test_credentials_and_endpoint_of_a_profile(
+    s3: LoopbackS3, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(s3_prefix + "/x", b"1")
+    for name in s3.environment:
+        monkeypatch.delenv(name)
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile mine]\naws_access_key_id = {s3.access_key}\n"
+        f"aws_secret_access_key = {s3.secret_key}\n"
+        f"endpoint_url = {s3.endpoint}\nregion = eu-west-1\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    assert Storage().read(s3_prefix + "/x") == b"1"
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(AccessDenied, match="absent"):
+        Storage().read(s3_prefix + "/x")
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_and_a_bucket_as_object(s3: LoopbackS3) -> None:
+    with pytest.raises(ObjectNotFound, match="no such bucket"):
+        list(storage.list("s3://absent-bucket/x"))
+    with pytest.raises(ObjectNotFound, match="is a bucket"):
+        storage.stat(f"s3://{s3.bucket}")
+
+
+@pytest.mark.s3
+def test_large_objects_go_up_in_parts(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segcore.storage.object_store._SINGLE_PUT_BYTES", 1 << 20)
+    data = os.urandom(12 << 20)
+    storage.write(s3_prefix + "/x", data)
+    assert storage.read(s3_prefix + "/x") == data
+
+
+def test_an_unreachable_server_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "SECRETKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRETKEY")
+    dead = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", retries=0))
+    with pytest.raises(StorageError, match="cannot be reached") as caught:
+        dead.read("s3://bucket/x")
+    assert "SECRETKEY" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        StorageOptions(endpoint="http://x")  # type: ignore[call-arg]
+
+
+def test_errors_survive_pickling() -> None:
+    error = AccessDenied("message", "hint")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, SegcoreError)
+    assert (copy.message, copy.hint) == ("message", "hint")

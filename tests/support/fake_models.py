@@ -1,0 +1,114 @@
+"""Models without weights for tests of the pipeline: `tests.support.fake_models:BrightModel`.
+
+What they find is simple, and some images make them misbehave: the colour of an image says how.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from segcore.instances import Instances
+from segcore.models.base import Category, ModelInfo, ModelOptions
+
+RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise, unless mended
+HUNGRY = (0, 255, 255)  # ... runs out of memory
+DEADLY = (255, 255, 0)  # ... kills the process
+HANGS = (0, 0, 255)  # ... never comes back
+GREEDY = (255, 255, 255)  # ... takes 3 GiB
+DEADLY_EARLY = (255, 128, 0)  # kills the process already in `preprocess`
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    image: np.ndarray
+    first: tuple[int, ...]
+
+
+class BrightModel:
+    """Finds one instance per image: its pixels over 127 in green; none, no instance."""
+
+    thread_safe = True
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        options = options or ModelOptions()
+        conf = 0.25 if options.conf is None else options.conf
+        self.info = ModelInfo(
+            name="bright",
+            architecture="threshold",
+            weights_sha256="0" * 64,
+            licence="CC0-1.0",
+            categories=(Category(1, "bright"),),
+            parameters={"conf": conf},
+        )
+        self.batch_size = options.batch_size or 4
+        self.batches: list[int] = []
+        self._delay = float(os.environ.get("FAKE_MODEL_DELAY", "0"))
+
+    def preprocess(self, image: np.ndarray) -> _Prepared:
+        """Keep the image and its first pixel."""
+        if tuple(image[0, 0]) == DEADLY_EARLY:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return _Prepared(image, tuple(int(value) for value in image[0, 0]))
+
+    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+        """Threshold, or misbehave as the first pixel says."""
+        self.batches.append(len(prepared))
+        time.sleep(self._delay * len(prepared))
+        for one in prepared:
+            if one.first == RAISES and not os.path.exists(os.environ.get("FAKE_MODEL_MENDED", "")):
+                raise ValueError("cannot segment this image")
+            if one.first == DEADLY:
+                os._exit(9)
+            if one.first == HANGS:
+                threading.Event().wait()
+            if one.first == GREEDY:
+                np.ones(3 << 30, np.uint8)
+            if one.first == HUNGRY:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB")
+        return [one.image[:, :, 1] > 127 for one in prepared]
+
+    def postprocess(self, raw: list[np.ndarray], prepared: Sequence[Any]) -> list[Instances]:
+        """One mask each, encoded by pycocotools."""
+        return [_instances(mask) for mask in raw]
+
+
+class DriverOnlyModel(BrightModel):
+    """Can be made only where FAKE_MODEL_HOME is set: on the driver of a test that sets it."""
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        super().__init__(options)
+        if "FAKE_MODEL_HOME" not in os.environ:
+            raise RuntimeError("this machine has no licence for the model")
+
+
+class DyingModel(BrightModel):
+    """Loads, and dies on whatever it is given."""
+
+    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+        """End the process."""
+        os._exit(7)
+
+
+def _instances(mask: np.ndarray) -> Instances:
+    height, width = mask.shape
+    if not mask.any():
+        return Instances.empty(height, width)
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return Instances(
+        height=height,
+        width=width,
+        boxes=coco_mask.toBbox(rle)[None].astype(np.float32),
+        scores=np.array([0.9], np.float32),
+        category_ids=np.array([1], np.int32),
+        areas=np.array([int(mask.sum())], np.int64),
+        counts=[rle["counts"]],
+    )
