@@ -94,3 +94,9 @@ class ImageError(Exception):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
         return type(self), (self.code, self.message)
+
+
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """An exception as one bounded line for the `error_message` column."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

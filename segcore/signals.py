@@ -14,7 +14,7 @@ T = TypeVar("T")
 _PATIENCE_S = 1.0  # some wrappers pass Ctrl-C on, so that it comes twice
 
 
-def interrupt(number: int, frame: object) -> NoReturn:
+def raise_interrupt(number: int, frame: object) -> NoReturn:
     """A handler that makes of any signal what Ctrl-C is."""
     raise KeyboardInterrupt
 
@@ -26,7 +26,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Keep SIGINT and SIGTERM back until the block ends; one more after 1 s ends the process.
 
     For code that an exception out of nowhere leaves in pieces, or that swallows it. Outside of the
@@ -66,7 +66,7 @@ def held() -> Iterator[None]:
             signal.raise_signal(came[0][0])
 
 
-class Aside:
+class SignalShield:
     """A thread for calls that no signal may disturb, and that may put no handlers in place.
 
     It lives as long as this does: Ray waits 5 s at its end for a thread that started it and died.
@@ -76,6 +76,6 @@ class Aside:
         self._thread = ThreadPoolExecutor(1, "segcore-aside")
 
     def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises; signals that come meanwhile are `held`."""
-        with held():
+        """What `work` returns or raises; signals that come meanwhile are `defer_signals`."""
+        with defer_signals():
             return self._thread.submit(work).result()

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from segcore.signals import Aside, held, sigterm_as_interrupt
+from segcore.signals import SignalShield, defer_signals, sigterm_as_interrupt
 
 TWICE = """
 import os, signal, time
-from segcore.signals import held
+from segcore.signals import defer_signals
 try:
-    with held():
+    with defer_signals():
         os.kill(os.getpid(), signal.{first})
         time.sleep({pause})
         os.kill(os.getpid(), signal.{first})
@@ -36,7 +36,7 @@ def test_a_held_signal_comes_when_the_block_has_ended(number: int) -> None:
     steps = []
 
     def work() -> None:
-        with held():
+        with defer_signals():
             os.kill(os.getpid(), number)
             steps.append("whole")
         steps.append("never")
@@ -48,7 +48,7 @@ def test_a_held_signal_comes_when_the_block_has_ended(number: int) -> None:
 
 def test_an_interrupt_comes_even_when_the_block_fails() -> None:
     def work() -> None:
-        with held():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             raise ValueError("first")
 
@@ -61,7 +61,7 @@ def test_an_alarm_set_by_a_crash_handler_is_called_off() -> None:
     """Abseil's, in Ray, would abort the process 3 s after SIGTERM."""
 
     def work() -> None:
-        with held():
+        with defer_signals():
             signal.alarm(30)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -74,7 +74,7 @@ def test_handlers_are_as_before_and_what_was_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     term = signal.getsignal(signal.SIGTERM)
     try:
-        with held():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             assert signal.getsignal(signal.SIGTERM) is not term
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -93,7 +93,7 @@ def test_whoever_insists_ends_the_process(name: str) -> None:
 
 
 def test_aside_runs_in_one_other_thread_and_passes_on_what_comes_of_it() -> None:
-    aside = Aside()
+    aside = SignalShield()
     threads = {aside.run(threading.get_ident) for _ in range(3)}
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
@@ -112,7 +112,7 @@ def test_an_interrupt_waits_for_what_runs_aside() -> None:
         done.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        Aside().run(work)
+        SignalShield().run(work)
     assert done == [True]
 
 
@@ -120,7 +120,7 @@ def test_outside_of_the_main_thread_nothing_is_held() -> None:
     seen = []
 
     def work() -> None:
-        with held(), sigterm_as_interrupt():
+        with defer_signals(), sigterm_as_interrupt():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)

@@ -92,7 +92,7 @@ def copied(
     return _write(storage, folder, uri, members, per_shard, 1e3 * took / len(found))
 
 
-def plan_of(shards: Shards, storage: Storage) -> Plan:
+def plan_shards(shards: Shards, storage: Storage) -> Plan:
     """Units of these shards."""
     return make_plan(open_source(shards.folder, SourceOptions(), storage), UnitLimits())
 

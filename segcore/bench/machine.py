@@ -76,7 +76,7 @@ def own_peak_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-class Watch:
+class ProcessWatch:
     """Memory and CPU time of this process and all below it, looked up in /proc now and then.
 
     Attributes:

@@ -45,7 +45,7 @@ class BenchReport:
             entry |= {"total_ms": times.total_ms, "percent": times.percent}
         return document | {"cost_per_million_images": self.cost_per_million}
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people."""
         versions = self.machine.versions
         device = self.machine.gpu if self.device.startswith("cuda") else self.machine.cpu

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from segcore.bench.images import Shards, copied, parse_size, synthetic
 from segcore.bench.machine import cores, describe
 from segcore.bench.report import BenchReport
-from segcore.bench.stages import measure
-from segcore.bench.throughput import Throughput, Work, compare, parts_for
+from segcore.bench.stages import measure_stages
+from segcore.bench.throughput import BenchJob, Throughput, compare, parts_for
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
 from segcore.masks import implementation
@@ -20,7 +20,7 @@ from segcore.models.registry import load_model
 from segcore.sources import SourceOptions
 from segcore.storage import Storage, join
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 _UNITS = 24  # of the job, at least: enough to see its steady state
 _UNITS_OF_A_PROCESS = 3
 _UNIT_IMAGES = 20  # where only stages are measured
@@ -52,7 +52,7 @@ class BenchOptions:
     price_per_hour: float | None = None
 
 
-def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
+def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> BenchReport:
     """Measure; works in a temporary folder and leaves nothing behind.
 
     Raises:
@@ -67,12 +67,12 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
     device = str(getattr(model, "device", "cpu"))
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="segcore-bench-") as folder:
-        archives = _archives(options, sizes, folder, say)
+        archives = _archives(options, sizes, folder, notify)
         processes = _processes(device)
         torch.set_num_threads(1)
         try:
             stages = [
-                _stages(model, shards, options, join(folder, f"stages-{number}"), say)
+                _stages(model, shards, options, join(folder, f"stages-{number}"), notify)
                 for number, shards in enumerate(archives)
             ]
         finally:
@@ -84,7 +84,7 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
         if options.whole_job:
             images = options.images or images_of_a_pass(stages[0].total_ms, processes)
             shards = _job_images(options, sizes[0], images, processes, folder)
-            job = _job(options, shards, processes, folder, device, say)
+            job = _job(options, shards, processes, folder, device, notify)
     return BenchReport(
         machine=describe(),
         model=info.name,
@@ -99,15 +99,15 @@ def bench(options: BenchOptions, say: Say = lambda text: None) -> BenchReport:
 
 
 def _archives(
-    options: BenchOptions, sizes: list[tuple[int, int]], folder: str, say: Say
+    options: BenchOptions, sizes: list[tuple[int, int]], folder: str, notify: Notify
 ) -> list[Shards]:
     storage, many = Storage(), options.stage_images
     if options.input is not None:
-        say(f"Reading images of {options.input}.")
+        notify(f"Reading images of {options.input}.")
         target = join(folder, "given")
         source = SourceOptions()
         return [copied(storage, target, options.input, source, many, _UNIT_IMAGES)]
-    say("Making synthetic images.")
+    notify("Making synthetic images.")
     names = (join(folder, f"images-{width}x{height}") for width, height in sizes)
     return [
         synthetic(storage, target, size, many, _UNIT_IMAGES)
@@ -135,12 +135,12 @@ def _job_images(
     return synthetic(storage, target, size, images, per_shard)
 
 
-def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, say: Say):  # type: ignore[no-untyped-def]
-    say(f"Stages at {shards.label}.")
+def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, notify: Notify):  # type: ignore[no-untyped-def]
+    notify(f"Stages at {shards.label}.")
     storage = Storage()
     parts = parts_for(model, storage, output)
     many, seconds = options.stage_images, options.stage_seconds
-    return measure(model, shards, parts, storage, many, seconds, options.decode)
+    return measure_stages(model, shards, parts, storage, many, seconds, options.decode)
 
 
 def _processes(device: str) -> int:
@@ -150,7 +150,7 @@ def _processes(device: str) -> int:
 
 
 def _job(
-    options: BenchOptions, shards: Shards, processes: int, folder: str, device: str, say: Say
+    options: BenchOptions, shards: Shards, processes: int, folder: str, device: str, notify: Notify
 ) -> Throughput:
     import torch
 
@@ -159,5 +159,5 @@ def _job(
         torch.cuda.empty_cache()
     name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
     chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
-    work = Work(shards, name, chosen, join(folder, "output"), options.decode)
-    return compare(work, processes, say)
+    work = BenchJob(shards, name, chosen, join(folder, "output"), options.decode)
+    return compare(work, processes, notify)

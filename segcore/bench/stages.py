@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from segcore.bench.images import Shards, plan_of
+from segcore.bench.images import Shards, plan_shards
 from segcore.errors import ImageError, UsageError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model
 from segcore.output.parts import ImageResult, Parts
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
-from segcore.worker.prefetch import Preparation
+from segcore.worker.prefetch import Preprocessor
 
 STAGES = ("read", "decode", "preprocess", "forward", "postprocess", "masks", "write")
 # What models call to turn their masks into strings.
@@ -71,7 +71,7 @@ class _Clock:
         return result
 
 
-def measure(
+def measure_stages(
     model: Model,
     shards: Shards,
     parts: Parts,
@@ -85,11 +85,11 @@ def measure(
     Raises:
         UsageError: None of the images can be decoded, or the model needs them in full.
     """
-    preparation = Preparation(model.preprocess, decode)
+    preparation = Preprocessor(model.preprocess, decode)
     clock = _Clock(_synchronizer(model))
     done = instances = 0
     ends: float | None = None  # unknown until warm
-    units = itertools.chain.from_iterable(itertools.repeat(plan_of(shards, storage).units, 2))
+    units = itertools.chain.from_iterable(itertools.repeat(plan_shards(shards, storage).units, 2))
     for unit in units:
         samples = read_unit(unit, storage, SourceOptions())
         results: list[ImageResult] = []
@@ -130,7 +130,7 @@ def _next_batch(samples: Iterator[Sample], size: int, clock: _Clock) -> list[Sam
 
 
 def _run(
-    model: Model, preparation: Preparation, batch: list[Sample], clock: _Clock
+    model: Model, preparation: Preprocessor, batch: list[Sample], clock: _Clock
 ) -> list[ImageResult]:
     prepared, names = [], []
     for sample in batch:

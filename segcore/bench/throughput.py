@@ -18,20 +18,20 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from segcore.bench.images import Shards, plan_of
-from segcore.bench.machine import Watch, own_peak_mb
+from segcore.bench.images import Shards, plan_shards
+from segcore.bench.machine import ProcessWatch, own_peak_mb
 from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
 from segcore.output.parts import ImageResult, Parts
-from segcore.output.report import Report
+from segcore.output.report import RunReport
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
-from segcore.worker.prefetch import Preparation
+from segcore.worker.prefetch import Preprocessor
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 START_SECONDS = 300  # a process that has not loaded its model by then is stuck
 
 
@@ -72,7 +72,7 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Work:
+class BenchJob:
     """What both do. Travels to processes."""
 
     shards: Shards
@@ -82,22 +82,22 @@ class Work:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def compare(work: Work, processes: int, say: Say) -> Throughput:
+def compare(work: BenchJob, processes: int, notify: Notify) -> Throughput:
     """Plain loop, job, plain loop.
 
     Raises:
         SegcoreError: The job failed, or a process of the plain loop did.
     """
-    say("Plain loop, first pass.")
+    notify("Plain loop, first pass.")
     first = plain_loop(work, processes, "plain-1")
-    say("The whole job, on Ray.")
-    watch = Watch()
+    notify("The whole job, on Ray.")
+    watch = ProcessWatch()
     with watch.watching():
         report, seconds = job(work, processes)
     images, start, stop = steady_state(report.prefix, processes)
     rate = images / (stop - start)
     cpu = 1e3 * watch.cpu_seconds(start, stop) / images
-    say("Plain loop, second pass.")
+    notify("Plain loop, second pass.")
     second = plain_loop(work, processes, "plain-2")
     plain = (first.images_per_s + second.images_per_s) / 2
     plain_cpu = (first.cpu_ms + second.cpu_ms) / 2
@@ -117,7 +117,7 @@ def compare(work: Work, processes: int, say: Say) -> Throughput:
     )
 
 
-def job(work: Work, actors: int) -> tuple[Report, float]:
+def job(work: BenchJob, actors: int) -> tuple[RunReport, float]:
     """Run `segcore segment`; (report, seconds in all)."""
     from segcore.run.segment import segment
 
@@ -168,7 +168,7 @@ class PlainPass(NamedTuple):
     peak_mb: float
 
 
-def plain_loop(work: Work, processes: int, name: str) -> PlainPass:
+def plain_loop(work: BenchJob, processes: int, name: str) -> PlainPass:
     """One pass over all images.
 
     Raises:
@@ -202,7 +202,7 @@ def plain_loop(work: Work, processes: int, name: str) -> PlainPass:
 
 
 def _plain(
-    work: Work, rank: int, processes: int, name: str, barrier: Barrier, results: Any
+    work: BenchJob, rank: int, processes: int, name: str, barrier: Barrier, results: Any
 ) -> None:
     """One process: says (images, began, ended, CPU s, peak MB), or what went wrong."""
     try:
@@ -215,7 +215,7 @@ def _plain(
         cv2.setNumThreads(1)
         model = load_model(work.model, work.options)
         storage = Storage()
-        units = list(plan_of(work.shards, storage).units)
+        units = list(plan_shards(work.shards, storage).units)
         parts = parts_for(model, storage, join(work.output, name))
         segment = partial(segment_plainly, model, parts=parts, storage=storage, decode=work.decode)
         segment(units[0], limit=2 * model.batch_size)  # warm
@@ -244,7 +244,7 @@ def segment_plainly(
     decode: DecodeOptions = DecodeOptions(),
 ) -> int:
     """Segment one unit, one step after another; returns how many images."""
-    preparation = Preparation(model.preprocess, decode)
+    preparation = Preprocessor(model.preprocess, decode)
     results: list[ImageResult] = []
     batch: list[tuple[Sample, Any]] = []
 

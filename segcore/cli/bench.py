@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -78,7 +78,7 @@ def command(
 ) -> None:
     """Measure this machine: stages, the whole job against a plain loop, memory, cost."""
     from segcore.bench import plot as plotting
-    from segcore.bench.run import BenchOptions, bench
+    from segcore.bench.run import BenchOptions, run_bench
     from segcore.errors import UsageError
     from segcore.images import DecodeOptions
     from segcore.models.base import ModelOptions
@@ -100,8 +100,8 @@ def command(
         whole_job=not stages_only,
         price_per_hour=price_per_hour,
     )
-    report = bench(options, say)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report.words())
+    report = run_bench(options, notify)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
     if plot is not None:
         plotting.draw(plot, report.model, report.stages)
-        say(f"Drew {plot}.")
+        notify(f"Drew {plot}.")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from segcore.errors import SegcoreError
-from segcore.signals import interrupt
+from segcore.signals import raise_interrupt
 
 
 def new_app(**options: Any) -> typer.Typer:
@@ -20,29 +20,29 @@ def new_app(**options: Any) -> typer.Typer:
     )
 
 
-def run(app: typer.Typer) -> NoReturn:
+def run_app(app: typer.Typer) -> NoReturn:
     """Run an app and leave the process with the right exit code.
 
     0 done; 1 infrastructure, or work left; 2 wrong use or configuration; 3 too many images
     failed; 130 interrupted. A traceback shows only for a bug of ours.
     """
-    signal.signal(signal.SIGTERM, interrupt)  # batch systems send it; it is as good as Ctrl-C
+    signal.signal(signal.SIGTERM, raise_interrupt)  # batch systems send it; it is as good as Ctrl-C
     try:
         app()
     except SegcoreError as error:
-        say(f"Error: {error.message}", error.hint)
+        notify(f"Error: {error.message}", error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
         sys.stderr.close()
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        say("This is a bug in segcore; the lines above help to mend it.")
+        notify("This is a bug in segcore; the lines above help to mend it.")
         sys.exit(1)
     sys.exit(0)
 
 
-def say(*lines: str) -> None:
+def notify(*lines: str) -> None:
     """Words for people: stderr, plain, empty ones left out."""
     for line in lines:
         if line:

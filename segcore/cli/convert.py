@@ -30,7 +30,7 @@ def command(
     """Convert a checkpoint to safetensors; tensors, classes and thresholds stay the same."""
     from segcore.errors import UsageError
     from segcore.models.checkpoints import save_safetensors
-    from segcore.models.registry import load_model, read_checkpoint_of
+    from segcore.models.registry import load_checkpoint, load_model
 
     if target.suffix != ".safetensors":
         raise UsageError(f"{target} must end in .safetensors.")
@@ -38,7 +38,7 @@ def command(
         raise UsageError(f"{target} is there already.", "Add --overwrite to replace it.")
     if not target.parent.is_dir():
         raise UsageError(f"There is no folder {target.parent}.")
-    checkpoint = read_checkpoint_of(source)
+    checkpoint = load_checkpoint(source)
     meta = checkpoint.meta.model_dump(mode="json")
     if licence is not None:
         meta["licence"] = licence

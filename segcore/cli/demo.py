@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 if TYPE_CHECKING:
     from segcore.config import Config
     from segcore.evaluation.evaluate import EvaluationReport
-    from segcore.output.report import Report
+    from segcore.output.report import RunReport
     from segcore.output.results import Results
     from segcore.storage import Storage
     from segcore.testing.synthetic_archive import SyntheticArchive
@@ -71,13 +71,13 @@ def command(
     _claim(out)
     if s3:
         with _own_s3(out) as base:
-            outcome = recipe(Recipe(out, base, images, model), say)
+            outcome = recipe(Recipe(out, base, images, model), notify)
             _copy_tables(outcome, base, out)
     else:
-        outcome = recipe(Recipe(out, str(out.absolute()), images, model), say)
+        outcome = recipe(Recipe(out, str(out.absolute()), images, model), notify)
     print(json.dumps(outcome.to_dict(), indent=2)) if as_json else show(outcome)
     problems = outcome.problems()
-    say(*(f"Error: {problem}" for problem in problems))
+    notify(*(f"Error: {problem}" for problem in problems))
     sys.exit(1 if problems else 0)
 
 
@@ -109,7 +109,7 @@ class Outcome:
     """
 
     archive: SyntheticArchive
-    report: Report
+    report: RunReport
     evaluation: EvaluationReport
     contact_sheet: Path
     tables: str
@@ -142,8 +142,8 @@ class Outcome:
 
 def recipe(
     todo: Recipe,
-    say: Callable[[str], None] = say,
-    segment: Callable[[Config], Report] | None = None,
+    notify: Callable[[str], None] = notify,
+    segment: Callable[[Config], RunReport] | None = None,
 ) -> Outcome:
     """The demo without the words: draw, segment, check, measure, picture.
 
@@ -159,14 +159,14 @@ def recipe(
     from segcore.testing.synthetic_archive import write_archive
 
     storage, seconds = Storage(), _Clock()
-    say(f"Drawing {todo.images:,} images of nuclei with known masks ...")
+    notify(f"Drawing {todo.images:,} images of nuclei with known masks ...")
     broken = round(todo.images * _BROKEN_SHARE)
     archive = write_archive(storage, join(todo.base, "archive"), todo.images, broken)
     seconds.lap("draw")
-    say(f"Segmenting {archive.shards} ...")
+    notify(f"Segmenting {archive.shards} ...")
     report = (segment or _segment)(_config(todo, archive))
     seconds.lap("segment")
-    say("Comparing with the known masks ...")
+    notify("Comparing with the known masks ...")
     results = open_results(storage, report.output, report.edition)
     unexpected = check(archive, results.images(["image_id", "status", "error_code"]))
     evaluation = evaluate(storage, report.output, archive.ground_truth, report.edition)
@@ -210,10 +210,10 @@ def _config(todo: Recipe, archive: SyntheticArchive) -> Config:
     return load_config(flags=flags)
 
 
-def _segment(config: Config) -> Report:
+def _segment(config: Config) -> RunReport:
     from segcore.run.segment import segment
 
-    return segment(config, overwrite=True, say=say)
+    return segment(config, overwrite=True, notify=notify)
 
 
 def check(archive: SyntheticArchive, tables: Iterator[Any]) -> list[str]:
@@ -305,7 +305,7 @@ def _own_s3(out: Path) -> Iterator[str]:
     try:
         with LoopbackS3(folder, _BUCKET) as server:
             os.environ.update(server.environment)
-            say(f"S3 server at {server.endpoint}, bucket {_BUCKET}; it ends with the demo.")
+            notify(f"S3 server at {server.endpoint}, bucket {_BUCKET}; it ends with the demo.")
             yield f"s3://{_BUCKET}"
         shutil.rmtree(folder, ignore_errors=True)
     finally:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +58,7 @@ def command(
         print(json.dumps(report.to_dict(), indent=2))
     else:
         Console().print(table(report))
-    say(*report.notes)
+    notify(*report.notes)
 
 
 def table(report: EvaluationReport) -> Table:

@@ -35,4 +35,4 @@ app.command("demo", epilog=demo.EPILOG)(demo.command)
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    console.run(app)
+    console.run_app(app)

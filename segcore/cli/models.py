@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -45,7 +45,7 @@ def command(
         ap = f"{entry.published_ap:.1f}" if entry.published_ap else "-"
         table.add_row(entry.name, entry.licence, ap, here)
     Console().print(table)
-    say(
+    notify(
         "COCO AP: mask AP50-95 on val2017 in percent, as published, not measured by us.",
         f"Weights that are not here are fetched on first use into {cache_dir()}; --json names "
         "each file and link.",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -103,9 +103,9 @@ def command(
     settings: Config = load_config(config, set_ or (), flags)
     if dry_run:
         planned = preview(settings, overwrite=overwrite)
-        print(json.dumps(planned.to_dict(), indent=2) if as_json else planned.words())
+        print(json.dumps(planned.to_dict(), indent=2) if as_json else planned.summary())
         return
-    report = segment(settings, overwrite=overwrite, retry_failed=retry_failed, say=say)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report.words())
-    say(*report.advice())
+    report = segment(settings, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
+    notify(*report.advice())
     sys.exit(report.exit_code)

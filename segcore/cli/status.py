@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -31,12 +31,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Say what is done, what is left, what failed and why, and how long it will take."""
-    from segcore.inspection.status import DIED, STOPPED, status
+    from segcore.inspection.status import DIED, STOPPED, read_status
     from segcore.storage import Storage
 
-    found = status(Storage(), output, edition)
-    print(json.dumps(found.to_dict(), indent=2) if as_json else found.words())
+    found = read_status(Storage(), output, edition)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
     if found.state in (DIED, STOPPED):
-        say("Nobody is at work on it; the same `segcore segment` again goes on from here.")
+        notify("Nobody is at work on it; the same `segcore segment` again goes on from here.")
     if found.unreadable:
-        say("Some parts cannot be read: `segcore verify` tells why.")
+        notify("Some parts cannot be read: `segcore verify` tells why.")

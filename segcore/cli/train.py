@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 if TYPE_CHECKING:
     from segcore.training.config import TrainConfig
@@ -39,20 +39,22 @@ def command(
     """Train YOLO11-seg on a COCO data set; measure each epoch; keep the best."""
     from segcore.config import load_config
     from segcore.training.config import TrainConfig
-    from segcore.training.export import export
+    from segcore.training.export import export_checkpoint
     from segcore.training.loop import Trainer
-    from segcore.training.validate import load_validation, measure, short
+    from segcore.training.validate import load_validation, measure_accuracy, short
 
     run = load_config(config, sets or (), schema=TrainConfig)
     labelled = load_validation(run.data)
     with _progress(run) as advance:
-        trainer = Trainer(run, lambda weights: short(measure(run, weights, labelled)), advance)
+        trainer = Trainer(
+            run, lambda weights: short(measure_accuracy(run, weights, labelled)), advance
+        )
         if restart:
             trainer.discard()
         elif trainer.resume():
-            say(f"Going on after epoch {trainer.epoch} of {run.output}.")
+            notify(f"Going on after epoch {trainer.epoch} of {run.output}.")
         weights = trainer.run()
-    result = export(run, weights, labelled, config)
+    result = export_checkpoint(run, weights, labelled, config)
     _show(result, as_json)
 
 
@@ -87,7 +89,7 @@ def _progress(run: TrainConfig):  # type: ignore[no-untyped-def]
                     task, total=steps, completed=step, epoch=f"{epoch + 1}/{run.epochs}", loss=loss
                 )
                 if step == steps and not console.is_terminal:
-                    say(f"epoch {epoch + 1}/{run.epochs}: last loss {loss:.3f}")
+                    notify(f"epoch {epoch + 1}/{run.epochs}: last loss {loss:.3f}")
 
             yield advance
 
@@ -108,4 +110,4 @@ def _show(result: Exported, as_json: bool) -> None:
     print(f"box  AP50-95 {box.ap:.3f}, AP50 {box.ap50:.3f}, AP75 {box.ap75:.3f}")
     print(f"checkpoint {result.checkpoint}")
     print(f"card       {result.card}")
-    say(f"Use it: segcore segment INPUT OUTPUT --model {Path(result.checkpoint)}")
+    notify(f"Use it: segcore segment INPUT OUTPUT --model {Path(result.checkpoint)}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import say
+from segcore.cli.console import notify
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -35,7 +35,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Check every part, row and mask of an output, and that the counts balance with the plan."""
-    from segcore.inspection.verify import verify
+    from segcore.inspection.verify import verify_output
     from segcore.storage import Storage
 
     last = time.monotonic()
@@ -44,8 +44,8 @@ def command(
         nonlocal last
         if time.monotonic() - last > _EVERY_S:
             last = time.monotonic()
-            say(f"{done:,} of {total:,} units checked.")
+            notify(f"{done:,} of {total:,} units checked.")
 
-    found = verify(Storage(), output, edition, threads=threads, progress=progress)
-    print(json.dumps(found.to_dict(), indent=2) if as_json else found.words())
+    found = verify_output(Storage(), output, edition, threads=threads, progress=progress)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
     sys.exit(found.exit_code)

@@ -43,14 +43,14 @@ def load_config(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path is not None:
-        values, lines = yaml_lines.load(_read(path), str(path))
+        values, lines = yaml_lines.load_yaml(_read(path), str(path))
         origins = {key: f"{path} line {line}" for key, line in lines.items()}
     for item in sets:
         key, separator, text = item.partition("=")
         key = key.strip()
         if not separator or not key:
             raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set model.conf=0.3.")
-        _put(values, origins, key, yaml_lines.scalar(text, f"--set {key}"), f"--set {item}")
+        _put(values, origins, key, yaml_lines.parse_scalar(text, f"--set {key}"), f"--set {item}")
     for flag, (key, value) in (flags or {}).items():
         if value is not None:
             _put(values, origins, key, value, flag)

@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def load(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Parse one YAML document whose top level is a mapping.
 
     Args:
@@ -57,7 +57,7 @@ def load(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         loader.dispose()
 
 
-def scalar(text: str, name: str) -> Any:
+def parse_scalar(text: str, name: str) -> Any:
     """One value as YAML types it: ``3``, ``0.5``, ``true``, ``[a, b]``, ``null``, or text."""
     loader = _Loader(text)
     try:

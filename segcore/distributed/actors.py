@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segcore.distributed.progress import Board
-from segcore.errors import ClusterError
+from segcore.distributed.progress import ProgressCounter
+from segcore.errors import ClusterError, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.output.parts import PartCounts, Parts
-from segcore.sources.units import Unit, from_table
+from segcore.sources.units import Unit, units_from_table
 from segcore.worker import memory
 from segcore.worker.batching import DeviceLost
-from segcore.worker.prefetch import sentence
-from segcore.worker.unit_worker import Exhausted, Reading, ReadUnit, UnitReader, UnitWorker
+from segcore.worker.unit_worker import (
+    HostOutOfMemory,
+    PreparedUnit,
+    ReadOptions,
+    UnitReader,
+    UnitWorker,
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class ActorSpec:
     weights: bytes | None = field(repr=False)
     weights_sha256: str
     options: ModelOptions
-    reading: Reading
+    read_options: ReadOptions
     parts: Parts
-    lanes: int = 1
+    max_concurrent_batches: int = 1
     max_bytes: int | None = None
 
 
@@ -49,7 +54,7 @@ class UnitOutcome:
     """One row of the graph's output.
 
     Attributes:
-        error: Why the unit was not committed; "" when it was, or when `alone`.
+        error: Why the unit was not committed; "" when it was, or when `needs_isolation`.
         alone: Not committed: its images must be judged one by one.
     """
 
@@ -58,21 +63,21 @@ class UnitOutcome:
     failed: int = 0
     instances: int = 0
     error: str = ""
-    alone: bool = False
+    needs_isolation: bool = False
 
 
-class Desk(Board):
+class ProgressActor(ProgressCounter):
     """The small actor beside the pool: takes reports, and knows who is at work."""
 
     def __init__(self) -> None:
         super().__init__()
         self._at_work: list[Any] = []
 
-    def arrive(self, actor: Any) -> None:
+    def register(self, actor: Any) -> None:
         """An actor of the pool introduces itself by its handle."""
         self._at_work.append(actor)
 
-    def dismiss(self) -> list[Any]:
+    def drain(self) -> list[Any]:
         """All who arrived since the last call."""
         gone, self._at_work = self._at_work, []
         return gone
@@ -81,51 +86,60 @@ class Desk(Board):
 class UnitActor:
     """Holds the model; called with one unit at a time."""
 
-    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
-        introduce(desk)
-        self._desk = desk
-        self._redo = redo
-        self._worker = UnitWorker(set_up(spec), spec.reading, spec.parts, spec.lanes)
+    def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
+        register(progress)
+        self._progress = progress
+        self._retry_failed = retry_failed
+        self._worker = UnitWorker(
+            load_worker_model(spec), spec.read_options, spec.parts, spec.max_concurrent_batches
+        )
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and say what became of them."""
-        return as_columns([self._outcome(unit, self._worker.segment) for unit in from_table(batch)])
+        return outcomes_to_columns(
+            [self._outcome(unit, self._worker.segment) for unit in units_from_table(batch)]
+        )
 
     def _outcome(self, unit: Unit, work: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
-        report = self._desk.report.remote
+        report = self._progress.report.remote
         try:
-            counts = work(unit, *args, lambda *so_far: report(unit.unit, *so_far), redo=self._redo)
+            counts = work(
+                unit,
+                *args,
+                lambda *so_far: report(unit.unit, *so_far),
+                retry_failed=self._retry_failed,
+            )
         except DeviceLost:
             os._exit(1)  # Ray starts a new process and gives it this unit again
-        except Exhausted:
-            return UnitOutcome(unit.unit, alone=True)
+        except HostOutOfMemory:
+            return UnitOutcome(unit.unit, needs_isolation=True)
         except Exception as error:  # tells the driver; the unit stays undone
-            return UnitOutcome(unit.unit, error=sentence(error))
+            return UnitOutcome(unit.unit, error=describe_error(error))
         totals = (counts.ok, counts.failed, counts.instances)
-        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
+        self._progress.close.remote(unit.unit, *totals, unit.n_bytes)
         return UnitOutcome(unit.unit, *totals)
 
 
 class ReadActor:
     """First stage of the split layout: reads and prepares units, needs no GPU."""
 
-    def __init__(self, spec: ActorSpec, desk: Any, redo: bool) -> None:
-        introduce(desk)
-        self._redo = redo
+    def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
+        register(progress)
+        self._retry_failed = retry_failed
         on_cpu = replace(spec, options=spec.options.model_copy(update={"device": "cpu"}))
-        self._reader = UnitReader(set_up(on_cpu), spec.reading, spec.parts)
+        self._reader = UnitReader(load_worker_model(on_cpu), spec.read_options, spec.parts)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         """Units -> the same with what was read, or with the reason why it was not."""
-        units = list(from_table(batch))
-        read: list[ReadUnit | str] = [self._read(unit) for unit in units]
+        units = list(units_from_table(batch))
+        read: list[PreparedUnit | str] = [self._read(unit) for unit in units]
         return {"unit": _objects(units), "read": _objects(read)}
 
-    def _read(self, unit: Unit) -> ReadUnit | str:
+    def _read(self, unit: Unit) -> PreparedUnit | str:
         try:
-            return self._reader.read(unit, redo=self._redo)
+            return self._reader.read(unit, retry_failed=self._retry_failed)
         except Exception as error:  # tells the driver; the unit stays undone
-            return sentence(error)
+            return describe_error(error)
 
 
 class SegmentActor(UnitActor):
@@ -133,7 +147,7 @@ class SegmentActor(UnitActor):
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         """Segment the units of a batch (one) and say what became of them."""
-        return as_columns(
+        return outcomes_to_columns(
             [
                 UnitOutcome(unit.unit, error=read)
                 if isinstance(read, str)
@@ -150,14 +164,14 @@ def _objects(values: list[Any]) -> np.ndarray:
     return array
 
 
-def introduce(desk: Any) -> None:
+def register(progress: Any) -> None:
     """Tell the desk that this actor is at work."""
     import ray
 
-    desk.arrive.remote(ray.get_runtime_context().current_actor)
+    progress.register.remote(ray.get_runtime_context().current_actor)
 
 
-def set_up(spec: ActorSpec) -> Model:
+def load_worker_model(spec: ActorSpec) -> Model:
     """Prepare this process for computing, and load the model.
 
     Raises:
@@ -170,9 +184,9 @@ def set_up(spec: ActorSpec) -> Model:
     # not depend on how many actors or cores a run has. More actors use more cores.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
-    memory.keep_freed()
+    memory.keep_freed_memory()
     if spec.max_bytes is not None:
-        memory.limit(spec.max_bytes)
+        memory.limit_memory(spec.max_bytes)
     model = load_model(spec.model, spec.options, spec.weights)
     if model.info.weights_sha256 != spec.weights_sha256:
         raise ClusterError(
@@ -182,7 +196,7 @@ def set_up(spec: ActorSpec) -> Model:
     return model
 
 
-def as_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:
+def outcomes_to_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:
     """Outcomes as a batch of Ray Data."""
     rows = [asdict(outcome) for outcome in outcomes]
     return {name: [row[name] for row in rows] for name in rows[0]}

@@ -15,7 +15,7 @@ from types import ModuleType
 from segcore.config import RayOptions
 from segcore.distributed import quiet
 from segcore.errors import ClusterError, UsageError
-from segcore.signals import Aside
+from segcore.signals import SignalShield
 from segcore.worker import memory
 
 START_ATTEMPTS = 3
@@ -28,7 +28,7 @@ HINT_ADDRESS = (
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeResources:
     """What one machine of the cluster offers to Ray."""
 
     cpus: float
@@ -36,7 +36,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSize:
     """The actors of a run: from `min_actors` to `max_actors`, each of this size.
 
     Attributes:
@@ -64,11 +64,11 @@ class Pool:
         """Decoders of whoever reads."""
         return max(1, int(self.cpus_per_reader)) if self.readers else self.threads
 
-    def of_readers(self) -> Pool:
+    def of_readers(self) -> PoolSize:
         """What a reader takes, as a pool."""
-        return Pool(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
+        return PoolSize(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people: ``2 actors, 1 CPU each``."""
         count = str(self.max_actors)
         if self.min_actors != self.max_actors:
@@ -94,7 +94,7 @@ def connected(options: RayOptions) -> Iterator[None]:
     quiet.set_environment()
     # An interrupt in the middle of Ray's import or start is swallowed there, or makes Ray abort
     # the process at its end, or leaves processes behind.
-    aside = Aside()
+    aside = SignalShield()
     ray = aside.run(_import)
     ours = not ray.is_initialized()
     with quiet.no_ray_output():
@@ -107,18 +107,20 @@ def connected(options: RayOptions) -> Iterator[None]:
                 aside.run(ray.shutdown)  # has last words, too
 
 
-def nodes() -> list[Node]:
+def live_nodes() -> list[NodeResources]:
     """The living nodes of the connected cluster."""
     import ray
 
     return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        NodeResources(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()
         if node["Alive"]
     ]
 
 
-def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[Node]) -> Pool:
+def size_pool(
+    options: RayOptions, device: str, units: int, cluster: Sequence[NodeResources]
+) -> PoolSize:
     """Size the actor pool for a number of units, and that of its readers in the layout `split`.
 
     On CPUs: as many actors as cores, each with one thread; with fewer units than cores the
@@ -135,7 +137,9 @@ def make_pool(options: RayOptions, device: str, units: int, cluster: Sequence[No
     return _with_readers(pool, options, cluster) if options.layout == "split" else pool
 
 
-def _with_readers(pool: Pool, options: RayOptions, cluster: Sequence[Node]) -> Pool:
+def _with_readers(
+    pool: PoolSize, options: RayOptions, cluster: Sequence[NodeResources]
+) -> PoolSize:
     """The same actors with one CPU each, and readers on what is left of the CPUs.
 
     Without GPUs the network is nearly all of the work: then there is one reader.
@@ -162,13 +166,15 @@ def _with_readers(pool: Pool, options: RayOptions, cluster: Sequence[Node]) -> P
     )
 
 
-def _actors(options: RayOptions, device: str, units: int, cluster: Sequence[Node]) -> Pool:
+def _actors(
+    options: RayOptions, device: str, units: int, cluster: Sequence[NodeResources]
+) -> PoolSize:
     gpus = _gpus_per_actor(options, device, cluster)
     # On a GPU the next unit is read while one is being written; on a CPU the cores are busy anyway.
     in_flight = options.units_in_flight or (2 if gpus else 1)
     if options.autoscaling:
         most = options.max_actors or max(units, options.min_actors or 1)
-        return Pool(
+        return PoolSize(
             min_actors=min(options.min_actors or 1, most),
             max_actors=most,
             cpus=options.cpus_per_actor or 1,
@@ -200,10 +206,10 @@ def _actors(options: RayOptions, device: str, units: int, cluster: Sequence[Node
             hint="Lower ray.cpus_per_actor or --actors, or set ray.autoscaling=true when the "
             "cluster adds nodes on demand.",
         )
-    return Pool(least, most, cpus, gpus, _device(device, gpus), in_flight)
+    return PoolSize(least, most, cpus, gpus, _device(device, gpus), in_flight)
 
 
-def _gpus_per_actor(options: RayOptions, device: str, cluster: Sequence[Node]) -> float:
+def _gpus_per_actor(options: RayOptions, device: str, cluster: Sequence[NodeResources]) -> float:
     wants = device.startswith("cuda")
     if options.gpus_per_actor is not None:
         if options.gpus_per_actor and not (wants or device == "auto"):
@@ -225,7 +231,7 @@ def _device(device: str, gpus: float) -> str:
     return "cpu" if device == "auto" else device
 
 
-def _share(actors: int, cluster: Sequence[Node], gpus: float) -> float:
+def _share(actors: int, cluster: Sequence[NodeResources], gpus: float) -> float:
     """CPUs for each of `actors`, so that all of them fit; a fraction when actors outnumber CPUs."""
     total = sum(node.cpus for node in cluster)
     share = total / actors
@@ -237,7 +243,7 @@ def _share(actors: int, cluster: Sequence[Node], gpus: float) -> float:
     return float(whole)
 
 
-def _fits(cpus: float, gpus: float, cluster: Sequence[Node]) -> int:
+def _fits(cpus: float, gpus: float, cluster: Sequence[NodeResources]) -> int:
     """How many actors of this size the nodes hold."""
     slack = 1e-9  # shares are decimal fractions
     return sum(
@@ -257,7 +263,7 @@ def _connect(ray: ModuleType, options: RayOptions) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     if local:
-        memory.share_arenas()
+        memory.limit_malloc_arenas()
     else:
         _check_listening(address)
     extra = {"include_dashboard": False} if local else {}

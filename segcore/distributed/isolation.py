@@ -23,14 +23,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segcore.distributed.actors import ActorSpec, UnitOutcome, as_columns, introduce, set_up
-from segcore.distributed.cluster import Pool
-from segcore.errors import ErrorCode, ImageError
+from segcore.distributed.actors import (
+    ActorSpec,
+    UnitOutcome,
+    load_worker_model,
+    outcomes_to_columns,
+    register,
+)
+from segcore.distributed.cluster import PoolSize
+from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.parts import ImageResult, PartCounts
-from segcore.sources.units import Unit, from_table
+from segcore.sources.units import Unit, units_from_table
 from segcore.worker.batching import DeviceLost
-from segcore.worker.prefetch import sentence
 from segcore.worker.unit_worker import ImageWorker
 
 STRIKES = 2  # processes that an image may cost
@@ -46,16 +51,16 @@ class ImageActor:
     """The process that may die: `ImageWorker` behind Ray."""
 
     def __init__(self, spec: ActorSpec) -> None:
-        model = set_up(spec)
+        model = load_worker_model(spec)
         _check(model)
-        self._worker = ImageWorker(model, spec.reading, spec.parts)
+        self._worker = ImageWorker(model, spec.read_options, spec.parts)
 
     def ready(self) -> None:
         """Comes back once the model is loaded and has segmented a plain image."""
 
-    def open(self, unit: Unit, skip: int, redo: bool) -> None:
+    def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
         """See `ImageWorker.open`."""
-        self._worker.open(unit, skip, redo)
+        self._worker.open(unit, skip, retry_failed)
 
     def advance(self) -> ImageResult | None:
         """See `ImageWorker.advance`."""
@@ -68,9 +73,9 @@ class ImageActor:
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more
 
-    def commit(self, unit: Unit, results: list[ImageResult], redo: bool) -> PartCounts:
+    def commit(self, unit: Unit, results: list[ImageResult], retry_failed: bool) -> PartCounts:
         """See `ImageWorker.commit`."""
-        return self._worker.commit(unit, results, redo)
+        return self._worker.commit(unit, results, retry_failed)
 
 
 def _check(model: Model) -> None:
@@ -95,26 +100,26 @@ class _NoProcess(Exception):
 class Isolator:
     """Leads a process through units image by image; called with one unit at a time."""
 
-    def __init__(self, spec: ActorSpec, desk: Any, redo: bool, pool: Pool) -> None:
-        introduce(desk)
-        self._desk = desk
+    def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool, pool: PoolSize) -> None:
+        register(progress)
+        self._progress = progress
         self._spec = spec
-        self._redo = redo
+        self._retry_failed = retry_failed
         self._pool = pool
         self._actor: Any = None
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and say what became of them."""
-        return as_columns([self._segment(unit) for unit in from_table(batch)])
+        return outcomes_to_columns([self._segment(unit) for unit in units_from_table(batch)])
 
     def _segment(self, unit: Unit) -> UnitOutcome:
         try:
             counts = self._lead(unit)
         except Exception as error:  # tells the driver; the unit stays undone
             self._end()
-            return UnitOutcome(unit.unit, error=sentence(error))
+            return UnitOutcome(unit.unit, error=describe_error(error))
         totals = (counts.ok, counts.failed, counts.instances)
-        self._desk.close.remote(unit.unit, *totals, unit.n_bytes)
+        self._progress.close.remote(unit.unit, *totals, unit.n_bytes)
         return UnitOutcome(unit.unit, *totals)
 
     def _lead(self, unit: Unit) -> PartCounts:
@@ -127,12 +132,12 @@ class Isolator:
             try:
                 if not opened:
                     self._start()
-                    self._call("open", unit, len(results), self._redo)
+                    self._call("open", unit, len(results), self._retry_failed)
                     opened = True
                 name = self._call("advance")
                 reading = False
                 if name is None:
-                    return self._call("commit", unit, results, self._redo)
+                    return self._call("commit", unit, results, self._retry_failed)
                 results.append(self._call("finish"))
                 strikes = 0
             except _Died as death:
@@ -141,7 +146,9 @@ class Isolator:
                 if strikes < STRIKES:
                     continue
                 strikes = 0
-                message = _MESSAGES[death.code].format(limit=self._spec.reading.image_timeout_s)
+                message = _MESSAGES[death.code].format(
+                    limit=self._spec.read_options.image_timeout_s
+                )
                 error = ImageError(death.code, message)
                 if reading:
                     return self._give_up(unit, results, error)
@@ -152,7 +159,7 @@ class Isolator:
 
     def _give_up(self, unit: Unit, results: list[ImageResult], error: ImageError) -> PartCounts:
         """Commit a unit that kills whoever reads on: all that is left of it has failed."""
-        if self._redo:  # what is there stays
+        if self._retry_failed:  # what is there stays
             raise error
         return self._spec.parts.commit(unit, [*results, *_rest(unit, len(results), error)])
 
@@ -178,7 +185,7 @@ class Isolator:
                 if attempt + 1 == STARTS:
                     raise _NoProcess(
                         "a process that only segments a plain grey image dies, too: the machine "
-                        f"or the model is at fault, not an image ({sentence(error)})"
+                        f"or the model is at fault, not an image ({describe_error(error)})"
                     ) from None
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -191,9 +198,11 @@ class Isolator:
 
         errors = ray.exceptions
         gone = (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError)
-        reading = self._spec.reading
+        reading = self._spec.read_options
         # decoding and the model may each take the limit
-        patience = 2 * reading.image_timeout_s + (0 if method == "finish" else reading.patience_s)
+        patience = 2 * reading.image_timeout_s + (
+            0 if method == "finish" else reading.read_timeout_s
+        )
         began = time.monotonic()
         try:
             return ray.get(getattr(self._actor, method).remote(*args), timeout=patience)
@@ -217,7 +226,7 @@ class Isolator:
     def _report(self, unit: Unit, results: list[ImageResult]) -> None:
         done = [result.instances for result in results if result.instances is not None]
         counts = (len(done), len(results) - len(done), sum(map(len, done)))
-        self._desk.report.remote(unit.unit, *counts)
+        self._progress.report.remote(unit.unit, *counts)
 
 
 def _rest(unit: Unit, done: int, error: ImageError) -> list[ImageResult]:

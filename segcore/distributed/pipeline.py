@@ -15,17 +15,17 @@ from typing import Any
 
 from segcore.distributed.actors import (
     ActorSpec,
-    Desk,
+    ProgressActor,
     ReadActor,
     SegmentActor,
     UnitActor,
     UnitOutcome,
 )
-from segcore.distributed.cluster import Pool
+from segcore.distributed.cluster import PoolSize
 from segcore.distributed.isolation import Isolator
-from segcore.distributed.progress import Snapshot
+from segcore.distributed.progress import ProgressSnapshot
 from segcore.errors import ClusterError, StorageError
-from segcore.sources.units import Unit, to_table
+from segcore.sources.units import Unit, units_to_table
 
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
@@ -54,22 +54,22 @@ class Pipeline:
     """
 
     def __init__(
-        self, spec: ActorSpec, pool: Pool, units_per_wave: int, *, redo: bool = False
+        self, spec: ActorSpec, pool: PoolSize, units_per_wave: int, *, retry_failed: bool = False
     ) -> None:
         import ray
 
         self._spec = spec
         self._pool = pool
         self._wave = units_per_wave
-        self._redo = redo
-        self._desk: Any = ray.remote(num_cpus=0, max_restarts=-1)(Desk).remote()
+        self._retry_failed = retry_failed
+        self._progress: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor).remote()
 
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> ProgressSnapshot | None:
         """Progress so far; None when the counter does not answer just now."""
         import ray
 
         try:
-            return ray.get(self._desk.snapshot.remote(), timeout=5)
+            return ray.get(self._progress.snapshot.remote(), timeout=5)
         except Exception:  # progress is a comfort; it never ends a run
             return None
 
@@ -122,10 +122,15 @@ class Pipeline:
         import ray
         import ray.data
 
-        told = {"spec": self._spec, "desk": self._desk, "redo": self._redo, **extra}
+        told = {
+            "spec": self._spec,
+            "progress": self._progress,
+            "retry_failed": self._retry_failed,
+            **extra,
+        }
         with ray.data.DataContext.current(_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
-            blocks = [to_table([unit]) for unit in units]
+            blocks = [units_to_table([unit]) for unit in units]
             dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
             for stage in stages:
                 dataset = dataset.map_batches(
@@ -151,13 +156,13 @@ class Pipeline:
         import ray
 
         try:
-            for actor in ray.get(self._desk.dismiss.remote(), timeout=10):
+            for actor in ray.get(self._progress.drain.remote(), timeout=10):
                 ray.kill(actor, no_restart=True)
         except ray.exceptions.RayError:  # the cluster itself is going: nothing left to free
             return
 
 
-def _size(least: int, most: int, pool: Pool | None) -> dict[str, Any]:
+def _size(least: int, most: int, pool: PoolSize | None) -> dict[str, Any]:
     """How many actors, and what each takes of the cluster."""
     from ray.data import ActorPoolStrategy
 

@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from segcore.text import format_duration
+
 LIVE_INTERVAL_S = 0.5
 PLAIN_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ProgressSnapshot:
     """Where the run stands: images of this run only, not those done before."""
 
     ok: int = 0
@@ -34,12 +36,12 @@ class Snapshot:
         return self.ok + self.failed
 
 
-class Board:
+class ProgressCounter:
     """Adds up what the workers report. Reports are totals of a unit, so a retry replaces them."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[int, int, int]] = {}
-        self._done = Snapshot()
+        self._done = ProgressSnapshot()
         self._closed: set[str] = set()
 
     def report(self, unit: str, ok: int, failed: int, instances: int) -> None:
@@ -54,7 +56,7 @@ class Board:
             return
         self._closed.add(unit)
         done = self._done
-        self._done = Snapshot(
+        self._done = ProgressSnapshot(
             done.ok + ok,
             done.failed + failed,
             done.instances + instances,
@@ -62,7 +64,7 @@ class Board:
             done.bytes + n_bytes,
         )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ProgressSnapshot:
         """Committed units and those under way, together."""
         done = self._done
         ok, failed, instances = (
@@ -70,13 +72,13 @@ class Board:
             if self._open
             else (0, 0, 0)
         )
-        return Snapshot(
+        return ProgressSnapshot(
             done.ok + ok, done.failed + failed, done.instances + instances, done.units, done.bytes
         )
 
 
 @dataclass(frozen=True)
-class Goal:
+class ProgressGoal:
     """What the run has to do; `images` is None when shards are counted only as they are read."""
 
     images: int | None
@@ -84,26 +86,19 @@ class Goal:
     bytes: int
 
 
-def words(now: Snapshot, goal: Goal, seconds: float) -> str:
+def progress_line(now: ProgressSnapshot, goal: ProgressGoal, seconds: float) -> str:
     """The progress line: ``412 / 1,000 images · 24.1/s · 409 ok · 3 failed · ETA 0:25``."""
     total = f" / {goal.images:,}" if goal.images is not None else ""
     rate = now.images / seconds if seconds > 0 else 0.0
     left = _left(now, goal, seconds)
-    eta = f"ETA {clock(left)}" if left is not None else "ETA -"
+    eta = f"ETA {format_duration(left)}" if left is not None else "ETA -"
     return (
         f"{now.images:,}{total} images · {rate:.1f}/s · {now.ok:,} ok · {now.failed:,} failed · "
         f"{now.units:,} / {goal.units:,} units · {eta}"
     )
 
 
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
-
-
-def _left(now: Snapshot, goal: Goal, seconds: float) -> float | None:
+def _left(now: ProgressSnapshot, goal: ProgressGoal, seconds: float) -> float | None:
     """Seconds to go at the pace so far; None before there is a pace."""
     if goal.images:
         done, of = now.images, goal.images
@@ -115,8 +110,8 @@ def _left(now: Snapshot, goal: Goal, seconds: float) -> float | None:
 
 
 @contextmanager
-def progress(
-    read: Callable[[], Snapshot | None], goal: Goal, stream: TextIO | None = None
+def show_progress(
+    read: Callable[[], ProgressSnapshot | None], goal: ProgressGoal, stream: TextIO | None = None
 ) -> Iterator[None]:
     """Show progress on stderr while the block runs.
 
@@ -135,8 +130,8 @@ def progress(
             return None
         if not now.images:
             working = time.monotonic()  # the pace is that of work, not of starting
-            return f"starting workers · {clock(working - began)}"
-        return words(now, goal, time.monotonic() - working)
+            return f"starting workers · {format_duration(working - began)}"
+        return progress_line(now, goal, time.monotonic() - working)
 
     def live() -> None:
         with Live(console=console, auto_refresh=False, transient=True) as view:

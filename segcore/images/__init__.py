@@ -17,19 +17,25 @@ What a decoded image is, for every format:
   a damaged JPEG inside of a TIFF often goes unnoticed, as libtiff does not report its warnings.
 - Floating-point, signed or 32-bit samples are refused: they have no defined range.
 
-`decode_reduced` gives a large JPEG with fewer pixels, as strictly: its damage is noticed all the
+`decode_image_reduced` gives a large JPEG with fewer pixels, as strictly: its damage is noticed all the
 same.
 """
 
-from segcore.images.decoding import DECODER, Decoded, DecodeOptions, decode, decode_reduced
+from segcore.images.decoding import (
+    DECODER,
+    DecodedImage,
+    DecodeOptions,
+    decode_image,
+    decode_image_reduced,
+)
 from segcore.images.headers import ImageHeader, probe
 
 __all__ = [
     "DECODER",
     "DecodeOptions",
-    "Decoded",
+    "DecodedImage",
     "ImageHeader",
-    "decode",
-    "decode_reduced",
+    "decode_image",
+    "decode_image_reduced",
     "probe",
 ]

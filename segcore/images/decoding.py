@@ -45,8 +45,8 @@ class DecodeOptions(BaseModel):
     """Limits of one image, and whether all of its pixels are wanted.
 
     Attributes:
-        scale: What a model is to see: ``full``, all pixels; ``reduced``, what `decode_reduced`
-            gives. `decode` gives all, whatever stands here.
+        scale: What a model is to see: ``full``, all pixels; ``reduced``, what `decode_image_reduced`
+            gives. `decode_image` gives all, whatever stands here.
         max_pixels: Largest width x height. The default is where Pillow refuses an image as a
             decompression bomb; it is 537 MB of RGB. A TIFF or WebP cannot go over Pillow's own
             limit, whatever stands here.
@@ -63,7 +63,7 @@ class DecodeOptions(BaseModel):
 ContentSize = Callable[[int, int], tuple[int, int]]
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """Pixels, and the size of the image that they show.
 
     Attributes:
@@ -76,7 +76,7 @@ class Decoded(NamedTuple):
     width: int
 
 
-def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
+def decode_image(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
     """Decode one image in full.
 
     Args:
@@ -93,9 +93,9 @@ def decode(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
     return _decoded(data, options or DecodeOptions(), None).pixels
 
 
-def decode_reduced(
+def decode_image_reduced(
     data: bytes, content_size: ContentSize, options: DecodeOptions | None = None
-) -> Decoded:
+) -> DecodedImage:
     """Decode one image to no more pixels than are needed, where that saves time.
 
     A JPEG comes out at 1/8, 1/4 or 1/2, the smallest that has as many pixels as are needed: each
@@ -108,15 +108,15 @@ def decode_reduced(
     Args:
         content_size: (height, width) of the image, after EXIF orientation -> the least (height,
             width) that is needed. What it raises is an ImageError or becomes one.
-        options: As of `decode`. Limits hold for the image in full.
+        options: As of `decode_image`. Limits hold for the image in full.
 
     Raises:
-        ImageError: As `decode`, and for the same bytes: damage in what is left out counts, too.
+        ImageError: As `decode_image`, and for the same bytes: damage in what is left out counts, too.
     """
     return _decoded(data, options or DecodeOptions(), content_size)
 
 
-def _decoded(data: bytes, options: DecodeOptions, content_size: ContentSize | None) -> Decoded:
+def _decoded(data: bytes, options: DecodeOptions, content_size: ContentSize | None) -> DecodedImage:
     if len(data) > options.max_bytes:
         raise ImageError(
             ErrorCode.TOO_MANY_BYTES,
@@ -149,7 +149,7 @@ def _decoded(data: bytes, options: DecodeOptions, content_size: ContentSize | No
     height, width = upright.shape[:2]
     if header.format == "jpeg":  # perhaps reduced
         height, width = _turned((header.height, header.width), orientation)
-    return Decoded(upright, height, width)
+    return DecodedImage(upright, height, width)
 
 
 _MAX_SCANS = 500  # each progressive scan passes over the whole image: a bomb of time, not memory

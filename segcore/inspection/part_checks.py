@@ -20,8 +20,13 @@ import pyarrow.compute as pc
 from segcore.errors import ErrorCode
 from segcore.inspection.problems import Problem
 from segcore.masks import decode
-from segcore.masks.measure import Measures, measure
-from segcore.output.parts import IMAGES, INSTANCES, SCHEMA_VERSION, counts_of
+from segcore.masks.measure import MaskMeasures, measure_masks
+from segcore.output.parts import (
+    IMAGES_SCHEMA,
+    INSTANCES_SCHEMA,
+    SCHEMA_VERSION,
+    counts_from_metadata,
+)
 from segcore.sources.units import Unit
 
 BOX_SLACK_PIXELS = 1.0
@@ -56,8 +61,8 @@ def check_pair(pair: PartPair) -> Iterator[Problem]:
     wrong = [
         Problem("wrong_schema", uri, f"its columns are not those of `{name}`: {difference}.")
         for name, uri, table, schema in (
-            ("images", pair.images_uri, pair.images, IMAGES),
-            ("instances", pair.instances_uri, pair.instances, INSTANCES),
+            ("images", pair.images_uri, pair.images, IMAGES_SCHEMA),
+            ("instances", pair.instances_uri, pair.instances, INSTANCES_SCHEMA),
         )
         if (difference := _schema_difference(table.schema, schema))
     ]
@@ -105,7 +110,7 @@ def _check_metadata(pair: PartPair) -> Iterator[Problem]:
             if found != value:
                 yield Problem("wrong_metadata", uri, f"it says {name} {found!r}, not {value!r}.")
         try:
-            counts = counts_of(metadata)
+            counts = counts_from_metadata(metadata)
         except (KeyError, ValueError) as error:
             yield Problem("wrong_metadata", uri, f"it does not state its counts: {error}.")
             continue
@@ -226,15 +231,17 @@ def _check_order(pair: PartPair, table: pa.Table) -> Iterator[Problem]:
         before = (image_id, index, score if 0 <= score <= 1 else last_score)
 
 
-def _measures(counts: pa.ChunkedArray, columns: dict[str, np.ndarray]) -> Measures:
+def _measures(counts: pa.ChunkedArray, columns: dict[str, np.ndarray]) -> MaskMeasures:
     array = pa.concat_arrays(counts.cast(pa.binary()).chunks or [pa.array([], pa.binary())])
     _, offsets, text = array.buffers()
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
     raw = np.frombuffer(text, np.uint8) if text is not None else np.zeros(0, np.uint8)
-    return measure(raw[ends[0] : ends[-1]], ends - ends[0], columns["height"], columns["width"])
+    return measure_masks(
+        raw[ends[0] : ends[-1]], ends - ends[0], columns["height"], columns["width"]
+    )
 
 
-def _wrong(columns: dict[str, np.ndarray], measures: Measures) -> dict[str, np.ndarray]:
+def _wrong(columns: dict[str, np.ndarray], measures: MaskMeasures) -> dict[str, np.ndarray]:
     """Rows with each kind of problem; what depends on a malformed mask is not asked."""
     good = measures.valid
     with np.errstate(invalid="ignore", over="ignore"):
@@ -244,7 +251,7 @@ def _wrong(columns: dict[str, np.ndarray], measures: Measures) -> dict[str, np.n
     return {kind: np.flatnonzero(rows) for kind, rows in found.items()}
 
 
-def _box_agrees(columns: dict[str, np.ndarray], measures: Measures) -> np.ndarray:
+def _box_agrees(columns: dict[str, np.ndarray], measures: MaskMeasures) -> np.ndarray:
     """The rule at the head of this module; a box with NaN never agrees."""
     agrees = np.ones(len(measures.areas), bool)
     for start, length, canvas, axis in (
@@ -260,7 +267,7 @@ def _box_agrees(columns: dict[str, np.ndarray], measures: Measures) -> np.ndarra
     return agrees
 
 
-def _say(kind: str, row: dict[str, Any], measures: Measures, place: int) -> str:
+def _say(kind: str, row: dict[str, Any], measures: MaskMeasures, place: int) -> str:
     if kind == "bad_rle":
         try:
             decode(row["counts"], row["height"], row["width"])

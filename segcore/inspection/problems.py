@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.output.report import aligned
+from segcore.text import align_columns
 
 KINDS = {
     "alien_file": "a file among the parts that is none",
@@ -93,7 +93,7 @@ class Verification:
         """Plain JSON values."""
         return asdict(self) | {"fine": not self.counts, "counts": dict(sorted(self.counts.items()))}
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people: what was checked, then each problem on a line."""
         total = sum(self.counts.values())
         rows = [
@@ -103,7 +103,7 @@ class Verification:
             ("result", f"{total:,} problems" if total else "fine"),
         ]  # fmt: skip
         rows += [(f"  {number:,}", KINDS[kind]) for kind, number in sorted(self.counts.items())]
-        lines = [aligned(rows)]
+        lines = [align_columns(rows)]
         lines += [_line(problem, self.prefix) for problem in self.problems]
         if total > len(self.problems):
             lines.append(f"... and {total - len(self.problems):,} more.")

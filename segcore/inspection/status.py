@@ -17,16 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.distributed.progress import clock
 from segcore.errors import StorageError, UsageError
-from segcore.lease.lease import sight
-from segcore.lease.observation import HELD, RELEASED, Sighting
-from segcore.output.parts import PartCounts, counts_of, part_name
-from segcore.output.report import RUNNING, aligned
+from segcore.lease.lease import observe_lease
+from segcore.lease.observation import HELD, RELEASED, LeaseObservation
+from segcore.output.parts import PartCounts, counts_from_metadata, unit_of_part
+from segcore.output.report import RUNNING
 from segcore.output.results import find_edition
-from segcore.output.run_records import RunRecord, plan_of, planned_units, records
+from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.storage import ObjectInfo, Storage, join
 from segcore.storage.uris import basename
+from segcore.text import align_columns, format_duration
 
 _FOOTER_BYTES = 16 << 10  # holds the footer of an `images` part; a larger one is read whole
 _READERS = 32
@@ -73,12 +73,12 @@ class LeaseState:
     user: str | None = None
     since: str | None = None
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people, one line; "" when there is nobody to speak of."""
         if self.state == RELEASED:
             return ""
         age = self.last_heartbeat_s
-        ago = "" if age is None else f"; last sign of life {clock(age)} ago"
+        ago = "" if age is None else f"; last sign of life {format_duration(age)} ago"
         return f"{self.state}: {self.holder}{ago}"
 
 
@@ -127,7 +127,7 @@ class Status:
         """Plain JSON values."""
         return asdict(self) | {"units_left": self.units_left}
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people, a few aligned lines."""
         total = "counted when read" if self.images is None else f"{self.images:,}"
         left = "" if self.images_left is None else f"  ({self.images_left:,} left)"
@@ -143,14 +143,14 @@ class Status:
         ]
         if self.pace is not None:
             rows.append(("pace", _pace_words(self.pace)))
-        if self.lease is not None and self.lease.words():
-            rows.append(("lease", self.lease.words()))
+        if self.lease is not None and self.lease.summary():
+            rows.append(("lease", self.lease.summary()))
         if self.units_foreign:
             rows.append(("foreign", f"{self.units_foreign:,} parts of units outside the plan"))
         if self.unreadable:
             rows.append(("unreadable", f"{len(self.unreadable):,} parts, such as "
                          f"{self.unreadable[0]}"))  # fmt: skip
-        return aligned(rows)
+        return align_columns(rows)
 
 
 @dataclass
@@ -163,7 +163,7 @@ class _Done:
     unreadable: list[str] = field(default_factory=list)
 
 
-def status(storage: Storage, output: str, edition: str | None = None) -> Status:
+def read_status(storage: Storage, output: str, edition: str | None = None) -> Status:
     """Look at the newest run of an edition.
 
     Args:
@@ -176,21 +176,21 @@ def status(storage: Storage, output: str, edition: str | None = None) -> Status:
     """
     prefix = find_edition(storage, output, edition, newest=True)
     record, seen = _newest(storage, prefix)
-    plan = plan_of(storage, prefix, record.run)
+    plan = read_plan(storage, prefix, record.run)
     planned = {unit: (images, size) for unit, images, size in planned_units(plan)}
     done = _read_done(storage, prefix, planned.keys())
     return _status(prefix, record, seen, planned, done)
 
 
-def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, Sighting | None]:
+def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, LeaseObservation | None]:
     """The newest record, and the lease of the same moment.
 
     A run writes its last word before it releases its lease. So a record that says ``running``
     between two sightings of one and the same free lease is that of a run that is no more.
     """
-    seen = sight(storage, prefix)
+    seen = observe_lease(storage, prefix)
     for _ in range(_LOOKS):
-        found = records(storage, prefix)
+        found = read_run_records(storage, prefix)
         if not found:
             raise UsageError(
                 f"{prefix} holds no run.",
@@ -198,13 +198,13 @@ def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, Sighting | None]:
             )
         if found[-1].status != RUNNING or _is_alive(seen):
             break
-        before, seen = seen, sight(storage, prefix)
+        before, seen = seen, observe_lease(storage, prefix)
         if (before and before.generation) == (seen and seen.generation) and not _is_alive(seen):
             break
     return found[-1], seen
 
 
-def _is_alive(seen: Sighting | None) -> bool:
+def _is_alive(seen: LeaseObservation | None) -> bool:
     """Whether the holder may still be at work; a stopped process of this machine may wake up."""
     if seen is None:
         return False
@@ -213,25 +213,25 @@ def _is_alive(seen: Sighting | None) -> bool:
     )
 
 
-def _state(record: RunRecord, seen: Sighting | None) -> str:
+def _state(record: RunRecord, seen: LeaseObservation | None) -> str:
     if record.status != RUNNING or _is_alive(seen):
         return record.status
     return STOPPED if seen is not None and seen.state == RELEASED else DIED
 
 
-def _lease_state(seen: Sighting | None) -> LeaseState | None:
+def _lease_state(seen: LeaseObservation | None) -> LeaseState | None:
     if seen is None:
         return None
     names = {"host", "pid", "user", "since"}
     said = seen.holder.model_dump(include=names) if seen.holder else {}
     age = None if seen.age_s is None else round(seen.age_s, 1)
-    return LeaseState(seen.state, seen.words(), age, **said)
+    return LeaseState(seen.state, seen.summary(), age, **said)
 
 
 def _status(
     prefix: str,
     record: RunRecord,
-    seen: Sighting | None,
+    seen: LeaseObservation | None,
     planned: dict[str, tuple[int | None, int]],
     done: _Done,
 ) -> Status:
@@ -303,7 +303,7 @@ def _read_done(storage: Storage, prefix: str, planned: Iterable[str]) -> _Done:
     wanted, done = set(planned), _Done()
     listed: list[tuple[str, ObjectInfo]] = []
     for info, when in storage.list_dated(join(prefix, "images")):
-        unit = part_name(info.uri)
+        unit = unit_of_part(info.uri)
         if unit is None:
             continue
         if unit not in wanted:
@@ -328,7 +328,7 @@ def _counts(storage: Storage, info: ObjectInfo) -> PartCounts | None:
         tail = storage.read_range(info.uri, max(0, info.size - _FOOTER_BYTES), _FOOTER_BYTES)
         if len(tail) >= 8 and int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
             tail = storage.read(info.uri)
-        return counts_of(pq.read_metadata(io.BytesIO(tail)).metadata)
+        return counts_from_metadata(pq.read_metadata(io.BytesIO(tail)).metadata)
     except (KeyError, ValueError, OSError, pa.ArrowException, StorageError):
         return None
 
@@ -342,6 +342,6 @@ def _since(found: Status) -> str:
 def _pace_words(pace: Pace) -> str:
     if pace.last_commit_s is None:
         return "no part committed yet by this run"
-    eta = "-" if pace.eta_s is None else clock(pace.eta_s)
-    ago = clock(pace.last_commit_s)
+    eta = "-" if pace.eta_s is None else format_duration(pace.eta_s)
+    ago = format_duration(pace.last_commit_s)
     return f"{pace.images_per_second:.1f} images/s · ETA {eta} · newest part {ago} ago"

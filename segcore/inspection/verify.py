@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from segcore.errors import SegcoreError, StorageError
 from segcore.inspection.part_checks import PartPair, check_pair
 from segcore.inspection.problems import Problem, Verification
-from segcore.output.parts import encode, part_name
+from segcore.output.parts import encode_part, unit_of_part
 from segcore.output.report import COMPLETE
 from segcore.output.results import find_edition
-from segcore.output.run_records import RunRecord, plan_of, records
+from segcore.output.run_records import RunRecord, read_plan, read_run_records
 from segcore.planning.plan import Plan
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
@@ -95,7 +95,7 @@ class _Checker:
             found = file.read(use_threads=False)
             found.validate(full=True)
             metadata = found.schema.metadata or {}
-            rewritten = encode(found, {k.decode(): v.decode() for k, v in metadata.items()})
+            rewritten = encode_part(found, {k.decode(): v.decode() for k, v in metadata.items()})
         except (pa.ArrowException, OSError, ValueError, StorageError) as error:
             reason = str(error).partition("\n")[0][:200]
             problems.append(Problem("unreadable_part", uri, f"it cannot be read: {reason}"))
@@ -106,7 +106,7 @@ class _Checker:
         return found
 
 
-def verify(
+def verify_output(
     storage: Storage,
     output: str,
     edition: str | None = None,
@@ -198,7 +198,7 @@ def _check_edition(storage: Storage, prefix: str, result: Verification) -> dict[
 
 def _newest_record(storage: Storage, prefix: str, result: Verification) -> RunRecord | None:
     try:
-        found = records(storage, prefix)
+        found = read_run_records(storage, prefix)
     except SegcoreError as error:
         result.note([Problem("bad_record", join(prefix, "runs"), error.message)])
         return None
@@ -215,7 +215,7 @@ def _plan(
     if record is None:
         return None
     try:
-        return plan_of(storage, prefix, record.run)
+        return read_plan(storage, prefix, record.run)
     except (SegcoreError, KeyError, ValueError, pa.ArrowException) as error:
         uri = join(prefix, "plans", f"{record.run}.parquet")
         result.note([Problem("bad_plan", uri, str(error)[:300])])
@@ -227,7 +227,7 @@ def _listed(storage: Storage, prefix: str, table: str, result: Verification) -> 
     units: set[str] = set()
     folder = join(prefix, table)
     for info in storage.list(folder):
-        unit = part_name(info.uri)
+        unit = unit_of_part(info.uri)
         if unit is not None and parent(info.uri) == folder:
             units.add(unit)
         else:

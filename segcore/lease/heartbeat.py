@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from segcore.lease.lease import Lease
 
 
-class Pulse:
+class HeartbeatThread:
     """Beats for a lease while the block runs, and interrupts the block when it is lost."""
 
     def __init__(self, lease: Lease) -> None:
@@ -67,6 +67,6 @@ class Pulse:
             if self._lease.lost is not None:
                 break
         with self._lock:
-            due = self._lease.lost is not None and not self._lease.told
+            due = self._lease.lost is not None and not self._lease.loss_reported
             if self._main and due and not self._stop.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -17,6 +17,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segcore.text import printable
+
 MAX_BYTES = 4096
 MAX_TTL_S = 3600.0
 
@@ -36,7 +38,7 @@ class Holder(BaseModel):
         beats: Heartbeats so far; each one changes the file.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, validate_by_name=True)
 
     id: _Short
     host: _Short
@@ -44,7 +46,7 @@ class Holder(BaseModel):
     user: _Short
     since: _Short
     machine: _Short
-    born: int = Field(ge=0, lt=2**63)
+    process_start_ticks: int = Field(alias="born", ge=0, lt=2**63)  # its name in lease files
     ttl_s: float = Field(gt=0, le=MAX_TTL_S)
     beats: int = Field(0, ge=0, lt=2**63)
     released: bool = False
@@ -61,7 +63,7 @@ class Holder(BaseModel):
             user=_user(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=_machine(),
-            born=stat[1] if stat else 0,
+            process_start_ticks=stat[1] if stat else 0,
             ttl_s=ttl_s,
         )
 
@@ -77,12 +79,12 @@ class Holder(BaseModel):
 
     def to_json(self) -> bytes:
         """The bytes of a lease file."""
-        return (self.model_dump_json(indent=2) + "\n").encode()
+        return (self.model_dump_json(indent=2, by_alias=True) + "\n").encode()
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """For people: host, process, user and since when."""
         text = f"host {self.host}, process {self.pid}, user {self.user}, since {self.since}"
-        return "".join(letter if letter.isprintable() else "?" for letter in text)
+        return printable(text)
 
     def exists(self) -> bool | None:
         """Whether the process still exists; None when that cannot be told from here."""
@@ -98,7 +100,7 @@ class Holder(BaseModel):
         if stat is None:
             return None  # the system hides it
         state, born = stat
-        return state not in "ZX" and born == self.born  # zombies are dead
+        return state not in "ZX" and born == self.process_start_ticks  # zombies are dead
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

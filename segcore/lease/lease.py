@@ -25,20 +25,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from segcore.errors import ObjectNotFound, SegcoreError, StorageError
-from segcore.lease.heartbeat import Pulse
+from segcore.lease.heartbeat import HeartbeatThread
 from segcore.lease.holder import MAX_BYTES, Holder
 from segcore.lease.observation import (
     DEFAULT_TTL_S,
     HELD,
     TICK_S,
-    Sighting,
+    LeaseObservation,
     Version,
-    glance,
-    highest,
-    is_ours,
-    listed,
-    look,
-    name_of,
+    generation_file_name,
+    highest_generation,
+    is_lease_file,
+    list_lease_files,
+    peek_lease,
+    read_lease,
 )
 from segcore.storage import ObjectTooLarge, Storage, StorageOptions, join
 
@@ -46,7 +46,7 @@ FOLDER = "lease"
 _LONGEST_POLL_S = 2.0
 _TURNS = 20
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class LeaseHeld(SegcoreError):
@@ -70,15 +70,15 @@ def _steady() -> float:
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
-STEADY = Clock(_steady)
+STEADY_CLOCK = Clock(_steady)
 
 
-def sight(storage: Storage, prefix: str) -> Sighting | None:
+def observe_lease(storage: Storage, prefix: str) -> LeaseObservation | None:
     """The lease of an edition, for people; None when there is none. See `sighting.look`."""
-    return look(join(prefix, FOLDER), storage, DEFAULT_TTL_S, exact=False)
+    return read_lease(join(prefix, FOLDER), storage, DEFAULT_TTL_S, exact=False)
 
 
-def hasty(options: StorageOptions, ttl_s: float) -> StorageOptions:
+def heartbeat_options(options: StorageOptions, ttl_s: float) -> StorageOptions:
     """Limits with which several heartbeats can fail before a time to live is over."""
     timeout_s = min(options.timeout_s, ttl_s / 8)
     return options.model_copy(update={"retries": min(options.retries, 1), "timeout_s": timeout_s})
@@ -95,11 +95,16 @@ class Lease:
     """
 
     def __init__(
-        self, storage: Storage, folder: str, generation: int, ttl_s: float, clock: Clock = STEADY
+        self,
+        storage: Storage,
+        folder: str,
+        generation: int,
+        ttl_s: float,
+        clock: Clock = STEADY_CLOCK,
     ) -> None:
         self.ttl_s = ttl_s
         self.lost: LeaseLost | None = None
-        self.told = False
+        self.loss_reported = False
         self.storage, self._folder, self._clock = storage, folder, clock
         self._generation = generation
         self._holder = Holder.here(ttl_s)
@@ -152,7 +157,7 @@ class Lease:
                 break
             if self._clock.now() <= self._until - self.ttl_s / 2:
                 return
-        self.told = True
+        self.loss_reported = True
         raise self.lose()
 
     def lose(self) -> LeaseLost:
@@ -171,7 +176,9 @@ class Lease:
             return  # a heartbeat hangs in the storage
         try:
             self._ended = True
-            taken = highest(listed(self._folder, self.storage)) > self._generation
+            taken = (
+                highest_generation(list_lease_files(self._folder, self.storage)) > self._generation
+            )
             if taken:
                 self.storage.delete(self._uri())
             else:
@@ -183,24 +190,24 @@ class Lease:
             self._lock.release()
 
     def _uri(self) -> str:
-        return join(self._folder, name_of(self._generation))
+        return join(self._folder, generation_file_name(self._generation))
 
     def _look_up(self) -> None:
         """Set `lost` if there is a higher generation."""
-        if highest(listed(self._folder, self.storage)) <= self._generation:
+        if highest_generation(list_lease_files(self._folder, self.storage)) <= self._generation:
             return
         try:
-            taker = glance(self._folder, self.storage, self.ttl_s)
+            taker = peek_lease(self._folder, self.storage, self.ttl_s)
         except StorageError:
             taker = None
-        words = "" if taker is None else f": {taker.words()}"
+        words = "" if taker is None else f": {taker.summary()}"
         self.lost = self.lost or LeaseLost(
             f"Another run took over while this one gave no sign of life{words}.",
             hint="Finished units are kept. Let the other run end, or stop it and run the same "
             "command again.",
         )
 
-    def claim(self, seen: Sighting | None) -> bool:
+    def claim(self, seen: LeaseObservation | None) -> bool:
         """Create the file of this generation; `seen` is the free lease it follows.
 
         Returns:
@@ -211,32 +218,32 @@ class Lease:
             return False
         self._until = began + self.ttl_s
         try:
-            found = listed(self._folder, self.storage)
+            found = list_lease_files(self._folder, self.storage)
             # A higher one: this number was used and cleaned up before.
-            if highest(found) != self._generation or not self._outlast(seen, found):
+            if highest_generation(found) != self._generation or not self._outlast(seen, found):
                 self.release()
                 return False
             with suppress(StorageError):
                 for name in found:
-                    if is_ours(name) and name != name_of(self._generation):
+                    if is_lease_file(name) and name != generation_file_name(self._generation):
                         self.storage.delete(join(self._folder, name))
         except BaseException:
             self.release()
             raise
         return True
 
-    def _outlast(self, seen: Sighting | None, found: dict[str, Version]) -> bool:
+    def _outlast(self, seen: LeaseObservation | None, found: dict[str, Version]) -> bool:
         """Wait for earlier holders that woke up just now; False if this lease is lost meanwhile.
 
         They notice, or are silent in the end. There are several when one that took over before
         did not get to the end of this either.
         """
         waits: dict[str, tuple[Version, float, float]] = {}  # version, silent since, ttl
-        created = found[name_of(self._generation)][1]
+        created = found[generation_file_name(self._generation)][1]
         for name, version in found.items():
-            if not 0 < highest([name]) < self._generation:
+            if not 0 < highest_generation([name]) < self._generation:
                 continue
-            if seen and (name, version) == (name_of(seen.generation), seen.version):
+            if seen and (name, version) == (generation_file_name(seen.generation), seen.version):
                 continue
             ttl_s = self._ttl_of(name)
             if ttl_s:
@@ -244,7 +251,7 @@ class Lease:
                 waits[name] = version, self._clock.now() - silent_s, ttl_s
         while waits and self.lost is None:
             asked = self._clock.now()
-            found = listed(self._folder, self.storage)
+            found = list_lease_files(self._folder, self.storage)
             for name, (version, since, ttl_s) in list(waits.items()):
                 if name not in found or (found[name] == version and asked - since >= ttl_s):
                     del waits[name]
@@ -269,7 +276,9 @@ class Lease:
         return 0.0 if holder.released or holder.exists() is False else holder.ttl_s
 
 
-def acquire(storage: Storage, folder: str, ttl_s: float, say: Say, clock: Clock = STEADY) -> Lease:
+def acquire(
+    storage: Storage, folder: str, ttl_s: float, notify: Notify, clock: Clock = STEADY_CLOCK
+) -> Lease:
     """Wait until the lease is free, which a dead holder's is after its time to live, and take it.
 
     Raises:
@@ -277,40 +286,42 @@ def acquire(storage: Storage, folder: str, ttl_s: float, say: Say, clock: Clock 
         StorageError: The lease cannot be read or written.
     """
     for _ in range(_TURNS):
-        seen = _wait(storage, folder, ttl_s, say, clock)
+        seen = _wait(storage, folder, ttl_s, notify, clock)
         lease = Lease(storage, folder, (seen.generation if seen else 0) + 1, ttl_s, clock)
         if lease.claim(seen):
             return lease
     raise StorageError(f"{folder} changes hands faster than it can be read.")
 
 
-def _wait(storage: Storage, folder: str, ttl_s: float, say: Say, clock: Clock) -> Sighting | None:
+def _wait(
+    storage: Storage, folder: str, ttl_s: float, notify: Notify, clock: Clock
+) -> LeaseObservation | None:
     """The lease once it is free; None when there is none.
 
     Raises:
         LeaseHeld: It is not, and its holder is alive.
     """
-    seen = look(folder, storage, ttl_s)
+    seen = read_lease(folder, storage, ttl_s)
     if seen is None or seen.state != HELD:
         return seen
     if seen.holder is not None and seen.holder.exists():
         raise _held_by(seen, folder)
     began = clock.now()
     left = seen.ttl_s + TICK_S - (seen.age_s or 0.0)
-    say(
-        f"Another run holds this edition ({seen.words()}). Waiting for a sign of life, at most "
+    notify(
+        f"Another run holds this edition ({seen.summary()}). Waiting for a sign of life, at most "
         f"{left:.0f} s."
     )
     while True:
         clock.sleep(min(_poll(seen.ttl_s), left))
         asked = clock.now()
-        again = glance(folder, storage, ttl_s)
+        again = peek_lease(folder, storage, ttl_s)
         if again is None or again.state != HELD:
             return again
         if (again.generation, again.version) != (seen.generation, seen.version):
             raise _held_by(again, folder)
         if asked - began >= left:
-            say("It gave none; its lease has ended.")
+            notify("It gave none; its lease has ended.")
             return again
 
 
@@ -318,10 +329,10 @@ def _poll(ttl_s: float) -> float:
     return min(ttl_s / 20, _LONGEST_POLL_S)
 
 
-def _held_by(seen: Sighting, folder: str) -> LeaseHeld:
+def _held_by(seen: LeaseObservation, folder: str) -> LeaseHeld:
     ago = "just now" if not seen.age_s else f"{seen.age_s:.0f} s ago"
     return LeaseHeld(
-        f"Another run is at work on this edition: {seen.words()}; last sign of life {ago} "
+        f"Another run is at work on this edition: {seen.summary()}; last sign of life {ago} "
         f"({folder}).",
         hint="Let it end, or stop it and run the same command again: that goes on from what is "
         f"done. If it is dead, its lease ends within {seen.ttl_s:.0f} s.",
@@ -329,11 +340,11 @@ def _held_by(seen: Sighting, folder: str) -> LeaseHeld:
 
 
 @contextmanager
-def held(
+def hold_lease(
     storage: Storage,
     prefix: str,
     ttl_s: float,
-    say: Say = lambda text: None,
+    notify: Notify = lambda text: None,
     heartbeats: Storage | None = None,
 ) -> Iterator[Lease]:
     """Hold the lease of an edition for the block; see `acquire` for what can go wrong.
@@ -345,15 +356,15 @@ def held(
         prefix: URI of the edition.
         ttl_s: Seconds of silence after which others may take over.
         say: Takes sentences for people while there is waiting.
-        heartbeats: The storage with limits that heartbeats should have; see `hasty`.
+        heartbeats: The storage with limits that heartbeats should have; see `heartbeat_options`.
 
     Raises:
         LeaseLost: The block broke off after the lease was lost.
     """
-    lease = acquire(storage, join(prefix, FOLDER), ttl_s, say)
+    lease = acquire(storage, join(prefix, FOLDER), ttl_s, notify)
     lease.storage = heartbeats or storage
     try:
-        with Pulse(lease):
+        with HeartbeatThread(lease):
             yield lease
     except LeaseLost:
         raise

@@ -31,7 +31,7 @@ Version = tuple[str, float]  # etag, and time of the last change by the clock of
 
 
 @dataclass(frozen=True)
-class Sighting:
+class LeaseObservation:
     """The lease of an edition at one moment.
 
     Attributes:
@@ -58,12 +58,14 @@ class Sighting:
             return EXPIRED
         return HELD
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The holder, for people."""
-        return "an unknown holder" if self.holder is None else self.holder.words()
+        return "an unknown holder" if self.holder is None else self.holder.summary()
 
 
-def look(folder: str, storage: Storage, ttl_s: float, *, exact: bool = True) -> Sighting | None:
+def read_lease(
+    folder: str, storage: Storage, ttl_s: float, *, exact: bool = True
+) -> LeaseObservation | None:
     """The lease in this folder with its age; None when there is none.
 
     To learn what time it is for the storage, an object is written beside the lease and deleted,
@@ -78,13 +80,13 @@ def look(folder: str, storage: Storage, ttl_s: float, *, exact: bool = True) -> 
         StorageError: The lease cannot be read, or dated.
     """
     for _ in range(_TURNS):
-        seen = glance(folder, storage, ttl_s)
+        seen = peek_lease(folder, storage, ttl_s)
         if seen is None or seen.state != HELD:
             return seen
         # Dated after it was read, so that the age is of what was read or of something newer.
         found, now = _dated(folder, storage, exact)
-        version = found.get(name_of(seen.generation))
-        if version is None or highest(found) != seen.generation:
+        version = found.get(generation_file_name(seen.generation))
+        if version is None or highest_generation(found) != seen.generation:
             continue
         if now is not None:
             return replace(seen, version=version, age_s=max(0.0, now - version[1]))
@@ -93,25 +95,25 @@ def look(folder: str, storage: Storage, ttl_s: float, *, exact: bool = True) -> 
     raise _restless(folder)
 
 
-def glance(folder: str, storage: Storage, ttl_s: float) -> Sighting | None:
+def peek_lease(folder: str, storage: Storage, ttl_s: float) -> LeaseObservation | None:
     """The same without an age; writes nothing."""
     for _ in range(_TURNS):
-        found = listed(folder, storage)
-        generation = highest(found)
+        found = list_lease_files(folder, storage)
+        generation = highest_generation(found)
         if not generation:
             return None
-        name = name_of(generation)
+        name = generation_file_name(generation)
         try:
             holder = Holder.parse(storage.read(join(folder, name), MAX_BYTES))
         except ObjectNotFound:
             continue  # the next holder has cleaned up
         except ObjectTooLarge:
             holder = None
-        return Sighting(generation, found[name], holder, holder.ttl_s if holder else ttl_s)
+        return LeaseObservation(generation, found[name], holder, holder.ttl_s if holder else ttl_s)
     raise _restless(folder)
 
 
-def listed(folder: str, storage: Storage) -> dict[str, Version]:
+def list_lease_files(folder: str, storage: Storage) -> dict[str, Version]:
     """All files of the lease, by name."""
     return {
         basename(info.uri): (info.etag, changed)
@@ -129,9 +131,9 @@ def _dated(folder: str, storage: Storage, exact: bool) -> tuple[dict[str, Versio
         except StorageError:
             if exact:
                 raise
-            return listed(folder, storage), None
+            return list_lease_files(folder, storage), None
         try:
-            found = listed(folder, storage)
+            found = list_lease_files(folder, storage)
         finally:
             with suppress(StorageError):
                 storage.delete(join(folder, name))
@@ -140,17 +142,17 @@ def _dated(folder: str, storage: Storage, exact: bool) -> tuple[dict[str, Versio
     raise _restless(folder)
 
 
-def name_of(generation: int) -> str:
+def generation_file_name(generation: int) -> str:
     """Name of the file of a generation."""
     return f"{generation:08d}.json"
 
 
-def highest(names: Iterable[str]) -> int:
+def highest_generation(names: Iterable[str]) -> int:
     """The highest generation among file names; 0 for none."""
     return max((_generation(name) for name in names), default=0)
 
 
-def is_ours(name: str) -> bool:
+def is_lease_file(name: str) -> bool:
     """Whether a file of this name belongs to a lease."""
     return bool(_generation(name) or _PROBE.fullmatch(name))
 
@@ -158,7 +160,7 @@ def is_ours(name: str) -> bool:
 def _generation(name: str) -> int:
     match = _NAME.fullmatch(name)
     number = int(match.group(1)) if match else 0
-    return number if name_of(number) == name else 0
+    return number if generation_file_name(number) == name else 0
 
 
 def _restless(folder: str) -> StorageError:

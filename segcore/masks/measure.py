@@ -12,7 +12,7 @@ _MAX_CHARS = 7  # 35 bits hold every difference of two runs of the largest canva
 
 
 @dataclass(frozen=True)
-class Measures:
+class MaskMeasures:
     """What N strings say.
 
     Attributes:
@@ -26,9 +26,9 @@ class Measures:
     boxes: np.ndarray
 
 
-def measure(
+def measure_masks(
     text: np.ndarray, offsets: np.ndarray, heights: np.ndarray, widths: np.ndarray
-) -> Measures:
+) -> MaskMeasures:
     """Measure N strings without making a bitmap of any.
 
     Args:
@@ -49,7 +49,7 @@ def measure(
     begins = np.concatenate(([0], ends[:-1] + 1))[: len(ends)]
     valid &= _none_inside_at(ends[ends - begins >= _MAX_CHARS], starts, stops)
     if not valid.any():
-        return Measures(valid, areas, boxes)
+        return MaskMeasures(valid, areas, boxes)
     keep = np.flatnonzero(valid)
     codes, lengths = _picked(codes, starts[keep], stops[keep])
     runs, of = _runs(codes, lengths)
@@ -60,7 +60,7 @@ def measure(
     valid[keep[~sound]] = False
     rows = sound[of]
     _fill(runs[rows], keep[of[rows]], heights, areas, boxes)
-    return Measures(valid, areas, boxes)
+    return MaskMeasures(valid, areas, boxes)
 
 
 def _none_inside(bad: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.instances import Instances
 
-Shape = Literal["rect", "square"]
+InputShape = Literal["rect", "square"]
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
@@ -34,7 +34,7 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     imgsz: int | None = Field(None, ge=32, le=8192, multiple_of=32)
-    shape: Shape | None = None
+    shape: InputShape | None = None
     conf: float | None = Field(None, ge=0.0, le=1.0)
     iou: float | None = Field(None, gt=0.0, le=1.0)
     max_det: int | None = Field(None, ge=1, le=10_000)

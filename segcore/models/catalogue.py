@@ -10,7 +10,7 @@ from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One known model.
 
     Attributes:
@@ -34,17 +34,21 @@ class Entry:
         return asdict(self)
 
 
-def catalogue() -> list[Entry]:
+def catalogue() -> list[CatalogueEntry]:
     """All known models, bundled ones first. Reads the cache folder; fetches nothing."""
     entries = []
     for name in bundled_names():
         path = BUNDLED / f"{name}.safetensors"
         licence = read_checkpoint(path).meta.licence
-        entries.append(Entry(name, licence, path.stat().st_size, None, str(path), "bundled"))
+        entries.append(
+            CatalogueEntry(name, licence, path.stat().st_size, None, str(path), "bundled")
+        )
     for name, published in PUBLISHED.items():
         path = published.cached
         size = path.stat().st_size if path.exists() else None
         entries.append(
-            Entry(name, published.licence, size, published.published_ap, str(path), published.url)
+            CatalogueEntry(
+                name, published.licence, size, published.published_ap, str(path), published.url
+            )
         )
     return entries

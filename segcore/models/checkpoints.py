@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from segcore.errors import CheckpointError
-from segcore.models.base import Shape
+from segcore.models.base import InputShape
 from segcore.models.maskrcnn import checkpoint as maskrcnn
 from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord
 from segcore.models.tensors import check_tensors
-from segcore.models.yolo.network import ARCHITECTURES, YOLO11Seg, build
+from segcore.models.yolo.network import ARCHITECTURES, YOLO11Seg, build_network
 
 METADATA_KEY = "segcore"
 MAX_FILE = 4 << 30  # bytes
@@ -55,7 +55,7 @@ class CheckpointMeta(BaseModel):
     name: str = ""
     licence: str = "unknown"
     imgsz: int = Field(640, ge=32, le=8192, multiple_of=32)
-    shape: Shape = "square"  # what checkpoints that do not say so were measured with
+    shape: InputShape = "square"  # what checkpoints that do not say so were measured with
     conf: float = Field(0.25, ge=0, le=1)
     iou: float = Field(0.7, gt=0, le=1)
     max_det: int = Field(300, ge=1, le=10_000)
@@ -90,7 +90,7 @@ class Checkpoint:
                 f"{self.source} is for the architecture {meta.architecture!r}, which is unknown.",
                 f"Known are {', '.join(ARCHITECTURES)}.",
             )
-        network = build(meta.architecture, len(meta.categories), meta.sppf_activation)
+        network = build_network(meta.architecture, len(meta.categories), meta.sppf_activation)
         what = f"{self.meta.architecture} with {len(self.meta.categories)} classes"
         check_tensors(self.state_dict, network.state_dict(), self.source, what)
         network.load_state_dict(self.state_dict)  # casts to float32
@@ -287,7 +287,7 @@ def _architecture(tensors: Mapping[str, Tensor], classes: int, source: str) -> s
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
-            wanted = build(architecture, max(1, classes)).state_dict()
+            wanted = build_network(architecture, max(1, classes)).state_dict()
         if {name: tuple(tensor.shape) for name, tensor in wanted.items()} == shapes:
             return architecture
     raise CheckpointError(

@@ -74,7 +74,7 @@ class Stub:
 
 
 @dataclass(frozen=True)
-class Storage:
+class StorageRecord:
     """A storage that a pickle refers to: `count` elements under `key`."""
 
     key: str
@@ -86,7 +86,7 @@ class Storage:
 class TensorRecord:
     """A strided view into a storage; `PickledFile.tensor` reads it."""
 
-    storage: Storage
+    storage: StorageRecord
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -104,7 +104,7 @@ class PickledFile:
 
     def __init__(self, data: bytes) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
-        self._read: Callable[[Storage], bytes]
+        self._read: Callable[[StorageRecord], bytes]
         try:
             if sys.byteorder != "little":
                 raise PickleRefused("pickled checkpoints are only read on little-endian machines")
@@ -179,7 +179,7 @@ class PickledFile:
         system = _Unpickler.load_from(stream, {})
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise PickleRefused("it was written on a big-endian machine")
-        storages: dict[str, Storage] = {}
+        storages: dict[str, StorageRecord] = {}
         root = _Unpickler.load_from(stream, storages)
         keys = _Unpickler.load_from(stream, {})
         if not isinstance(keys, list) or not all(str(key) in storages for key in keys):
@@ -207,7 +207,7 @@ class _Unpickler(pickle.Unpickler):
     sets attributes on them changes nothing that outlives it.
     """
 
-    def __init__(self, stream: BinaryIO, storages: dict[str, Storage]) -> None:
+    def __init__(self, stream: BinaryIO, storages: dict[str, StorageRecord]) -> None:
         super().__init__(stream, encoding="utf-8")
         self._storages = storages
         self._stubs: dict[str, type[Stub]] = {}
@@ -219,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
         }
 
     @classmethod
-    def load_from(cls, stream: BinaryIO, storages: dict[str, Storage]) -> Any:
+    def load_from(cls, stream: BinaryIO, storages: dict[str, StorageRecord]) -> Any:
         """Checks the opcodes, then unpickles one object and leaves the stream behind it."""
         start = stream.tell()
         for opcode, argument, position in pickletools.genops(stream):
@@ -256,7 +256,7 @@ class _Unpickler(pickle.Unpickler):
         view = pid[5] if len(pid) > 5 else None
         if kind != "storage" or dtype is None or view is not None:
             raise PickleRefused("it holds tensors of a kind that is not read")
-        storage = Storage(str(key), dtype, _natural(count))
+        storage = StorageRecord(str(key), dtype, _natural(count))
         if self._storages.setdefault(storage.key, storage) != storage:
             raise PickleRefused("it is damaged: one storage is described in two ways")
         return storage
@@ -264,7 +264,11 @@ class _Unpickler(pickle.Unpickler):
 
 def _record(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRecord:
     """What takes the place of torch's rebuilding functions."""
-    if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+    if (
+        not isinstance(storage, StorageRecord)
+        or len(size) != len(stride)
+        or len(size) > _MAX_DIMENSIONS
+    ):
         raise PickleRefused("it is damaged: a tensor is described wrongly")
     return TensorRecord(
         storage, _natural(offset), tuple(map(_natural, size)), tuple(map(_natural, stride))

@@ -28,7 +28,7 @@ _REMOTE = re.compile(r"(s3|gs|az)://")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """Weights published by others; they are never part of this package.
 
     Attributes:
@@ -57,12 +57,12 @@ class Published:
 
 
 PUBLISHED = {
-    f"yolo11{size}-seg": Published(
+    f"yolo11{size}-seg": PublishedModel(
         f"yolo11{size}-seg", f"{_RELEASE}/yolo11{size}-seg.pt", "AGPL-3.0", ap
     )
     for size, ap in (("n", 32.0), ("s", 37.8), ("m", 41.5), ("l", 42.9), ("x", 43.8))
 } | {
-    name: Published(name, f"{_TORCHVISION}/{file}.pth", "BSD-3-Clause", ap)
+    name: PublishedModel(name, f"{_TORCHVISION}/{file}.pth", "BSD-3-Clause", ap)
     for name, file, ap in (
         ("maskrcnn-resnet50-fpn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e", 34.6),
         ("maskrcnn-resnet50-fpn-v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019", 41.8),
@@ -102,16 +102,14 @@ def load_model(
     if data is None and os.path.isdir(name_or_path) and name_or_path not in known_names():
         return HuggingFaceModel(name_or_path, options)
     checkpoint = (
-        parse_checkpoint(data, name_or_path)
-        if data is not None
-        else read_checkpoint_of(name_or_path)
+        parse_checkpoint(data, name_or_path) if data is not None else load_checkpoint(name_or_path)
     )
     if checkpoint.meta.architecture in MASKRCNN:
         return MaskRCNNModel(checkpoint, options)
     return YoloSegModel(checkpoint, options)
 
 
-def read_checkpoint_of(name_or_path: str) -> Checkpoint:
+def load_checkpoint(name_or_path: str) -> Checkpoint:
     """The checkpoint of a known name, a path or an https:// link; see `load_model`."""
     bundled = BUNDLED / f"{name_or_path}.safetensors"
     if name_or_path in bundled_names():

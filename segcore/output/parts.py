@@ -25,7 +25,7 @@ from segcore.storage import Storage, join
 
 SCHEMA_VERSION = 1
 
-IMAGES = pa.schema(
+IMAGES_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
@@ -41,7 +41,7 @@ IMAGES = pa.schema(
     ]
 )
 
-INSTANCES = pa.schema(
+INSTANCES_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("instance_index", pa.int32(), nullable=False),  # from 0, by falling score
@@ -127,7 +127,7 @@ class Parts:
         Raises:
             StorageError: Not written; the unit is not done.
         """
-        counts = count(unit.unit, results, notes or {})
+        counts = count_results(unit.unit, results, notes or {})
         instances = instances_table(results, dict(self.categories))
         self.commit_tables(images_table(unit, results), instances, counts)
         return counts
@@ -143,7 +143,7 @@ class Parts:
         Raises:
             StorageError: Not written; the unit may be undone.
         """
-        counts = count(unit.unit, results, notes or {})
+        counts = count_results(unit.unit, results, notes or {})
         images = images_table(unit, results)
         if images.equals(self.read(unit.unit)[0]):
             return counts
@@ -167,13 +167,13 @@ class Parts:
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise StorageError(f"{uri} is not a readable part: {error}.") from error
 
-        return read("images", IMAGES), read("instances", INSTANCES)
+        return read("images", IMAGES_SCHEMA), read("instances", INSTANCES_SCHEMA)
 
     def commit_tables(self, images: pa.Table, instances: pa.Table, counts: PartCounts) -> None:
         """The same with the tables made already; `counts` must be theirs."""
         metadata = self._metadata(counts)
-        self.storage.write(self.uri("instances", counts.unit), encode(instances, metadata))
-        self.storage.write(self.uri("images", counts.unit), encode(images, metadata))
+        self.storage.write(self.uri("instances", counts.unit), encode_part(instances, metadata))
+        self.storage.write(self.uri("images", counts.unit), encode_part(images, metadata))
 
     def committed(self) -> set[str]:
         """Ids of all units that are done, by listing."""
@@ -188,7 +188,7 @@ class Parts:
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self._read_counts, units)
 
-    def withdraw(self, keep: set[str]) -> int:
+    def delete_stale(self, keep: set[str]) -> int:
         """Delete all parts of units that are not in `keep`; returns how many were committed.
 
         ``images`` go first, so that a unit is undone before it is incomplete.
@@ -206,7 +206,7 @@ class Parts:
 
     def _listed(self, table: str) -> Iterator[str]:
         for info in self.storage.list(join(self.prefix, table)):
-            unit = part_name(info.uri)
+            unit = unit_of_part(info.uri)
             if unit is not None:
                 yield unit
 
@@ -228,7 +228,7 @@ class Parts:
         uri = self.uri("images", unit)
         try:
             with self.storage.open(uri) as file:
-                return counts_of(pq.read_metadata(file).metadata)
+                return counts_from_metadata(pq.read_metadata(file).metadata)
         except (KeyError, ValueError, pa.ArrowException) as error:
             raise StorageError(
                 f"{uri} is not a readable part of this edition: {error}.",
@@ -236,13 +236,13 @@ class Parts:
             ) from None
 
 
-def part_name(uri: str) -> str | None:
+def unit_of_part(uri: str) -> str | None:
     """The unit whose part an object of ``images/`` or ``instances/`` is; None when it is none."""
     match = _NAME.fullmatch(uri.rpartition("/")[2])
     return match.group(1) if match else None
 
 
-def counts_of(metadata: Mapping[bytes, bytes] | None) -> PartCounts:
+def counts_from_metadata(metadata: Mapping[bytes, bytes] | None) -> PartCounts:
     """The counts that the Parquet metadata of a part holds.
 
     Raises:
@@ -259,7 +259,9 @@ def counts_of(metadata: Mapping[bytes, bytes] | None) -> PartCounts:
     )
 
 
-def count(unit: str, results: Sequence[ImageResult], notes: Mapping[str, int]) -> PartCounts:
+def count_results(
+    unit: str, results: Sequence[ImageResult], notes: Mapping[str, int]
+) -> PartCounts:
     """The counts of a unit's results."""
     failures = Counter(str(r.error.code) for r in results if r.error is not None)
     failed = sum(failures.values())
@@ -289,14 +291,16 @@ def images_table(unit: Unit, results: Sequence[ImageResult]) -> pa.Table:
         "error_message": [None if error is None else error.message for error in errors],
         "n_instances": [0 if r.instances is None else len(r.instances) for r in results],
     }
-    return pa.table({name: _clean(values) for name, values in columns.items()}, schema=IMAGES)
+    return pa.table(
+        {name: _clean(values) for name, values in columns.items()}, schema=IMAGES_SCHEMA
+    )
 
 
 def instances_table(results: Sequence[ImageResult], categories: dict[int, str]) -> pa.Table:
     """One row per instance, images in the order given, by falling score within each."""
     found = [(r.image_id, r.instances) for r in results if r.instances is not None and r.instances]
     if not found:
-        return INSTANCES.empty_table()
+        return INSTANCES_SCHEMA.empty_table()
     sizes = [len(instances) for _, instances in found]
     ids = np.concatenate([instances.category_ids for _, instances in found])
     boxes = np.concatenate([instances.boxes for _, instances in found]).astype(np.float32)
@@ -316,10 +320,12 @@ def instances_table(results: Sequence[ImageResult], categories: dict[int, str]) 
     }
     for axis, name in enumerate(("bbox_x", "bbox_y", "bbox_w", "bbox_h")):
         columns[name] = np.ascontiguousarray(boxes[:, axis])
-    return pa.table({name: columns[name] for name in INSTANCES.names}, schema=INSTANCES)
+    return pa.table(
+        {name: columns[name] for name in INSTANCES_SCHEMA.names}, schema=INSTANCES_SCHEMA
+    )
 
 
-def results_of(images: pa.Table, instances: pa.Table) -> list[ImageResult]:
+def results_from_tables(images: pa.Table, instances: pa.Table) -> list[ImageResult]:
     """Inverse of `images_table` and `instances_table`, for the images that are ok."""
     at = dict(_first_places(instances["image_id"]))
     found = []
@@ -360,7 +366,7 @@ def _clean(values: list) -> list:
     ]
 
 
-def encode(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Parquet bytes, the same for the same table; no time and no writer state in them."""
     sink = io.BytesIO()
     plain = [name for name in table.column_names if name != "counts"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.distributed.progress import clock
 from segcore.output.parts import PartCounts
+from segcore.text import align_columns, format_bytes, format_duration
 
 RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED = (
     "running",
@@ -42,7 +42,7 @@ class Account:
     unbalanced: tuple[str, ...] = ()
 
 
-def account(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -> Account:
+def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -> Account:
     """Compare a plan with what its parts say about themselves.
 
     Args:
@@ -71,7 +71,7 @@ def account(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -> 
     )
 
 
-def judge(found: Account, max_failed_fraction: float) -> str:
+def final_status(found: Account, max_failed_fraction: float) -> str:
     """The status that an account deserves."""
     if found.missing or found.unbalanced:
         return INCOMPLETE
@@ -81,7 +81,7 @@ def judge(found: Account, max_failed_fraction: float) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """A run, as stored in ``runs/<run>.json`` and printed by ``--json``.
 
     Attributes:
@@ -146,7 +146,7 @@ class Report:
         """The bytes of ``runs/<run>.json``."""
         return (json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The summary for people, a few aligned lines."""
         reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
         seconds = self.timings.get("segment", 0.0)
@@ -159,7 +159,7 @@ class Report:
             ("units", _units(self)),
         ]
         if seconds:
-            rate = f"{self.images_this_time:,} images in {clock(seconds)}"
+            rate = f"{self.images_this_time:,} images in {format_duration(seconds)}"
             rows.append(("this time", f"{rate}, {self.images_per_second:.1f}/s"))
         if self.images_retried:
             again = f"{self.images_retried:,} failed images, {self.images_recovered:,} now ok"
@@ -167,7 +167,7 @@ class Report:
         rows.append(("model", self.edition))
         rows.append(("tables", f"{self.prefix}/images/*.parquet"))
         rows.append(("", f"{self.prefix}/instances/*.parquet"))
-        return aligned(rows)
+        return align_columns(rows)
 
     def advice(self) -> list[str]:
         """What a person should know besides the numbers; for stderr."""
@@ -216,15 +216,15 @@ class Preview:
         """Plain JSON values."""
         return asdict(self)
 
-    def sentence(self) -> str:
+    def summary_line(self) -> str:
         """One line for people."""
         left = self.units - self.units_done
         done = f"; {self.units_done:,} of them are done" if self.units_done else ""
         images = "images counted when read" if self.images is None else f"{self.images:,} images"
         todo = f", {left:,} to do" if done else ""
-        return f"Plan: {images} in {self.units:,} units ({size(self.bytes)}){done}{todo}."
+        return f"Plan: {images} in {self.units:,} units ({format_bytes(self.bytes)}){done}{todo}."
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """The plan for people, a few aligned lines."""
         unknown = "counted when read"
         done = unknown if self.images_done is None else f"{self.images_done:,} images"
@@ -232,7 +232,7 @@ class Preview:
             ("input", f"{self.input}  ({self.kind})"),
             ("images", unknown if self.images is None else f"{self.images:,}"),
             ("units", f"{self.units:,}"),
-            ("bytes", f"{self.bytes:,}  ({size(self.bytes)})"),
+            ("bytes", f"{self.bytes:,}  ({format_bytes(self.bytes)})"),
             ("model", self.model),
             ("output", self.prefix),
             ("skipped", f"{self.units_done:,} units already done ({done})"),
@@ -240,26 +240,10 @@ class Preview:
         ]
         if self.units_stale:
             rows.append(("withdrawn", f"{self.units_stale:,} units whose input changed or went"))
-        return aligned(rows)
+        return align_columns(rows)
 
 
-def aligned(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
-
-
-def size(n_bytes: int) -> str:
-    """Bytes as people say them: ``1.5 GiB``."""
-    value = float(n_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-
-
-def _units(report: Report) -> str:
+def _units(report: RunReport) -> str:
     parts = [f"{report.units:,}"]
     if report.units_done_before:
         parts.append(f"{report.units_done_before:,} done before")
@@ -270,7 +254,7 @@ def _units(report: Report) -> str:
     return parts[0] + (f"  ({', '.join(parts[1:])})" if parts[1:] else "")
 
 
-def _advice_incomplete(report: Report) -> list[str]:
+def _advice_incomplete(report: RunReport) -> list[str]:
     lines = []
     if report.units_missing:
         lines.append(

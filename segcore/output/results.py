@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
-from segcore.output.parts import IMAGES, INSTANCES
+from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.storage import Storage, join, normalize
 from segcore.storage.uris import basename, parent
 
@@ -45,12 +45,12 @@ class Results:
             UsageError: A part is no table of this schema.
         """
         for unit in self.units:
-            yield self._read("images", unit, columns or IMAGES.names)
+            yield self._read("images", unit, columns or IMAGES_SCHEMA.names)
 
     def instances(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `instances` table, one unit at a time, in the order of `images`."""
         for unit in self.units:
-            yield self._read("instances", unit, columns or INSTANCES.names)
+            yield self._read("instances", unit, columns or INSTANCES_SCHEMA.names)
 
     def _read(self, table: str, unit: str, columns: Sequence[str]) -> pa.Table:
         uri = join(self.prefix, table, f"{unit}.parquet")

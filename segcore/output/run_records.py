@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.planning.plan import Plan, load
+from segcore.planning.plan import Plan, decode_plan
 from segcore.storage import Storage, join
 
 _MAX_JSON = 16 << 20
@@ -24,7 +24,7 @@ class RunRecord:
         uri: The file.
         changed: When it was last written, seconds since 1970 by the clock of the storage. While
             the run goes on, that is when it began.
-        values: What it says; see `segcore.output.report.Report`.
+        values: What it says; see `segcore.output.report.RunReport`.
     """
 
     uri: str
@@ -47,7 +47,7 @@ class RunRecord:
         return str(self.values["status"])
 
 
-def records(storage: Storage, prefix: str) -> list[RunRecord]:
+def read_run_records(storage: Storage, prefix: str) -> list[RunRecord]:
     """All runs of an edition, oldest first.
 
     Raises:
@@ -76,7 +76,7 @@ def records(storage: Storage, prefix: str) -> list[RunRecord]:
         return sorted(pool.map(read, found), key=lambda record: record.sequence)
 
 
-def plan_of(storage: Storage, prefix: str, run: str) -> Plan:
+def read_plan(storage: Storage, prefix: str, run: str) -> Plan:
     """The stored plan of a run.
 
     Raises:
@@ -84,7 +84,7 @@ def plan_of(storage: Storage, prefix: str, run: str) -> Plan:
         SegcoreError: It is damaged.
     """
     uri = join(prefix, "plans", f"{run}.parquet")
-    plan = load(storage.read(uri), uri)
+    plan = decode_plan(storage.read(uri), uri)
     if plan.run != run:
         raise SegcoreError(f"{uri} is the plan of another run, {plan.run}.")
     return plan

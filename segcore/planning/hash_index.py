@@ -14,7 +14,7 @@ import numpy as np
 _BYTES = 16
 
 
-def digests(uris: Sequence[str], sizes: Sequence[int], etags: Sequence[str]) -> bytes:
+def object_digests(uris: Sequence[str], sizes: Sequence[int], etags: Sequence[str]) -> bytes:
     """16 bytes for each object, one after another."""
     blake2b = hashlib.blake2b
     return b"".join(

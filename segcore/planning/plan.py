@@ -19,20 +19,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.planning.hash_index import HashIndex, digests
+from segcore.planning.hash_index import HashIndex, object_digests
 from segcore.sources.base import Source
 from segcore.sources.units import (
-    SCHEMA,
-    STORED,
+    STORED_UNIT_SCHEMA,
+    UNIT_SCHEMA,
     Member,
     Unit,
     UnitLimits,
-    from_stored,
-    from_table,
+    from_stored_batch,
     objects_unit,
-    to_stored,
-    to_table,
-    unpack_columns,
+    to_stored_tables,
+    units_from_table,
+    units_to_table,
+    unpack_member_columns,
 )
 from segcore.storage.listing import Listing
 from segcore.storage.uris import redact
@@ -64,10 +64,10 @@ class Units(Sequence[Unit]):
             return Units(self.table.take(pa.array(list(rows), pa.int64())))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return next(from_table(self.table.slice(index % len(self), 1)))
+        return next(units_from_table(self.table.slice(index % len(self), 1)))
 
     def __iter__(self) -> Iterator[Unit]:
-        return from_table(self.table)
+        return units_from_table(self.table)
 
     def ids(self) -> list[str]:
         """The ids alone, without making units."""
@@ -93,7 +93,7 @@ class Plan:
     input: str
     units: Units = field(repr=False)
     fingerprint: str = ""
-    stale: Units = field(default_factory=lambda: Units(SCHEMA.empty_table()), repr=False)
+    stale: Units = field(default_factory=lambda: Units(UNIT_SCHEMA.empty_table()), repr=False)
     carried: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -128,8 +128,8 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
     entries = source.entries()
     carried: dict[str, str] = {}
     if previous is None:
-        table = to_table(source.cut(entries, limits))
-        stale = SCHEMA.empty_table()
+        table = units_to_table(source.cut(entries, limits))
+        stale = UNIT_SCHEMA.empty_table()
     else:
         if redact(previous.input) != redact(source.input):
             raise UsageError(
@@ -138,13 +138,13 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
                 "Use another output folder.",
             )
         old = previous.units.table
-        thinned = SCHEMA.empty_table()
+        thinned = UNIT_SCHEMA.empty_table()
         if isinstance(entries, Listing):
             keep, thinned, rest = _reusable_objects(entries, old, carried)
         else:
             keep, rest = _reusable_shards(source, entries, previous)
         del entries
-        fresh = to_table(source.cut(rest, limits))
+        fresh = units_to_table(source.cut(rest, limits))
         table = pa.concat_tables([old.filter(keep), thinned, fresh])
         stale = old.filter(pc.invert(pc.is_in(old["unit"], table["unit"])))
     return Plan(
@@ -192,8 +192,8 @@ def _reusable_objects(
     def thin() -> Iterator[Unit]:
         rows = enumerate(_packed_objects(old))
         for at, (name, packed) in ((at, row) for at, row in rows if row is not None):
-            _, uris, etags, sizes = unpack_columns(packed)
-            places = now.find(digests(uris, sizes, etags))
+            _, uris, etags, sizes = unpack_member_columns(packed)
+            places = now.find(object_digests(uris, sizes, etags))
             same = (places >= 0) & ~covered[places]
             covered[places[same]] = True
             if same.all():
@@ -206,7 +206,7 @@ def _reusable_objects(
                 carried[unit.unit] = name
                 yield unit
 
-    thinned = to_table(thin())
+    thinned = units_to_table(thin())
     return pa.array(keep), thinned, entries.take_where(~covered[:-1])
 
 
@@ -220,10 +220,10 @@ def _packed_objects(table: pa.Table) -> Iterator[tuple[str, bytes] | None]:
 def _hashes_of_entries(entries: Listing) -> Iterator[bytes]:
     for batch in entries.to_batches():
         uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
-        yield digests(uris, sizes, etags)
+        yield object_digests(uris, sizes, etags)
 
 
-def remaining(plan: Plan, committed: AbstractSet[str]) -> Units:
+def remaining_units(plan: Plan, committed: AbstractSet[str]) -> Units:
     """The units that have no part yet."""
     table = plan.units.table
     if not committed:
@@ -232,15 +232,15 @@ def remaining(plan: Plan, committed: AbstractSet[str]) -> Units:
     return Units(table.filter(pc.invert(done)))
 
 
-def choose(units: Units, ids: Iterable[str]) -> Units:
+def select_units(units: Units, ids: Iterable[str]) -> Units:
     """Those of `units` with one of these ids, in their order."""
-    names = pa.array(sorted(ids), SCHEMA.field("unit").type)
+    names = pa.array(sorted(ids), UNIT_SCHEMA.field("unit").type)
     return Units(units.table.filter(pc.is_in(units.table["unit"], names)))
 
 
-def summary(plan: Plan, committed: AbstractSet[str]) -> PlanSummary:
+def summarize_plan(plan: Plan, committed: AbstractSet[str]) -> PlanSummary:
     """What there is, what is done, what is to do."""
-    todo = remaining(plan, committed)
+    todo = remaining_units(plan, committed)
     units, images, size = _count(plan.units)
     todo_units, todo_images, todo_size = _count(todo)
     both = images is not None and todo_images is not None
@@ -264,7 +264,7 @@ def _count(units: Units) -> tuple[int, int | None, int]:
     return len(units), known, int(pc.sum(size).as_py() or 0)
 
 
-def save(plan: Plan) -> bytes:
+def encode_plan(plan: Plan) -> bytes:
     """The plan as a Parquet file; equal plans give equal bytes."""
     metadata = {
         "segcore.plan": str(PLAN_VERSION),
@@ -275,19 +275,19 @@ def save(plan: Plan) -> bytes:
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
-        STORED.with_metadata(metadata),
+        STORED_UNIT_SCHEMA.with_metadata(metadata),
         compression="zstd",
         compression_level=3,
         use_dictionary=["kind", "shard", "etag", "reader"],
         column_encoding={"members.list.element.uri": "DELTA_BYTE_ARRAY"},
     ) as writer:
-        for part in to_stored(plan.units.table):
+        for part in to_stored_tables(plan.units.table):
             writer.write_table(part.replace_schema_metadata(metadata))
     return sink.getvalue()
 
 
-def load(data: bytes, name: str = "the plan") -> Plan:
-    """Inverse of `save`.
+def decode_plan(data: bytes, name: str = "the plan") -> Plan:
+    """Inverse of `encode_plan`.
 
     Args:
         data: The file.
@@ -302,12 +302,14 @@ def load(data: bytes, name: str = "the plan") -> Plan:
         if stored.get("segcore.plan") != str(PLAN_VERSION):
             found = stored.get("segcore.plan", "none")
             raise SegcoreError(f"{name} is no plan of version {PLAN_VERSION} (found: {found}).")
-        if not file.schema_arrow.equals(STORED):
+        if not file.schema_arrow.equals(STORED_UNIT_SCHEMA):
             raise SegcoreError(f"{name} has other columns than a plan.")
-        batches = [from_stored(batch) for batch in file.iter_batches(_BATCH, use_threads=False)]
+        batches = [
+            from_stored_batch(batch) for batch in file.iter_batches(_BATCH, use_threads=False)
+        ]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SegcoreError(f"{name} cannot be read: {error}") from error
-    table = pa.Table.from_batches(batches, SCHEMA)
+    table = pa.Table.from_batches(batches, UNIT_SCHEMA)
     if _run_name(table) != stored["segcore.run"]:
         raise SegcoreError(f"{name} is damaged: its units do not match its name.")
     return Plan(stored["segcore.run"], stored["segcore.input"], Units(table),

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.errors import StorageError
-from segcore.output.parts import IMAGES, PartCounts, Parts
-from segcore.planning.plan import Plan, choose
+from segcore.output.parts import IMAGES_SCHEMA, PartCounts, Parts
+from segcore.planning.plan import Plan, select_units
 from segcore.sources.units import Unit
 
 _THREADS = 8
@@ -38,8 +38,8 @@ class _Carrier:
         if images["image_id"].to_pylist() != ids.to_pylist():
             return None
         names = pa.array([unit.unit] * images.num_rows, pa.string())
-        at = IMAGES.get_field_index("unit")
-        images = images.set_column(at, IMAGES.field("unit"), names)
+        at = IMAGES_SCHEMA.get_field_index("unit")
+        images = images.set_column(at, IMAGES_SCHEMA.field("unit"), names)
         failed = images.filter(pc.equal(images["status"], "failed"))
         instances = instances.filter(pc.is_in(instances["image_id"], ids))
         counts = PartCounts(
@@ -53,7 +53,7 @@ class _Carrier:
         return unit.unit
 
 
-def carry(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
+def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
     """Commit the units of `plan.carried` whose old unit is committed; returns which.
 
     To be called before stale units are withdrawn. Dying in between loses nothing: what was not
@@ -67,7 +67,7 @@ def carry(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
         for unit, before in plan.carried.items()
         if before in committed and unit not in committed
     ]
-    chosen = choose(plan.units, wanted)
+    chosen = select_units(plan.units, wanted)
     carrier = _Carrier(parts, plan)
     with ThreadPoolExecutor(_THREADS, "segcore-carry") as pool:
         done: set[str] = set()

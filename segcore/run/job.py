@@ -14,11 +14,11 @@ from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
 from segcore.output.parts import Parts
 from segcore.output.report import Preview
-from segcore.output.run_records import plan_of, records
-from segcore.planning.plan import Plan, make_plan, summary
+from segcore.output.run_records import read_plan, read_run_records
+from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.storage import Storage, is_remote, join, normalize
-from segcore.worker.prefetch import Preparation
+from segcore.worker.prefetch import Preprocessor
 
 MAX_JSON_BYTES = 16 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
@@ -72,7 +72,7 @@ class Job:
     def preview(self) -> Preview:
         """What the run would do. What can be carried over counts as done: nothing is segmented."""
         moved = {unit for unit, old in self.plan.carried.items() if old in self.committed}
-        counts = summary(self.plan, self.committed | moved)
+        counts = summarize_plan(self.plan, self.committed | moved)
         return Preview(
             input=self.plan.input,
             prefix=self.prefix,
@@ -87,7 +87,7 @@ class Job:
         )
 
 
-def prepare(config: Config, *, overwrite: bool = False) -> Job:
+def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     """Check everything that can be wrong and find out what there is to do.
 
     Raises:
@@ -111,7 +111,7 @@ def prepare(config: Config, *, overwrite: bool = False) -> Job:
     weights = _read_weights(config.model.name, storage)
     probe_options = config.model.options().model_copy(update={"device": "cpu"})
     model = load_model(config.model.name, probe_options, weights)
-    Preparation(model.preprocess, config.decode)  # may not go together
+    Preprocessor(model.preprocess, config.decode)  # may not go together
     info = model.info
     del model
     edition = make_edition(info, config.decode)
@@ -148,20 +148,20 @@ def prepare(config: Config, *, overwrite: bool = False) -> Job:
     )
 
 
-def refresh(job: Job, *, overwrite: bool = False) -> Job:
+def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
     """The job as storage has it now, after another run may have been at work.
 
     Raises:
-        SegcoreError: As `prepare` does.
+        SegcoreError: As `prepare_job` does.
     """
     last = _last_run(job.storage, job.prefix)
     if last.get("run") != job.last.get("run"):  # another plan, which ours has to follow
-        return prepare(job.config, overwrite=overwrite)
+        return prepare_job(job.config, overwrite=overwrite)
     committed = frozenset() if overwrite else frozenset(job.parts.committed())
     return replace(job, last=last, committed=committed)
 
 
-def check_reach(job: Job) -> None:
+def check_paths_reachable(job: Job) -> None:
     """Refuse local paths on a Ray cluster that may have other machines.
 
     Raises:
@@ -194,7 +194,7 @@ def _read_weights(name: str, storage: Storage) -> bytes | None:
 
 def _last_run(storage: Storage, prefix: str) -> dict[str, Any]:
     """What the newest record in ``runs/`` says; {} when there is none."""
-    found = records(storage, prefix)
+    found = read_run_records(storage, prefix)
     return found[-1].values if found else {}
 
 
@@ -203,6 +203,6 @@ def _plan_of(storage: Storage, prefix: str, last: dict[str, Any]) -> Plan | None
     if not last:
         return None
     try:
-        return plan_of(storage, prefix, last["run"])
+        return read_plan(storage, prefix, last["run"])
     except ObjectNotFound:
         return None

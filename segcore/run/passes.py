@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from segcore.distributed import cluster
-from segcore.distributed.progress import Goal, progress
-from segcore.planning.plan import Units, choose, remaining
+from segcore.distributed.progress import ProgressGoal, show_progress
+from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
-from segcore.worker.unit_worker import Reading
+from segcore.worker.unit_worker import ReadOptions
 
 if TYPE_CHECKING:
     from segcore.distributed.actors import ActorSpec, UnitOutcome
     from segcore.distributed.pipeline import Pipeline
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 # On a GPU one batch is in the network while another is in its masks; on a CPU each pass has one
 # thread, so that there may be one for each core.
@@ -30,7 +30,7 @@ _GPU_READ_THREADS = 64
 
 
 @dataclass
-class Course:
+class RunState:
     """What happens while a run goes on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Course:
     timings: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
-    withdrawn: int = 0
+    units_deleted: int = 0
     carried: set[str] = field(default_factory=set)
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""
@@ -65,13 +65,13 @@ class Course:
         """Remember what became of a unit; a success forgets earlier errors."""
         if outcome.error:
             self.errors[outcome.unit] = outcome.error
-        elif not outcome.alone:
+        elif not outcome.needs_isolation:
             self.errors.pop(outcome.unit, None)
             self.done.add(outcome.unit)
 
 
 @dataclass(frozen=True)
-class Task:
+class Pass:
     """Units to work through.
 
     Attributes:
@@ -79,18 +79,18 @@ class Task:
     """
 
     units: Units
-    redo: bool = False
+    retry_failed: bool = False
 
-    def left(self, job: Job, course: Course) -> Units:
+    def left(self, job: Job, course: RunState) -> Units:
         """Those that are still to be done: what counts is what lies in storage, not what the
         actors said; only of a redone unit storage does not tell.
         """
-        if self.redo:
-            return choose(self.units, set(self.units.ids()) - course.done)
-        return remaining(job.plan, job.parts.committed())
+        if self.retry_failed:
+            return select_units(self.units, set(self.units.ids()) - course.done)
+        return remaining_units(job.plan, job.parts.committed())
 
 
-def work(job: Job, tasks: Sequence[Task], course: Course, say: Say) -> None:
+def run_passes(job: Job, tasks: Sequence[Pass], course: RunState, notify: Notify) -> None:
     """Work through `tasks` until each unit is done or its attempts are used up.
 
     Raises:
@@ -104,17 +104,17 @@ def work(job: Job, tasks: Sequence[Task], course: Course, say: Say) -> None:
     with ExitStack() as stack:
         with course.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
-            pool = cluster.make_pool(options, job.config.model.device, most, cluster.nodes())
-        course.pool = pool.words()
-        say(f"Working with {course.pool}.")
+            pool = cluster.size_pool(options, job.config.model.device, most, cluster.live_nodes())
+        course.pool = pool.summary()
+        notify(f"Working with {course.pool}.")
         spec = _spec(job, pool)
         for task in tasks:
-            pipeline = Pipeline(spec, pool, options.units_per_wave, redo=task.redo)
-            with progress(pipeline.snapshot, _goal(task.units)), course.timed("segment"):
-                _attempts(job, task, pipeline, course, say)
+            pipeline = Pipeline(spec, pool, options.units_per_wave, retry_failed=task.retry_failed)
+            with show_progress(pipeline.snapshot, _goal(task.units)), course.timed("segment"):
+                _attempts(job, task, pipeline, course, notify)
 
 
-def _attempts(job: Job, task: Task, pipeline: Pipeline, course: Course, say: Say) -> None:
+def _attempts(job: Job, task: Pass, pipeline: Pipeline, course: RunState, notify: Notify) -> None:
     units = task.units
     for _ in range(job.config.run.attempts):
         said = set()
@@ -124,9 +124,11 @@ def _attempts(job: Job, task: Task, pipeline: Pipeline, course: Course, say: Say
                 said.add(outcome.unit)
         course.check()
         units = task.left(job, course)
-        lost = choose(units, set(units.ids()) - said)
+        lost = select_units(units, set(units.ids()) - said)
         if lost:
-            say(f"{len(lost):,} units lost their process; looking for the image that is to blame.")
+            notify(
+                f"{len(lost):,} units lost their process; looking for the image that is to blame."
+            )
             for outcome in pipeline.isolate(lost):
                 course.note(outcome)
             course.check()
@@ -135,7 +137,7 @@ def _attempts(job: Job, task: Task, pipeline: Pipeline, course: Course, say: Say
             break
 
 
-def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
+def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
     """What every actor of `pool` is told."""
     from segcore.distributed.actors import ActorSpec
 
@@ -145,7 +147,7 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
         weights=job.weights,
         weights_sha256=job.info.weights_sha256,
         options=config.model.options().model_copy(update={"device": pool.device}),
-        reading=Reading(
+        read_options=ReadOptions(
             storage=job.storage,
             source=source_for(config.source, pool),
             decode=config.decode,
@@ -154,21 +156,21 @@ def _spec(job: Job, pool: cluster.Pool) -> ActorSpec:
             image_timeout_s=config.run.image_timeout_s,
         ),
         parts=job.parts,
-        lanes=_LANES.get(pool.device, pool.threads),
+        max_concurrent_batches=_LANES.get(pool.device, pool.threads),
         max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
     )
 
 
-def source_for(options: SourceOptions, pool: cluster.Pool) -> SourceOptions:
+def source_for(options: SourceOptions, pool: cluster.PoolSize) -> SourceOptions:
     """A GPU takes many more images a second than come by the requests that a CPU makes at once."""
     if options.read_threads or pool.device == "cpu":
         return options
     return options.model_copy(update={"read_threads": _GPU_READ_THREADS})
 
 
-def _goal(units: Units) -> Goal:
+def _goal(units: Units) -> ProgressGoal:
     images = units.table["n_images"]
-    return Goal(
+    return ProgressGoal(
         images=None if images.null_count else pc.sum(images).as_py(),
         units=len(units),
         bytes=pc.sum(units.table["n_bytes"]).as_py(),

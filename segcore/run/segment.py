@@ -15,20 +15,20 @@ from datetime import UTC, datetime
 
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
-from segcore.lease.lease import Lease, hasty, held
+from segcore.lease.lease import Lease, heartbeat_options, hold_lease
 from segcore.output.parts import SCHEMA_VERSION
 from segcore.output.report import (
     COMPLETE,
     RUNNING,
     Preview,
-    Report,
-    account,
-    judge,
+    RunReport,
+    final_status,
+    reconcile,
 )
-from segcore.planning.plan import Units, choose, remaining, save
-from segcore.run.carry_over import carry
-from segcore.run.job import MAX_JSON_BYTES, Job, check_reach, prepare, refresh
-from segcore.run.passes import Course, Say, Task, work
+from segcore.planning.plan import Units, encode_plan, remaining_units, select_units
+from segcore.run.carry_over import carry_over
+from segcore.run.job import MAX_JSON_BYTES, Job, check_paths_reachable, prepare_job, refresh_job
+from segcore.run.passes import Notify, Pass, RunState, run_passes
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage, join
 
@@ -43,7 +43,7 @@ class Interrupted(SegcoreError):
 
 def preview(config: Config, *, overwrite: bool = False) -> Preview:
     """What `segment` would do; writes nothing and starts no Ray."""
-    return prepare(config, overwrite=overwrite).preview()
+    return prepare_job(config, overwrite=overwrite).preview()
 
 
 def segment(
@@ -51,8 +51,8 @@ def segment(
     *,
     overwrite: bool = False,
     retry_failed: bool = False,
-    say: Say = lambda text: None,
-) -> Report:
+    notify: Notify = lambda text: None,
+) -> RunReport:
     """Segment an archive; go on where an earlier run of the same edition stopped.
 
     Args:
@@ -74,49 +74,55 @@ def segment(
             "--overwrite and --retry-failed contradict each other.",
             hint="--overwrite does everything again, failed images included.",
         )
-    course = Course()
+    course = RunState()
     with course.timed("prepare"):
-        job = prepare(config, overwrite=overwrite)
-        check_reach(job)
-    for sentence in (*job.plan.notes, job.preview().sentence()):
-        say(sentence)
+        job = prepare_job(config, overwrite=overwrite)
+        check_paths_reachable(job)
+    for sentence in (*job.plan.notes, job.preview().summary_line()):
+        notify(sentence)
     if _nothing_to_do(job, retry_failed):
         return _balance(job, course)
-    with sigterm_as_interrupt(), _stoppable(job), _lease(job, say) as lease:
+    with sigterm_as_interrupt(), _stoppable(job), _lease(job, notify) as lease:
         course.check = lease.check
         with course.timed("prepare"):  # somebody else may have been at work until now
-            job = refresh(job, overwrite=overwrite)
+            job = refresh_job(job, overwrite=overwrite)
         if _nothing_to_do(job, retry_failed):
             return _balance(job, course)
-        return _segment_alone(job, course, say, overwrite=overwrite, retry_failed=retry_failed)
+        return _segment_alone(job, course, notify, overwrite=overwrite, retry_failed=retry_failed)
 
 
-def _lease(job: Job, say: Say) -> AbstractContextManager[Lease]:
+def _lease(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     """Nobody else writes into the edition while this is held."""
     ttl_s = job.config.run.lease_ttl_s
-    return held(job.storage, job.prefix, ttl_s, say, Storage(hasty(job.config.storage, ttl_s)))
+    return hold_lease(
+        job.storage,
+        job.prefix,
+        ttl_s,
+        notify,
+        Storage(heartbeat_options(job.config.storage, ttl_s)),
+    )
 
 
 def _segment_alone(
-    job: Job, course: Course, say: Say, *, overwrite: bool, retry_failed: bool
-) -> Report:
+    job: Job, course: RunState, notify: Notify, *, overwrite: bool, retry_failed: bool
+) -> RunReport:
     """Everything that writes, from the run's record on."""
     course.check()
     started = _begin(job, overwrite)
     with course.timed("carry"):
-        course.carried = carry(job.parts, job.plan, job.committed)
+        course.carried = carry_over(job.parts, job.plan, job.committed)
     course.check()
-    course.withdrawn = job.parts.withdraw(set() if overwrite else set(job.planned))
-    tasks = [Task(remaining(job.plan, job.committed | course.carried))]
+    course.units_deleted = job.parts.delete_stale(set() if overwrite else set(job.planned))
+    tasks = [Pass(remaining_units(job.plan, job.committed | course.carried))]
     if retry_failed:
-        tasks.append(Task(_with_failures(job, course, say), redo=True))
+        tasks.append(Pass(_with_failures(job, course, notify), retry_failed=True))
     tasks = [task for task in tasks if task.units]
     if tasks:
-        work(job, tasks, course, say)
+        run_passes(job, tasks, course, notify)
     return _finish(job, course, started)
 
 
-def _begin(job: Job, overwrite: bool) -> Report:
+def _begin(job: Job, overwrite: bool) -> RunReport:
     """Write down what is about to be done."""
     storage = job.storage
     edition = job.uri("edition.json")
@@ -124,23 +130,23 @@ def _begin(job: Job, overwrite: bool) -> Report:
         storage.write(edition, job.edition.to_json())
     else:
         storage.write_if_absent(edition, job.edition.to_json())
-    storage.write(job.uri("plans", f"{job.plan.run}.parquet"), save(job.plan))
+    storage.write(job.uri("plans", f"{job.plan.run}.parquet"), encode_plan(job.plan))
     started = replace(_blank(job), status=RUNNING, started=_now())
     storage.write(job.uri("runs", f"{job.plan.run}.json"), started.to_json())
     return started
 
 
-def _with_failures(job: Job, course: Course, say: Say) -> Units:
+def _with_failures(job: Job, course: RunState, notify: Notify) -> Units:
     """The units done before that have failed images; notes how many."""
     done = job.planned.keys() & (job.committed | course.carried)
     found = {counts.unit: counts.failed for counts in job.parts.counts(sorted(done))}
     course.retried = {unit: failed for unit, failed in found.items() if failed}
     images = sum(course.retried.values())
-    say(f"{images:,} failed images in {len(course.retried):,} units are tried again.")
-    return choose(job.plan.units, course.retried)
+    notify(f"{images:,} failed images in {len(course.retried):,} units are tried again.")
+    return select_units(job.plan.units, course.retried)
 
 
-def _finish(job: Job, course: Course, started: Report) -> Report:
+def _finish(job: Job, course: RunState, started: RunReport) -> RunReport:
     """Account, write the report, and publish the result if it is complete."""
     report = replace(_balance(job, course), started=started.started, finished=_now())
     course.check()
@@ -157,11 +163,11 @@ def _finish(job: Job, course: Course, started: Report) -> Report:
     return report
 
 
-def _balance(job: Job, course: Course) -> Report:
+def _balance(job: Job, course: RunState) -> RunReport:
     """The report from what lies in storage now."""
     with course.timed("account"):
         parts = list(job.parts.counts(sorted(job.planned.keys() & job.parts.committed())))
-    found = account(job.planned, parts)
+    found = reconcile(job.planned, parts)
     before = job.committed | course.carried
     fresh = sum(part.images for part in parts if part.unit not in before)
     still = sum(part.failed for part in parts if part.unit in course.retried)
@@ -169,7 +175,7 @@ def _balance(job: Job, course: Course) -> Report:
     working = course.timings.get("segment", 0.0)
     return replace(
         _blank(job),
-        status=judge(found, job.config.run.max_failed_fraction),
+        status=final_status(found, job.config.run.max_failed_fraction),
         timings=course.timings,
         images=found.images,
         ok=found.ok,
@@ -179,7 +185,7 @@ def _balance(job: Job, course: Course) -> Report:
         notes=found.notes,
         units_missing=len(found.missing),
         units_unbalanced=found.unbalanced,
-        units_withdrawn=course.withdrawn,
+        units_withdrawn=course.units_deleted,
         images_this_time=fresh + retried,
         images_retried=retried,
         images_recovered=retried - still,
@@ -189,9 +195,9 @@ def _balance(job: Job, course: Course) -> Report:
     )
 
 
-def _blank(job: Job) -> Report:
+def _blank(job: Job) -> RunReport:
     """A report that says what is run, and nothing yet of how it went."""
-    return Report(
+    return RunReport(
         status=RUNNING,
         run=job.plan.run,
         edition=job.edition.name,
@@ -210,7 +216,7 @@ def _nothing_to_do(job: Job, retry_failed: bool) -> bool:
     """Whether the last run of this very plan ended and is what ``latest.json`` points to."""
     if retry_failed and job.last.get("failed"):
         return False
-    if remaining(job.plan, set(job.committed)):
+    if remaining_units(job.plan, set(job.committed)):
         return False
     if job.last.get("run") != job.plan.run or job.last.get("status") not in COMPLETE:
         return False

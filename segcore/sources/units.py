@@ -126,12 +126,14 @@ _PLAIN = [
 _READER = pa.field("reader", pa.string(), nullable=False)
 # In memory the members of a unit are one packed value: ten million images as nested columns
 # would be more than a gigabyte. Stored plans have them as columns that any reader opens.
-SCHEMA = pa.schema([*_PLAIN, pa.field("members", pa.large_binary(), nullable=False), _READER])
-STORED = pa.schema([*_PLAIN, pa.field("members", pa.large_list(_MEMBER), nullable=False), _READER])
+UNIT_SCHEMA = pa.schema([*_PLAIN, pa.field("members", pa.large_binary(), nullable=False), _READER])
+STORED_UNIT_SCHEMA = pa.schema(
+    [*_PLAIN, pa.field("members", pa.large_list(_MEMBER), nullable=False), _READER]
+)
 
 
-def pack(members: Iterable[Member]) -> bytes:
-    """Members as one compressed value; inverse of `unpack`."""
+def pack_members(members: Iterable[Member]) -> bytes:
+    """Members as one compressed value; inverse of `unpack_members`."""
     rows = [(m.image_id if m.image_id != m.uri else None, m.uri, m.etag, m.size) for m in members]
     return _pack(list(zip(*rows, strict=True))) if rows else b""
 
@@ -142,7 +144,9 @@ def _pack(columns: Iterable[Iterable[Any]]) -> bytes:
     return len(data).to_bytes(8, "little") + pa.compress(data, codec="zstd", asbytes=True)
 
 
-def unpack_columns(packed: bytes) -> tuple[list[str | None], list[str], list[str], list[int]]:
+def unpack_member_columns(
+    packed: bytes,
+) -> tuple[list[str | None], list[str], list[str], list[int]]:
     """(image ids, None where the uri says it; uris; etags; sizes) of packed members."""
     if not packed:
         return [], [], [], []
@@ -153,17 +157,17 @@ def unpack_columns(packed: bytes) -> tuple[list[str | None], list[str], list[str
     return image_ids, uris, etags, sizes
 
 
-def unpack(packed: bytes) -> tuple[Member, ...]:
-    """Inverse of `pack`."""
+def unpack_members(packed: bytes) -> tuple[Member, ...]:
+    """Inverse of `pack_members`."""
     return tuple(
         Member(uri if image_id is None else image_id, uri, etag, size)
-        for image_id, uri, etag, size in zip(*unpack_columns(packed), strict=True)
+        for image_id, uri, etag, size in zip(*unpack_member_columns(packed), strict=True)
     )
 
 
 def to_row(unit: Unit) -> dict[str, Any]:
-    """Plain dict with the fields of `STORED`."""
-    row = {name: getattr(unit, name) for name in SCHEMA.names}
+    """Plain dict with the fields of `STORED_UNIT_SCHEMA`."""
+    row = {name: getattr(unit, name) for name in UNIT_SCHEMA.names}
     row["members"] = [
         {
             "image_id": None if m.image_id == m.uri else m.image_id,
@@ -207,47 +211,49 @@ def from_row(row: dict[str, Any]) -> Unit:
         )
 
 
-def to_table(units: Iterable[Unit]) -> pa.Table:
-    """Units as an Arrow table with `SCHEMA`; consumes an iterator in bounded memory."""
+def units_to_table(units: Iterable[Unit]) -> pa.Table:
+    """Units as an Arrow table with `UNIT_SCHEMA`; consumes an iterator in bounded memory."""
     batches: list[pa.RecordBatch] = []
     rows: list[dict[str, Any]] = []
     for unit in units:
-        row = {name: getattr(unit, name) for name in SCHEMA.names}
-        rows.append(row | {"members": pack(unit.members)})
+        row = {name: getattr(unit, name) for name in UNIT_SCHEMA.names}
+        rows.append(row | {"members": pack_members(unit.members)})
         if len(rows) == _BATCH:
-            batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+            batches.append(pa.RecordBatch.from_pylist(rows, schema=UNIT_SCHEMA))
             rows = []
     if rows:
-        batches.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-    return pa.Table.from_batches(batches, SCHEMA)
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=UNIT_SCHEMA))
+    return pa.Table.from_batches(batches, UNIT_SCHEMA)
 
 
-def from_table(table: pa.Table) -> Iterator[Unit]:
+def units_from_table(table: pa.Table) -> Iterator[Unit]:
     """Units of a table, in its order."""
     for batch in table.to_batches(_BATCH):
         for row in batch.to_pylist():
-            yield Unit(**row | {"members": unpack(row["members"])})
+            yield Unit(**row | {"members": unpack_members(row["members"])})
 
 
-def to_stored(table: pa.Table) -> Iterator[pa.Table]:
-    """A table of `SCHEMA` as tables of `STORED`, some units at a time."""
+def to_stored_tables(table: pa.Table) -> Iterator[pa.Table]:
+    """A table of `UNIT_SCHEMA` as tables of `STORED_UNIT_SCHEMA`, some units at a time."""
     for start in range(0, table.num_rows, _BATCH):
         part = table.slice(start, _BATCH)
         columns: tuple[list, ...] = ([], [], [], [])
         ends = [0]
         for packed in part["members"].to_pylist():
-            for column, values in zip(columns, unpack_columns(packed), strict=True):
+            for column, values in zip(columns, unpack_member_columns(packed), strict=True):
                 column.extend(values)  # type: ignore[arg-type]
             ends.append(len(columns[1]))
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _MEMBER, strict=True)]
         members = pa.StructArray.from_arrays(arrays, fields=list(_MEMBER))
         nested = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), members)
-        at = SCHEMA.get_field_index("members")
-        yield part.set_column(at, STORED.field("members"), nested.cast(STORED.field(at).type))
+        at = UNIT_SCHEMA.get_field_index("members")
+        yield part.set_column(
+            at, STORED_UNIT_SCHEMA.field("members"), nested.cast(STORED_UNIT_SCHEMA.field(at).type)
+        )
 
 
-def from_stored(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Inverse of `to_stored` for one batch; its columns must be those of `STORED`."""
+def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Inverse of `to_stored_tables` for one batch; its columns must be those of `STORED_UNIT_SCHEMA`."""
     nested = batch["members"]
     ends = nested.offsets.to_pylist()
     columns = [
@@ -256,6 +262,6 @@ def from_stored(batch: pa.RecordBatch) -> pa.RecordBatch:
     packed = [
         _pack([column[a:b] for column in columns]) if b > a else b"" for a, b in pairwise(ends)
     ]
-    arrays = [batch[name] for name in SCHEMA.names]
-    arrays[SCHEMA.get_field_index("members")] = pa.array(packed, pa.large_binary())
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    arrays = [batch[name] for name in UNIT_SCHEMA.names]
+    arrays[UNIT_SCHEMA.get_field_index("members")] = pa.array(packed, pa.large_binary())
+    return pa.RecordBatch.from_arrays(arrays, schema=UNIT_SCHEMA)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segcore.errors import ImageError, UsageError
-from segcore.images import decode
+from segcore.images import decode_image
 from segcore.training.augment import random_crop
 from segcore.training.config import AugmentConfig
 from segcore.training.loss import Targets
@@ -64,7 +64,7 @@ def read_image(folder: Path, name: str, annotations: Path) -> np.ndarray:
     """
     file = folder / Path(name).name
     try:
-        return decode(file.read_bytes())
+        return decode_image(file.read_bytes())
     except (OSError, ImageError) as error:
         raise UsageError(
             f"cannot read the image {file}, which {annotations} names: {error}"

@@ -14,7 +14,7 @@ from segcore.models.checkpoints import save_safetensors
 from segcore.training.card import write_card
 from segcore.training.config import TrainConfig
 from segcore.training.data import read_coco
-from segcore.training.validate import LabelledSet, categories_meta, measure, short
+from segcore.training.validate import LabelledSet, categories_meta, measure_accuracy, short
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def shrink(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.half() if t.ndim > 1 else t for name, t in weights.items()}
 
 
-def export(
+def export_checkpoint(
     config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet, config_file: str
 ) -> Exported:
     """Write `<output>/<name>.safetensors` and its card; measured as stored, not as trained.
@@ -44,7 +44,7 @@ def export(
     """
     small = shrink(weights)
     stored = {name: t.float() for name, t in small.items()}
-    scores = measure(config, stored, labelled)
+    scores = measure_accuracy(config, stored, labelled)
     v = config.validation
     meta = {
         "architecture": config.architecture,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from segcore.errors import UsageError
 from segcore.models.checkpoints import read_checkpoint
 from segcore.models.yolo.model import pick_device
-from segcore.models.yolo.network import YOLO11Seg, build
+from segcore.models.yolo.network import YOLO11Seg, build_network
 from segcore.training.config import OptimizerConfig, TrainConfig
 from segcore.training.data import CropDataset, collate, load_images
 from segcore.training.loss import SegmentationLoss
@@ -133,7 +133,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _model(self) -> YOLO11Seg:
-        model = build(self.config.architecture, len(self.class_names))
+        model = build_network(self.config.architecture, len(self.class_names))
         model.head.initialize_biases()
         if self.config.init:
             start_from(model, self.config.init)

@@ -44,7 +44,9 @@ def load_validation(data: DataConfig) -> LabelledSet:
     return LabelledSet(document, images)
 
 
-def measure(config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet) -> Scores:
+def measure_accuracy(
+    config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet
+) -> Scores:
     """Mask and box AP of a state dict on a labelled set, thresholds as `config.validation`."""
     categories = sorted(labelled.document["categories"], key=lambda c: c["id"])
     meta = CheckpointMeta(

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from segcore.errors import UsageError
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.output.results import Results
-from segcore.planning.plan import load
+from segcore.planning.plan import decode_plan
 from segcore.sources import SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
@@ -61,7 +61,7 @@ def _units(storage: Storage, prefix: str) -> dict[str, Unit]:
         unit.unit: unit
         for uri in plans
         if uri.endswith(".parquet")
-        for unit in load(storage.read(uri), uri).units
+        for unit in decode_plan(storage.read(uri), uri).units
     }
 
 
@@ -73,7 +73,7 @@ def _read(
         if sample.image_id in ids:
             if sample.error is not None:
                 raise sample.error
-            found[sample.image_id] = decode(sample.data or b"", decoding)
+            found[sample.image_id] = decode_image(sample.data or b"", decoding)
         if len(found) == len(ids):
             return found
     raise UsageError(

@@ -8,14 +8,14 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.worker.prefetch import Prepared, is_out_of_memory, sentence
+from segcore.worker.prefetch import PreparedSample, is_out_of_memory
 from segcore.worker.watchdog import Watchdog
 
-_PATIENCE = 4
-ALONE = "memory ran out for this image alone"
+_MAX_WAITING_BATCHES = 4
+OUT_OF_MEMORY_ALONE = "memory ran out for this image alone"
 
 
 class DeviceLost(Exception):
@@ -72,11 +72,11 @@ class BatchRunner:
         return [result for one in batch for result in self._batch([one])]
 
 
-Batch = list[tuple[int, Prepared]]
+Batch = list[tuple[int, PreparedSample]]
 Outcomes = list[Instances | ImageError]
 
 
-class Lanes:
+class ConcurrentBatches:
     """How many batches may be in a model at once, whichever units they come from.
 
     More than one only for models that are `thread_safe`: while one batch is in the network, another
@@ -91,7 +91,7 @@ class Lanes:
         self._free = threading.Semaphore(self.count)
 
     @property
-    def reach(self) -> int:
+    def prefetch_images(self) -> int:
         """Images that reading may be ahead, so that no lane waits for it."""
         return (self.count + 1) * self.runner.size
 
@@ -105,27 +105,29 @@ class Lanes:
             return self.runner.run([image.value for _, image in batch])
 
 
-class BatchLine:
+class Batcher:
     """Prepared images on their way through the model: alike ones together, some batches at once.
 
     Images wait until a batch of those with the same `Model.batch_key` is full, and no longer than
-    `_PATIENCE` batches in all. Results come in the order in which batches were started.
+    `_MAX_WAITING_BATCHES` batches in all. Results come in the order in which batches were started.
 
     Args:
         take: Gets each batch (place and image) with its results, in the caller's thread.
     """
 
-    def __init__(self, lanes: Lanes, take: Callable[[Batch, Outcomes], None]) -> None:
-        self._key = lanes.key
-        self._runner = lanes.runner
-        self._run = lanes.run
+    def __init__(
+        self, max_concurrent_batches: ConcurrentBatches, take: Callable[[Batch, Outcomes], None]
+    ) -> None:
+        self._key = max_concurrent_batches.key
+        self._runner = max_concurrent_batches.runner
+        self._run = max_concurrent_batches.run
         self._take = take
-        self._lanes = lanes.count
+        self._lanes = max_concurrent_batches.count
         self._pool = ThreadPoolExecutor(self._lanes, "forward") if self._lanes > 1 else None
         self._waiting: dict[Hashable, Batch] = {}
         self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
 
-    def add(self, place: int, image: Prepared) -> None:
+    def add(self, place: int, image: PreparedSample) -> None:
         """Put an image in line; `take` may be called.
 
         Raises:
@@ -135,10 +137,10 @@ class BatchLine:
         self._waiting.setdefault(key, []).append((place, image))
         if len(self._waiting[key]) >= self._runner.size:
             self._start(key)
-        elif sum(map(len, self._waiting.values())) >= _PATIENCE * self._runner.size:
+        elif sum(map(len, self._waiting.values())) >= _MAX_WAITING_BATCHES * self._runner.size:
             self._start(max(self._waiting, key=lambda name: len(self._waiting[name])))
 
-    def __enter__(self) -> BatchLine:
+    def __enter__(self) -> Batcher:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
@@ -171,10 +173,10 @@ def _judge(error: Exception) -> tuple[ErrorCode, str]:
     """What an exception of the model means for its batch."""
     text = str(error)
     if is_out_of_memory(error):
-        return ErrorCode.OUT_OF_MEMORY, ALONE
+        return ErrorCode.OUT_OF_MEMORY, OUT_OF_MEMORY_ALONE
     if "CUDA error" in text or "device-side assert" in text:
-        raise DeviceLost(sentence(error))
-    return ErrorCode.MODEL_ERROR, sentence(error)
+        raise DeviceLost(describe_error(error))
+    return ErrorCode.MODEL_ERROR, describe_error(error)
 
 
 def _free() -> None:

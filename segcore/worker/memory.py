@@ -11,7 +11,7 @@ _LARGEST_MMAP_THRESHOLD = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)  # glib
 _KEPT_BYTES = 512 << 20
 
 
-def limit(size: int) -> None:
+def limit_memory(size: int) -> None:
     """Let allocations over `size` bytes in all fail in this process, where they can be handled,
     instead of bringing the machine to where something is killed.
     """
@@ -23,7 +23,7 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
-def share_arenas() -> None:
+def limit_malloc_arenas() -> None:
     """Let glibc in processes started from now on use 4 arenas, if the environment names no number.
 
     By default they are 8 for each core. What a thread frees in its own is of no use to others, and
@@ -32,7 +32,7 @@ def share_arenas() -> None:
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory, up to 512 MB, for the next image instead of giving it back each time.
 
     A network on a CPU allocates the same tensors for every image. Where glibc hands them back to

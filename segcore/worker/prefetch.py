@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from segcore.errors import ErrorCode, ImageError, UsageError
-from segcore.images import Decoded, DecodeOptions, decode, decode_reduced, probe
+from segcore.errors import ErrorCode, ImageError, UsageError, describe_error
+from segcore.images import DecodedImage, DecodeOptions, decode_image, decode_image_reduced, probe
 from segcore.models.base import ReducedPreprocess
 from segcore.sources import Sample
 from segcore.worker.watchdog import Watchdog
 
-PATIENCE_S = 3600.0  # for one read where the storage says nothing else
+DEFAULT_READ_TIMEOUT_S = 3600.0  # for one read where the storage says nothing else
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSample:
     """A sample after decoding: either `value` (what the model prepared) or `error` is set.
 
     Attributes:
@@ -36,7 +36,7 @@ class Prepared:
     error: ImageError | None = None
 
 
-class Preparation:
+class Preprocessor:
     """What happens to the bytes of an image before the model, in two steps.
 
     Args:
@@ -57,18 +57,18 @@ class Preparation:
                 "can, too (docs/models.md).",
             )
 
-    def decode(self, data: bytes) -> Decoded:
+    def decode(self, data: bytes) -> DecodedImage:
         """Bytes -> pixels.
 
         Raises:
             ImageError: See `segcore.images.decode`; or the model failed.
         """
         if self._options.scale == "full":
-            pixels = decode(data, self._options)
-            return Decoded(pixels, *pixels.shape[:2])
-        return decode_reduced(data, self._content_size, self._options)
+            pixels = decode_image(data, self._options)
+            return DecodedImage(pixels, *pixels.shape[:2])
+        return decode_image_reduced(data, self._content_size, self._options)
 
-    def finish(self, image: Decoded) -> Any:
+    def finish(self, image: DecodedImage) -> Any:
         """Pixels -> what the model prepared.
 
         Raises:
@@ -93,7 +93,7 @@ def _of_the_model(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError from error
-        raise ImageError(ErrorCode.MODEL_ERROR, sentence(error)) from error
+        raise ImageError(ErrorCode.MODEL_ERROR, describe_error(error)) from error
 
 
 class ByteBudget:
@@ -120,7 +120,7 @@ class ByteBudget:
 
 
 @dataclass(frozen=True)
-class ReadAhead:
+class Prefetcher:
     """How far ahead of the model images are read and decoded.
 
     Attributes:
@@ -134,42 +134,44 @@ class ReadAhead:
     threads: int
     window: int
     max_decoded_bytes: int
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(PATIENCE_S))
-    patience_s: float = PATIENCE_S
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(DEFAULT_READ_TIMEOUT_S))
+    read_timeout_s: float = DEFAULT_READ_TIMEOUT_S
 
     def stream(
         self,
         samples: Iterable[Sample],
         preprocess: Callable[[Any], Any],
         options: DecodeOptions,
-    ) -> Iterator[Prepared]:
-        """Yield one `Prepared` for each sample, in order; `preprocess` is the model's.
+    ) -> Iterator[PreparedSample]:
+        """Yield one `PreparedSample` for each sample, in order; `preprocess` is the model's.
 
-        Whatever a single image does wrong is in its `Prepared.error`. An exception raised by
+        Whatever a single image does wrong is in its `PreparedSample.error`. An exception raised by
         `samples` itself (storage gone) is raised here, after the samples before it.
 
         Raises:
-            UsageError: See `Preparation`.
+            UsageError: See `Preprocessor`.
         """
-        preparation = Preparation(preprocess, options)
+        preparation = Preprocessor(preprocess, options)
         budget = ByteBudget(self.max_decoded_bytes)
         slots = threading.Semaphore(self.window)
         stop = threading.Event()
-        line: queue.SimpleQueue[Future[Prepared] | BaseException | None] = queue.SimpleQueue()
+        line: queue.SimpleQueue[Future[PreparedSample] | BaseException | None] = queue.SimpleQueue()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decode") as pool:
 
             def read() -> None:
                 coming = iter(samples)
                 try:
                     while True:
-                        with self.watchdog.working(extra_s=self.patience_s):
+                        with self.watchdog.working(extra_s=self.read_timeout_s):
                             sample = next(coming, None)
                         if sample is None:
                             break
                         slots.acquire()
                         if stop.is_set():
                             return
-                        line.put(pool.submit(_prepare, sample, preparation, budget, self.watchdog))
+                        line.put(
+                            pool.submit(prepare_sample, sample, preparation, budget, self.watchdog)
+                        )
                     line.put(None)
                 except BaseException as error:
                     line.put(error)
@@ -190,22 +192,22 @@ class ReadAhead:
 
     def prepare(
         self, sample: Sample, preprocess: Callable[[Any], Any], options: DecodeOptions
-    ) -> Prepared:
+    ) -> PreparedSample:
         """Decode and prepare one sample; every failure becomes an error of this image.
 
         Raises:
-            UsageError: See `Preparation`.
+            UsageError: See `Preprocessor`.
         """
         budget = ByteBudget(self.max_decoded_bytes)
-        return _prepare(sample, Preparation(preprocess, options), budget, self.watchdog)
+        return prepare_sample(sample, Preprocessor(preprocess, options), budget, self.watchdog)
 
 
-def _prepare(
-    sample: Sample, preparation: Preparation, budget: ByteBudget, watchdog: Watchdog
-) -> Prepared:
+def prepare_sample(
+    sample: Sample, preparation: Preprocessor, budget: ByteBudget, watchdog: Watchdog
+) -> PreparedSample:
     if sample.error is not None or sample.data is None:
         error = sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
-        return Prepared(sample, error=error)
+        return PreparedSample(sample, error=error)
     bare = replace(sample, data=None)  # lets the bytes go
     try:
         header = probe(sample.data)
@@ -213,13 +215,13 @@ def _prepare(
             image = preparation.decode(sample.data)
             value = preparation.finish(image)
     except ImageError as error:
-        return Prepared(bare, error=error)
+        return PreparedSample(bare, error=error)
     except MemoryError:
         message = "memory ran out while decoding this image"
-        return Prepared(bare, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
+        return PreparedSample(bare, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
     except Exception as error:
-        return Prepared(bare, error=ImageError(ErrorCode.CORRUPT, sentence(error)))
-    return Prepared(bare, value=value, width=image.width, height=image.height)
+        return PreparedSample(bare, error=ImageError(ErrorCode.CORRUPT, describe_error(error)))
+    return PreparedSample(bare, value=value, width=image.width, height=image.height)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -229,9 +231,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     said = ("out of memory", "can't allocate memory", "cannot allocate memory")
     return any(words in text for words in (*said, "not enough memory", "insufficient memory"))
-
-
-def sentence(error: BaseException, limit: int = 300) -> str:
-    """An exception as one bounded line for the `error_message` column."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

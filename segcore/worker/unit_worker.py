@@ -11,23 +11,23 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.output.parts import ImageResult, PartCounts, Parts, results_of
+from segcore.output.parts import ImageResult, PartCounts, Parts, results_from_tables
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage
-from segcore.worker.batching import Batch, BatchLine, BatchRunner, Lanes, Outcomes
-from segcore.worker.prefetch import Prepared, ReadAhead
+from segcore.worker.batching import Batch, Batcher, BatchRunner, ConcurrentBatches, Outcomes
+from segcore.worker.prefetch import Prefetcher, PreparedSample
 from segcore.worker.watchdog import Watchdog
 
-Report = Callable[[int, int, int], None]  # ok, failed, instances so far in this unit
+ReportProgress = Callable[[int, int, int], None]  # ok, failed, instances so far in this unit
 
 
-class Exhausted(Exception):
+class HostOutOfMemory(Exception):
     """Memory ran out while several images were under way: each must be judged alone."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a unit's images are read and decoded.
 
     Attributes:
@@ -44,17 +44,19 @@ class Reading:
     image_timeout_s: float = 300.0
 
     @property
-    def patience_s(self) -> float:
+    def read_timeout_s(self) -> float:
         """Seconds that a read may take with all retries before it counts as hung."""
         options = self.storage.options
         return 2 * (options.retries + 1) * options.timeout_s
 
-    def ahead(self, window: int, watchdog: Watchdog) -> ReadAhead:
+    def ahead(self, window: int, watchdog: Watchdog) -> Prefetcher:
         """Reading and decoding ahead of the model by at most `window` images."""
-        return ReadAhead(self.threads, window, self.max_decoded_bytes, watchdog, self.patience_s)
+        return Prefetcher(
+            self.threads, window, self.max_decoded_bytes, watchdog, self.read_timeout_s
+        )
 
 
-class KeptRows:
+class ReusedRows:
     """Rows of a unit that stay as they are, and where they stand among the new ones.
 
     Args:
@@ -66,7 +68,7 @@ class KeptRows:
         self._unit = unit
         self.order: list[str] = []
 
-    def fresh(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+    def without_reused(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """The samples that have no row yet; remembers the order of all."""
         for sample in samples:
             self.order.append(sample.image_id)
@@ -74,7 +76,7 @@ class KeptRows:
                 yield sample
 
     def merged(self, results: list[ImageResult]) -> list[ImageResult]:
-        """All rows of the unit in its order. `fresh` must have come to its end."""
+        """All rows of the unit in its order. `without_reused` must have come to its end."""
         if not self.rows:
             return results
         loose = self._unit.kind == "objects"  # then kept ones were not read
@@ -83,17 +85,17 @@ class KeptRows:
         return [together[image_id] for image_id in order]
 
 
-def kept_rows(parts: Parts, unit: Unit, redo: bool) -> KeptRows:
-    """What of a unit need not be done: with `redo` its images that are ok, else nothing.
+def reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows:
+    """What of a unit need not be done: with `retry_failed` its images that are ok, else nothing.
 
     Raises:
         StorageError: The parts of the unit cannot be read.
     """
-    found = results_of(*parts.read(unit.unit)) if redo else []
-    return KeptRows(unit, {result.image_id: result for result in found})
+    found = results_from_tables(*parts.read(unit.unit)) if retry_failed else []
+    return ReusedRows(unit, {result.image_id: result for result in found})
 
 
-class UnitReading:
+class UnitImages:
     """A unit whose images are being read and prepared.
 
     Attributes:
@@ -101,14 +103,14 @@ class UnitReading:
         notes: What reading noticed; complete once `images` has come to its end.
     """
 
-    def __init__(self, unit: Unit, kept: KeptRows, model: Model, reading: Reading) -> None:
+    def __init__(self, unit: Unit, kept: ReusedRows, model: Model, reading: ReadOptions) -> None:
         self.kept = kept
         self.notes: Counter[str] = Counter()
         self._unit = unit
         self._model = model
         self._reading = reading
 
-    def images(self, window: int, watchdog: Watchdog) -> Iterator[Prepared]:
+    def images(self, window: int, watchdog: Watchdog) -> Iterator[PreparedSample]:
         """The images in the unit's order, read at most `window` ahead of the caller.
 
         Raises:
@@ -117,14 +119,16 @@ class UnitReading:
         reading = self._reading
         samples = read_unit(self._unit, reading.storage, reading.source, self.notes, self.kept.rows)
         ahead = reading.ahead(window, watchdog)
-        return ahead.stream(self.kept.fresh(samples), self._model.preprocess, reading.decode)
+        return ahead.stream(
+            self.kept.without_reused(samples), self._model.preprocess, reading.decode
+        )
 
 
 @dataclass(frozen=True)
-class ReadUnit:
+class PreparedUnit:
     """A unit that is read and prepared as a whole: what travels from stage to stage."""
 
-    images: list[Prepared]
+    images: list[PreparedSample]
     notes: Counter[str]
     order: list[str]
 
@@ -132,22 +136,22 @@ class ReadUnit:
 class UnitReader:
     """The first half of `UnitWorker`, for a stage of its own."""
 
-    def __init__(self, model: Model, reading: Reading, parts: Parts) -> None:
+    def __init__(self, model: Model, reading: ReadOptions, parts: Parts) -> None:
         self._model = model
         self._reading = reading
         self._parts = parts
         self._watchdog = Watchdog(reading.image_timeout_s)
 
-    def read(self, unit: Unit, *, redo: bool = False) -> ReadUnit:
+    def read(self, unit: Unit, *, retry_failed: bool = False) -> PreparedUnit:
         """Read and prepare a unit; what is kept of it is left out.
 
         Raises:
             StorageError: The unit as a whole cannot be read.
         """
-        kept = kept_rows(self._parts, unit, redo)
-        coming = UnitReading(unit, kept, self._model, self._reading)
+        kept = reused_rows(self._parts, unit, retry_failed)
+        coming = UnitImages(unit, kept, self._model, self._reading)
         images = list(coming.images(2 * self._reading.threads, self._watchdog))
-        return ReadUnit(images, coming.notes, kept.order)
+        return PreparedUnit(images, coming.notes, kept.order)
 
 
 class UnitWorker:
@@ -157,19 +161,21 @@ class UnitWorker:
         lanes: Batches in the model at once, where the model allows it.
     """
 
-    def __init__(self, model: Model, reading: Reading, parts: Parts, lanes: int = 1) -> None:
+    def __init__(
+        self, model: Model, reading: ReadOptions, parts: Parts, max_concurrent_batches: int = 1
+    ) -> None:
         self._model = model
         self._reading = reading
         self._parts = parts
         self._watchdog = Watchdog(reading.image_timeout_s)  # a process has one
-        self._lanes = Lanes(model, lanes, self._watchdog)
+        self._lanes = ConcurrentBatches(model, max_concurrent_batches, self._watchdog)
 
     def segment(
         self,
         unit: Unit,
-        report: Report = lambda ok, failed, instances: None,
+        report: ReportProgress = lambda ok, failed, instances: None,
         *,
-        redo: bool = False,
+        retry_failed: bool = False,
     ) -> PartCounts:
         """Read, segment and commit one unit.
 
@@ -183,27 +189,29 @@ class UnitWorker:
             DeviceLost: See `BatchRunner`.
             Exhausted: Nothing is committed; `ImageWorker` can tell which image is too much.
         """
-        kept = kept_rows(self._parts, unit, redo)
-        coming = UnitReading(unit, kept, self._model, self._reading)
-        window = self._lanes.reach + self._reading.threads
+        kept = reused_rows(self._parts, unit, retry_failed)
+        coming = UnitImages(unit, kept, self._model, self._reading)
+        window = self._lanes.prefetch_images + self._reading.threads
         done = self._through_model(coming.images(window, self._watchdog), report)
-        return self._commit(unit, kept.merged(done), coming.notes, redo)
+        return self._commit(unit, kept.merged(done), coming.notes, retry_failed)
 
     def finish(
         self,
         unit: Unit,
-        read: ReadUnit,
-        report: Report = lambda ok, failed, instances: None,
+        read: PreparedUnit,
+        report: ReportProgress = lambda ok, failed, instances: None,
         *,
-        redo: bool = False,
+        retry_failed: bool = False,
     ) -> PartCounts:
         """Segment and commit a unit that a `UnitReader` has read; otherwise as `segment`."""
-        kept = kept_rows(self._parts, unit, redo)
+        kept = reused_rows(self._parts, unit, retry_failed)
         kept.order = read.order
         done = self._through_model(iter(read.images), report)
-        return self._commit(unit, kept.merged(done), read.notes, redo)
+        return self._commit(unit, kept.merged(done), read.notes, retry_failed)
 
-    def _through_model(self, images: Iterator[Prepared], report: Report) -> list[ImageResult]:
+    def _through_model(
+        self, images: Iterator[PreparedSample], report: ReportProgress
+    ) -> list[ImageResult]:
         results: list[ImageResult | None] = []
         tally = _Tally(report)
 
@@ -212,7 +220,7 @@ class UnitWorker:
                 results[place] = tally.note(_result(item, outcome))
             tally.send()
 
-        with BatchLine(self._lanes, take) as line:
+        with Batcher(self._lanes, take) as line:
             for item in images:
                 results.append(tally.note(_result(item, item.error)) if item.error else None)
                 if item.error is None:
@@ -220,13 +228,13 @@ class UnitWorker:
         tally.send(final=True)
         done = [result for result in results if result is not None]
         if any(row.error and row.error.code is ErrorCode.OUT_OF_MEMORY for row in done):
-            raise Exhausted
+            raise HostOutOfMemory
         return done
 
     def _commit(
-        self, unit: Unit, results: list[ImageResult], notes: Counter[str], redo: bool
+        self, unit: Unit, results: list[ImageResult], notes: Counter[str], retry_failed: bool
     ) -> PartCounts:
-        commit = self._parts.replace if redo else self._parts.commit
+        commit = self._parts.replace if retry_failed else self._parts.commit
         return commit(unit, results, notes)
 
 
@@ -237,23 +245,23 @@ class ImageWorker:
     as those of `UnitWorker`, because results do not depend on the batch.
     """
 
-    def __init__(self, model: Model, reading: Reading, parts: Parts) -> None:
+    def __init__(self, model: Model, reading: ReadOptions, parts: Parts) -> None:
         self._model = model
         self._reading = replace(reading, threads=1)
         self._parts = parts
         self._ahead = self._reading.ahead(1, Watchdog(reading.image_timeout_s))
         self._samples: Iterator[Sample] = iter(())
         self._notes: Counter[str] = Counter()
-        self._kept = KeptRows(_NO_UNIT, {})
+        self._kept = ReusedRows(_NO_UNIT, {})
         self._sample: Sample | None = None
 
-    def open(self, unit: Unit, skip: int, redo: bool) -> None:
-        """Begin a unit behind the first `skip` of its samples (with `redo`: of the failed ones)."""
+    def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
+        """Begin a unit behind the first `skip` of its samples (with `retry_failed`: of the failed ones)."""
         reading = self._reading
         self._notes = Counter()
-        self._kept = kept_rows(self._parts, unit, redo)
+        self._kept = reused_rows(self._parts, unit, retry_failed)
         samples = read_unit(unit, reading.storage, reading.source, self._notes, self._kept.rows)
-        self._samples = self._kept.fresh(samples)
+        self._samples = self._kept.without_reused(samples)
         for _ in range(skip):
             next(self._samples, None)
 
@@ -272,9 +280,9 @@ class ImageWorker:
             return _result(item, item.error)
         return _result(item, BatchRunner(self._model).run([item.value])[0])
 
-    def commit(self, unit: Unit, results: list[ImageResult], redo: bool) -> PartCounts:
+    def commit(self, unit: Unit, results: list[ImageResult], retry_failed: bool) -> PartCounts:
         """Commit the unit; `advance` must have given None."""
-        commit = self._parts.replace if redo else self._parts.commit
+        commit = self._parts.replace if retry_failed else self._parts.commit
         return commit(unit, self._kept.merged(results), self._notes)
 
 
@@ -285,7 +293,7 @@ _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
 class _Tally:
     """Counts of the unit under way, for the progress line."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ReportProgress) -> None:
         self._report = report
         self._sent = 0.0
         self.ok = self.failed = self.instances = 0
@@ -306,7 +314,7 @@ class _Tally:
             self._report(self.ok, self.failed, self.instances)
 
 
-def _result(item: Prepared, outcome: Instances | ImageError) -> ImageResult:
+def _result(item: PreparedSample, outcome: Instances | ImageError) -> ImageResult:
     """The row of an image; a result for another canvas than the image's is the model's error."""
     sample = item.sample
     size = (item.width, item.height)

@@ -14,12 +14,12 @@ import pytest
 from segcore.bench import images, plot, throughput
 from segcore.bench.machine import describe, own_peak_mb
 from segcore.bench.report import BenchReport
-from segcore.bench.run import BenchOptions, bench, images_of_a_pass
-from segcore.bench.stages import STAGES, StageTimes, measure
+from segcore.bench.run import BenchOptions, images_of_a_pass, run_bench
+from segcore.bench.stages import STAGES, StageTimes, measure_stages
 from segcore.bench.throughput import Throughput, steady_state
 from segcore.cli.bench import command
 from segcore.errors import SegcoreError, UsageError
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.models.base import ModelOptions
 from segcore.models.yolo import model as yolo_seg
 from segcore.sources import SourceOptions, read_unit
@@ -46,11 +46,11 @@ def test_refuses_sizes(text):
 @pytest.mark.parametrize("size", [(640, 480), (300, 900), (900, 300)])
 def test_synthetic_images_have_the_size_asked_for(tmp_path, size):
     shards = images.synthetic(Storage(), str(tmp_path), size, 5, 2)
-    units = images.plan_of(shards, Storage()).units
+    units = images.plan_shards(shards, Storage()).units
     samples = [s for unit in units for s in read_unit(unit, Storage(), SourceOptions())]
     assert len(units) == 3
     assert len(samples) == shards.images == 5
-    shapes = {decode(s.data, DecodeOptions()).shape for s in samples}
+    shapes = {decode_image(s.data, DecodeOptions()).shape for s in samples}
     assert shapes == {(size[1], size[0], 3)}
 
 
@@ -93,7 +93,7 @@ def test_every_stage_is_timed_and_masks_apart_from_the_rest(tmp_path, monkeypatc
     storage, model = Storage(), Slow(ModelOptions(batch_size=1))
     shards = images.synthetic(storage, str(tmp_path / "in"), (64, 48), 8, 4)
     parts = throughput.parts_for(model, storage, str(tmp_path / "out"))
-    times = measure(model, shards, parts, storage, 6, 60.0)
+    times = measure_stages(model, shards, parts, storage, 6, 60.0)
     assert tuple(times.ms) == STAGES
     assert times.images == 6
     assert times.ms["masks"] >= 20 > times.ms["postprocess"] > 0
@@ -131,7 +131,7 @@ def test_the_plain_loop_segments_everything_once(tmp_path):
     shards = images.synthetic(storage, str(tmp_path / "in"), (64, 48), 9, 2)
     model = BrightModel(ModelOptions(batch_size=2))
     parts = throughput.parts_for(model, storage, str(tmp_path / "out"))
-    units = images.plan_of(shards, storage).units
+    units = images.plan_shards(shards, storage).units
     assert [throughput.segment_plainly(model, u, parts, storage) for u in units] == [2, 2, 2, 2, 1]
     assert sum(part.ok for part in parts.counts(parts.committed())) == 9
 
@@ -160,7 +160,7 @@ def test_report():
     assert document["cost_per_million_images"] == pytest.approx(20.0)
     assert document["stages"][0]["percent"]["forward"] == pytest.approx(50.0)
     assert document["stages"][0]["total_ms"] == pytest.approx(20.0)
-    words = report.words()
+    words = report.summary()
     for expected in (
         "640x480",
         "10.00   50.0 %",
@@ -203,9 +203,9 @@ def test_refuses_options_that_contradict():
         command(imgsz=100)
     reduced = DecodeOptions(scale="reduced")
     with pytest.raises(UsageError, match="reduced"):
-        bench(BenchOptions(MODEL, decode=reduced, sizes=("64x48",), whole_job=False))
+        run_bench(BenchOptions(MODEL, decode=reduced, sizes=("64x48",), whole_job=False))
     with pytest.raises(UsageError, match="--price-per-hour"):
-        bench(BenchOptions(MODEL, whole_job=False, price_per_hour=1.0))
+        run_bench(BenchOptions(MODEL, whole_job=False, price_per_hour=1.0))
 
 
 @pytest.mark.ray
@@ -214,7 +214,7 @@ def test_the_whole_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr("segcore.bench.run.cores", lambda: 1)
     options = BenchOptions(MODEL, sizes=("64x48",), images=24, stage_images=4)
     said: list[str] = []
-    report = bench(options, said.append)
+    report = run_bench(options, said.append)
     assert report.job.images == 24
     assert report.job.job_images_per_s > 0
     assert min(report.job.plain_passes) > 0

@@ -72,7 +72,7 @@ def _run(error: BaseException, capsys) -> tuple[int | str | None, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fail"])
         with pytest.raises(SystemExit) as caught:
-            console.run(app)
+            console.run_app(app)
     return caught.value.code, capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from segcore.errors import UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import read_checkpoint
 from segcore.models.registry import known_names, load_model
-from segcore.models.yolo.network import build
+from segcore.models.yolo.network import build_network
 from tests.support.paths import ROOT
 
 
@@ -50,7 +50,7 @@ def test_every_known_name_is_listed_with_its_licence(
 
 def test_convert_keeps_every_tensor(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build("yolo11n-seg", 3)
+    network = build_network("yolo11n-seg", 3)
     source = tmp_path / "best.pt"
     torch.save({"model": network.state_dict(), "license": "CC0-1.0"}, source)
     target = tmp_path / "out.safetensors"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from segcore.config import Config, _keys, load_config, yaml_lines
+from segcore.config import Config, load_config, yaml_lines
+from segcore.config.loading import _keys
 from segcore.errors import UsageError
 from tests.support.paths import ROOT
 
@@ -130,5 +131,5 @@ def test_empty_file_is_no_configuration(tmp_path):
 def test_the_commented_example_holds_every_key_with_its_default():
     path = ROOT / "configs" / "segment.yaml"
     assert load_config(path) == Config()
-    _, lines = yaml_lines.load(path.read_text(), "segment.yaml")
+    _, lines = yaml_lines.load_yaml(path.read_text(), "segment.yaml")
     assert set(lines) == set(_keys(Config))

@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from segcore.config import RayOptions
-from segcore.distributed.cluster import Node, connected, make_pool
+from segcore.distributed.cluster import NodeResources, connected, size_pool
 from segcore.errors import ClusterError, UsageError
 
-LAPTOP = [Node(cpus=2, gpus=0)]
-SERVER = [Node(cpus=16, gpus=4)]
+LAPTOP = [NodeResources(cpus=2, gpus=0)]
+SERVER = [NodeResources(cpus=16, gpus=4)]
 
 
 def _pool(cluster, units=100, device="auto", **options):
-    return make_pool(RayOptions(**options), device, units, cluster)
+    return size_pool(RayOptions(**options), device, units, cluster)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
@@ -30,7 +30,7 @@ def test_one_actor_per_core():
 
 
 def test_few_units_share_the_cores_among_few_actors():
-    pool = _pool([Node(8, 0)], units=2)
+    pool = _pool([NodeResources(8, 0)], units=2)
     assert (pool.max_actors, pool.cpus, pool.threads) == (2, 4, 4)
 
 
@@ -42,7 +42,7 @@ def test_more_actors_than_cores_get_a_fraction_each():
 
 
 def test_no_actor_spans_two_nodes():
-    pool = _pool([Node(3, 0), Node(3, 0)], units=4)
+    pool = _pool([NodeResources(3, 0), NodeResources(3, 0)], units=4)
     assert pool.max_actors == 4
     assert pool.cpus == 1  # 6 / 4, and two of them on each node
 
@@ -85,11 +85,11 @@ def test_cpus_that_no_node_has_are_refused():
 
 
 def test_explicit_cpus_bound_the_number_of_actors():
-    assert _pool([Node(8, 0)], cpus_per_actor=4).max_actors == 2
+    assert _pool([NodeResources(8, 0)], cpus_per_actor=4).max_actors == 2
 
 
 def test_a_range_of_actors():
-    pool = _pool([Node(8, 0)], min_actors=2)
+    pool = _pool([NodeResources(8, 0)], min_actors=2)
     assert (pool.min_actors, pool.max_actors, pool.cpus) == (2, 8, 1)
 
 
@@ -103,7 +103,7 @@ def test_split_leaves_the_cpus_beside_the_gpus_to_readers():
     pool = _pool(SERVER, layout="split")
     assert (pool.max_actors, pool.cpus, pool.gpus) == (4, 1, 1)
     assert (pool.readers, pool.cpus_per_reader, pool.reading_threads) == (3, 4, 4)
-    assert "3 readers, 4 CPU each" in pool.words()
+    assert "3 readers, 4 CPU each" in pool.summary()
 
 
 def test_split_without_gpus_has_one_reader():

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from segcore.config import load_config
-from segcore.inspection.verify import verify
-from segcore.output.report import Report
+from segcore.inspection.verify import verify_output
+from segcore.output.report import RunReport
 from segcore.run.segment import segment
 from segcore.storage import Storage
 from tests.support.archives import parquet_bytes, tar_bytes
@@ -37,13 +37,13 @@ def _contents(**bad: tuple[int, int, int]) -> dict[str, bytes]:
 
 def _segment(
     source: str, output: str, *sets: str, model: str = "tests.support.fake_models:BrightModel"
-) -> Report:
+) -> RunReport:
     flags = {"i": ("input", source), "o": ("output", output), "m": ("model.name", model)}
     fixed = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.9"]
     return segment(load_config(sets=[*fixed, *sets], flags=flags))
 
 
-def _rows(report: Report) -> dict[str, dict]:
+def _rows(report: RunReport) -> dict[str, dict]:
     found = [
         row
         for info in Storage().list(f"{report.prefix}/images")
@@ -54,7 +54,7 @@ def _rows(report: Report) -> dict[str, dict]:
     return rows
 
 
-def _instances(report: Report) -> list[dict]:
+def _instances(report: RunReport) -> list[dict]:
     return sorted(
         (
             row
@@ -94,7 +94,7 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
         "11z.png": "timed_out",
     }
     assert "4 s" in rows["11z.png"]["error_message"]
-    assert verify(Storage(), output).exit_code == 0
+    assert verify_output(Storage(), output).exit_code == 0
     # The neighbours are what they would have been without them.
     for name in codes:
         (tmp_path / "in" / name).unlink()
@@ -113,7 +113,7 @@ def test_shards_too(ray_session, tmp_path, kind):
     report = _segment(str(source), output)
     assert (report.images, report.ok, report.failures) == (13, 12, {"crashed": 1})
     assert len(_rows(report)) == 13
-    assert verify(Storage(), output).exit_code == 0
+    assert verify_output(Storage(), output).exit_code == 0
 
 
 @pytest.mark.faults

@@ -10,7 +10,7 @@ import pytest
 
 from segcore.config import load_config
 from segcore.errors import ErrorCode
-from segcore.output.parts import IMAGES, INSTANCES
+from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.storage import Storage
 from segcore.testing.synthetic_archive import write_archive
 from tests.support import serial_run
@@ -75,7 +75,7 @@ def test_the_example_runs(
 def test_the_columns_are_all_there() -> None:
     text = DOC.read_text()
     images, instances = text.split("`instances`: one row")
-    for section, schema in ((images, IMAGES), (instances, INSTANCES)):
+    for section, schema in ((images, IMAGES_SCHEMA), (instances, INSTANCES_SCHEMA)):
         for name in schema.names:
             row = re.search(rf"^\|[^|]*`{name}`[^|]*\|([^|]*)\|", section, re.MULTILINE)
             assert row, f"docs/output.md does not explain {name}"

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from segcore.inspection.verify import verify
+from segcore.inspection.verify import verify_output
 from segcore.storage import Storage
 from segcore.testing.loopback_s3 import LoopbackS3
 from tests.faults.chaos_archives import PER_UNIT, Archive, make_archive
@@ -140,13 +140,13 @@ def _rows(part: bytes) -> list[dict[str, Any]]:
 
 
 def check(storage: Storage, archive: Archive, output: str, tables: dict[str, bytes]) -> None:
-    """Every image of the archive exactly once, and nothing that `verify` complains about."""
+    """Every image of the archive exactly once, and nothing that `verify_output` complains about."""
     rows = [row for name, data in tables.items() if "/images/" in name for row in _rows(data)]
     ids = Counter(row["image_id"] for row in rows)
     assert len(ids) == len(rows), [name for name, n in ids.items() if n > 1]
     failures = Counter(row["error_code"] for row in rows if row["status"] == "failed")
     assert (len(rows), failures) == (archive.images, archive.failures)
-    found = verify(storage, output)
+    found = verify_output(storage, output)
     assert found.exit_code == 0, found
 
 
@@ -302,12 +302,12 @@ class _Player:
         if "driver" in self.struck:
             assert code in (0, -signal.SIGKILL)
         elif self.struck & {"sigterm", "ctrl-c"}:
-            said = "Run the same command again" in command.words()
+            said = "Run the same command again" in command.summary()
             assert code in (0, *INTERRUPTED)
             assert code == 0 or said or not command.works()  # before that nothing was begun
         else:
             assert code in ((0, 1) if self.struck else (0,)), f"exit code {code}"
-        assert "Traceback" not in command.words()
+        assert "Traceback" not in command.summary()
         return code == 0
 
 
@@ -331,7 +331,7 @@ def main() -> None:
                     print(error, file=sys.stderr, flush=True)
         finally:
             stage.close()
-            print(stage.figures.words())
+            print(stage.figures.summary())
     if failed:
         sys.exit(f"failed: seeds {failed}")
 

@@ -92,7 +92,7 @@ class Command:
 
     def works(self) -> bool:
         """Whether it has come to segmenting: before that, no part can appear."""
-        return "Working with" in self.words()
+        return "Working with" in self.summary()
 
     def family(self) -> list[psutil.Process]:
         """All living processes that the driver ever started and that we saw, itself left out."""
@@ -130,13 +130,13 @@ class Command:
         except ValueError:
             raise AssertionError(f"stdout is not one JSON document: {text[:1000]!r}") from None
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """What it told people."""
         return self._log.read_text("utf-8", "replace")
 
     def story(self) -> str:
         """Exit code and words, for a person who must find out what went wrong."""
-        return f"\n--- exit code {self.process.poll()}:\n{self.words()[-4000:]}"
+        return f"\n--- exit code {self.process.poll()}:\n{self.summary()[-4000:]}"
 
     def end(self) -> None:
         """Kill all of it, by id."""

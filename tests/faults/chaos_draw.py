@@ -64,7 +64,7 @@ class Figures:
     images: int = 0
     seconds: float = 0.0
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """One line."""
         kills = ", ".join(f"{name} {n}" for name, n in sorted(self.kills.items()))
         points = ", ".join(f"{name} {n}" for name, n in sorted(self.points.items()))

@@ -38,7 +38,7 @@ def stage(
         finally:
             stage.close()
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{stage.figures.words()}")  # for people, also where all is well
+        print(f"\n{stage.figures.summary()}")  # for people, also where all is well
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage, after_s: float |
     output = stage.place(f"out/early-{after_s}", False)
     command = stage.command(archive, output, actors=1, local_ray=True)
     try:
-        assert command.until(lambda: "Plan:" in command.words())
+        assert command.until(lambda: "Plan:" in command.summary())
         if after_s is None:
             assert command.until(lambda: _has_workers(command))
         time.sleep(after_s or 0.1)
@@ -76,7 +76,7 @@ def test_sigterm_while_ray_starts_is_an_interrupt(stage: Stage, after_s: float |
         command.family()
         command.process.terminate()
         assert command.wait() in INTERRUPTED, command.story()
-        assert "Traceback" not in command.words()
+        assert "Traceback" not in command.summary()
         _gone, left = psutil.wait_procs(command.family(), timeout=10)
         assert not left
     finally:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
-from segcore.inspection.verify import verify
-from segcore.output.report import Report
+from segcore.inspection.verify import verify_output
+from segcore.output.report import RunReport
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
 from tests.support.archives import parquet_bytes, tar_bytes
@@ -68,7 +68,7 @@ def _write(folder: Path, files: Files) -> Path:
     return folder
 
 
-def _job(source: Path, output: Path) -> tuple[Report, list[dict[str, Any]]]:
+def _job(source: Path, output: Path) -> tuple[RunReport, list[dict[str, Any]]]:
     """The report and all rows of `images`, after what must hold for every job."""
     report = segment(_config(source, output))
     assert report.exit_code in (0, 3), report.errors
@@ -78,7 +78,7 @@ def _job(source: Path, output: Path) -> tuple[Report, list[dict[str, Any]]]:
         for row in pq.read_table(io.BytesIO(part.read_bytes())).to_pylist()
     ]
     assert len({row["image_id"] for row in rows}) == len(rows) == report.images
-    found = verify(Storage(), str(output))
+    found = verify_output(Storage(), str(output))
     assert found.exit_code == 0, found
     return report, rows
 

@@ -16,7 +16,7 @@ import pytest
 from segcore.config import Config, RayOptions, load_config
 from segcore.distributed.cluster import connected
 from segcore.errors import ObjectNotFound, StorageError
-from segcore.inspection.verify import verify
+from segcore.inspection.verify import verify_output
 from segcore.run.segment import segment
 from segcore.storage import Storage, StorageOptions, remote_file
 from segcore.testing.loopback_s3 import LoopbackS3
@@ -235,7 +235,7 @@ def _compare(s3: LoopbackS3, prefix: str, n: int, per_unit: int, seed: int) -> F
     assert _tables(rough.prefix) == _tables(calm.prefix)
     assert watcher.partial == []
     assert watcher.seen >= rough.units
-    assert verify(Storage(), f"{prefix}/rough").exit_code == 0
+    assert verify_output(Storage(), f"{prefix}/rough").exit_code == 0
     return proxy
 
 

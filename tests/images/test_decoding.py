@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from segcore.errors import ErrorCode, ImageError
-from segcore.images import DECODER, DecodeOptions, decode, probe
+from segcore.images import DECODER, DecodeOptions, decode_image, probe
 from tests.support.image_files import HEIGHT, WIDTH, corpus, mutations, pixels, save, tiny_tiff
 from tests.support.paths import ROOT
 
@@ -27,7 +27,7 @@ GREY = np.repeat(np.asarray(Image.fromarray(RGB).convert("L"))[..., None], 3, ax
 
 def refuse(data, options=None):
     with pytest.raises(ImageError) as caught:
-        decode(data, options)
+        decode_image(data, options)
     assert caught.value.message
     return caught.value.code
 
@@ -38,7 +38,7 @@ def cv2_rgb(data):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_decodes_to_rgb_of_its_header(name):
-    image = decode(FILES[name])
+    image = decode_image(FILES[name])
     assert image.shape == (HEIGHT, WIDTH, 3)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
@@ -77,14 +77,14 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_kinds_give_the_exact_pixels(name):
-    assert (decode(FILES[name]) == LOSSLESS[name]).all()
+    assert (decode_image(FILES[name]) == LOSSLESS[name]).all()
 
 
 @pytest.mark.parametrize(
     "name", ["jpeg", "jpeg_progressive", "jpeg_grey", "jpeg_restarts", "webp", "tiff_jpeg"]
 )
 def test_lossy_kinds_are_identical_to_opencv(name):
-    assert (decode(FILES[name]) == cv2_rgb(FILES[name])).all()
+    assert (decode_image(FILES[name]) == cv2_rgb(FILES[name])).all()
 
 
 def test_photographs_are_identical_to_opencv(shared_data):
@@ -92,27 +92,30 @@ def test_photographs_are_identical_to_opencv(shared_data):
     assert len(paths) == 20
     for path in paths:
         data = path.read_bytes()
-        assert (decode(data) == cv2_rgb(data)).all()
+        assert (decode_image(data) == cv2_rgb(data)).all()
 
 
 def test_cmyk_with_and_without_the_adobe_inversion():
     data = save(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100)
-    assert np.abs(decode(data).astype(int) - RGB).max() <= 2
+    assert np.abs(decode_image(data).astype(int) - RGB).max() <= 2
     at = data.index(b"\xff\xee")  # without the Adobe segment the samples are ink, not light
     plain = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
     inks = 255 - np.asarray(Image.open(io.BytesIO(data))).astype(int)
     light = inks[..., :3] * inks[..., 3:]
     # both readings come from the same coded samples: one is the inverse of the other
     stored = 255 - inks
-    assert np.abs(decode(data).astype(int) - light / 255).max() <= 0.5
-    assert np.abs(decode(plain).astype(int) - stored[..., :3] * stored[..., 3:] / 255).max() <= 0.5
+    assert np.abs(decode_image(data).astype(int) - light / 255).max() <= 0.5
+    assert (
+        np.abs(decode_image(plain).astype(int) - stored[..., :3] * stored[..., 3:] / 255).max()
+        <= 0.5
+    )
 
 
 def test_transparent_colours_are_kept():
     rgba = np.dstack([RGB, np.zeros((HEIGHT, WIDTH), np.uint8)])
-    assert (decode(save(rgba, "PNG")) == RGB).all()
-    assert (decode(save(rgba, "TIFF")) == RGB).all()
-    assert (decode(save(rgba, "WEBP", lossless=True, exact=True)) == RGB).all()
+    assert (decode_image(save(rgba, "PNG")) == RGB).all()
+    assert (decode_image(save(rgba, "TIFF")) == RGB).all()
+    assert (decode_image(save(rgba, "WEBP", lossless=True, exact=True)) == RGB).all()
 
 
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
@@ -122,25 +125,36 @@ def test_16_bit_keeps_the_high_byte(extension, channels):
     stored = deep if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
     data = cv2.imencode(extension, stored)[1].tobytes()
     expected = (deep[..., :3] >> 8).astype(np.uint8)
-    assert (decode(data) == np.broadcast_to(expected, (20, 30, 3))).all()
+    assert (decode_image(data) == np.broadcast_to(expected, (20, 30, 3))).all()
 
 
 def test_tiff_samples_of_other_depths():
     ramp = np.arange(16).reshape(2, 8)
     deep = (ramp * 4096 + 77).astype(np.uint16)
     high = (deep >> 8).astype(np.uint8)
-    assert (decode(tiny_tiff(deep.tobytes(), 16))[..., 0] == high).all()
-    assert (decode(tiny_tiff(deep.astype(">u2").tobytes(), 16, order=">"))[..., 0] == high).all()
-    assert (decode(tiny_tiff(deep.tobytes(), 16, photometric=0))[..., 0] == 255 - high).all()
+    assert (decode_image(tiny_tiff(deep.tobytes(), 16))[..., 0] == high).all()
+    assert (
+        decode_image(tiny_tiff(deep.astype(">u2").tobytes(), 16, order=">"))[..., 0] == high
+    ).all()
+    assert (decode_image(tiny_tiff(deep.tobytes(), 16, photometric=0))[..., 0] == 255 - high).all()
     eight = (ramp * 16).astype(np.uint8)
-    assert (decode(tiny_tiff(eight.tobytes(), 8, photometric=0))[..., 0] == 255 - eight).all()
+    assert (decode_image(tiny_tiff(eight.tobytes(), 8, photometric=0))[..., 0] == 255 - eight).all()
     four = bytes(a << 4 | b for a, b in ramp.reshape(-1, 2).tolist())
-    assert (decode(tiny_tiff(four, 4))[..., 0] == ramp * 17).all()
-    assert decode(tiny_tiff(b"\xa5\x0f", 1))[0, :, 0].tolist() == [255, 0, 255, 0, 0, 255, 0, 255]
+    assert (decode_image(tiny_tiff(four, 4))[..., 0] == ramp * 17).all()
+    assert decode_image(tiny_tiff(b"\xa5\x0f", 1))[0, :, 0].tolist() == [
+        255,
+        0,
+        255,
+        0,
+        0,
+        255,
+        0,
+        255,
+    ]
     twelve = b"".join(
         (a << 12 | b).to_bytes(3, "big") for a, b in (ramp * 256 + 5).reshape(-1, 2).tolist()
     )
-    assert (decode(tiny_tiff(twelve, 12))[..., 0] == ramp * 16).all()
+    assert (decode_image(tiny_tiff(twelve, 12))[..., 0] == ramp * 16).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -158,10 +172,10 @@ def test_exif_orientation_is_applied(kind, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(RGB, kind, exif=exif, **options)
-    plain = Image.fromarray(decode(save(RGB, kind, **options)))
+    plain = Image.fromarray(decode_image(save(RGB, kind, **options)))
     plain.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(plain))
-    image = decode(data)
+    image = decode_image(data)
     assert image.shape == expected.shape
     assert (image == expected).all()
     assert image.flags.c_contiguous
@@ -173,17 +187,17 @@ def test_exif_orientation_is_applied(kind, options, orientation):
 )
 def test_broken_exif_does_not_fail_the_image(exif):
     for kind in ("JPEG", "WEBP"):
-        assert decode(save(RGB, kind, exif=exif)).shape == RGB.shape
+        assert decode_image(save(RGB, kind, exif=exif)).shape == RGB.shape
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_truncation_is_an_error_at_every_point(name):
-    data, whole = FILES[name], decode(FILES[name])
+    data, whole = FILES[name], decode_image(FILES[name])
     points = {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 12, len(data))}
     refused = 0
     for stop in sorted(points):
         try:
-            image = decode(data[:stop])
+            image = decode_image(data[:stop])
         except ImageError:
             refused += 1
         else:  # only what comes after the pixels may be missing: padding, later pages
@@ -218,7 +232,7 @@ def test_bytes_left_over_in_a_jpeg_are_damage_but_not_after_its_end():
     assert data.endswith(b"\xff\xd9")
     # a decoder that lost its place leaves bytes over as well: the two cannot be told apart
     assert refuse(data[:-2] + b"\x55" * 40 + b"\xff\xd9") == ErrorCode.CORRUPT
-    assert (decode(data + b"trailing") == decode(data)).all()
+    assert (decode_image(data + b"trailing") == decode_image(data)).all()
 
 
 def huge_headers():
@@ -245,7 +259,7 @@ def test_pixels_are_limited_before_they_are_allocated(kind):
 
 def test_limits_are_those_given():
     exact = DecodeOptions(max_pixels=HEIGHT * WIDTH, max_bytes=len(FILES["png"]))
-    assert decode(FILES["png"], exact).shape == RGB.shape
+    assert decode_image(FILES["png"], exact).shape == RGB.shape
     less = DecodeOptions(max_pixels=HEIGHT * WIDTH - 1)
     assert refuse(FILES["png"], less) == ErrorCode.TOO_MANY_PIXELS
     short = DecodeOptions(max_bytes=len(FILES["png"]) - 1)
@@ -316,7 +330,7 @@ def test_malformed_files_decode_to_their_header_or_raise_image_error():
     codes = set()
     for name, data in MUTATED:
         try:
-            image = decode(data, DecodeOptions(max_pixels=2_000_000))
+            image = decode_image(data, DecodeOptions(max_pixels=2_000_000))
         except ImageError as error:
             codes.add(error.code)
             continue
@@ -333,11 +347,11 @@ def test_native_decoders_are_silent():
     program = (
         "from tests.support.image_files import corpus, mutations\n"
         "from segcore.errors import ImageError\n"
-        "from segcore.images import DecodeOptions, decode\n"
+        "from segcore.images import DecodeOptions, decode_image\n"
         "for name, data in mutations(corpus(), per_file=12):\n"
         "    for part in (data, data[: len(data) // 2]):\n"
         "        try:\n"
-        "            decode(part, DecodeOptions(max_pixels=2_000_000))\n"
+        "            decode_image(part, DecodeOptions(max_pixels=2_000_000))\n"
         "        except ImageError:\n"
         "            pass\n"
         "print('done')\n"
@@ -349,10 +363,10 @@ def test_native_decoders_are_silent():
 
 
 def test_threads_give_the_same_pixels():
-    expected = {name: decode(data) for name, data in FILES.items()}
+    expected = {name: decode_image(data) for name, data in FILES.items()}
     names = sorted(FILES) * 4
     with ThreadPoolExecutor(8) as pool:
-        images = pool.map(lambda name: decode(FILES[name]), names)
+        images = pool.map(lambda name: decode_image(FILES[name]), names)
         assert all(
             (image == expected[name]).all() for name, image in zip(names, images, strict=True)
         )

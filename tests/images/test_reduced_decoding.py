@@ -16,18 +16,18 @@ from pycocotools import mask as coco_mask
 
 from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, UsageError
-from segcore.images import Decoded, DecodeOptions, decode, decode_reduced
+from segcore.images import DecodedImage, DecodeOptions, decode_image, decode_image_reduced
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.output.edition import make_edition
 from segcore.output.parts import Parts
-from segcore.run.job import prepare
+from segcore.run.job import prepare_job
 from segcore.sources import Sample, SourceOptions
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 from segcore.testing.synthetic import render
-from segcore.worker.prefetch import Preparation, ReadAhead
-from segcore.worker.unit_worker import Reading, UnitWorker
+from segcore.worker.prefetch import Prefetcher, Preprocessor
+from segcore.worker.unit_worker import ReadOptions, UnitWorker
 from tests.support.fake_models import BrightModel
 from tests.support.image_files import corpus, mutations, save
 
@@ -42,8 +42,8 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def reduced(data: bytes, height: int, width: int) -> Decoded:
-    return decode_reduced(data, lambda *size: (height, width))
+def reduced(data: bytes, height: int, width: int) -> DecodedImage:
+    return decode_image_reduced(data, lambda *size: (height, width))
 
 
 def block_means(image: np.ndarray, factor: int) -> np.ndarray:
@@ -86,7 +86,7 @@ FILES = corpus()
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_kinds_but_jpeg_come_in_full(name):
-    image = decode(FILES[name])
+    image = decode_image(FILES[name])
     found = reduced(FILES[name], 1, 1)
     assert (found.height, found.width) == image.shape[:2]
     if name.startswith("jpeg"):
@@ -99,14 +99,14 @@ def test_all_kinds_but_jpeg_come_in_full(name):
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])
 def test_images_that_are_not_large_enough_are_decoded_as_ever(name):
-    assert (reduced(FILES[name], 23, 32).pixels == decode(FILES[name])).all()
+    assert (reduced(FILES[name], 23, 32).pixels == decode_image(FILES[name])).all()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L"])
 def test_colour_spaces(mode):
     data = save(Image.fromarray(smooth(480, 640)).convert(mode), "JPEG", quality=95)
     found = reduced(data, 100, 100).pixels
-    assert np.abs(found - block_means(decode(data), 4)).max() < 6
+    assert np.abs(found - block_means(decode_image(data), 4)).max() < 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -115,14 +115,14 @@ def test_exif_orientation_is_applied(orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(smooth(*size), "JPEG", quality=95, subsampling=0, exif=exif)
-    upright = decode(data)
+    upright = decode_image(data)
     asked = []
 
     def content_size(height, width):
         asked.append((height, width))
         return (40, 60) if height < width else (60, 40)
 
-    found = decode_reduced(data, content_size)
+    found = decode_image_reduced(data, content_size)
     assert asked == [upright.shape[:2]]
     assert (found.height, found.width) == upright.shape[:2]
     # what lies beyond the image must be at its end: a side seen in reverse is divided evenly
@@ -150,8 +150,8 @@ def test_what_is_refused_in_full_is_refused_reduced(needed):
     damaged = [data for _, data in mutations(jpegs, per_file=80)]
     codes = set()
     for data in [*cut, *damaged]:
-        in_full = judged(partial(decode, options=limits), data)
-        less = partial(decode_reduced, content_size=lambda *size: needed, options=limits)
+        in_full = judged(partial(decode_image, options=limits), data)
+        less = partial(decode_image_reduced, content_size=lambda *size: needed, options=limits)
         assert judged(less, data) == in_full
         codes.add(in_full)
     assert {None, ErrorCode.CORRUPT, ErrorCode.TRUNCATED} <= codes
@@ -161,9 +161,9 @@ def test_limits_are_those_of_the_image_in_full():
     data = save(smooth(80, 80), "JPEG")
     options = DecodeOptions(max_pixels=80 * 80 - 1, scale="reduced")
     with pytest.raises(ImageError) as caught:
-        decode_reduced(data, lambda *size: (10, 10), options)
+        decode_image_reduced(data, lambda *size: (10, 10), options)
     assert caught.value.code == ErrorCode.TOO_MANY_PIXELS
-    assert decode(data, REDUCED).shape == (80, 80, 3)  # `decode` gives all there is
+    assert decode_image(data, REDUCED).shape == (80, 80, 3)  # `decode_image` gives all there is
 
 
 def nuclei(height: int, width: int) -> np.ndarray:
@@ -178,7 +178,7 @@ def model() -> Model:
 
 
 def instances(model: Model, data: bytes, options: DecodeOptions):
-    preparation = Preparation(model.preprocess, options)
+    preparation = Preprocessor(model.preprocess, options)
     prepared = [preparation.finish(preparation.decode(data))]
     return model.postprocess(model.forward(prepared), prepared)[0]
 
@@ -196,9 +196,9 @@ def test_results_are_on_the_canvas_of_the_image_in_full(model, orientation, size
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(nuclei(*size), "JPEG", quality=92, exif=exif)
-    shape = decode(data).shape[:2]
+    shape = decode_image(data).shape[:2]
     full, less = (instances(model, data, options) for options in (DecodeOptions(), REDUCED))
-    assert Preparation(model.preprocess, REDUCED).decode(data).pixels.shape[:2] == decoded
+    assert Preprocessor(model.preprocess, REDUCED).decode(data).pixels.shape[:2] == decoded
     assert len(full) > 10
     assert abs(len(full) - len(less)) <= len(full) // 10
     assert (less.height, less.width) == shape
@@ -236,7 +236,7 @@ def test_tables_of_images_that_are_small_enough_are_identical(model, tmp_path):
     for options in (DecodeOptions(), REDUCED):
         target = tmp_path / options.scale
         parts = Parts(Storage(), str(target), "e", "r", "CC0-1.0", ((1, "nucleus"),))
-        reading = Reading(Storage(), SourceOptions(), options, 2, 1 << 24)
+        reading = ReadOptions(Storage(), SourceOptions(), options, 2, 1 << 24)
         counts = UnitWorker(model, reading, parts).segment(unit)
         assert (counts.ok, counts.failed) == (3, 1)
         assert counts.instances > 20
@@ -248,7 +248,7 @@ def test_tables_of_images_that_are_small_enough_are_identical(model, tmp_path):
 def test_rows_have_the_size_of_the_image_in_full(model, tmp_path):
     unit = a_unit(tmp_path, {"a.jpg": save(nuclei(1200, 1601), "JPEG")})
     parts = Parts(Storage(), str(tmp_path / "out"), "e", "r", "CC0-1.0", ((1, "nucleus"),))
-    reading = Reading(Storage(), SourceOptions(), REDUCED, 2, 1 << 24)
+    reading = ReadOptions(Storage(), SourceOptions(), REDUCED, 2, 1 << 24)
     assert UnitWorker(model, reading, parts).segment(unit).instances > 10
     (row,) = pq.read_table(tmp_path / "out" / "images" / f"{unit.unit}.parquet").to_pylist()
     assert (row["height"], row["width"]) == (1200, 1601)
@@ -265,16 +265,16 @@ def test_a_model_that_sees_images_in_full_only_is_refused_before_anything_starts
         "decode": {"scale": "reduced"},
     }
     with pytest.raises(UsageError, match=r"decode\.scale is `reduced`"):
-        prepare(Config.model_validate(settings))
+        prepare_job(Config.model_validate(settings))
     assert not (tmp_path / "out").exists()
     settings["model"] = {"name": "nuclei-yolo11n"}
-    job = prepare(Config.model_validate(settings))
+    job = prepare_job(Config.model_validate(settings))
     assert job.edition.document["decode"]["scale"] == "reduced"
     assert job.edition.name != make_edition(job.info, DecodeOptions()).name
 
 
 def test_readers_refuse_such_a_model_too():
-    ahead = ReadAhead(threads=1, window=1, max_decoded_bytes=1 << 20)
+    ahead = Prefetcher(threads=1, window=1, max_decoded_bytes=1 << 20)
     with pytest.raises(UsageError):
         next(ahead.stream([], BrightModel().preprocess, REDUCED))
 
@@ -294,7 +294,7 @@ def test_a_content_size_that_raises_is_the_models_error(error, code):
                 raise error
             return 1, 1
 
-    ahead = ReadAhead(threads=1, window=4, max_decoded_bytes=1 << 20)
+    ahead = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
     samples = [Sample(str(h), "", "", save(smooth(h, 8), "JPEG")) for h in (8, 16, 24)]
     found = list(ahead.stream(samples, Picky(), REDUCED))
     assert [item.error and item.error.code for item in found] == [None, code, None]

@@ -14,21 +14,21 @@ import pytest
 
 from segcore.config import load_config
 from segcore.errors import AccessDenied
-from segcore.inspection.status import Status, status
+from segcore.inspection.status import Status, read_status
 from segcore.lease.holder import Holder
-from segcore.lease.lease import FOLDER, held
-from segcore.output.report import RUNNING, Report
+from segcore.lease.lease import FOLDER, hold_lease
+from segcore.output.report import RUNNING, RunReport
 from segcore.storage import ObjectInfo, Storage, join
 from tests.support import serial_run
 
 storage = Storage()
 
 
-def _record(report: Report) -> str:
+def _record(report: RunReport) -> str:
     return join(report.prefix, "runs", f"{report.run}.json")
 
 
-def _run(folder: str) -> Report:
+def _run(folder: str) -> RunReport:
     image = cv2.imencode(".png", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     storage.write(f"{folder}/in/a.png", image)
     flags = {
@@ -42,12 +42,12 @@ def _run(folder: str) -> Report:
 
 
 @pytest.fixture
-def report(folder: str) -> Report:
+def report(folder: str) -> RunReport:
     """A run whose record says that it goes on."""
     return _run(folder)
 
 
-def _lease(report: Report, generation: int = 7, **changes: object) -> str:
+def _lease(report: RunReport, generation: int = 7, **changes: object) -> str:
     """A lease file by a process of another machine, unless told otherwise."""
     there = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
     uri = join(report.prefix, FOLDER, f"{generation:08d}.json")
@@ -59,67 +59,73 @@ def _states(found: Status) -> tuple[str, str | None]:
     return found.state, found.lease and found.lease.state
 
 
-def test_without_a_lease_nobody_is_at_work(report: Report) -> None:
-    found = status(storage, report.output)
+def test_without_a_lease_nobody_is_at_work(report: RunReport) -> None:
+    found = read_status(storage, report.output)
     assert _states(found) == ("died", None)
     assert found.pace is None
-    assert "died, since just now" in found.words()
+    assert "died, since just now" in found.summary()
 
 
-def test_a_run_of_this_machine(report: Report) -> None:
-    with held(storage, report.prefix, 60):
-        found = status(storage, report.output)
+def test_a_run_of_this_machine(report: RunReport) -> None:
+    with hold_lease(storage, report.prefix, 60):
+        found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
     assert found.pace is not None
     assert found.lease is not None
     assert (found.lease.pid, found.lease.host) == (os.getpid(), Holder.here(1).host)
     assert 0 <= (found.lease.last_heartbeat_s or 0.0) < 60
-    assert f"process {os.getpid()}" in found.words()
-    assert "last sign of life 0:" in found.words()
+    assert f"process {os.getpid()}" in found.summary()
+    assert "last sign of life 0:" in found.summary()
     assert found.to_dict()["lease"]["state"] == "held"
 
-    after = status(storage, report.output)  # it let go, and its record has no end
+    after = read_status(storage, report.output)  # it let go, and its record has no end
     assert _states(after) == ("stopped", "released")
-    assert "lease" not in after.words()
+    assert "lease" not in after.summary()
 
     me = Holder.here(60)
-    _lease(report, machine=me.machine, host=me.host, pid=me.pid, born=me.born + 1)
-    assert _states(status(storage, report.output)) == ("died", "gone")
+    _lease(
+        report,
+        machine=me.machine,
+        host=me.host,
+        pid=me.pid,
+        process_start_ticks=me.process_start_ticks + 1,
+    )
+    assert _states(read_status(storage, report.output)) == ("died", "gone")
 
 
-def test_a_run_of_another_machine_is_judged_by_its_heartbeat(report: Report) -> None:
+def test_a_run_of_another_machine_is_judged_by_its_heartbeat(report: RunReport) -> None:
     _lease(report)
-    found = status(storage, report.output)
+    found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
-    assert "host far-away, process 4711" in found.words()
+    assert "host far-away, process 4711" in found.summary()
     uris = {info.uri for info in storage.list(join(report.prefix, FOLDER))}
     assert len(uris) == 1  # no traces of looking
 
     _lease(report, ttl_s=0.001)
     time.sleep(2.1)  # the storage of S3 dates to the second
-    found = status(storage, report.output)
+    found = read_status(storage, report.output)
     assert _states(found) == ("died", "expired")
     assert found.lease is not None
     assert (found.lease.last_heartbeat_s or 0.0) > 1
 
 
-def test_a_lease_file_that_is_none_of_ours(report: Report) -> None:
+def test_a_lease_file_that_is_none_of_ours(report: RunReport) -> None:
     storage.write(join(report.prefix, FOLDER, "00000007.json"), b"{")
-    found = status(storage, report.output)
+    found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
-    assert "an unknown holder" in found.words()
+    assert "an unknown holder" in found.summary()
     assert found.lease is not None
     assert found.lease.pid is None
 
 
-def test_a_stopped_process_of_this_machine_may_wake_up(report: Report) -> None:
+def test_a_stopped_process_of_this_machine_may_wake_up(report: RunReport) -> None:
     me = Holder.here(0.001)
     _lease(report, **me.model_dump())
     time.sleep(2.1)
-    assert _states(status(storage, report.output)) == ("running", "expired")
+    assert _states(read_status(storage, report.output)) == ("running", "expired")
 
 
-def test_the_end_of_a_run_is_not_taken_for_its_death(report: Report) -> None:
+def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
     """It ends between the look at its lease and the look at its record."""
 
     class Meanwhile(Storage):
@@ -131,12 +137,12 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: Report) -> None:
 
     _lease(report, released=True, generation=6)
     _lease(report)
-    assert _states(status(Meanwhile(), report.output)) == ("success", "held")
+    assert _states(read_status(Meanwhile(), report.output)) == ("success", "held")
     storage.write(_record(report), replace(report, status=RUNNING).to_json())
-    assert _states(status(storage, report.output)) == ("stopped", "released")
+    assert _states(read_status(storage, report.output)) == ("stopped", "released")
 
 
-def test_a_run_that_begins_meanwhile_is_no_dead_one(report: Report) -> None:
+def test_a_run_that_begins_meanwhile_is_no_dead_one(report: RunReport) -> None:
     class Meanwhile(Storage):
         def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
             if prefix.endswith("/runs"):
@@ -144,7 +150,7 @@ def test_a_run_that_begins_meanwhile_is_no_dead_one(report: Report) -> None:
             yield from super().list_dated(prefix)
 
     _lease(report, released=True)
-    assert _states(status(Meanwhile(), report.output)) == ("running", "held")
+    assert _states(read_status(Meanwhile(), report.output)) == ("running", "held")
 
 
 class ReadOnly(Storage):
@@ -158,7 +164,7 @@ class ReadOnly(Storage):
 def test_without_leave_to_write_clocks_may_differ(tmp_path: Path, ago_s: float, state: str) -> None:
     report = _run(str(tmp_path))
     os.utime(_lease(report), (time.time() - ago_s,) * 2)
-    found = status(ReadOnly(), report.output)
+    found = read_status(ReadOnly(), report.output)
     assert found.state == state
     assert found.lease is not None
     assert (found.lease.last_heartbeat_s is None) == (state == "running")

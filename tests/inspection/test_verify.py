@@ -18,11 +18,11 @@ import pytest
 
 from segcore.config import load_config
 from segcore.inspection.problems import KINDS, Verification
-from segcore.inspection.status import status
-from segcore.inspection.verify import verify
-from segcore.lease.lease import held
-from segcore.output.parts import encode
-from segcore.output.report import RUNNING, Report
+from segcore.inspection.status import read_status
+from segcore.inspection.verify import verify_output
+from segcore.lease.lease import hold_lease
+from segcore.output.parts import encode_part
+from segcore.output.report import RUNNING, RunReport
 from segcore.storage import Storage, join
 from tests.support import serial_run
 
@@ -41,7 +41,7 @@ def _png(seed: int) -> bytes:
 class Output:
     """A finished run in a folder."""
 
-    report: Report
+    report: RunReport
     output: str
 
     @property
@@ -56,13 +56,13 @@ class Output:
         """Rewrite a part as segcore would, with other rows."""
         table = pq.read_table(pa.BufferReader(storage.read(uri)))
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        storage.write(uri, encode(change(table), metadata))
+        storage.write(uri, encode_part(change(table), metadata))
 
     def kinds(self) -> dict[str, int]:
         return dict(self.verify().counts)
 
     def verify(self) -> Verification:
-        return verify(storage, self.output, threads=2)
+        return verify_output(storage, self.output, threads=2)
 
 
 def _run(folder: str, n: int = 10) -> Output:
@@ -101,12 +101,12 @@ def test_a_good_output_is_fine(folder: str) -> None:
     assert (found.units, found.images, found.ok, found.failed) == (3, 11, 10, 1)
     assert found.instances == 10
     assert json.loads(json.dumps(found.to_dict()))["fine"] is True
-    assert "fine" in found.words()
+    assert "fine" in found.summary()
 
 
 def test_an_edition_may_be_given_by_its_prefix_or_name(out: Output) -> None:
-    assert verify(storage, out.prefix).exit_code == 0
-    assert verify(storage, out.output, out.report.edition).exit_code == 0
+    assert verify_output(storage, out.prefix).exit_code == 0
+    assert verify_output(storage, out.output, out.report.edition).exit_code == 0
 
 
 # --- damaged files
@@ -340,7 +340,7 @@ def test_damaged_documents_are_named(out: Output) -> None:
     storage.write(record, out.report.to_json())
 
     storage.write(f"{out.output}/latest.json", b'{"edition": "gone-123"}')
-    assert verify(storage, out.prefix).counts == {"bad_latest": 1}
+    assert verify_output(storage, out.prefix).counts == {"bad_latest": 1}
     run = json.dumps({"edition": out.report.edition, "run": "0" * 16}).encode()
     storage.write(f"{out.output}/latest.json", run)
     assert out.kinds() == {"bad_latest": 1}
@@ -355,7 +355,7 @@ def test_many_problems_are_counted_but_not_all_listed(
     found = out.verify()
     assert dict(found.counts) == {"wrong_area": 10}
     assert len(found.problems) == 3
-    assert "7 more" in found.words()
+    assert "7 more" in found.summary()
 
 
 def test_the_command_tells_by_its_exit_code(out: Output) -> None:
@@ -382,7 +382,7 @@ def test_the_command_tells_by_its_exit_code(out: Output) -> None:
 
 def test_status_of_a_finished_run(folder: str) -> None:
     out = _run(folder)
-    found = status(storage, out.output)
+    found = read_status(storage, out.output)
     assert (found.state, found.units, found.units_done, found.units_left) == ("success", 3, 3, 0)
     assert (found.images, found.images_done, found.images_left) == (11, 11, 0)
     assert (found.ok, found.failed, found.failures) == (10, 1, {"not_an_image": 1})
@@ -393,7 +393,7 @@ def test_status_of_a_finished_run(folder: str) -> None:
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = _run(folder)
-    with held(storage, out.prefix, 60):
+    with hold_lease(storage, out.prefix, 60):
         _watch_a_run(out)
 
 
@@ -406,30 +406,30 @@ def _watch_a_run(out: Output) -> None:
     started = replace(out.report, status=RUNNING, started="2026-01-01T00:00:00+00:00")
     storage.write(record, started.to_json())
 
-    before = status(storage, out.output)
+    before = read_status(storage, out.output)
     assert (before.state, before.units_done, before.images_done) == ("running", 0, 0)
     assert (before.images, before.images_left) == (11, 11)
     assert before.pace is not None
     assert before.pace.eta_s is None
-    assert "no part committed yet" in before.words()
+    assert "no part committed yet" in before.summary()
 
     for uri, data in list(parts.items())[:2]:
         storage.write(uri, data)
-    amid = status(storage, out.output)
+    amid = read_status(storage, out.output)
     assert (amid.units_done, amid.units_left) == (2, 1)
     assert amid.images_done + amid.images_left == 11
     assert amid.pace is not None
     assert amid.pace.images_per_second > 0
     assert amid.pace.eta_s is not None
     assert amid.pace.last_commit_s is not None
-    assert "ETA" in amid.words()
+    assert "ETA" in amid.summary()
 
 
 def test_status_names_foreign_and_unreadable_parts(out: Output) -> None:
     uri = out.part("images")
     storage.write(f"{out.prefix}/images/{'ab' * 10}.parquet", storage.read(uri))
     storage.write(uri, b"PAR1 no")
-    found = status(storage, out.output)
+    found = read_status(storage, out.output)
     assert found.units_foreign == 1
     assert found.unreadable == (uri,)
     assert found.images_done < 11
@@ -440,7 +440,7 @@ def test_status_of_a_large_footer_is_read_whole(
     out: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segcore.inspection.status._FOOTER_BYTES", 64)
-    assert status(storage, out.output).images_done == 11
+    assert read_status(storage, out.output).images_done == 11
 
 
 def test_hashes_do_not_depend_on_chunks(out: Output) -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from segcore.errors import AccessDenied, StorageError
 from segcore.lease.holder import MAX_BYTES, Holder
-from segcore.lease.lease import FOLDER, Clock, Lease, LeaseHeld, LeaseLost, acquire, held
-from segcore.lease.observation import EXPIRED, HELD, RELEASED, look
+from segcore.lease.lease import FOLDER, Clock, Lease, LeaseHeld, LeaseLost, acquire, hold_lease
+from segcore.lease.observation import EXPIRED, HELD, RELEASED, read_lease
 from segcore.storage import Storage, StorageOptions, join
 from tests.support import lease_world
 from tests.support.lease_files import at_once, elsewhere, put, storage, take
@@ -136,11 +136,11 @@ def test_released_it_is_free_at_once_and_its_file_stays_the_only_one(folder: str
         lease.release()
         uris = [info.uri for info in storage.list(folder)]
         assert uris == [join(folder, FOLDER, f"{generation:08d}.json")]
-        assert look(join(folder, FOLDER), storage, 60).state == RELEASED
+        assert read_lease(join(folder, FOLDER), storage, 60).state == RELEASED
 
 
 def test_who_finds_it_held_is_told_by_whom(folder: str) -> None:
-    with held(storage, folder, 60):
+    with hold_lease(storage, folder, 60):
         with pytest.raises(LeaseHeld) as caught:
             take(folder, 60, at_once())
         before = {info.uri for info in storage.list(folder)}
@@ -185,7 +185,7 @@ def test_one_that_is_old_by_the_storage_is_not_waited_for(tmp_path: Path) -> Non
     uri = put(str(tmp_path), elsewhere(ttl_s=40.0))
     for ago, state in ((30, HELD), (50, EXPIRED)):
         os.utime(uri, (time.time() - ago,) * 2)
-        assert look(join(str(tmp_path), FOLDER), storage, 60).state == state
+        assert read_lease(join(str(tmp_path), FOLDER), storage, 60).state == state
     take(str(tmp_path), 60, at_once())
 
 
@@ -249,15 +249,17 @@ def test_other_files_do_not_count(tmp_path: Path) -> None:
 
 
 def test_what_a_file_says_cannot_move_the_cursor() -> None:
-    assert "\x1b" not in elsewhere(host="evil\x1b[2J\nhost").words()
-    assert "evil?[2J?host" in elsewhere(host="evil\x1b[2J\nhost").words()
+    assert "\x1b" not in elsewhere(host="evil\x1b[2J\nhost").summary()
+    assert "evil?[2J?host" in elsewhere(host="evil\x1b[2J\nhost").summary()
 
 
 @pytest.mark.s3
 def test_the_file_holds_no_secret(s3_prefix: str) -> None:
-    with held(storage, s3_prefix, 60):
+    with hold_lease(storage, s3_prefix, 60):
         data = storage.read(f"{s3_prefix}/{FOLDER}/00000001.json")
-    assert set(json.loads(data)) == set(Holder.model_fields)
+    assert set(json.loads(data)) == {
+        field.alias or name for name, field in Holder.model_fields.items()
+    }
     for name, value in os.environ.items():
         if "SECRET" in name or "ACCESS_KEY" in name:
             assert value.encode() not in data
@@ -332,7 +334,7 @@ def test_when_it_is_lost_the_block_is_interrupted(tmp_path: Path, how: str) -> N
     frail = Frail()
 
     def work() -> None:
-        with held(storage, str(tmp_path), 3.0, heartbeats=frail):
+        with hold_lease(storage, str(tmp_path), 3.0, heartbeats=frail):
             if how == "fails":
                 frail.broken = True
             else:
@@ -347,14 +349,14 @@ def test_when_it_is_lost_the_block_is_interrupted(tmp_path: Path, how: str) -> N
 
 
 def test_an_interrupt_by_a_person_stays_one(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), held(storage, str(tmp_path), 60):
+    with pytest.raises(KeyboardInterrupt), hold_lease(storage, str(tmp_path), 60):
         signal.raise_signal(signal.SIGINT)
     take(str(tmp_path), 60, at_once())
 
 
 def test_in_a_thread_check_tells(tmp_path: Path) -> None:
     def work() -> None:
-        with held(storage, str(tmp_path), 60) as lease:
+        with hold_lease(storage, str(tmp_path), 60) as lease:
             put(str(tmp_path), elsewhere(), 2)
             lease.check()
 
@@ -369,5 +371,5 @@ def test_no_permission_is_said_and_nothing_is_held(tmp_path: Path) -> None:
         def write_if_absent(self, uri: str, data: bytes) -> bool:
             raise AccessDenied(f"No permission for {uri}.")
 
-    with pytest.raises(AccessDenied), held(ReadOnly(), str(tmp_path), 60):
+    with pytest.raises(AccessDenied), hold_lease(ReadOnly(), str(tmp_path), 60):
         pytest.fail("held")

@@ -15,7 +15,7 @@ import pytest
 
 from segcore.lease.holder import Holder
 from segcore.lease.lease import FOLDER, Lease, LeaseHeld
-from segcore.lease.observation import GONE, look
+from segcore.lease.observation import GONE, read_lease
 from segcore.storage import join
 from tests.support.lease_files import at_once, put, storage, take
 from tests.support.paths import PYTHONPATH
@@ -24,10 +24,10 @@ HOLD = """
     import signal, sys, threading
     {before}
     from segcore.errors import SegcoreError
-    from segcore.lease.lease import held
+    from segcore.lease.lease import hold_lease
     from segcore.storage import Storage
     try:
-        with held(Storage(), sys.argv[1], float(sys.argv[2])) as lease:
+        with hold_lease(Storage(), sys.argv[1], float(sys.argv[2])) as lease:
             print("held", flush=True)
             {work}
             print("acted", flush=True)
@@ -84,17 +84,19 @@ def test_a_killed_one_on_this_machine_is_free_at_once(folder: str, child) -> Non
         take(folder, 600, at_once())
     holder.send(signal.SIGKILL)
     os.waitid(os.P_PID, holder.process.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
-    assert look(join(folder, FOLDER), storage, 600).state == GONE
+    assert read_lease(join(folder, FOLDER), storage, 600).state == GONE
     take(folder, 600, at_once()).check()
 
 
 def test_another_process_with_its_number_is_not_the_holder(tmp_path: Path) -> None:
     me = Holder.here(60)
     assert me.exists() is True
-    assert me.model_copy(update={"born": me.born + 1}).exists() is False
+    assert (
+        me.model_copy(update={"process_start_ticks": me.process_start_ticks + 1}).exists() is False
+    )
     assert me.model_copy(update={"machine": ""}).exists() is None
     assert me.model_copy(update={"host": "other"}).exists() is None
-    put(str(tmp_path), me.model_copy(update={"born": me.born + 1}))
+    put(str(tmp_path), me.model_copy(update={"process_start_ticks": me.process_start_ticks + 1}))
     take(str(tmp_path), 60, at_once())
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from segcore.config import Config, load_config
-from segcore.inspection.status import status
-from segcore.inspection.verify import verify
-from segcore.lease.lease import FOLDER, LeaseHeld, LeaseLost, held
-from segcore.output.report import Report
-from segcore.run.job import prepare, refresh
+from segcore.inspection.status import read_status
+from segcore.inspection.verify import verify_output
+from segcore.lease.lease import FOLDER, LeaseHeld, LeaseLost, hold_lease
+from segcore.output.report import RunReport
+from segcore.run.job import prepare_job, refresh_job
 from segcore.run.segment import preview, segment
 from segcore.storage import join
 from tests.support import serial_run
@@ -49,7 +49,7 @@ def _config(folder: Path, *sets: str) -> Config:
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> Report:
+def finished(tmp_path: Path) -> RunReport:
     """A run of 10 images that ended, and whose input has changed since."""
     _images(str(tmp_path / "in"), 10)
     report = serial_run.segment(_config(tmp_path))
@@ -63,9 +63,9 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_run_changes_nothing(tmp_path: Path, finished: Report, overwrite: bool) -> None:
+def test_a_second_run_changes_nothing(tmp_path: Path, finished: RunReport, overwrite: bool) -> None:
     before = _files(tmp_path)
-    with held(storage, finished.prefix, 60):
+    with hold_lease(storage, finished.prefix, 60):
         with pytest.raises(LeaseHeld) as caught:
             segment(_config(tmp_path), overwrite=overwrite)
         assert preview(_config(tmp_path), overwrite=overwrite).units  # asks nobody
@@ -79,9 +79,9 @@ def test_a_dry_run_takes_no_lease(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", ["carry", "work"])
+@pytest.mark.parametrize("place", ["carry_over", "run_passes"])
 def test_a_run_that_lost_its_lease_deletes_and_publishes_nothing(
-    tmp_path: Path, finished: Report, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, finished: RunReport, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     parts = {path for path in _files(tmp_path) if "/images/" in path}
     latest = (tmp_path / "out" / "latest.json").read_bytes()
@@ -90,10 +90,10 @@ def test_a_run_that_lost_its_lease_deletes_and_publishes_nothing(
         put(finished.prefix, elsewhere(60.0), 99)
         return set()
 
-    monkeypatch.setattr(run, place, overtaken)
+    monkeypatch.setattr(f"segcore.run.segment.{place}", overtaken)
     with pytest.raises(LeaseLost, match="host far-away"):
         segment(_config(tmp_path))
-    if place == "carry":
+    if place == "carry_over":
         assert parts <= set(_files(tmp_path))
     assert (tmp_path / "out" / "latest.json").read_bytes() == latest
     records = Path(finished.prefix, "runs").iterdir()
@@ -104,19 +104,19 @@ def test_a_run_that_lost_its_lease_deletes_and_publishes_nothing(
 def test_after_waiting_a_run_sees_what_the_other_one_did(tmp_path: Path) -> None:
     _images(str(tmp_path / "in"), 10)
     config = _config(tmp_path)
-    job = prepare(config)
+    job = prepare_job(config)
     assert job.committed == frozenset()
 
     report = serial_run.segment(config)
     storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
-    job = refresh(job)
+    job = refresh_job(job)
     assert job.committed == set(job.planned)
     assert job.last["run"] == report.run
-    assert refresh(job, overwrite=True).committed == frozenset()
+    assert refresh_job(job, overwrite=True).committed == frozenset()
 
     other = replace(report, run="0" * 16, sequence=2)
     storage.write(join(report.prefix, "runs", f"{other.run}.json"), other.to_json())
-    assert refresh(job).sequence == 3
+    assert refresh_job(job).sequence == 3
 
 
 class Command:
@@ -160,14 +160,14 @@ def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Pa
     assert f"host {socket.gethostname()}, process {first.process.pid}" in stderr
     assert "Traceback" not in stderr
     assert first.process.poll() is None
-    seen = status(storage, output)
+    seen = read_status(storage, output)
     assert seen.lease is not None
     assert (seen.state, seen.lease.state) == ("running", "held")
     assert seen.lease.pid == first.process.pid
 
     os.killpg(first.process.pid, signal.SIGKILL)
     first.end()
-    dead = status(storage, output)
+    dead = read_status(storage, output)
     assert dead.lease is not None
     assert (dead.state, dead.lease.state, dead.pace) == ("died", "gone", None)
 
@@ -177,7 +177,7 @@ def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Pa
     report = json.loads(stdout)
     assert (report["images"], report["ok"], report["units"]) == (40, 40, 20)
     assert report["units_done_before"] > 0
-    ended = status(storage, output)
+    ended = read_status(storage, output)
     assert ended.lease is not None
     assert (ended.state, ended.lease.state) == ("success", "released")
-    assert verify(storage, output).exit_code == 0
+    assert verify_output(storage, output).exit_code == 0

@@ -6,17 +6,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from segcore import masks
-from segcore.masks.measure import Measures, measure
+from segcore.masks.measure import MaskMeasures, measure_masks
 
 bitmaps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st_numpy.arrays(np.uint8, shape, elements=st.integers(0, 1))
 )
 
 
-def _measure(texts: list[bytes], sizes: list[tuple[int, int]]) -> Measures:
+def _measure(texts: list[bytes], sizes: list[tuple[int, int]]) -> MaskMeasures:
     offsets = np.concatenate(([0], np.cumsum([len(text) for text in texts]))).astype(np.int64)
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T
-    return measure(np.frombuffer(b"".join(texts), np.uint8), offsets, heights, widths)
+    return measure_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, heights, widths)
 
 
 @given(st.lists(bitmaps, max_size=6))

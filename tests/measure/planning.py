@@ -21,7 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from segcore.planning.plan import load, make_plan, remaining, save, summary
+from segcore.planning.plan import (
+    decode_plan,
+    encode_plan,
+    make_plan,
+    remaining_units,
+    summarize_plan,
+)
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import UnitLimits
 from segcore.storage.listing import Listing
@@ -76,19 +82,19 @@ def plan_step(
     items = rows(n, changed, clustered)
     listing = Listing.from_rows(_shuffled(items) if shuffled else items)
     at = timed("list", at)
-    previous = load(Path(before).read_bytes(), before) if before else None
+    previous = decode_plan(Path(before).read_bytes(), before) if before else None
     at = timed("load", at)
     source = ObjectsSource(input="s3://archive/photos", kind="images", table=listing)
     del listing
     plan = make_plan(source, UnitLimits(), previous)
     del source
     at = timed("plan", at)
-    data = save(plan)
+    data = encode_plan(plan)
     Path(after).write_bytes(data)
     at = timed("save", at)
     kept = set(previous.units.ids()) - set(plan.stale.ids()) if previous else set()
-    counts = summary(plan, kept | plan.carried.keys())
-    assert len(remaining(plan, kept | plan.carried.keys())) == counts.todo_units
+    counts = summarize_plan(plan, kept | plan.carried.keys())
+    assert len(remaining_units(plan, kept | plan.carried.keys())) == counts.todo_units
     timed("count", at)
     out.put(
         {

@@ -27,7 +27,7 @@ from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
-from segcore.worker.prefetch import Preparation
+from segcore.worker.prefetch import Preprocessor
 
 PHOTOS = 12
 WIDTHS = (1600, 4000, 4003, 6000)  # reduced by 2, 4, 4 with a rest, 8
@@ -49,19 +49,19 @@ def jpeg(path: Path, width: int, quality: int, grain: float = 0) -> bytes:
     )
 
 
-def preparations(model: Model) -> tuple[Preparation, Preparation]:
+def preparations(model: Model) -> tuple[Preprocessor, Preprocessor]:
     """In full, and reduced."""
     full, reduced = DecodeOptions(), DecodeOptions(scale="reduced")
-    return Preparation(model.preprocess, full), Preparation(model.preprocess, reduced)
+    return Preprocessor(model.preprocess, full), Preprocessor(model.preprocess, reduced)
 
 
-def segment(model: Model, preparation: Preparation, data: bytes) -> Instances:
+def segment(model: Model, preparation: Preprocessor, data: bytes) -> Instances:
     """Bytes -> instances."""
     prepared = [preparation.finish(preparation.decode(data))]
     return model.postprocess(model.forward(prepared), prepared)[0]
 
 
-def paired_ms(work: Callable[..., Any], sides: Sequence[Preparation], data: bytes) -> list[float]:
+def paired_ms(work: Callable[..., Any], sides: Sequence[Preprocessor], data: bytes) -> list[float]:
     """CPU time of the process for each side; the least of three turns."""
     least = [math.inf] * len(sides)
     for _ in range(3):
@@ -79,7 +79,7 @@ def times(model: Model, photos: list[Path], grain: float) -> None:
     segment(model, sides[0], files[0])  # warm
     size = statistics.median(map(len, files)) / 1e6
     for name, work in (
-        ("decode", Preparation.decode),
+        ("decode", Preprocessor.decode),
         ("all of an image", partial(segment, model)),
     ):
         full, reduced = zip(*(paired_ms(work, sides, data) for data in files), strict=True)

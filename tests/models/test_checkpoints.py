@@ -25,7 +25,7 @@ from segcore.models.checkpoints import (
     save_safetensors,
 )
 from segcore.models.pickles import PickledFile, PickleRefused, TensorRecord
-from segcore.models.yolo.network import build
+from segcore.models.yolo.network import build_network
 
 NAMES = {0: "cell", 1: "debris", 2: "dust"}
 META = {
@@ -41,7 +41,7 @@ META = {
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(3)
-    return build("yolo11n-seg", 3, sppf_activation=True).eval()
+    return build_network("yolo11n-seg", 3, sppf_activation=True).eval()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_official_style_pickles_of_both_formats(network, foreign, monkeypatch, l
 
 
 def test_the_pickled_module_says_whether_sppf_activates(foreign, monkeypatch):
-    plain = build("yolo11n-seg", 3, sppf_activation=False)
+    plain = build_network("yolo11n-seg", 3, sppf_activation=False)
     checkpoint = parse_checkpoint(official(plain, foreign, monkeypatch, False), "x.pt")
     assert checkpoint.meta.sppf_activation is False
     assert checkpoint.network().sppf_activation is False
@@ -128,7 +128,7 @@ def test_the_pickled_module_says_whether_sppf_activates(foreign, monkeypatch):
 def test_averaged_weights_come_before_the_last_ones(network, foreign, monkeypatch):
     average = foreign()
     average.names = NAMES
-    average.model = build("yolo11n-seg", 3).model
+    average.model = build_network("yolo11n-seg", 3).model
     wanted = average.model[0].conv.weight
     data = official(network, foreign, monkeypatch, False, ema=average)
     found = parse_checkpoint(data, "x.pt").state_dict["model.0.conv.weight"]
@@ -299,11 +299,11 @@ def test_attributes_set_on_what_the_unpickler_hands_out_do_not_outlive_the_file(
 )
 def test_tensors_may_not_reach_outside_of_their_storage(offset, size, stride):
     file = PickledFile(in_zip(b"\x80\x02N."))
-    storage = pickles.Storage("0", torch.float32, 2)
+    storage = pickles.StorageRecord("0", torch.float32, 2)
     with pytest.raises(PickleRefused, match="outside"):
         file.tensor(TensorRecord(storage, offset, size, stride))
     file = PickledFile(in_zip(b"\x80\x02N."))
     with pytest.raises(PickleRefused, match="less data"):
-        file.tensor(TensorRecord(pickles.Storage("0", torch.float32, 3), 0, (3,), (1,)))
+        file.tensor(TensorRecord(pickles.StorageRecord("0", torch.float32, 3), 0, (3,), (1,)))
     good = file.tensor(TensorRecord(storage, 0, (2,), (1,)))
     assert good.tolist() == [0.0, 0.0]

@@ -15,7 +15,7 @@ from segcore.models import downloads, registry
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import save_safetensors
 from segcore.models.registry import BUNDLED, bundled_names, known_names, load_model
-from segcore.models.yolo.network import build
+from segcore.models.yolo.network import build_network
 
 CPU = ModelOptions(device="cpu")
 OFFLINE = "http://127.0.0.1:9"  # nothing listens there
@@ -26,7 +26,7 @@ def file(tmp_path_factory):
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     meta = {"architecture": "yolo11n-seg", "categories": [{"id": 1, "name": "a"}], "imgsz": 64}
-    weights = build("yolo11n-seg", 1).state_dict()
+    weights = build_network("yolo11n-seg", 1).state_dict()
     save_safetensors(path, {k: v.half() if v.ndim else v for k, v in weights.items()}, meta)
     return path
 
@@ -75,7 +75,7 @@ def test_unknown_names_list_what_is_known():
 
 
 def published_at(monkeypatch, url):
-    published = registry.Published("yolo11n-seg", url, "AGPL-3.0", 32.0)
+    published = registry.PublishedModel("yolo11n-seg", url, "AGPL-3.0", 32.0)
     monkeypatch.setitem(registry.PUBLISHED, "yolo11n-seg", published)
     return published
 

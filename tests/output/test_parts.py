@@ -9,8 +9,15 @@ from pycocotools import mask as coco_mask
 
 from segcore.errors import ErrorCode, ImageError, StorageError
 from segcore.instances import Instances
-from segcore.output.parts import IMAGES, INSTANCES, ImageResult, PartCounts, Parts
-from segcore.output.report import COMPLETE, INCOMPLETE, SUCCESS, TOO_MANY_FAILED, account, judge
+from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA, ImageResult, PartCounts, Parts
+from segcore.output.report import (
+    COMPLETE,
+    INCOMPLETE,
+    SUCCESS,
+    TOO_MANY_FAILED,
+    final_status,
+    reconcile,
+)
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 
@@ -91,7 +98,7 @@ def test_masks_decode_to_the_canvas(parts):
 def test_schema_and_metadata_stand_in_the_files(parts):
     unit = _unit("a", "b", "c", "d")
     parts.commit(unit, _results())
-    for table, schema in (("images", IMAGES), ("instances", INSTANCES)):
+    for table, schema in (("images", IMAGES_SCHEMA), ("instances", INSTANCES_SCHEMA)):
         read = pq.read_schema(parts.uri(table, unit.unit))
         assert read.equals(schema)
         metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
@@ -164,7 +171,7 @@ def test_withdraw_removes_stale_parts_and_orphans_only(parts):
     parts.commit(stale, _results()[1:2])
     Storage().write(parts.uri("instances", orphan.unit), b"left by a driver that died")
     Storage().write(f"{parts.prefix}/images/readme.txt", b"of the user")
-    assert parts.withdraw({kept.unit}) == 1
+    assert parts.delete_stale({kept.unit}) == 1
     left = {info.uri.removeprefix(parts.prefix) for info in Storage().list(parts.prefix)}
     assert left == {
         f"/images/{kept.unit}.parquet",
@@ -190,20 +197,22 @@ def test_undecodable_file_names_are_kept_readable(parts):
 
 def test_account_finds_missing_and_unbalanced_units():
     one, two, three = _unit("a"), _unit("b", "c"), _unit("d")
-    found = account(
+    found = reconcile(
         {one.unit: 1, two.unit: 2, three.unit: None},
         [PartCounts(one.unit, 1, 0, 4), PartCounts(two.unit, 1, 0, 2)],
     )
     assert (found.images, found.ok, found.instances) == (2, 2, 6)
     assert found.missing == (three.unit,)
     assert found.unbalanced == (two.unit,)
-    assert judge(found, 1.0) == INCOMPLETE
+    assert final_status(found, 1.0) == INCOMPLETE
     assert INCOMPLETE not in COMPLETE
 
 
 def test_judge_compares_with_the_allowed_fraction():
     unit = _unit(*(f"{i}" for i in range(100)))
-    found = account({unit.unit: 100}, [PartCounts(unit.unit, 98, 2, 0, {"corrupt": 1, "empty": 1})])
+    found = reconcile(
+        {unit.unit: 100}, [PartCounts(unit.unit, 98, 2, 0, {"corrupt": 1, "empty": 1})]
+    )
     assert found.failures == {"corrupt": 1, "empty": 1}
-    assert judge(found, 0.02) == SUCCESS
-    assert judge(found, 0.019) == TOO_MANY_FAILED
+    assert final_status(found, 0.02) == SUCCESS
+    assert final_status(found, 0.019) == TOO_MANY_FAILED

@@ -71,7 +71,7 @@ def make_checkpoint(size: str, images: list[np.ndarray], path: Path) -> None:
         model.train()(batch)
         model.eval()
         last = [branch[-1] for branch in model.model[-1].cv3]
-        ours = yolo11.build(f"yolo11{size}-seg", CLASSES, has_activation(model)).eval()
+        ours = yolo11.build_network(f"yolo11{size}-seg", CLASSES, has_activation(model)).eval()
         ours.load_state_dict(model.state_dict())
         for layer in last:
             layer.bias.zero_()

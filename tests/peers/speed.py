@@ -34,9 +34,9 @@ from pycocotools import mask as coco
 from ultralytics import YOLO
 from ultralytics.utils import ops
 
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.masks import encode_logits, implementation
-from segcore.models.base import ModelOptions, Shape
+from segcore.models.base import InputShape, ModelOptions
 from segcore.models.registry import load_model
 from segcore.models.yolo import model as yolo_seg
 from segcore.models.yolo.letterbox import Letterbox
@@ -234,7 +234,7 @@ def compare_whole(folder: Path, build: Path, repeats: int, sizes: list[str]) -> 
     return results
 
 
-def load(weights: Path, conf: float, max_det: int, shape: Shape) -> yolo_seg.YoloSegModel:
+def load(weights: Path, conf: float, max_det: int, shape: InputShape) -> yolo_seg.YoloSegModel:
     """Ours."""
     options = {"conf": conf, "iou": 0.7, "max_det": max_det, "imgsz": SIZE, "shape": shape}
     return load_model(str(weights), ModelOptions(device="cpu", **options))
@@ -279,7 +279,7 @@ def predict_of(
 
 def segment(model: yolo_seg.YoloSegModel, file: Path) -> list[bytes]:
     """One file by segcore."""
-    prepared = [model.preprocess(decode(file.read_bytes(), DecodeOptions()))]
+    prepared = [model.preprocess(decode_image(file.read_bytes(), DecodeOptions()))]
     return model.postprocess(model.forward(prepared), prepared)[0].counts
 
 

@@ -14,21 +14,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.planning.hash_index import HashIndex, digests
-from segcore.planning.plan import Plan, Units, load, make_plan, remaining, save, summary
+from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.plan import (
+    Plan,
+    Units,
+    decode_plan,
+    encode_plan,
+    make_plan,
+    remaining_units,
+    summarize_plan,
+)
 from segcore.sources import SourceOptions, open_source
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.tar import TarSource
 from segcore.sources.units import (
-    SCHEMA,
+    UNIT_SCHEMA,
     Member,
     Unit,
     UnitLimits,
     from_row,
-    from_table,
     make_unit,
     to_row,
-    to_table,
+    units_from_table,
+    units_to_table,
 )
 from segcore.storage import Storage, join
 from segcore.storage.listing import Listing
@@ -119,9 +127,9 @@ def test_remaining_is_plan_minus_committed(
     plan = make_plan(_source(listing), limits)
     ids = plan.units.ids()
     done = data.draw(st.sets(st.sampled_from([*ids, "of another plan"])))
-    left = remaining(plan, done)
+    left = remaining_units(plan, done)
     assert left.ids() == [unit for unit in ids if unit not in done]
-    counts = summary(plan, done)
+    counts = summarize_plan(plan, done)
     assert counts.units == len(ids)
     assert counts.images == len(listing) == counts.done_images + counts.todo_images  # type: ignore
     assert counts.bytes == counts.done_bytes + counts.todo_bytes
@@ -131,11 +139,11 @@ def test_remaining_is_plan_minus_committed(
 @given(listings, limits_)
 def test_saved_and_loaded(listing: dict[str, tuple[int, str]], limits: UnitLimits) -> None:
     plan = make_plan(_source(listing), limits)
-    data = save(plan)
-    again = load(data)
+    data = encode_plan(plan)
+    again = decode_plan(data)
     assert list(again.units) == list(plan.units)
     assert (again.run, again.input, again.fingerprint) == (plan.run, plan.input, "")
-    assert save(again) == data
+    assert encode_plan(again) == data
     assert make_plan(_source(listing), limits, again).run == plan.run
 
 
@@ -148,7 +156,7 @@ def test_units_survive_rows_and_tables(members: list[Member], n_images: int | No
                      members=members, reader="r")  # fmt: skip
     assert from_row(to_row(unit)) == unit
     assert from_row(json.loads(json.dumps(to_row(unit)))) == unit
-    assert list(from_table(to_table([unit] * 3))) == [unit] * 3
+    assert list(units_from_table(units_to_table([unit] * 3))) == [unit] * 3
 
 
 def test_the_id_depends_on_everything_that_selects_images() -> None:
@@ -217,10 +225,12 @@ def test_a_changed_cut_is_kept_as_it_was(folder: str) -> None:
     first = make_plan(open_source(folder, options, storage), UnitLimits(images=3, bytes=9000))
     assert len(first.units) == 8
     storage.write(join(folder, "b.tar"), tar_bytes(members[:5]))
-    second = make_plan(open_source(folder, options, storage), UnitLimits(), load(save(first)))
+    second = make_plan(
+        open_source(folder, options, storage), UnitLimits(), decode_plan(encode_plan(first))
+    )
     assert len(second.units) == 5
     assert {u.shard for u in second.stale} == {join(folder, "b.tar")}
-    counts = summary(second, set())
+    counts = summarize_plan(second, set())
     assert (counts.images, counts.todo_images) == (None, None)  # b.tar tells when it is read
 
 
@@ -262,11 +272,11 @@ def test_units_are_a_sequence() -> None:
 
 def test_damaged_and_foreign_plans_are_one_sentence() -> None:
     plan = make_plan(_source({"/in/a": (1, "e"), "/in/b": (1, "e")}), UnitLimits(images=1))
-    data = save(plan)
+    data = encode_plan(plan)
     with pytest.raises(SegcoreError, match=r"plans/x\.parquet cannot be read"):
-        load(data[:-10], "plans/x.parquet")
+        decode_plan(data[:-10], "plans/x.parquet")
     with pytest.raises(SegcoreError, match="no plan of version 1"):
-        load(parquet_bytes({"a": [1]}))
+        decode_plan(parquet_bytes({"a": [1]}))
 
     def altered(table: pa.Table) -> bytes:
         sink = io.BytesIO()
@@ -275,9 +285,9 @@ def test_damaged_and_foreign_plans_are_one_sentence() -> None:
         return sink.getvalue()
 
     with pytest.raises(SegcoreError, match="its units do not match its name"):
-        load(altered(pq.read_table(io.BytesIO(data)).slice(1)))
+        decode_plan(altered(pq.read_table(io.BytesIO(data)).slice(1)))
     with pytest.raises(SegcoreError, match="other columns"):
-        load(altered(pq.read_table(io.BytesIO(data)).drop_columns(["etag"])))
+        decode_plan(altered(pq.read_table(io.BytesIO(data)).drop_columns(["etag"])))
 
 
 def test_large_plans_stay_small() -> None:
@@ -285,17 +295,17 @@ def test_large_plans_stay_small() -> None:
     rows = [(f"/in/{i:08}.jpg", 1000, "e") for i in range(n)]
     source = ObjectsSource(input="/in", kind="images", table=Listing.from_rows(rows))
     first = make_plan(source, UnitLimits())
-    assert summary(first, set()).images == n
+    assert summarize_plan(first, set()).images == n
     assert first.units.table.nbytes < 30 * n  # packed names
     source.table = Listing.from_rows(rows[:-1])
     second = make_plan(source, UnitLimits(), first)
     assert len(second.stale) == 1
-    assert second.units.table.schema == SCHEMA
+    assert second.units.table.schema == UNIT_SCHEMA
 
 
 def test_stored_plans_open_as_columns(tmp_path: Path) -> None:
     plan = make_plan(_source({f"/in/{i}": (i, f"e{i}") for i in range(5)}), UnitLimits(images=2))
-    (tmp_path / "plan.parquet").write_bytes(save(plan))
+    (tmp_path / "plan.parquet").write_bytes(encode_plan(plan))
     found = duckdb.sql(
         f"from (select unit, unnest(members, recursive := true) "
         f"from read_parquet('{tmp_path}/plan.parquet')) order by uri"
@@ -312,4 +322,6 @@ def test_a_hash_index_tells_objects_that_share_half_a_hash() -> None:
     wanted = np.array([[7, 2], [7, 9], [9, 0], [5, 1], [6, 0], [7, 1], [10, 0], [7, 3]], np.uint64)
     assert index.find(wanted.tobytes()).tolist() == [3, -1, 4, 1, -1, 2, -1, 0]
     assert HashIndex([], 0).find(wanted.tobytes()).tolist() == [-1] * 8
-    assert digests(["ab", "a"], [1, 1], ["c", "bc"])[:16] != digests(["a"], [1], ["bc"])
+    assert object_digests(["ab", "a"], [1, 1], ["c", "bc"])[:16] != object_digests(
+        ["a"], [1], ["bc"]
+    )

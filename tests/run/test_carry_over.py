@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.output.parts import ImageResult, Parts
-from segcore.planning.plan import Plan, load, make_plan, save
-from segcore.run.carry_over import carry
+from segcore.planning.plan import Plan, decode_plan, encode_plan, make_plan
+from segcore.run.carry_over import carry_over
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import Storage
@@ -71,7 +71,7 @@ def first(tmp_path: Path) -> tuple[Parts, Plan]:
     parts = _parts(str(tmp_path), plan.run)
     for unit in plan.units:
         _segment(parts, unit)
-    return parts, load(save(plan))
+    return parts, decode_plan(encode_plan(plan))
 
 
 def test_only_new_and_changed_images_are_left_to_do(
@@ -84,12 +84,12 @@ def test_only_new_and_changed_images_are_left_to_do(
     plan = _plan(after, before)
     parts = replace(old, run=plan.run)
     committed = parts.committed()
-    done = carry(parts, plan, committed)
+    done = carry_over(parts, plan, committed)
     assert done == set(plan.carried)
     left = [unit for unit in plan.units if unit.unit not in committed | done]
     assert sorted(m.uri for unit in left for m in unit.members) == sorted([names[1], "/in/new"])
 
-    parts.withdraw(set(plan.units.ids()))
+    parts.delete_stale(set(plan.units.ids()))
     for unit in left:
         _segment(parts, unit)
     anew = _parts(f"{tmp_path}/anew", plan.run)
@@ -114,9 +114,9 @@ def test_what_was_not_committed_or_is_damaged_is_not_carried(first: tuple[Parts,
     uri = parts.uri("images", olds[2])
     table = pq.read_table(uri)
     pq.write_table(table.slice(table.num_rows - 1), uri)
-    carried = {plan.carried[unit] for unit in carry(parts, plan, parts.committed())}
+    carried = {plan.carried[unit] for unit in carry_over(parts, plan, parts.committed())}
     assert carried == set(olds[3:])
-    assert carry(parts, plan, parts.committed()) == set()  # those are committed now
+    assert carry_over(parts, plan, parts.committed()) == set()  # those are committed now
 
 
 listings = st.dictionaries(

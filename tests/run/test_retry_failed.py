@@ -14,15 +14,15 @@ from PIL import Image
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
-from segcore.inspection.verify import verify
-from segcore.output.parts import Parts, results_of
-from segcore.output.report import Report
+from segcore.inspection.verify import verify_output
+from segcore.output.parts import Parts, results_from_tables
+from segcore.output.report import RunReport
 from segcore.planning.plan import make_plan
 from segcore.run.segment import segment
 from segcore.sources import SourceOptions, open_source
 from segcore.sources.units import UnitLimits
 from segcore.storage import Storage
-from segcore.worker.unit_worker import ImageWorker, Reading, UnitReader, UnitWorker
+from segcore.worker.unit_worker import ImageWorker, ReadOptions, UnitReader, UnitWorker
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.fake_models import RAISES, BrightModel
 
@@ -71,12 +71,12 @@ def _files(prefix: Path) -> dict[str, bytes]:
     return {str(p.relative_to(prefix)): p.read_bytes() for p in prefix.rglob("*.parquet")}
 
 
-def _image_by_image(worker: ImageWorker, unit, redo: bool):
-    worker.open(unit, 0, redo)
+def _image_by_image(worker: ImageWorker, unit, retry_failed: bool):
+    worker.open(unit, 0, retry_failed)
     results = []
     while worker.advance() is not None:
         results.append(worker.finish())
-    return worker.commit(unit, results, redo)
+    return worker.commit(unit, results, retry_failed)
 
 
 @pytest.mark.parametrize("way", ["batches", "alone", "split"])
@@ -85,7 +85,7 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, way):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", kind), source, storage)
     units = make_plan(archive, UnitLimits()).units
-    reading = Reading(storage, source, DecodeOptions(), 2, 1 << 20)
+    reading = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
     for unit in units:
         UnitWorker(BrightModel(), reading, _parts(tmp_path / "again")).segment(unit)
         UnitWorker(Mended(), reading, _parts(tmp_path / "calm")).segment(unit)
@@ -98,10 +98,10 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, way):
         if way == "alone":
             counts = _image_by_image(ImageWorker(model, reading, parts), unit, True)
         elif way == "split":
-            read = UnitReader(model, reading, parts).read(unit, redo=True)
-            counts = UnitWorker(model, reading, parts).finish(unit, read, redo=True)
+            read = UnitReader(model, reading, parts).read(unit, retry_failed=True)
+            counts = UnitWorker(model, reading, parts).finish(unit, read, retry_failed=True)
         else:
-            counts = UnitWorker(model, reading, parts).segment(unit, redo=True)
+            counts = UnitWorker(model, reading, parts).segment(unit, retry_failed=True)
         failed.update(counts.failures)
     assert model.seen == 4  # and none of the good ones
     assert failed == {"not_an_image": 1}
@@ -109,7 +109,7 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, way):
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")}
     for unit in units:
-        UnitWorker(model, reading, parts).segment(unit, redo=True)
+        UnitWorker(model, reading, parts).segment(unit, retry_failed=True)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")}
     assert after == before  # nothing gained, nothing written
 
@@ -118,10 +118,10 @@ def test_rows_read_back_are_the_rows_that_were_written(tmp_path):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", "images"), source, storage)
     (unit,) = make_plan(archive, UnitLimits()).units
-    reading = Reading(storage, source, DecodeOptions(), 2, 1 << 20)
+    reading = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
     parts = _parts(tmp_path / "out")
     UnitWorker(Mended(), reading, parts).segment(unit)
-    found = results_of(*parts.read(unit.unit))
+    found = results_from_tables(*parts.read(unit.unit))
     assert len(found) == 11
     assert [len(one.instances or ()) for one in found] == [0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
     _parts(tmp_path / "copy").commit(unit, found)
@@ -153,20 +153,20 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
         plain = segment(_config(source, output))
         assert (plain.images_this_time, plain.failed) == (0, 5)
         said: list[str] = []
-        again = segment(_config(source, output), retry_failed=True, say=said.append)
+        again = segment(_config(source, output), retry_failed=True, notify=said.append)
         calm = segment(_config(source, str(tmp_path / "calm")))
     finally:
         mended.unlink()
     assert (again.exit_code, again.images, again.failures) == (0, 12, {"not_an_image": 1})
     assert (again.images_retried, again.images_recovered, again.images_this_time) == (5, 4, 5)
     assert "5 failed images in 2 units are tried again." in said
-    assert "5 failed images, 4 now ok" in again.words()
-    assert verify(Storage(), output).exit_code == 0
+    assert "5 failed images, 4 now ok" in again.summary()
+    assert verify_output(Storage(), output).exit_code == 0
     assert _tables(again) == _tables(calm)
     with pytest.raises(UsageError, match="contradict"):
         segment(_config(source, output), retry_failed=True, overwrite=True)
 
 
-def _tables(report: Report) -> dict[str, bytes]:
+def _tables(report: RunReport) -> dict[str, bytes]:
     prefix = Path(report.prefix)
     return {name: data for name, data in _files(prefix).items() if not name.startswith("plans")}

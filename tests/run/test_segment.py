@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from segcore.config import Config, load_config
 from segcore.errors import CheckpointError, ClusterError, UsageError
-from segcore.output.report import Report
+from segcore.output.report import RunReport
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
 from segcore.testing.synthetic import render
@@ -71,7 +71,7 @@ def _tables(prefix: str) -> dict[str, bytes]:
     }
 
 
-def _rows(report: Report) -> dict[str, tuple[str, str | None, int]]:
+def _rows(report: RunReport) -> dict[str, tuple[str, str | None, int]]:
     import pyarrow.parquet as pq
 
     storage = Storage()
@@ -91,7 +91,7 @@ def test_a_folder_becomes_tables_and_a_second_run_does_nothing(ray_session, tmp_
     said: list[str] = []
 
     assert preview(config).units_done == 0
-    report = segment(config, say=said.append)
+    report = segment(config, notify=said.append)
 
     assert report.exit_code == 0
     assert (report.images, report.ok, report.failed, report.units) == (24, 20, 4, 3)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from segcore.distributed.cluster import Pool
+from segcore.distributed.cluster import PoolSize
 from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
 from segcore.run.passes import source_for
 from segcore.sources import SourceOptions, objects, open_source, read_unit
@@ -168,7 +168,7 @@ def test_encoded_images_held_ahead_are_bounded_in_bytes(
 
 
 def test_more_is_asked_for_at_once_where_there_is_a_gpu() -> None:
-    cpu, gpu = Pool(1, 1, 1, 0, "cpu"), Pool(1, 1, 1, 1, "cuda")
+    cpu, gpu = PoolSize(1, 1, 1, 0, "cpu"), PoolSize(1, 1, 1, 1, "cuda")
     assert source_for(SourceOptions(), cpu).read_threads is None
     assert source_for(SourceOptions(), gpu).read_threads == 64
     assert source_for(SourceOptions(read_threads=3), gpu).read_threads == 3

@@ -9,17 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from segcore.errors import SegcoreError
-from segcore.storage import (
-    AccessDenied,
-    ObjectNotFound,
-    ObjectTooLarge,
-    Storage,
-    StorageError,
-    StorageOptions,
-    join,
-    local_disk,
-)
+from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
+from segcore.storage import ObjectTooLarge, Storage, StorageOptions, join, local_disk
 from segcore.testing.loopback_s3 import LoopbackS3
 
 storage = Storage(StorageOptions(retries=1))

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 from segcore.config import Config
 from segcore.errors import ImageError
-from segcore.images import decode
+from segcore.images import decode_image
 from segcore.models.base import Model
 from segcore.models.registry import load_model
 from segcore.output.edition import make_edition
 from segcore.output.parts import ImageResult, Parts
-from segcore.output.report import SUCCESS, Report
-from segcore.planning.plan import make_plan, save
+from segcore.output.report import SUCCESS, RunReport
+from segcore.planning.plan import encode_plan, make_plan
 from segcore.sources import Sample, open_source, read_unit
 from segcore.storage import Storage, join, normalize
 
 
-def segment(config: Config) -> Report:
+def segment(config: Config) -> RunReport:
     """Do what `segcore.run.segment.segment` does, slowly and simply, and publish it."""
     storage = Storage(config.storage)
     model = load_model(config.model.name, config.model.options())
@@ -41,10 +41,10 @@ def segment(config: Config) -> Report:
         counts["instances"] += sum(len(r.instances or ()) for r in results)
         failures.update(str(r.error.code) for r in results if r.error)
     storage.write(join(prefix, "edition.json"), edition.to_json())
-    storage.write(join(prefix, "plans", f"{plan.run}.parquet"), save(plan))
+    storage.write(join(prefix, "plans", f"{plan.run}.parquet"), encode_plan(plan))
     storage.write(join(output, "latest.json"), f'{{"edition": "{edition.name}"}}'.encode())
     failed = sum(failures.values())
-    return Report(
+    return RunReport(
         status=SUCCESS,
         run=plan.run,
         edition=edition.name,
@@ -68,7 +68,7 @@ def _result(sample: Sample, model: Model, config: Config) -> ImageResult:
     if sample.data is None:
         return replace(row, error=sample.error)
     try:
-        pixels = decode(sample.data, config.decode)
+        pixels = decode_image(sample.data, config.decode)
     except ImageError as error:
         return replace(row, error=error)
     prepared = [model.preprocess(pixels)]

@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from segcore.errors import ErrorCode, ImageError, UsageError
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.storage import Storage
 from segcore.testing.synthetic import STYLES, render
 from segcore.testing.synthetic_archive import BREAKAGES, SyntheticArchive, rles, write_archive
@@ -108,7 +108,7 @@ def test_ground_truth_describes_every_readable_member(tmp_path: Path) -> None:
     for annotation in truth["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     for image in truth["images"]:
-        pixels = decode(members[image["file_name"]], DecodeOptions())
+        pixels = decode_image(members[image["file_name"]], DecodeOptions())
         assert pixels.shape == (image["height"], image["width"], 3)
         together = np.zeros(pixels.shape[:2], int)
         for annotation in by_image[image["id"]]:
@@ -129,7 +129,7 @@ def test_broken_members_fail_with_the_promised_code(tmp_path: Path, how: int) ->
         if code is ErrorCode.EMPTY:
             assert _members(files)[name] == b""
         with pytest.raises(ImageError) as caught:
-            decode(_members(files)[name], DecodeOptions())
+            decode_image(_members(files)[name], DecodeOptions())
         assert caught.value.code == code, name
 
 

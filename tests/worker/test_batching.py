@@ -10,8 +10,8 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.sources import Sample
-from segcore.worker.batching import BatchLine, BatchRunner, DeviceLost, Lanes
-from segcore.worker.prefetch import Prepared
+from segcore.worker.batching import Batcher, BatchRunner, ConcurrentBatches, DeviceLost
+from segcore.worker.prefetch import PreparedSample
 from segcore.worker.watchdog import Watchdog
 from tests.support.fake_models import HUNGRY, RAISES, BrightModel
 
@@ -114,7 +114,9 @@ class Shaped(BrightModel):
                 self.inside -= 1
 
 
-def _lined(model: BrightModel, images, lanes: int) -> tuple[dict[int, object], int]:
+def _lined(
+    model: BrightModel, images, max_concurrent_batches: int
+) -> tuple[dict[int, object], int]:
     found: dict[int, object] = {}
     most = 0
 
@@ -122,25 +124,25 @@ def _lined(model: BrightModel, images, lanes: int) -> tuple[dict[int, object], i
         found.update(zip((place for place, _ in batch), outcomes, strict=True))
 
     sample = Sample("", "", "", b"")
-    with BatchLine(Lanes(model, lanes, Watchdog(60)), take) as line:
+    with Batcher(ConcurrentBatches(model, max_concurrent_batches, Watchdog(60)), take) as line:
         for place, image in enumerate(images):
-            line.add(place, Prepared(sample, model.preprocess(image)))
+            line.add(place, PreparedSample(sample, model.preprocess(image)))
             most = max(most, place + 1 - len(found))
     return found, most
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_images_that_go_together_share_batches_and_none_is_lost(lanes):
+@pytest.mark.parametrize("max_concurrent_batches", [1, 3])
+def test_images_that_go_together_share_batches_and_none_is_lost(max_concurrent_batches):
     images = [np.zeros((8, 8 + i % 5, 3), np.uint8) for i in range(43)]
     images[7][0, 0] = RAISES
     model = Shaped(ModelOptions(batch_size=4))
-    found, waiting = _lined(model, images, lanes)
+    found, waiting = _lined(model, images, max_concurrent_batches)
     assert sorted(found) == list(range(43))
     assert isinstance(found.pop(7), ImageError)
     assert all(one.width == images[place].shape[1] for place, one in found.items())
-    assert model.most <= lanes
-    assert (model.most > 1) == (lanes > 1)
-    assert waiting <= 4 * 4 + (lanes + 1) * 4  # bounded, whatever the mixture
+    assert model.most <= max_concurrent_batches
+    assert (model.most > 1) == (max_concurrent_batches > 1)
+    assert waiting <= 4 * 4 + (max_concurrent_batches + 1) * 4  # bounded, whatever the mixture
 
 
 def test_models_that_are_not_thread_safe_get_one_lane():

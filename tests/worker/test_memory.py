@@ -14,7 +14,7 @@ from segcore.worker import memory
 FREED = """
 import ctypes, sys
 from segcore.worker import memory
-said = memory.keep_freed() if sys.argv[1] == "keep" else None
+said = memory.keep_freed_memory() if sys.argv[1] == "keep" else None
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
@@ -44,13 +44,13 @@ def test_freed_memory_stays_with_the_process():
 
 def test_another_c_library_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert memory.keep_freed() is False
+    assert memory.keep_freed_memory() is False
 
 
 def test_more_memory_than_the_limit_is_an_error_and_not_the_end():
     program = (
-        "from segcore import memory\n"
-        "memory.limit(512 << 20)\n"
+        "from segcore.worker import memory\n"
+        "memory.limit_memory(512 << 20)\n"
         "try:\n"
         "    bytearray(1 << 30)\n"
         "except MemoryError:\n"
@@ -61,5 +61,5 @@ def test_more_memory_than_the_limit_is_an_error_and_not_the_end():
 
 def test_a_number_of_arenas_in_the_environment_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-    memory.share_arenas()
+    memory.limit_malloc_arenas()
     assert os.environ["MALLOC_ARENA_MAX"] == "1"

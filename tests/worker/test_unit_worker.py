@@ -19,8 +19,8 @@ from segcore.sources import Sample, SourceOptions
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 from segcore.worker import unit_worker as worker
-from segcore.worker.prefetch import ByteBudget, ReadAhead
-from segcore.worker.unit_worker import Reading, UnitWorker
+from segcore.worker.prefetch import ByteBudget, Prefetcher
+from segcore.worker.unit_worker import ReadOptions, UnitWorker
 from tests.support.fake_models import RAISES, BrightModel
 
 
@@ -46,7 +46,7 @@ def _unit(tmp_path, contents: dict[str, bytes]) -> Unit:
 
 
 def _worker(tmp_path, model: BrightModel, threads: int = 2, budget: int = 1 << 20) -> UnitWorker:
-    reading = Reading(Storage(), SourceOptions(), DecodeOptions(), threads, budget)
+    reading = ReadOptions(Storage(), SourceOptions(), DecodeOptions(), threads, budget)
     parts = Parts(Storage(), str(tmp_path / "out"), "e", "r", "CC0-1.0", ((1, "bright"),))
     return UnitWorker(model, reading, parts)
 
@@ -91,7 +91,7 @@ def test_storage_that_goes_away_commits_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def _stream(ahead: ReadAhead, samples, preprocess=lambda image: image.shape):
+def _stream(ahead: Prefetcher, samples, preprocess=lambda image: image.shape):
     return ahead.stream(samples, preprocess, DecodeOptions())
 
 
@@ -106,7 +106,7 @@ def test_reading_stays_within_the_window():
                 taken += 1
             yield Sample(str(i), "", "", _png(8, 8))
 
-    stream = _stream(ReadAhead(threads=2, window=5, max_decoded_bytes=1 << 20), samples())
+    stream = _stream(Prefetcher(threads=2, window=5, max_decoded_bytes=1 << 20), samples())
     for n, item in enumerate(stream):
         assert item.sample.image_id == str(n)
         assert item.sample.data is None  # encoded bytes are let go
@@ -118,14 +118,14 @@ def test_reading_stays_within_the_window():
 def test_leaving_early_stops_the_reader():
     before = threading.active_count()
     endless = (Sample(str(i), "", "", _png(8, 8)) for i in iter(int, 1))
-    stream = _stream(ReadAhead(threads=2, window=3, max_decoded_bytes=1 << 20), endless)
+    stream = _stream(Prefetcher(threads=2, window=3, max_decoded_bytes=1 << 20), endless)
     next(stream)
     stream.close()
     assert threading.active_count() == before
 
 
 def test_an_image_larger_than_the_budget_still_passes_alone():
-    ahead = ReadAhead(threads=3, window=6, max_decoded_bytes=100)
+    ahead = Prefetcher(threads=3, window=6, max_decoded_bytes=100)
     found = list(_stream(ahead, [Sample(str(i), "", "", _png(30, 30)) for i in range(5)]))
     assert [item.value for item in found] == [(30, 30, 3)] * 5
 
@@ -163,7 +163,7 @@ def test_a_preprocess_that_raises_fails_its_image_only(error, code):
             raise error
         return image.shape
 
-    ahead = ReadAhead(threads=1, window=4, max_decoded_bytes=1 << 20)
+    ahead = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
     samples = [Sample(str(h), "", "", _png(h, 8)) for h in (8, 9, 10)]
     found = list(_stream(ahead, samples, preprocess))
     assert [item.error and item.error.code for item in found] == [None, code, None]
@@ -171,7 +171,7 @@ def test_a_preprocess_that_raises_fails_its_image_only(error, code):
 
 def test_an_error_of_the_source_is_passed_on():
     error = ImageError(ErrorCode.NOT_FOUND, "no such object")
-    ahead = ReadAhead(threads=1, window=4, max_decoded_bytes=1 << 20)
+    ahead = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
     (item,) = _stream(ahead, [Sample("a", "a", "", None, error)])
     assert item.error is error
 
@@ -184,9 +184,9 @@ def test_units_at_once_give_what_they_give_one_after_another(tmp_path):
     for unit in units:
         one.segment(unit)
     model = BrightModel(ModelOptions(batch_size=3))
-    reading = Reading(Storage(), SourceOptions(), DecodeOptions(), 2, 1 << 20)
+    reading = ReadOptions(Storage(), SourceOptions(), DecodeOptions(), 2, 1 << 20)
     parts = Parts(Storage(), str(tmp_path / "all" / "out"), "e", "r", "CC0-1.0", ((1, "bright"),))
-    together = UnitWorker(model, reading, parts, lanes=3)
+    together = UnitWorker(model, reading, parts, max_concurrent_batches=3)
     with ThreadPoolExecutor(3) as pool:
         assert [counts.ok for counts in pool.map(together.segment, units)] == [19] * 3
     files = [

@@ -22,7 +22,7 @@ from torch import Tensor
 from segcore.masks.device import edges as device_edges
 from segcore.masks.device import strings as device_text
 from segcore.masks.device.edges import Axes, Crops
-from segcore.masks.device.plan import Plan
+from segcore.masks.device.plan import DevicePlan
 from segcore.masks.device.strings import Text
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.from_logits import NOT_FINITE, Window, checked_window
@@ -76,7 +76,7 @@ def encode_images(images: Sequence[ImageMasks], byte_limit: int = BYTE_LIMIT) ->
     start = seen = 0
     for stop in _groups(images, byte_limit):
         group = images[start:stop]
-        plan = Plan.of(
+        plan = DevicePlan.of(
             [i.shape for i in group],
             [i.boxes for i in group],
             [i.canvas for i in group],
@@ -179,7 +179,7 @@ def _split(texts: list[Text], index: np.ndarray, counts: list[int]) -> list[Enco
 class _Work:
     """A plan, its tables and its logits on the device."""
 
-    def __init__(self, plan: Plan, images: Sequence[ImageMasks], byte_limit: int) -> None:
+    def __init__(self, plan: DevicePlan, images: Sequence[ImageMasks], byte_limit: int) -> None:
         self._plan = plan
         self._limit = byte_limit
         self._logits = _logits(images)

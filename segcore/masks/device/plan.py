@@ -77,12 +77,12 @@ class _Tables:
         return place
 
     def joined(self) -> tuple[np.ndarray, ...]:
-        """`Plan.tables`."""
+        """`DevicePlan.tables`."""
         return tuple(np.concatenate(part) for part in zip(*self._parts, strict=True))
 
 
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """Non-empty crops of a group of images, those of upsampled windows behind the others.
 
     Attributes:
@@ -104,7 +104,7 @@ class Plan:
         boxes: Sequence[np.ndarray],
         canvases: Sequence[tuple[int, int]],
         windows: Sequence[Window],
-    ) -> Plan:
+    ) -> DevicePlan:
         """Plan of images whose logits, (N, h, w) each, stand one after another.
 
         Args:
@@ -136,7 +136,7 @@ class Plan:
         edges: np.ndarray,
         of: _Image,
         tables: tuple[np.ndarray, ...],
-    ) -> Plan:
+    ) -> DevicePlan:
         low, high = tables[:2]
         x0, y0, x1, y1 = edges.T
         r0, c0 = low[of.row_at + y0], low[of.column_at + x0]

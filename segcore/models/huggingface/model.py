@@ -56,7 +56,7 @@ class RawImage(NamedTuple):
     masks: Tensor
 
 
-class Found(NamedTuple):
+class QueryDetections(NamedTuple):
     """Instances before their masks are at full size, best score first.
 
     Attributes:
@@ -196,7 +196,7 @@ class HuggingFaceModel:
 
 def detect(
     class_logits: Tensor, mask_logits: Tensor, conf: float, grid: tuple[int, int] | None
-) -> Found:
+) -> QueryDetections:
     """Queries of one image -> instances with a score of at least `conf`.
 
     The rule of `post_process_instance_segmentation` in transformers: of all pairs of query and
@@ -218,7 +218,9 @@ def detect(
     ranked, order = ranked[:count], order[:count]
     shape = grid or tuple(mask_logits.shape[1:])
     if not count:
-        return Found(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, *shape), bool))
+        return QueryDetections(
+            np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, *shape), bool)
+        )
     scores, bitmaps = [], []
     for chunk in (order // classes).split(_CHUNK):
         logits = mask_logits[chunk]
@@ -231,7 +233,7 @@ def detect(
     final = (ranked * torch.cat(scores)).cpu()
     best = final.sort(descending=True, stable=True).indices
     best = best[final[best].double() >= conf]
-    return Found(
+    return QueryDetections(
         final[best].numpy(),
         (order.cpu()[best] % classes).numpy(),
         torch.cat(bitmaps)[best].unflatten(1, shape).numpy(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segcore.errors import CheckpointError
 from segcore.models.maskrcnn.categories import category_names
-from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, Shape
+from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 from segcore.models.tensors import check_tensors
 
 # Thresholds and size that the published weights are evaluated with.
@@ -63,7 +63,7 @@ def describe(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     }
 
 
-def build(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> MaskRCNN:
+def build_network(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> MaskRCNN:
     """The network with these weights: float32, on the CPU, in eval mode.
 
     Args:
@@ -97,7 +97,7 @@ def _current_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _shape(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> Shape:
+def _shape(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> NetworkShape:
     architecture = next((a for a, mark in _MARKS.items() if mark in state_dict), None)
     if architecture is None:
         raise CheckpointError(
@@ -110,4 +110,4 @@ def _shape(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) -> Sh
     labels, hidden = state_dict[_CLASSES].shape[0], state_dict[_MASK_HIDDEN].shape[1]
     if labels < 2:
         raise CheckpointError(f"{source} finds {labels - 1} classes; a model needs at least one.")
-    return Shape(architecture, labels, hidden, norm_eps)
+    return NetworkShape(architecture, labels, hidden, norm_eps)

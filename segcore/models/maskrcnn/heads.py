@@ -34,7 +34,7 @@ class Thresholds(NamedTuple):
     max_det: int = 100
 
 
-class Detections(NamedTuple):
+class RegionDetections(NamedTuple):
     """Detections of one image, best score first.
 
     Attributes:
@@ -101,7 +101,7 @@ class MaskPredictor(nn.Module):
 
 def select(
     logits: Tensor, deltas: Tensor, proposals: Tensor, frame: Frame, limits: Thresholds
-) -> Detections:
+) -> RegionDetections:
     """Detections among all boxes of all classes.
 
     Each class is suppressed on its own, on its true coordinates (shifting classes apart, as is
@@ -124,7 +124,7 @@ def select(
     order = order[is_large(boxes[order], MIN_SIDE)]
     boxes, scores, labels = boxes[order], scores[order], label[order]
     kept = _suppress_by_label(boxes, labels, limits.iou)[: limits.max_det]
-    return Detections(boxes[kept], scores[kept], labels[kept])
+    return RegionDetections(boxes[kept], scores[kept], labels[kept])
 
 
 def _suppress_by_label(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:

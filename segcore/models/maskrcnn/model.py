@@ -14,9 +14,9 @@ from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.checkpoints import Checkpoint
 from segcore.models.devices import exact, only_float32, pick_device
-from segcore.models.maskrcnn.checkpoint import build
+from segcore.models.maskrcnn.checkpoint import build_network
 from segcore.models.maskrcnn.geometry import Frame, boxes_to_image, to_input
-from segcore.models.maskrcnn.heads import Detections, Thresholds
+from segcore.models.maskrcnn.heads import RegionDetections, Thresholds
 from segcore.models.maskrcnn.paste import paste
 
 RESULT_VERSION = 1  # bump when the same weights and options give other results
@@ -37,9 +37,9 @@ class PreparedImage(NamedTuple):
 
 
 class RawImage(NamedTuple):
-    """What the network found in one image: `Detections`, and (N, 28, 28) mask probabilities."""
+    """What the network found in one image: `RegionDetections`, and (N, 28, 28) mask probabilities."""
 
-    found: Detections
+    found: RegionDetections
     masks: Tensor
 
 
@@ -75,7 +75,7 @@ class MaskRCNNModel:
             options.max_det or meta.max_det,
         )
         eps = _norm_eps(checkpoint)
-        network = build(checkpoint.state_dict, checkpoint.source, eps)
+        network = build_network(checkpoint.state_dict, checkpoint.source, eps)
         labels = network.shape.num_labels
         if len(meta.categories) != labels - 1 or meta.architecture != network.shape.architecture:
             raise CheckpointError(

@@ -21,8 +21,8 @@ from segcore.models.maskrcnn.heads import (
     MASK_BINS,
     MASK_SIDE,
     BoxPredictor,
-    Detections,
     MaskPredictor,
+    RegionDetections,
     Thresholds,
     TwoLayerHead,
     conv_box_head,
@@ -38,7 +38,7 @@ ARCHITECTURES = (V1, V2)
 _MASKS_AT_ONCE = 128  # bounds the memory of the mask head
 
 
-class Shape(NamedTuple):
+class NetworkShape(NamedTuple):
     """What of the network a checkpoint decides.
 
     Attributes:
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
 class RegionHeads(nn.Module):
     """The modules of the second stage, under their published names."""
 
-    def __init__(self, shape: Shape, norm: Norm | None) -> None:
+    def __init__(self, shape: NetworkShape, norm: Norm | None) -> None:
         super().__init__()
         self.box_head = TwoLayerHead() if norm is None else conv_box_head(norm)
         self.box_predictor = BoxPredictor(shape.num_labels)
@@ -73,7 +73,7 @@ class MaskRCNN(nn.Module):
     800 x 1333 pixels one image fills a device.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         second = shape.architecture == V2
         norm = partial(FixedNorm if second else FrozenNorm, eps=shape.norm_eps)
@@ -83,7 +83,9 @@ class MaskRCNN(nn.Module):
         self.rpn = RPN(depth=2 if second else 1)
         self.roi_heads = RegionHeads(shape, beyond_body)
 
-    def forward(self, x: Tensor, frame: Frame, limits: Thresholds) -> tuple[Detections, Tensor]:
+    def forward(
+        self, x: Tensor, frame: Frame, limits: Thresholds
+    ) -> tuple[RegionDetections, Tensor]:
         """One image.
 
         Args:
@@ -106,7 +108,7 @@ class MaskRCNN(nn.Module):
             found = select(logits, deltas, proposals, frame, limits)
         return found, self._masks(pyramid, found)
 
-    def _masks(self, pyramid: Pyramid, found: Detections) -> Tensor:
+    def _masks(self, pyramid: Pyramid, found: RegionDetections) -> Tensor:
         masks = [found.boxes.new_zeros((0, MASK_SIDE, MASK_SIDE))]
         for start in range(0, found.labels.numel(), _MASKS_AT_ONCE):
             part = slice(start, start + _MASKS_AT_ONCE)
@@ -117,8 +119,8 @@ class MaskRCNN(nn.Module):
         return torch.cat(masks)
 
 
-def _nothing(like: Tensor) -> Detections:
-    return Detections(
+def _nothing(like: Tensor) -> RegionDetections:
+    return RegionDetections(
         boxes=like.new_zeros((0, 4)),
         scores=like.new_zeros(0),
         labels=torch.zeros(0, dtype=torch.int64, device=like.device),

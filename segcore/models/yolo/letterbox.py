@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from segcore.masks import Window
-from segcore.models.base import Shape
+from segcore.models.base import InputShape
 
 PADDING_VALUE = 114
 STRIDE = 32  # the coarsest of the network: sides of the canvas are multiples of it
@@ -47,7 +47,7 @@ class Letterbox:
     right: int
 
     @classmethod
-    def fit(cls, height: int, width: int, size: int, shape: Shape = "square") -> Letterbox:
+    def fit(cls, height: int, width: int, size: int, shape: InputShape = "square") -> Letterbox:
         """Geometry for an image of (height, width), both at least 1, by nothing but this size.
 
         Args:

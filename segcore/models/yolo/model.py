@@ -11,7 +11,7 @@ import torch
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device.encode import ImageMasks, download, encode_images
-from segcore.models.base import Category, ModelInfo, ModelOptions, Shape
+from segcore.models.base import Category, InputShape, ModelInfo, ModelOptions
 from segcore.models.checkpoints import Checkpoint
 from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
@@ -48,7 +48,7 @@ class Preprocess:
     """
 
     imgsz: int
-    shape: Shape
+    shape: InputShape
 
     def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> PreparedImage:
         """(H, W, 3) uint8 RGB, of an image of `size` (None: H, W) -> it on the canvas."""

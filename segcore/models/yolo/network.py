@@ -239,7 +239,7 @@ def decode_boxes(distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
     return torch.cat((points - left_top, points + right_bottom), dim=-1) * strides
 
 
-def build(architecture: str, num_classes: int, sppf_activation: bool = False) -> YOLO11Seg:
+def build_network(architecture: str, num_classes: int, sppf_activation: bool = False) -> YOLO11Seg:
     """The network of an architecture name such as ``yolo11n-seg``.
 
     Raises:

@@ -40,7 +40,7 @@ import torch
 
 from segcore import masks
 from segcore.evaluation.average_precision import mask_and_box_ap
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.masks import Window
 from segcore.masks.device.encode import ImageMasks, encode_images
 from segcore.models.base import Precision
@@ -157,7 +157,7 @@ def batched(model: YoloSegModel, files: list[Path], threads: int) -> Iterator[li
     """Files through segcore, decoded and prepared by threads while the device works."""
 
     def prepare(file: Path) -> Any:
-        return model.preprocess(decode(file.read_bytes(), DecodeOptions()))
+        return model.preprocess(decode_image(file.read_bytes(), DecodeOptions()))
 
     with ThreadPoolExecutor(threads) as pool:
         ready = pool.map(prepare, files)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from segcore import masks
-from segcore.images import DecodeOptions, decode
+from segcore.images import DecodeOptions, decode_image
 from segcore.models.base import ModelOptions, Precision
 from segcore.models.registry import load_model
 from segcore.models.yolo.model import RawGroup, YoloSegModel
@@ -74,7 +74,7 @@ def labelled(session: Session, most: int) -> tuple[dict[str, Any], dict[int, np.
         document = json.loads((session.data / "instances_val.json").read_text())
         document["images"] = document["images"][:most]
         images = {
-            entry["id"]: decode(
+            entry["id"]: decode_image(
                 (session.data / "images" / entry["file_name"]).read_bytes(), DecodeOptions()
             )
             for entry in document["images"]

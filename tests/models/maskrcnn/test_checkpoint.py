@@ -13,12 +13,12 @@ from segcore.errors import CheckpointError
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import read_checkpoint, save_safetensors
 from segcore.models.maskrcnn.categories import category_names
-from segcore.models.maskrcnn.checkpoint import build, describe, is_maskrcnn
-from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, Shape
+from segcore.models.maskrcnn.checkpoint import build_network, describe, is_maskrcnn
+from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 from segcore.models.registry import PUBLISHED, load_model
 
 
-def state_dict(shape: Shape) -> dict[str, Tensor]:
+def state_dict(shape: NetworkShape) -> dict[str, Tensor]:
     """Right names and shapes, a byte of memory for each tensor."""
     with torch.device("meta"):
         network = MaskRCNN(shape)
@@ -41,7 +41,7 @@ def older(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_published_layouts() -> None:
-    first, second = state_dict(Shape(V1)), state_dict(Shape(V2))
+    first, second = state_dict(NetworkShape(V1)), state_dict(NetworkShape(V2))
     assert (len(first), len(second)) == (307, 363)  # torchvision's, less num_batches_tracked
     for name in (
         "backbone.body.layer3.5.bn2.running_var",
@@ -63,13 +63,13 @@ def test_published_layouts() -> None:
     # Published: 44,401,393 without and 46,359,409 with the weights of norms.
     norms = sum(v.numel() for k, v in second.items() if "running_mean" in k) * 2
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in MaskRCNN(Shape(v)).parameters()) for v in (V1, V2)]
+        counts = [sum(p.numel() for p in MaskRCNN(NetworkShape(v)).parameters()) for v in (V1, V2)]
     assert [counts[0], counts[1] + norms] == [44_401_393, 46_359_409]
 
 
 @pytest.mark.parametrize("architecture", [V1, V2])
 def test_description(architecture: str) -> None:
-    state = state_dict(Shape(architecture))
+    state = state_dict(NetworkShape(architecture))
     state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(7)
     assert is_maskrcnn(state)
     meta = describe(state, "weights.pth")
@@ -97,18 +97,18 @@ def test_coco_names() -> None:
 
 
 def test_names_of_older_releases() -> None:
-    state = older(state_dict(Shape(V1, 3)))
+    state = older(state_dict(NetworkShape(V1, 3)))
     assert "roi_heads.mask_head.mask_fcn1.weight" in state
     assert describe(state, "x")["norm_eps"] == 0  # as the published file was evaluated
-    network = build(state, "x", norm_eps=0.0)
-    assert network.shape == Shape(V1, 3, 256, 0.0)
+    network = build_network(state, "x", norm_eps=0.0)
+    assert network.shape == NetworkShape(V1, 3, 256, 0.0)
     assert not network.training
 
 
 def test_class_count_and_mask_channels_are_read_from_the_tensors() -> None:
-    state = state_dict(Shape(V2, 3, 64))
+    state = state_dict(NetworkShape(V2, 3, 64))
     assert [c["name"] for c in describe(state, "x")["categories"]] == ["class 1", "class 2"]
-    assert build(state, "x", 1e-5).shape == Shape(V2, 3, 64, 1e-5)
+    assert build_network(state, "x", 1e-5).shape == NetworkShape(V2, 3, 64, 1e-5)
 
 
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -136,13 +136,13 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 )
 def test_tensors_that_do_not_fit_are_named(change, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        build(change(state_dict(Shape(V1, 3))), "weights.pth", 1e-5)
+        build_network(change(state_dict(NetworkShape(V1, 3))), "weights.pth", 1e-5)
 
 
 def test_files(tmp_path: Path) -> None:
     """What torchvision's scripts save, and ours; both load and say the same."""
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in MaskRCNN(Shape(V1, 2, 8)).state_dict().items()}
+        shapes = {k: v.shape for k, v in MaskRCNN(NetworkShape(V1, 2, 8)).state_dict().items()}
     state = {k: torch.full(shape, 0.25, dtype=torch.float16) for k, shape in shapes.items()}
     torch.save({"model": state, "optimizer": {"lr": 0.1}, "epoch": 3}, tmp_path / "cells.pth")
     checkpoint = read_checkpoint(tmp_path / "cells.pth")

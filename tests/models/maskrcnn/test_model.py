@@ -17,7 +17,7 @@ from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes
 from segcore.models.maskrcnn.heads import Thresholds, select
 from segcore.models.maskrcnn.layers import FixedNorm, FrozenNorm
 from segcore.models.maskrcnn.model import MaskRCNNModel
-from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, Shape
+from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 
 FRAME = Frame(60, 100, 120, 200)
 
@@ -111,7 +111,7 @@ def random_model(architecture: str, **options: object) -> MaskRCNNModel:
     """Three classes, weights scaled so that an image of noise has a few dozen detections."""
     torch.manual_seed(1)
     with torch.device("meta"):
-        network = MaskRCNN(Shape(architecture, 4, 16))
+        network = MaskRCNN(NetworkShape(architecture, 4, 16))
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):

@@ -8,7 +8,7 @@ from torch import nn
 
 from segcore.models.yolo.blocks import Proto
 from segcore.models.yolo.fusion import FoldedProto, fuse, fuse_for_cpu
-from segcore.models.yolo.network import build
+from segcore.models.yolo.network import build_network
 
 
 def shaken(network: nn.Module) -> nn.Module:
@@ -40,7 +40,7 @@ def test_folding_the_upsampling_changes_nothing(size):
 
 def test_the_network_for_a_cpu_computes_what_the_plain_one_does():
     torch.manual_seed(0)
-    network = shaken(build("yolo11n-seg", 2))
+    network = shaken(build_network("yolo11n-seg", 2))
     x = torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         expected = network(x)

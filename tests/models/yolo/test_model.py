@@ -14,7 +14,7 @@ from segcore.models.devices import exact, only_float32, pick_device, pick_precis
 from segcore.models.yolo.fusion import fuse
 from segcore.models.yolo.letterbox import Letterbox
 from segcore.models.yolo.model import RawGroup, YoloSegModel
-from segcore.models.yolo.network import build
+from segcore.models.yolo.network import build_network
 
 SIZE = 96
 
@@ -33,7 +33,7 @@ def pictures():
 def checkpoint():
     """Random weights that answer to the image, with about 2 % of anchors over the threshold."""
     torch.manual_seed(0)
-    network = build("yolo11n-seg", 3)
+    network = build_network("yolo11n-seg", 3)
     images = [Letterbox.fit(*p.shape[:2], SIZE).apply(p) for p in pictures()]
     batch = torch.from_numpy(np.stack(images)).float() / 255
     for module in network.modules():
