@@ -15,7 +15,8 @@ from segcore.bench.images import Shards, plan_shards
 from segcore.errors import ImageError, UsageError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model
-from segcore.output.parts import ImageResult, Parts
+from segcore.output.parts import Parts
+from segcore.output.tables import ImageResult
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
 from segcore.worker.prefetch import Preprocessor

@@ -24,8 +24,10 @@ from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
-from segcore.output.parts import ImageResult, Parts
+from segcore.output.layout import EditionLayout
+from segcore.output.parts import Parts
 from segcore.output.report import RunReport
+from segcore.output.tables import ImageResult
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
@@ -147,7 +149,7 @@ def steady_state(prefix: str, actors: int) -> tuple[int, float, float]:
     """
     commits = sorted(
         (os.stat(entry.path).st_mtime, pq.read_metadata(entry.path).num_rows)
-        for entry in os.scandir(join(prefix, "images"))
+        for entry in os.scandir(EditionLayout(prefix).parts_folder("images"))
         if entry.name.endswith(".parquet")
     )
     skip = max(actors, len(commits) // 5)

@@ -333,6 +333,8 @@ def show(outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from segcore.output.layout import EditionLayout
+
     report, scores = outcome.report, outcome.evaluation.scores
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Demo", title_justify="left")
     table.add_column()
@@ -352,8 +354,9 @@ def show(outcome: Outcome) -> None:
     table.add_row("time", f"{sum(outcome.seconds.values()):.0f} s ({steps})")
     Console().print(table)
     print(f"Contact sheet   {_short(outcome.contact_sheet)}")
-    print(f"Tables          {_short(outcome.tables)}/images/*.parquet")
-    print(f"                {_short(outcome.tables)}/instances/*.parquet")
+    layout = EditionLayout(outcome.tables)
+    print(f"Tables          {_short(layout.parts_pattern('images'))}")
+    print(f"                {_short(layout.parts_pattern('instances'))}")
     pandas, duckdb = one_liners(outcome.tables)
     print(f"\nOpen them with pandas:\n  {pandas}")
     print(f"or with DuckDB (pip install duckdb):\n  {duckdb}")
@@ -361,10 +364,12 @@ def show(outcome: Outcome) -> None:
 
 def one_liners(tables: str) -> tuple[str, str]:
     """Shell commands that open the tables with pandas and with DuckDB."""
-    folder, python = _short(tables), shlex.quote(_short(sys.executable))
-    files = (folder + "/instances/*.parquet").replace("'", "''")  # SQL doubles a quote
+    from segcore.output.layout import EditionLayout
+
+    layout, python = EditionLayout(tables), shlex.quote(_short(sys.executable))
+    files = _short(layout.parts_pattern("instances")).replace("'", "''")  # SQL doubles a quote
     pandas = (
-        f"import pandas as pd; print(pd.read_parquet({folder + '/instances'!r})"
+        f"import pandas as pd; print(pd.read_parquet({_short(layout.parts_folder('instances'))!r})"
         ".groupby('category')[['area', 'score']].describe().T)"
     )
     sql = (

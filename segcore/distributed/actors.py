@@ -14,7 +14,8 @@ from segcore.distributed.progress import ProgressCounter
 from segcore.errors import ClusterError, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
-from segcore.output.parts import PartCounts, Parts
+from segcore.output.part_counts import PartCounts
+from segcore.output.parts import Parts
 from segcore.sources.units import Unit, units_from_table
 from segcore.worker import memory
 from segcore.worker.batching import DeviceLost

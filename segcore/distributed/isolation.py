@@ -33,7 +33,8 @@ from segcore.distributed.actors import (
 from segcore.distributed.cluster import PoolSize
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
-from segcore.output.parts import ImageResult, PartCounts
+from segcore.output.part_counts import PartCounts
+from segcore.output.tables import ImageResult
 from segcore.sources.units import Unit, units_from_table
 from segcore.worker.batching import DeviceLost
 from segcore.worker.unit_worker import ImageWorker

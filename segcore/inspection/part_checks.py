@@ -21,17 +21,14 @@ from segcore.errors import ErrorCode
 from segcore.inspection.problems import Problem
 from segcore.masks import decode
 from segcore.masks.measure import MaskMeasures, measure_masks
-from segcore.output.parts import (
-    IMAGES_SCHEMA,
-    INSTANCES_SCHEMA,
-    SCHEMA_VERSION,
-    counts_from_metadata,
-)
+from segcore.output.part_counts import PartCounts
+from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
 from segcore.sources.units import Unit
+from segcore.text import plural
 
 BOX_SLACK_PIXELS = 1.0
 BOX_SLACK_SHARE = 1 / 28
-_CHUNK = 4096  # instances measured at once
+_INSTANCES_AT_ONCE = 4096  # measured together
 _ERROR_CODES = frozenset(str(code) for code in ErrorCode)
 
 
@@ -42,6 +39,7 @@ class PartPair:
     Attributes:
         unit: Its id, as the names of the files say.
         images_uri, instances_uri: The files.
+        edition: Name of the edition.
         categories: id -> name of the edition.
         planned: The unit in the plan; None when there is no plan to compare with.
     """
@@ -57,8 +55,11 @@ class PartPair:
 
 
 def check_pair(pair: PartPair) -> Iterator[Problem]:
-    """All problems of a readable pair; stops after wrong columns, for nothing else is sure then."""
-    wrong = [
+    """All problems of a readable pair.
+
+    Stops after wrong columns, because no other check can rely on anything then.
+    """
+    schema_problems = [
         Problem("wrong_schema", uri, f"its columns are not those of `{name}`: {difference}.")
         for name, uri, table, schema in (
             ("images", pair.images_uri, pair.images, IMAGES_SCHEMA),
@@ -66,8 +67,8 @@ def check_pair(pair: PartPair) -> Iterator[Problem]:
         )
         if (difference := _schema_difference(table.schema, schema))
     ]
-    if wrong:
-        yield from wrong
+    if schema_problems:
+        yield from schema_problems
         return
     yield from _check_metadata(pair)
     yield from _check_images(pair)
@@ -76,57 +77,59 @@ def check_pair(pair: PartPair) -> Iterator[Problem]:
     yield from _check_instances(pair)
 
 
-def _schema_difference(found: pa.Schema, wanted: pa.Schema) -> str:
-    """What differs first, or ""."""
-    if found.equals(wanted):
+def _schema_difference(actual: pa.Schema, expected: pa.Schema) -> str:
+    """The first difference, or ""."""
+    if actual.equals(expected):
         return ""
-    for name in wanted.names:
-        if name not in found.names:
+    for name in expected.names:
+        if name not in actual.names:
             return f"{name} is missing"
-        if not found.field(name).equals(wanted.field(name)):
-            return f"{name} is {found.field(name)}, not {wanted.field(name)}"
-    extra = [name for name in found.names if name not in wanted.names]
-    return f"{extra[0]} is unknown" if extra else "their order"
+        if not actual.field(name).equals(expected.field(name)):
+            return f"{name} is {actual.field(name)}, not {expected.field(name)}"
+    unknown = [name for name in actual.names if name not in expected.names]
+    return f"{unknown[0]} is unknown" if unknown else "they are in another order"
 
 
 def _check_metadata(pair: PartPair) -> Iterator[Problem]:
-    rows = pair.images
-    failed = rows.filter(pc.equal(rows["status"], "failed"))
-    truth: dict[str, Any] = {
+    failed = pair.images.filter(pc.equal(pair.images["status"], "failed"))
+    expected_counts: dict[str, Any] = {
         "failed": failed.num_rows,
-        "images": rows.num_rows,
+        "images": pair.images.num_rows,
         "instances": pair.instances.num_rows,
         "failures": dict(Counter(failed["error_code"].to_pylist())),
     }
+    expected_texts = {
+        "schema_version": str(SCHEMA_VERSION),
+        "edition": pair.edition,
+        "unit": pair.unit,
+    }
     for uri, table in ((pair.images_uri, pair.images), (pair.instances_uri, pair.instances)):
         metadata = table.schema.metadata or {}
-        words = {
-            "schema_version": str(SCHEMA_VERSION),
-            "edition": pair.edition,
-            "unit": pair.unit,
-        }
-        for name, value in words.items():
-            found = metadata.get(f"segcore.{name}".encode(), b"").decode("utf-8", "replace")
-            if found != value:
-                yield Problem("wrong_metadata", uri, f"it says {name} {found!r}, not {value!r}.")
+        for name, expected in expected_texts.items():
+            text = metadata.get(f"segcore.{name}".encode(), b"").decode("utf-8", "replace")
+            if text != expected:
+                message = f"its metadata says {name} {text!r}, not {expected!r}."
+                yield Problem("wrong_metadata", uri, message)
         try:
-            counts = counts_from_metadata(metadata)
+            counts = PartCounts.from_metadata(metadata)
         except (KeyError, ValueError) as error:
-            yield Problem("wrong_metadata", uri, f"it does not state its counts: {error}.")
+            message = f"its metadata does not state its counts: {error}."
+            yield Problem("wrong_metadata", uri, message)
             continue
-        for name, value in truth.items():
-            said = getattr(counts, name)
-            if said != value:
-                yield Problem("wrong_metadata", uri, f"it says {name} {said}, but holds {value}.")
+        for name, expected in expected_counts.items():
+            stated = getattr(counts, name)
+            if stated != expected:
+                message = f"its metadata says {name} {stated}, but the rows give {expected}."
+                yield Problem("wrong_metadata", uri, message)
 
 
 def _check_images(pair: PartPair) -> Iterator[Problem]:
     for row in pair.images.to_pylist():
-        for reason in _image_reasons(row, pair.unit):
-            yield Problem("wrong_image_row", pair.images_uri, reason, row["image_id"])
+        for message in _image_row_messages(row, pair.unit):
+            yield Problem("wrong_image_row", pair.images_uri, message, row["image_id"])
 
 
-def _image_reasons(row: dict[str, Any], unit: str) -> Iterator[str]:
+def _image_row_messages(row: dict[str, Any], unit: str) -> Iterator[str]:
     width, height = row["width"], row["height"]
     if row["unit"] != unit:
         yield f"its row names the unit {row['unit']}."
@@ -139,7 +142,7 @@ def _image_reasons(row: dict[str, Any], unit: str) -> Iterator[str]:
         if row["error_code"] not in _ERROR_CODES:
             yield f"it failed for the unknown reason {row['error_code']!r}."
         if row["n_instances"] != 0:
-            yield f"it failed and yet counts {row['n_instances']} instances."
+            yield f"it failed and yet its row counts {plural(row['n_instances'], 'instance')}."
     else:
         yield f"its status is {row['status']!r}, neither ok nor failed."
     if any(size is not None and size < 1 for size in (width, height)):
@@ -147,11 +150,12 @@ def _image_reasons(row: dict[str, Any], unit: str) -> Iterator[str]:
 
 
 def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
-    unit, uri, n = pair.planned, pair.images_uri, pair.images.num_rows
+    unit, uri, n_images = pair.planned, pair.images_uri, pair.images.num_rows
     if unit is None:
         return
-    if unit.n_images is not None and unit.n_images != n:
-        yield Problem("unbalanced", uri, f"it holds {n:,} images; the plan says {unit.n_images:,}.")
+    if unit.n_images is not None and unit.n_images != n_images:
+        message = f"it holds {plural(n_images, 'image')}; the plan says {unit.n_images:,}."
+        yield Problem("unbalanced", uri, message)
     shards = pc.unique(pair.images["shard"]).to_pylist()
     if shards not in ([], [unit.shard]):
         yield Problem("wrong_image_row", uri, f"its rows name shards {shards}, not {unit.shard!r}.")
@@ -160,78 +164,85 @@ def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
     etags = dict(
         zip(pair.images["image_id"].to_pylist(), pair.images["etag"].to_pylist(), strict=True)
     )
-    planned = {member.image_id: member.etag for member in unit.members}
-    for image_id in planned.keys() - etags.keys():
-        yield Problem("image_missing", uri, "the plan names it, the part has no row.", image_id)
-    for image_id in etags.keys() - planned.keys():
-        yield Problem("image_not_planned", uri, "it has a row, but is not in the plan.", image_id)
-    for image_id in planned.keys() & etags.keys():
-        if planned[image_id] not in ("", etags[image_id]):
-            message = f"its row is of version {etags[image_id]!r}, not {planned[image_id]!r}."
+    planned_etags = {member.image_id: member.etag for member in unit.members}
+    for image_id in planned_etags.keys() - etags.keys():
+        message = "it is in the plan, but has no row in the part."
+        yield Problem("image_missing", uri, message, image_id)
+    for image_id in etags.keys() - planned_etags.keys():
+        message = "it has a row, but is not in the plan."
+        yield Problem("image_not_planned", uri, message, image_id)
+    for image_id in planned_etags.keys() & etags.keys():
+        planned_etag = planned_etags[image_id]
+        if planned_etag not in ("", etags[image_id]):
+            message = f"its row is of version {etags[image_id]!r}, not {planned_etag!r}."
             yield Problem("wrong_image_row", uri, message, image_id)
 
 
 def _check_membership(pair: PartPair) -> Iterator[Problem]:
-    """Each image has as many instances as its row says, on its canvas; none is of no image."""
-    rows = {row["image_id"]: row for row in pair.images.to_pylist()}
+    """Images have as many instances as their rows say, on their canvas; instances have an image."""
+    image_rows = {row["image_id"]: row for row in pair.images.to_pylist()}
     columns = [pair.instances[name].to_pylist() for name in ("image_id", "height", "width")]
-    found = Counter(columns[0])
+    n_instances = Counter(columns[0])
     uri = pair.instances_uri
-    for image_id in found.keys() - rows.keys():
-        message = f"{found[image_id]:,} instances of an image without a row in `images`."
+    for image_id in n_instances.keys() - image_rows.keys():
+        orphans = plural(n_instances[image_id], "instance")
+        message = f"{orphans} of an image without a row in `images`."
         yield Problem("orphan_instance", uri, message, image_id)
-    for image_id, row in rows.items():
-        if found[image_id] != row["n_instances"]:
-            message = f"it has {found[image_id]:,} instances; its row says {row['n_instances']:,}."
+    for image_id, row in image_rows.items():
+        if n_instances[image_id] != row["n_instances"]:
+            actual = plural(n_instances[image_id], "instance")
+            message = f"it has {actual}; its row says {row['n_instances']:,}."
             yield Problem("unbalanced", uri, message, image_id)
     for image_id, height, width in sorted(set(zip(*columns, strict=True))):
-        row = rows.get(image_id, {"height": height, "width": width})
+        row = image_rows.get(image_id, {"height": height, "width": width})
         if (row["height"], row["width"]) != (height, width):
-            message = f"a mask canvas is {width} x {height}, the image is {row['width']} x "
-            yield Problem("wrong_canvas", uri, message + f"{row['height']}.", image_id)
+            image_size = f"{row['width']} x {row['height']}"
+            message = f"a mask's canvas is {width} x {height}, but the image is {image_size}."
+            yield Problem("wrong_canvas", uri, message, image_id)
 
 
 def _check_instances(pair: PartPair) -> Iterator[Problem]:
     table = pair.instances.combine_chunks()
     yield from _check_order(pair, table)
-    for start in range(0, table.num_rows, _CHUNK):
-        chunk = table.slice(start, _CHUNK)
+    for start in range(0, table.num_rows, _INSTANCES_AT_ONCE):
+        chunk = table.slice(start, _INSTANCES_AT_ONCE)
         columns = {
             name: chunk[name].to_numpy()
             for name in ("area", "height", "width", "bbox_x", "bbox_y", "bbox_w", "bbox_h")
         }
-        measures = _measures(chunk["counts"], columns)
-        for kind, places in _wrong(columns, measures).items():
-            for place in places.tolist():
-                row = chunk.slice(place, 1).to_pylist()[0]
-                message = f"instance {row['instance_index']}: {_say(kind, row, measures, place)}"
+        measures = _measure_masks(chunk["counts"], columns)
+        for kind, indices in _mask_problems(columns, measures).items():
+            for index in indices.tolist():
+                row = chunk.slice(index, 1).to_pylist()[0]
+                explanation = _explain_mask_problem(kind, row, measures, index)
+                message = f"instance {row['instance_index']}: {explanation}"
                 yield Problem(kind, pair.instances_uri, message, row["image_id"])
 
 
 def _check_order(pair: PartPair, table: pa.Table) -> Iterator[Problem]:
-    """Index from 0 without gaps, scores falling in [0, 1], categories of the edition."""
+    """Index from 0 without gaps, scores descending within [0, 1], categories of the edition."""
     ids = table["image_id"].to_pylist()
     indices = table["instance_index"].to_pylist()
     scores = table["score"].to_pylist()
     categories = zip(table["category_id"].to_pylist(), table["category"].to_pylist(), strict=True)
-    before: tuple[str | None, int, float] = (None, -1, 1.0)
+    previous: tuple[str | None, int, float] = (None, -1, 1.0)  # image id, index, score
     uri = pair.instances_uri
     for image_id, index, score, category in zip(ids, indices, scores, categories, strict=True):
-        last_index, last_score = before[1:] if before[0] == image_id else (-1, 1.0)
-        where = f"instance {index}:"
+        last_index, last_score = previous[1:] if previous[0] == image_id else (-1, 1.0)
+        instance = f"instance {index}:"
         if index != last_index + 1:
-            message = f"{where} index {last_index + 1} was expected."
+            message = f"{instance} index {last_index + 1} was expected."
             yield Problem("wrong_instance_row", uri, message, image_id)
         if not 0 <= score <= last_score:
-            message = f"{where} its score {score:.6g} is not in [0, {last_score:.6g}]."
+            message = f"{instance} its score {score:.6g} is not in [0, {last_score:.6g}]."
             yield Problem("wrong_instance_row", uri, message, image_id)
         if pair.categories.get(category[0]) != category[1]:
-            message = f"{where} category {category[0]} {category[1]!r} is not of this edition."
+            message = f"{instance} category {category[0]} {category[1]!r} is not in this edition."
             yield Problem("wrong_instance_row", uri, message, image_id)
-        before = (image_id, index, score if 0 <= score <= 1 else last_score)
+        previous = (image_id, index, score if 0 <= score <= 1 else last_score)
 
 
-def _measures(counts: pa.ChunkedArray, columns: dict[str, np.ndarray]) -> MaskMeasures:
+def _measure_masks(counts: pa.ChunkedArray, columns: dict[str, np.ndarray]) -> MaskMeasures:
     array = pa.concat_arrays(counts.cast(pa.binary()).chunks or [pa.array([], pa.binary())])
     _, offsets, text = array.buffers()
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
@@ -241,14 +252,14 @@ def _measures(counts: pa.ChunkedArray, columns: dict[str, np.ndarray]) -> MaskMe
     )
 
 
-def _wrong(columns: dict[str, np.ndarray], measures: MaskMeasures) -> dict[str, np.ndarray]:
-    """Rows with each kind of problem; what depends on a malformed mask is not asked."""
-    good = measures.valid
+def _mask_problems(columns: dict[str, np.ndarray], measures: MaskMeasures) -> dict[str, np.ndarray]:
+    """Kind of problem -> indices of its rows; malformed masks have no other problem than that."""
+    valid = measures.valid
     with np.errstate(invalid="ignore", over="ignore"):
-        off_box = good & (measures.areas > 0) & ~_box_agrees(columns, measures)
-    wrong_area = good & ((columns["area"] != measures.areas) | (measures.areas == 0))
-    found = {"bad_rle": ~good, "wrong_area": wrong_area, "wrong_box": off_box}
-    return {kind: np.flatnonzero(rows) for kind, rows in found.items()}
+        wrong_box = valid & (measures.areas > 0) & ~_box_agrees(columns, measures)
+    wrong_area = valid & ((columns["area"] != measures.areas) | (measures.areas == 0))
+    masks_by_kind = {"bad_rle": ~valid, "wrong_area": wrong_area, "wrong_box": wrong_box}
+    return {kind: np.flatnonzero(rows) for kind, rows in masks_by_kind.items()}
 
 
 def _box_agrees(columns: dict[str, np.ndarray], measures: MaskMeasures) -> np.ndarray:
@@ -267,7 +278,9 @@ def _box_agrees(columns: dict[str, np.ndarray], measures: MaskMeasures) -> np.nd
     return agrees
 
 
-def _say(kind: str, row: dict[str, Any], measures: MaskMeasures, place: int) -> str:
+def _explain_mask_problem(
+    kind: str, row: dict[str, Any], measures: MaskMeasures, index: int
+) -> str:
     if kind == "bad_rle":
         try:
             decode(row["counts"], row["height"], row["width"])
@@ -275,8 +288,9 @@ def _say(kind: str, row: dict[str, Any], measures: MaskMeasures, place: int) -> 
             return f"{error}."
         return "its RLE string is malformed."
     if kind == "wrong_area":
-        return f"area is {row['area']:,}, but the mask has {measures.areas[place]:,} pixels."
+        pixels = plural(int(measures.areas[index]), "pixel")
+        return f"area is {row['area']:,}, but the mask has {pixels}."
     box = ", ".join(f"{row[name]:.6g}" for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h"))
-    tight = ", ".join(str(value) for value in measures.boxes[place].tolist())
+    tight_box = ", ".join(str(value) for value in measures.boxes[index].tolist())
     canvas = f"{row['width']} x {row['height']}"
-    return f"box ({box}) does not agree with its mask at ({tight}) on {canvas}."
+    return f"box ({box}) does not agree with its mask's box ({tight_box}) on {canvas}."

@@ -7,34 +7,34 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.text import align_columns
+from segcore.text import align_columns, plural
 
 KINDS = {
-    "alien_file": "a file among the parts that is none",
-    "altered_part": "bytes are not those that its rows give",
+    "alien_file": "a file in images/ or instances/ that is not a part",
+    "altered_part": "a part's bytes are not those that segcore writes for its rows",
     "bad_edition": "edition.json is missing, unreadable or does not match its fingerprint",
-    "bad_latest": "latest.json points to what is not there or not complete",
+    "bad_latest": "latest.json is unreadable or points to something that does not exist",
     "bad_plan": "the plan is missing or damaged",
     "bad_record": "a run record is missing or damaged",
-    "bad_rle": "a mask does not decode to its canvas",
+    "bad_rle": "a mask's RLE string cannot be decoded to its canvas",
     "duplicate_image": "an image has more than one row",
-    "image_missing": "the plan names an image that its part lacks",
-    "image_not_planned": "a part has an image that the plan does not name",
+    "image_missing": "an image of the plan has no row in its part",
+    "image_not_planned": "a part has a row for an image that is not in the plan",
     "missing_part": "a unit of the plan has no `images` part",
     "missing_instances": "a committed unit has no `instances` part",
     "orphan_instance": "instances of an image that has no row",
     "orphan_part": "an `instances` part without its `images` part",
-    "report_differs": "the run's record states other counts than the parts hold",
-    "unbalanced": "counts of images or instances that do not agree",
-    "unplanned_part": "a part of a unit that the plan does not hold",
+    "report_differs": "the run record's counts differ from those of the parts",
+    "unbalanced": "counts of images or instances do not agree",
+    "unplanned_part": "a part of a unit that is not in the plan",
     "unreadable_part": "a part cannot be read",
-    "wrong_area": "area is not that of the mask",
-    "wrong_box": "box and mask do not agree",
-    "wrong_canvas": "a mask has another canvas than its image",
-    "wrong_image_row": "a row of `images` contradicts itself",
-    "wrong_instance_row": "a row of `instances` contradicts the edition or its neighbours",
+    "wrong_area": "an area is not the number of pixels of its mask",
+    "wrong_box": "a box does not agree with its mask",
+    "wrong_canvas": "a mask's canvas is not the size of its image",
+    "wrong_image_row": "a row of `images` contradicts itself or the plan",
+    "wrong_instance_row": "a row of `instances` contradicts the edition or the rows around it",
     "wrong_metadata": "a part's metadata contradicts its rows",
-    "wrong_schema": "columns are not those of the schema",
+    "wrong_schema": "a part's columns are not those of the schema",
 }
 MAX_LISTED = 1000  # problems kept in full; all are counted
 
@@ -47,7 +47,7 @@ class Problem:
         kind: One word of a closed list, see `KINDS`.
         uri: The object it is about.
         message: One sentence for people.
-        image_id: The image it is about, "" when it is about more.
+        image_id: The image it is about, "" when it is not about a single image.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was looked at and what was found.
+    """What was checked and what was found.
 
     Attributes:
         run: Of the newest run record; "" when there is none.
@@ -81,7 +81,7 @@ class Verification:
         """0 fine, 1 problems."""
         return 1 if self.counts else 0
 
-    def note(self, problems: Iterable[Problem]) -> None:
+    def add(self, problems: Iterable[Problem]) -> None:
         """Count problems and keep the first of them."""
         for problem in problems:
             assert problem.kind in KINDS, problem.kind
@@ -96,21 +96,22 @@ class Verification:
     def summary(self) -> str:
         """For people: what was checked, then each problem on a line."""
         total = sum(self.counts.values())
+        images = f"{plural(self.images, 'image')} ({self.ok:,} ok, {self.failed:,} failed)"
+        checked = (plural(self.units, "unit"), images, plural(self.instances, "instance"))
         rows = [
             ("edition", self.edition),
-            ("checked", f"{self.units:,} units, {self.images:,} images "
-             f"({self.ok:,} ok, {self.failed:,} failed), {self.instances:,} instances"),
-            ("result", f"{total:,} problems" if total else "fine"),
-        ]  # fmt: skip
+            ("checked", ", ".join(checked)),
+            ("result", plural(total, "problem") if total else "fine"),
+        ]
         rows += [(f"  {number:,}", KINDS[kind]) for kind, number in sorted(self.counts.items())]
         lines = [align_columns(rows)]
-        lines += [_line(problem, self.prefix) for problem in self.problems]
+        lines += [_problem_line(problem, self.prefix) for problem in self.problems]
         if total > len(self.problems):
             lines.append(f"... and {total - len(self.problems):,} more.")
         return "\n".join(lines)
 
 
-def _line(problem: Problem, prefix: str) -> str:
-    where = problem.uri.removeprefix(prefix + "/")
-    about = f" {problem.image_id}:" if problem.image_id else ""
-    return f"{problem.kind}: {where}:{about} {problem.message}"
+def _problem_line(problem: Problem, prefix: str) -> str:
+    file = problem.uri.removeprefix(prefix + "/")
+    image = f" {problem.image_id}:" if problem.image_id else ""
+    return f"{problem.kind}: {file}:{image} {problem.message}"

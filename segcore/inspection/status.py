@@ -1,7 +1,7 @@
 """Where a run stands, from storage alone: its record, its plan, and the parts that exist.
 
 Works from any machine, while the job runs elsewhere or after it died. Times are those of the
-storage, so that no two clocks are compared except for "how long ago" of the newest part.
+storage, so that no two clocks are compared, except to say how long ago the newest part came.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,35 +20,50 @@ import pyarrow.parquet as pq
 from segcore.errors import StorageError, UsageError
 from segcore.lease.lease import observe_lease
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation
-from segcore.output.parts import PartCounts, counts_from_metadata, unit_of_part
+from segcore.output.layout import EditionLayout, unit_of_part
+from segcore.output.part_counts import PartCounts
 from segcore.output.report import RUNNING
 from segcore.output.results import find_edition
-from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
-from segcore.storage import ObjectInfo, Storage, join
-from segcore.storage.uris import basename
-from segcore.text import align_columns, format_duration
+from segcore.output.run_records import (
+    PlannedUnit,
+    RunRecord,
+    planned_units,
+    read_newest_run,
+    read_plan,
+)
+from segcore.storage import ObjectInfo, Storage
+from segcore.text import align_columns, format_duration, plural
 
-_FOOTER_BYTES = 16 << 10  # holds the footer of an `images` part; a larger one is read whole
-_READERS = 32
-_PACE_PARTS = 50  # the pace is that of the last so many parts
-_LOOKS = 5
+_FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
+_REQUEST_THREADS = 32
+_PACE_PARTS = 50  # the pace is that of this many newest parts
+_MAX_LEASE_READS = 5
 
 STOPPED, DIED = "stopped", "died"  # besides the states that a run's record gives
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the run in progress goes.
+    """How fast the run in progress is.
 
     Attributes:
         images_per_second: Over the newest parts of this run; 0 before there are any.
-        eta_s: Seconds to go at that pace; None when unknown.
-        last_commit_s: Seconds since the newest part, by this machine's clock; None before.
+        eta_s: Seconds left at that pace; None when unknown.
+        last_commit_s: Seconds since the newest part, by this machine's clock; None before there
+            is one.
     """
 
     images_per_second: float = 0.0
     eta_s: float | None = None
     last_commit_s: float | None = None
+
+    def summary(self) -> str:
+        """For people, one line."""
+        if self.last_commit_s is None:
+            return "no part committed yet by this run"
+        eta = "-" if self.eta_s is None else format_duration(self.eta_s)
+        ago = format_duration(self.last_commit_s)
+        return f"{self.images_per_second:.1f} images/s · ETA {eta} · newest part {ago} ago"
 
 
 @dataclass(frozen=True)
@@ -56,13 +71,13 @@ class LeaseState:
     """Who may write into the edition.
 
     Attributes:
-        state: ``held``; or free, since it was ``released``, its process is ``gone``, or it
+        state: ``held``; or free, because it was ``released``, its process is ``gone``, or it
             ``expired``.
-        holder: In words.
-        host, pid, user: The same in parts; None when the lease file is none of segcore's.
+        holder: For people.
+        host, pid, user: The same in parts; None when the lease file is not one of segcore's.
         since: When it began, by the holder's own clock.
-        last_heartbeat_s: Seconds since its last sign of life by the storage's clock; None when
-            that was not asked for, or may not be.
+        last_heartbeat_s: Seconds since its last heartbeat by the storage's clock; None when that
+            was not needed, or could not be found out.
     """
 
     state: str
@@ -74,12 +89,12 @@ class LeaseState:
     since: str | None = None
 
     def summary(self) -> str:
-        """For people, one line; "" when there is nobody to speak of."""
+        """For people, one line; "" when there is no holder any more."""
         if self.state == RELEASED:
             return ""
-        age = self.last_heartbeat_s
-        ago = "" if age is None else f"; last sign of life {format_duration(age)} ago"
-        return f"{self.state}: {self.holder}{ago}"
+        age_s = self.last_heartbeat_s
+        heartbeat = "" if age_s is None else f"; last heartbeat {format_duration(age_s)} ago"
+        return f"{self.state}: {self.holder}{heartbeat}"
 
 
 @dataclass(frozen=True)
@@ -88,11 +103,11 @@ class Status:
 
     Attributes:
         state: ``running``; ``stopped`` (interrupted, or ended by an error) or ``died`` (without
-            a word) before the end; ``success``, ``incomplete``, ``too_many_failed``.
+            a trace) before the end; ``success``, ``incomplete``, ``too_many_failed``.
         images: Of the whole plan; None while shards are counted only as they are read.
         images_done: Rows of the committed parts; = ok + failed.
         images_left: None like `images`.
-        units_foreign: Parts of units that the plan does not hold.
+        units_foreign: Parts of units that are not in the plan.
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
         lease: None when the edition has none.
@@ -130,32 +145,46 @@ class Status:
     def summary(self) -> str:
         """For people, a few aligned lines."""
         total = "counted when read" if self.images is None else f"{self.images:,}"
-        left = "" if self.images_left is None else f"  ({self.images_left:,} left)"
+        images_left = "" if self.images_left is None else f"  ({self.images_left:,} left)"
         reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
         rows = [
             ("edition", self.edition),
-            ("run", f"{self.run}  {self.state}" + _since(self)),
+            ("run", f"{self.run}  {self.state}{self._when()}"),
             ("units", f"{self.units_done:,} of {self.units:,}  ({self.units_left:,} left)"),
-            ("images", f"{self.images_done:,} of {total}{left}"),
+            ("images", f"{self.images_done:,} of {total}{images_left}"),
             ("ok", f"{self.ok:,}"),
             ("failed", f"{self.failed:,}" + (f"  ({reasons})" if reasons else "")),
             ("instances", f"{self.instances:,}"),
         ]
         if self.pace is not None:
-            rows.append(("pace", _pace_words(self.pace)))
+            rows.append(("pace", self.pace.summary()))
         if self.lease is not None and self.lease.summary():
             rows.append(("lease", self.lease.summary()))
         if self.units_foreign:
-            rows.append(("foreign", f"{self.units_foreign:,} parts of units outside the plan"))
+            foreign = plural(self.units_foreign, "part")
+            rows.append(("foreign", f"{foreign} of units that are not in the plan"))
         if self.unreadable:
-            rows.append(("unreadable", f"{len(self.unreadable):,} parts, such as "
-                         f"{self.unreadable[0]}"))  # fmt: skip
+            unreadable = plural(len(self.unreadable), "part")
+            rows.append(("unreadable", f"{unreadable}, for example {self.unreadable[0]}"))
         return align_columns(rows)
+
+    def _when(self) -> str:
+        """When the run began, if it has not ended; else when it ended."""
+        if self.state in (RUNNING, STOPPED, DIED):
+            return f", since {self.started}" if self.started else ""
+        return f", finished {self.finished}" if self.finished else ""
 
 
 @dataclass
-class _Done:
-    """What the committed parts of the plan amount to."""
+class _CommittedParts:
+    """The committed parts of a plan.
+
+    Attributes:
+        counts: Unit -> what its part says about itself, where that can be read.
+        changed: Unit -> when its part was written, by the clock of the storage.
+        foreign: How many parts are of units that are not in the plan.
+        unreadable: URIs of parts whose footer cannot be read.
+    """
 
     counts: dict[str, PartCounts] = field(default_factory=dict)
     changed: dict[str, float] = field(default_factory=dict)
@@ -171,177 +200,183 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
         edition: Name of the edition; default the one with the newest run record.
 
     Raises:
-        UsageError: No output of segcore, or it holds no run.
+        UsageError: There is no output of segcore, or it holds no run.
         SegcoreError: The record or the plan cannot be read.
     """
-    prefix = find_edition(storage, output, edition, newest=True)
-    record, seen = _newest(storage, prefix)
-    plan = read_plan(storage, prefix, record.run)
-    planned = {unit: (images, size) for unit, images, size in planned_units(plan)}
-    done = _read_done(storage, prefix, planned.keys())
-    return _status(prefix, record, seen, planned, done)
+    layout = find_edition(storage, output, edition, newest=True)
+    record, lease = _read_record_and_lease(storage, layout)
+    plan = read_plan(storage, layout, record.run)
+    planned = {planned_unit.unit: planned_unit for planned_unit in planned_units(plan)}
+    parts = _read_committed_parts(storage, layout, planned.keys())
+    return _make_status(layout, record, lease, planned, parts)
 
 
-def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, LeaseObservation | None]:
-    """The newest record, and the lease of the same moment.
+def _read_record_and_lease(
+    storage: Storage, layout: EditionLayout
+) -> tuple[RunRecord, LeaseObservation | None]:
+    """The newest record, and the lease at the same moment.
 
-    A run writes its last word before it releases its lease. So a record that says ``running``
-    between two sightings of one and the same free lease is that of a run that is no more.
+    A run writes its final record before it releases its lease. So if a record says ``running``
+    and was read between two observations of the same free lease, its run no longer exists.
     """
-    seen = observe_lease(storage, prefix)
-    for _ in range(_LOOKS):
-        found = read_run_records(storage, prefix)
-        if not found:
-            raise UsageError(
-                f"{prefix} holds no run.",
-                hint="Start one with `segcore segment`, or choose another edition with --edition.",
-            )
-        if found[-1].status != RUNNING or _is_alive(seen):
+    lease = _observe(storage, layout)
+    for _ in range(_MAX_LEASE_READS):
+        record = _read_record(storage, layout)
+        if record.status != RUNNING or _may_be_at_work(lease):
             break
-        before, seen = seen, observe_lease(storage, prefix)
-        if (before and before.generation) == (seen and seen.generation) and not _is_alive(seen):
+        previous, lease = lease, _observe(storage, layout)
+        same_lease = (previous and previous.generation) == (lease and lease.generation)
+        if same_lease and not _may_be_at_work(lease):
             break
-    return found[-1], seen
+    return record, lease
 
 
-def _is_alive(seen: LeaseObservation | None) -> bool:
+def _read_record(storage: Storage, layout: EditionLayout) -> RunRecord:
+    record = read_newest_run(storage, layout)
+    if record is None:
+        raise UsageError(
+            f"{layout.prefix} holds no run.",
+            hint="Start one with `segcore segment`, or choose another edition with --edition.",
+        )
+    return record
+
+
+def _observe(storage: Storage, layout: EditionLayout) -> LeaseObservation | None:
+    return observe_lease(storage, layout.prefix)
+
+
+def _may_be_at_work(lease: LeaseObservation | None) -> bool:
     """Whether the holder may still be at work; a stopped process of this machine may wake up."""
-    if seen is None:
+    if lease is None:
         return False
-    return seen.state == HELD or bool(
-        seen.state != RELEASED and seen.holder and seen.holder.exists()
+    return lease.state == HELD or bool(
+        lease.state != RELEASED and lease.holder and lease.holder.exists()
     )
 
 
-def _state(record: RunRecord, seen: LeaseObservation | None) -> str:
-    if record.status != RUNNING or _is_alive(seen):
+def _run_state(record: RunRecord, lease: LeaseObservation | None) -> str:
+    """See `Status.state`."""
+    if record.status != RUNNING or _may_be_at_work(lease):
         return record.status
-    return STOPPED if seen is not None and seen.state == RELEASED else DIED
+    return STOPPED if lease is not None and lease.state == RELEASED else DIED
 
 
-def _lease_state(seen: LeaseObservation | None) -> LeaseState | None:
-    if seen is None:
+def _lease_state(lease: LeaseObservation | None) -> LeaseState | None:
+    if lease is None:
         return None
     names = {"host", "pid", "user", "since"}
-    said = seen.holder.model_dump(include=names) if seen.holder else {}
-    age = None if seen.age_s is None else round(seen.age_s, 1)
-    return LeaseState(seen.state, seen.summary(), age, **said)
+    holder = lease.holder.model_dump(include=names) if lease.holder else {}
+    age_s = None if lease.age_s is None else round(lease.age_s, 1)
+    return LeaseState(lease.state, lease.summary(), age_s, **holder)
 
 
-def _status(
-    prefix: str,
+def _make_status(
+    layout: EditionLayout,
     record: RunRecord,
-    seen: LeaseObservation | None,
-    planned: dict[str, tuple[int | None, int]],
-    done: _Done,
+    lease: LeaseObservation | None,
+    planned: dict[str, PlannedUnit],
+    parts: _CommittedParts,
 ) -> Status:
     failures: Counter[str] = Counter()
-    for counts in done.counts.values():
+    for counts in parts.counts.values():
         failures.update(counts.failures)
-    left = [planned[unit] for unit in planned if unit not in done.changed]
-    done_images = sum(counts.images for counts in done.counts.values())
-    known = all(images is not None for images, _ in left) and not done.unreadable
-    images_left = sum(images or 0 for images, _ in left) if known else None
+    units_left = [planned[unit] for unit in planned if unit not in parts.changed]
+    images_done = sum(counts.images for counts in parts.counts.values())
+    images_known = all(unit.images is not None for unit in units_left) and not parts.unreadable
+    images_left = sum(unit.images or 0 for unit in units_left) if images_known else None
     pace = None
-    state = _state(record, seen)
+    state = _run_state(record, lease)
     if state == RUNNING:
-        pace = _pace(record, planned, done, images_left, sum(size for _, size in left))
+        bytes_left = sum(unit.bytes for unit in units_left)
+        pace = _measure_pace(record, planned, parts, images_left, bytes_left)
     return Status(
-        edition=basename(prefix),
-        prefix=prefix,
+        edition=layout.name,
+        prefix=layout.prefix,
         run=record.run,
         state=state,
         started=str(record.values.get("started", "")),
         finished=str(record.values.get("finished", "")),
         units=len(planned),
-        units_done=len(done.changed),
-        images=None if images_left is None else done_images + images_left,
-        images_done=done_images,
+        units_done=len(parts.changed),
+        images=None if images_left is None else images_done + images_left,
+        images_done=images_done,
         images_left=images_left,
-        ok=sum(counts.ok for counts in done.counts.values()),
-        failed=sum(counts.failed for counts in done.counts.values()),
+        ok=sum(counts.ok for counts in parts.counts.values()),
+        failed=sum(counts.failed for counts in parts.counts.values()),
         failures=dict(sorted(failures.items())),
-        instances=sum(counts.instances for counts in done.counts.values()),
-        units_foreign=done.foreign,
-        unreadable=tuple(sorted(done.unreadable)),
+        instances=sum(counts.instances for counts in parts.counts.values()),
+        units_foreign=parts.foreign,
+        unreadable=tuple(sorted(parts.unreadable)),
         pace=pace,
-        lease=_lease_state(seen),
+        lease=_lease_state(lease),
     )
 
 
-def _pace(
+def _measure_pace(
     record: RunRecord,
-    planned: dict[str, tuple[int | None, int]],
-    done: _Done,
+    planned: dict[str, PlannedUnit],
+    parts: _CommittedParts,
     images_left: int | None,
     bytes_left: int,
 ) -> Pace:
-    """From the parts that came after the run began, newest first."""
-    fresh = sorted((when, unit) for unit, when in done.changed.items() if when >= record.changed)
-    if not fresh:
+    """The pace of the newest of the parts that came after the run began."""
+    commits = sorted(
+        (changed, unit) for unit, changed in parts.changed.items() if changed >= record.changed
+    )
+    if not commits:
         return Pace()
-    newest = fresh[-1][0]
-    chosen = fresh[-_PACE_PARTS:]
-    began = fresh[-_PACE_PARTS - 1][0] if len(fresh) > _PACE_PARTS else record.changed
+    newest = commits[-1][0]
+    measured = commits[-_PACE_PARTS:]
+    began = commits[-_PACE_PARTS - 1][0] if len(commits) > _PACE_PARTS else record.changed
     seconds = max(newest - began, 1e-3)
-    images = sum(done.counts[unit].images for _, unit in chosen if unit in done.counts)
-    size = sum(planned[unit][1] for _, unit in chosen)
-    eta = None
+    images = sum(parts.counts[unit].images for _, unit in measured if unit in parts.counts)
+    n_bytes = sum(planned[unit].bytes for _, unit in measured)
+    eta_s = None
     if images_left is not None and images:
-        eta = images_left * seconds / images
-    elif size:
-        eta = bytes_left * seconds / size
+        eta_s = images_left * seconds / images
+    elif n_bytes:
+        eta_s = bytes_left * seconds / n_bytes
     return Pace(
         images_per_second=round(images / seconds, 3),
-        eta_s=None if eta is None else round(eta, 1),
+        eta_s=None if eta_s is None else round(eta_s, 1),
         last_commit_s=round(max(0.0, time.time() - newest), 1),
     )
 
 
-def _read_done(storage: Storage, prefix: str, planned: Iterable[str]) -> _Done:
+def _read_committed_parts(
+    storage: Storage, layout: EditionLayout, planned: AbstractSet[str]
+) -> _CommittedParts:
     """Footers of all committed parts of the plan, one request each, many at a time."""
-    wanted, done = set(planned), _Done()
-    listed: list[tuple[str, ObjectInfo]] = []
-    for info, when in storage.list_dated(join(prefix, "images")):
+    parts = _CommittedParts()
+    units: list[str] = []
+    infos: list[ObjectInfo] = []
+    for info, changed in storage.list_dated(layout.parts_folder("images")):
         unit = unit_of_part(info.uri)
         if unit is None:
             continue
-        if unit not in wanted:
-            done.foreign += 1
+        if unit not in planned:
+            parts.foreign += 1
             continue
-        done.changed[unit] = when
-        listed.append((unit, info))
-    with ThreadPoolExecutor(_READERS) as pool:
-        for (unit, info), counts in zip(
-            listed, pool.map(lambda item: _counts(storage, item[1]), listed), strict=True
-        ):
+        parts.changed[unit] = changed
+        units.append(unit)
+        infos.append(info)
+    with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
+        all_counts = pool.map(lambda info: _read_part_counts(storage, info), infos)
+        for unit, info, counts in zip(units, infos, all_counts, strict=True):
             if counts is None or counts.unit != unit:
-                done.unreadable.append(info.uri)
+                parts.unreadable.append(info.uri)
             else:
-                done.counts[unit] = counts
-    return done
+                parts.counts[unit] = counts
+    return parts
 
 
-def _counts(storage: Storage, info: ObjectInfo) -> PartCounts | None:
-    """What a part says about itself; None when it says nothing readable."""
+def _read_part_counts(storage: Storage, info: ObjectInfo) -> PartCounts | None:
+    """What a part says about itself; None when that cannot be read."""
     try:
         tail = storage.read_range(info.uri, max(0, info.size - _FOOTER_BYTES), _FOOTER_BYTES)
+        # a Parquet file ends with the footer, 4 bytes of its length, and 4 bytes of magic
         if len(tail) >= 8 and int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
             tail = storage.read(info.uri)
-        return counts_from_metadata(pq.read_metadata(io.BytesIO(tail)).metadata)
+        return PartCounts.from_metadata(pq.read_metadata(io.BytesIO(tail)).metadata)
     except (KeyError, ValueError, OSError, pa.ArrowException, StorageError):
         return None
-
-
-def _since(found: Status) -> str:
-    if found.state in (RUNNING, STOPPED, DIED):
-        return f", since {found.started}" if found.started else ""
-    return f", finished {found.finished}" if found.finished else ""
-
-
-def _pace_words(pace: Pace) -> str:
-    if pace.last_commit_s is None:
-        return "no part committed yet by this run"
-    eta = "-" if pace.eta_s is None else format_duration(pace.eta_s)
-    ago = format_duration(pace.last_commit_s)
-    return f"{pace.images_per_second:.1f} images/s · ETA {eta} · newest part {ago} ago"

@@ -10,10 +10,10 @@ from typing import Any
 
 from segcore.images import DECODER, DecodeOptions
 from segcore.models.base import ModelInfo
-from segcore.output.parts import SCHEMA_VERSION
+from segcore.output.schema import SCHEMA_VERSION
 
 # Limits decide whether an image is tried, not what comes out of it: raising one must not throw
-# away a finished archive. They are written down in edition.json, but name nothing.
+# away a finished archive. They are recorded in edition.json, but are not part of the name.
 LIMITS = frozenset({"max_pixels", "max_bytes"})
 
 
@@ -22,7 +22,7 @@ class Edition:
     """Name of the output prefix and the document behind it.
 
     Attributes:
-        name: ``<model>-<first 12 hex of the fingerprint>``; safe as one path component.
+        name: ``<model>-<first 12 hex digits of the fingerprint>``; safe as one path component.
         fingerprint: sha256 (hex) over `document`, keys sorted.
         document: What was hashed.
         limits: Recorded beside it, not hashed.
@@ -47,20 +47,31 @@ class Edition:
         return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def fingerprint_of(document: dict[str, Any]) -> str:
+    """The fingerprint of an edition's document."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def document_of(edition_json: dict[str, Any]) -> dict[str, Any]:
+    """The hashed part of what ``edition.json`` says: inverse of `Edition.to_json`."""
+    not_hashed = ("edition", "fingerprint", "licence", "limits")
+    return {key: value for key, value in edition_json.items() if key not in not_hashed}
+
+
 def make_edition(info: ModelInfo, decode: DecodeOptions) -> Edition:
-    """The edition of results that `info`'s model gives on pixels decoded with `decode`."""
+    """The edition of the results of `info`'s model on pixels decoded with `decode`."""
     model = asdict(info)
     licence = str(model.pop("licence"))  # a corrected licence text changes no pixel
     limits = decode.model_dump(mode="json", include=set(LIMITS))
-    # what stands at its default names nothing: a new option does not rename what is there
-    chosen = decode.model_dump(mode="json", exclude=set(LIMITS), exclude_defaults=True)
+    # Options at their defaults are left out, so that a new option does not rename old editions.
+    chosen_options = decode.model_dump(mode="json", exclude=set(LIMITS), exclude_defaults=True)
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": model,
-        "decode": {"decoder": DECODER, **chosen},
+        "decode": {"decoder": DECODER, **chosen_options},
     }
     document = json.loads(json.dumps(document, sort_keys=True))  # tuples become lists, as stored
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    fingerprint = fingerprint_of(document)
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", info.name).strip("-")[:60] or "model"
     return Edition(f"{stem}-{fingerprint[:12]}", fingerprint, document, limits, licence)

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.output.parts import PartCounts
-from segcore.text import align_columns, format_bytes, format_duration
+from segcore.output.layout import EditionLayout
+from segcore.output.part_counts import PartCounts
+from segcore.text import align_columns, format_bytes, format_duration, plural
 
 RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED = (
     "running",
@@ -23,12 +24,12 @@ EXIT_CODES = {SUCCESS: 0, INCOMPLETE: 1, TOO_MANY_FAILED: 3}
 
 @dataclass(frozen=True)
 class Account:
-    """Plan against output.
+    """What the output holds of a plan.
 
     Attributes:
         images: Rows of the ``images`` table; = ok + failed.
         missing: Units of the plan without a part.
-        unbalanced: Units whose part holds another number of images than the plan says.
+        unbalanced: Units whose part holds a different number of images than the plan says.
     """
 
     images: int
@@ -49,33 +50,33 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
         planned: Unit id -> number of its images; None when only reading could tell.
         counts: Of the planned units that are committed.
     """
-    found = {part.unit: part for part in counts}
+    parts = {part.unit: part for part in counts}
     failures: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    for part in found.values():
+    for part in parts.values():
         failures.update(part.failures)
         notes.update(part.notes)
     unbalanced = tuple(
-        unit for unit, part in found.items() if planned[unit] not in (None, part.images)
+        unit for unit, part in parts.items() if planned[unit] not in (None, part.images)
     )
     return Account(
-        images=sum(part.images for part in found.values()),
-        ok=sum(part.ok for part in found.values()),
-        failed=sum(part.failed for part in found.values()),
-        instances=sum(part.instances for part in found.values()),
+        images=sum(part.images for part in parts.values()),
+        ok=sum(part.ok for part in parts.values()),
+        failed=sum(part.failed for part in parts.values()),
+        instances=sum(part.instances for part in parts.values()),
         failures=dict(sorted(failures.items())),
         notes=dict(sorted(notes.items())),
         units=len(planned),
-        missing=tuple(unit for unit in planned if unit not in found),
+        missing=tuple(unit for unit in planned if unit not in parts),
         unbalanced=unbalanced,
     )
 
 
-def final_status(found: Account, max_failed_fraction: float) -> str:
-    """The status that an account deserves."""
-    if found.missing or found.unbalanced:
+def final_status(account: Account, max_failed_fraction: float) -> str:
+    """The status of a run that ended with this account."""
+    if account.missing or account.unbalanced:
         return INCOMPLETE
-    if found.failed > max_failed_fraction * found.images:
+    if account.failed > max_failed_fraction * account.images:
         return TOO_MANY_FAILED
     return SUCCESS
 
@@ -85,21 +86,22 @@ class RunReport:
     """A run, as stored in ``runs/<run>.json`` and printed by ``--json``.
 
     Attributes:
-        status: ``running`` while it goes on, then ``success``, ``incomplete`` or
+        status: ``running`` while it is in progress, then ``success``, ``incomplete`` or
             ``too_many_failed``.
         sequence: 1 for the first run in this edition, and so on; orders runs without clocks.
         started, finished: UTC, ISO 8601; "" when not yet.
         timings: Seconds of each step of this command.
         images: Rows of the ``images`` table; = ok + failed.
         failures: Failed images by error code.
-        notes: What reading noticed, such as ``duplicate_names`` (renamed in a shard).
+        notes: What was noticed while reading, such as ``duplicate_names`` (renamed in a shard).
         units_missing: How many units of the plan have no part.
-        units_unbalanced: Units whose part has another number of images than the plan.
-        units_withdrawn: Units whose input changed or went away; their parts were deleted.
+        units_unbalanced: Units whose part has a different number of images than the plan.
+        units_withdrawn: Units whose parts were deleted, because their input changed or is gone.
         images_this_time: Segmented by this command; the rest was done before.
-        images_retried: Of these: failed before, tried again by ``--retry-failed``.
-        images_recovered: Of these: failed no more.
+        images_retried: Of these, how many had failed before and were retried (``--retry-failed``).
+        images_recovered: Of the retried ones, how many did not fail again.
         images_per_second: `images_this_time` over ``timings["segment"]``.
+        pool: The workers, for people.
         errors: What kept units from being committed, a few of them.
     """
 
@@ -150,44 +152,46 @@ class RunReport:
         """The summary for people, a few aligned lines."""
         reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
         seconds = self.timings.get("segment", 0.0)
+        layout = EditionLayout(self.prefix)
         rows = [
             ("status", self.status),
             ("images", f"{self.images:,}"),
             ("  ok", f"{self.ok:,}"),
             ("  failed", f"{self.failed:,}" + (f"  ({reasons})" if reasons else "")),
             ("instances", f"{self.instances:,}"),
-            ("units", _units(self)),
+            ("units", _summarize_units(self)),
         ]
         if seconds:
-            rate = f"{self.images_this_time:,} images in {format_duration(seconds)}"
-            rows.append(("this time", f"{rate}, {self.images_per_second:.1f}/s"))
+            images = plural(self.images_this_time, "image")
+            pace = f"{images} in {format_duration(seconds)}, {self.images_per_second:.1f}/s"
+            rows.append(("this time", pace))
         if self.images_retried:
-            again = f"{self.images_retried:,} failed images, {self.images_recovered:,} now ok"
-            rows.append(("tried again", again))
+            retried = plural(self.images_retried, "failed image")
+            rows.append(("tried again", f"{retried}, {self.images_recovered:,} now ok"))
         rows.append(("model", self.edition))
-        rows.append(("tables", f"{self.prefix}/images/*.parquet"))
-        rows.append(("", f"{self.prefix}/instances/*.parquet"))
+        rows.append(("tables", layout.parts_pattern("images")))
+        rows.append(("", layout.parts_pattern("instances")))
         return align_columns(rows)
 
     def advice(self) -> list[str]:
         """What a person should know besides the numbers; for stderr."""
         if self.status == INCOMPLETE:
-            return _advice_incomplete(self)
+            return _advice_on_incomplete_run(self)
         lines = []
         if self.notes:
-            noticed = ", ".join(f"{name} {count:,}" for name, count in self.notes.items())
-            lines.append(f"Noticed while reading: {noticed}.")
+            notes = ", ".join(f"{name} {count:,}" for name, count in self.notes.items())
+            lines.append(f"Noticed while reading: {notes}.")
         if self.units_done_before == self.units and not self.images_retried:
             lines.append(
-                f"Nothing was left to do: all {self.images:,} images of this input were already "
-                "segmented by this edition. --overwrite does them again."
+                "Nothing was left to do: this edition already has results for every image of this "
+                f"input ({plural(self.images, 'image')}). Use --overwrite to segment them again."
             )
         if self.status == TOO_MANY_FAILED:
             share = self.failed / self.images
             lines.append(
-                f"Error: {self.failed:,} of {self.images:,} images failed ({share:.1%}); "
+                f"Error: {self.failed:,} of {plural(self.images, 'image')} failed ({share:.1%}); "
                 f"run.max_failed_fraction allows {self.max_failed_fraction:.1%}. "
-                "The images table has the reason of each (status = 'failed')."
+                "The images table gives the reason for each (status = 'failed')."
             )
         return lines
 
@@ -199,6 +203,7 @@ class Preview:
     Attributes:
         images: None when shards are counted only as they are read.
         images_done: Of the units already done; None as above.
+        units_stale: Committed units whose input changed or is gone; a run deletes their parts.
     """
 
     input: str
@@ -218,16 +223,19 @@ class Preview:
 
     def summary_line(self) -> str:
         """One line for people."""
-        left = self.units - self.units_done
-        done = f"; {self.units_done:,} of them are done" if self.units_done else ""
-        images = "images counted when read" if self.images is None else f"{self.images:,} images"
-        todo = f", {left:,} to do" if done else ""
-        return f"Plan: {images} in {self.units:,} units ({format_bytes(self.bytes)}){done}{todo}."
+        units = f"{plural(self.units, 'unit')} ({format_bytes(self.bytes)})"
+        if self.images is None:
+            plan = f"{units}; their images are counted when read"
+        else:
+            plan = f"{plural(self.images, 'image')} in {units}"
+        units_left = self.units - self.units_done
+        done = f"; {self.units_done:,} done, {units_left:,} to do" if self.units_done else ""
+        return f"Plan: {plan}{done}."
 
     def summary(self) -> str:
         """The plan for people, a few aligned lines."""
         unknown = "counted when read"
-        done = unknown if self.images_done is None else f"{self.images_done:,} images"
+        images_done = unknown if self.images_done is None else plural(self.images_done, "image")
         rows = [
             ("input", f"{self.input}  ({self.kind})"),
             ("images", unknown if self.images is None else f"{self.images:,}"),
@@ -235,36 +243,40 @@ class Preview:
             ("bytes", f"{self.bytes:,}  ({format_bytes(self.bytes)})"),
             ("model", self.model),
             ("output", self.prefix),
-            ("skipped", f"{self.units_done:,} units already done ({done})"),
-            ("to do", f"{self.units - self.units_done:,} units"),
+            ("skipped", f"{plural(self.units_done, 'unit')} already done ({images_done})"),
+            ("to do", plural(self.units - self.units_done, "unit")),
         ]
         if self.units_stale:
-            rows.append(("withdrawn", f"{self.units_stale:,} units whose input changed or went"))
+            stale = plural(self.units_stale, "unit")
+            rows.append(("to delete", f"{stale} whose input changed or is gone"))
         return align_columns(rows)
 
 
-def _units(report: RunReport) -> str:
-    parts = [f"{report.units:,}"]
+def _summarize_units(report: RunReport) -> str:
+    details = []
     if report.units_done_before:
-        parts.append(f"{report.units_done_before:,} done before")
+        details.append(f"{report.units_done_before:,} done before")
     if report.units_withdrawn:
-        parts.append(f"{report.units_withdrawn:,} withdrawn, their input changed")
+        details.append(f"{report.units_withdrawn:,} deleted because the input changed")
     if report.units_missing:
-        parts.append(f"{report.units_missing:,} MISSING")
-    return parts[0] + (f"  ({', '.join(parts[1:])})" if parts[1:] else "")
+        details.append(f"{report.units_missing:,} MISSING")
+    return f"{report.units:,}" + (f"  ({', '.join(details)})" if details else "")
 
 
-def _advice_incomplete(report: RunReport) -> list[str]:
+def _advice_on_incomplete_run(report: RunReport) -> list[str]:
     lines = []
     if report.units_missing:
+        verb = "has" if report.units_missing == 1 else "have"
         lines.append(
-            f"Error: {report.units_missing:,} of {report.units:,} units have no result. "
-            "Run the same command again: it goes on with these only."
+            f"Error: {report.units_missing:,} of {plural(report.units, 'unit')} {verb} no result. "
+            "Run the same command again to do only what is missing."
         )
     if report.units_unbalanced:
+        count = len(report.units_unbalanced)
+        verb = "holds" if count == 1 else "hold"
         lines.append(
-            f"Error: {len(report.units_unbalanced):,} units hold another number of images than "
-            f"planned, such as {report.units_unbalanced[0]}: the input changed while it was "
-            "read. Run the same command again; --overwrite if that does not mend it."
+            f"Error: {plural(count, 'unit')} {verb} a different number of images than planned, "
+            f"for example {report.units_unbalanced[0]}: the input changed while it was being "
+            "read. Run the same command again, and with --overwrite if that does not fix it."
         )
     return lines + [f"  {error}" for error in report.errors]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
-from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from segcore.storage import Storage, join, normalize
-from segcore.storage.uris import basename, parent
-
-_MAX_JSON = 16 << 20
+from segcore.output.documents import read_document
+from segcore.output.latest import read_latest
+from segcore.output.layout import EditionLayout, OutputLayout, Table, unit_of_part
+from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.storage import Storage, normalize
 
 
 @dataclass(frozen=True)
@@ -23,37 +22,42 @@ class Results:
     """One edition of an output. Only units whose `images` part exists are seen.
 
     Attributes:
-        prefix: URI of the edition.
+        layout: Where the files of the edition lie.
         edition: Contents of its ``edition.json``.
         units: Ids of the committed units, sorted.
     """
 
     storage: Storage
-    prefix: str
+    layout: EditionLayout
     edition: dict[str, Any]
     units: tuple[str, ...]
 
     @property
+    def prefix(self) -> str:
+        """URI of the edition."""
+        return self.layout.prefix
+
+    @property
     def name(self) -> str:
         """Name of the edition."""
-        return basename(self.prefix)
+        return self.layout.name
 
     def images(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `images` table, one unit at a time.
 
         Raises:
-            UsageError: A part is no table of this schema.
+            UsageError: A part is not a table of this schema.
         """
         for unit in self.units:
-            yield self._read("images", unit, columns or IMAGES_SCHEMA.names)
+            yield self._read_part("images", unit, columns or IMAGES_SCHEMA.names)
 
     def instances(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `instances` table, one unit at a time, in the order of `images`."""
         for unit in self.units:
-            yield self._read("instances", unit, columns or INSTANCES_SCHEMA.names)
+            yield self._read_part("instances", unit, columns or INSTANCES_SCHEMA.names)
 
-    def _read(self, table: str, unit: str, columns: Sequence[str]) -> pa.Table:
-        uri = join(self.prefix, table, f"{unit}.parquet")
+    def _read_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
+        uri = self.layout.part(table, unit)
         with self.storage.open(uri) as file:
             try:
                 return pq.read_table(file, columns=list(columns))
@@ -70,81 +74,82 @@ def open_results(storage: Storage, output: str, edition: str | None = None) -> R
             only one.
 
     Raises:
-        UsageError: No output there, no such edition, or several and none chosen.
+        UsageError: There is no output, no such edition, or there are several and none was chosen.
     """
-    prefix = _find(storage, normalize(output), edition)
-    document = _json(storage, join(prefix, "edition.json"))
-    listed = (basename(info.uri) for info in storage.list(join(prefix, "images")))
-    units = sorted(n.removesuffix(".parquet") for n in listed if n.endswith(".parquet"))
-    return Results(storage, prefix, document, tuple(units))
+    layout = find_edition(storage, output, edition)
+    document = read_document(storage, layout.edition_json)
+    listed_units = (unit_of_part(info.uri) for info in storage.list(layout.parts_folder("images")))
+    units = tuple(sorted(unit for unit in listed_units if unit is not None))
+    return Results(storage, layout, document, units)
 
 
 def find_edition(
     storage: Storage, output: str, edition: str | None = None, *, newest: bool = False
-) -> str:
-    """URI of the edition to look at; arguments and errors are those of `open_results`.
+) -> EditionLayout:
+    """The edition to look at; other arguments and errors are those of `open_results`.
 
     Args:
         newest: Of several, take the one whose run record was written last, published or not.
     """
-    output = normalize(output)
-    if newest and edition is None and not storage.exists(join(output, "edition.json")):
-        dated = [
-            (changed, parent(parent(info.uri)))
-            for info, changed in storage.list_dated(output)
-            if basename(parent(info.uri)) == "runs" and parent(parent(parent(info.uri))) == output
-        ]
-        if dated:
-            return max(dated)[1]
-    return _find(storage, output, edition)
-
-
-def _find(storage: Storage, output: str, edition: str | None) -> str:
+    uri = normalize(output)
     if edition is not None:
-        prefix = join(output, edition)
-        if storage.exists(join(prefix, "edition.json")):
-            return prefix
-        raise UsageError(f"{output} has no edition {edition}.", _known(_editions(storage, output)))
-    if storage.exists(join(output, "edition.json")):
-        return output
+        return _edition_by_name(storage, OutputLayout(uri), edition)
+    if storage.exists(EditionLayout(uri).edition_json):
+        return EditionLayout(uri)
+    if newest:
+        layout = _edition_of_newest_run(storage, OutputLayout(uri))
+        if layout is not None:
+            return layout
+    return _published_or_only_edition(storage, OutputLayout(uri))
+
+
+def _edition_by_name(storage: Storage, output: OutputLayout, name: str) -> EditionLayout:
+    layout = output.edition(name)
+    if storage.exists(layout.edition_json):
+        return layout
+    raise UsageError(
+        f"{output.uri} has no edition {name}.", _describe_editions(_editions(storage, output))
+    )
+
+
+def _edition_of_newest_run(storage: Storage, output: OutputLayout) -> EditionLayout | None:
+    """The edition whose run record was written last; None when there is no record."""
+    dated = [
+        (changed, layout.prefix)
+        for info, changed in storage.list_dated(output.uri)
+        if (layout := output.edition_of_run_record(info.uri)) is not None
+    ]
+    return EditionLayout(max(dated)[1]) if dated else None
+
+
+def _published_or_only_edition(storage: Storage, output: OutputLayout) -> EditionLayout:
     try:
-        latest = _json(storage, join(output, "latest.json"))
+        latest = read_latest(storage, output)
     except ObjectNotFound:
-        found = _editions(storage, output)
-        if len(found) == 1:
-            return join(output, found[0])
-        if found:
+        editions = _editions(storage, output)
+        if len(editions) == 1:
+            return output.edition(editions[0])
+        if editions:
             raise UsageError(
-                f"{output} holds {len(found)} editions and no latest.json.",
-                f"Choose one with --edition. {_known(found)}",
+                f"{output.uri} holds {len(editions)} editions, and none of them is published.",
+                f"Choose one with --edition. {_describe_editions(editions)}",
             ) from None
         raise UsageError(
-            f"{output} is not the output of a run: it holds no edition.",
+            f"{output.uri} is not the output of a run: it holds no edition.",
             "Give the folder or URI that was the OUTPUT of `segcore segment`.",
         ) from None
     if not isinstance(latest.get("edition"), str):
-        raise UsageError(f"{join(output, 'latest.json')} names no edition.", "Use --edition.")
-    return join(output, latest["edition"])
+        raise UsageError(
+            f"{output.latest_json} does not name an edition.", "Choose one with --edition."
+        )
+    return output.edition(latest["edition"])
 
 
-def _editions(storage: Storage, output: str) -> list[str]:
+def _editions(storage: Storage, output: OutputLayout) -> list[str]:
     """Names of the editions of an output, by listing."""
-    return [
-        basename(parent(info.uri))
-        for info in storage.list(output)
-        if info.uri == join(output, basename(parent(info.uri)), "edition.json")
-    ]
+    layouts = (output.edition_of_document(info.uri) for info in storage.list(output.uri))
+    return [layout.name for layout in layouts if layout is not None]
 
 
-def _known(editions: list[str]) -> str:
-    return f"Editions there: {', '.join(editions)}." if editions else "There is none."
-
-
-def _json(storage: Storage, uri: str) -> dict[str, Any]:
-    try:
-        document = json.loads(storage.read(uri, max_bytes=_MAX_JSON))
-    except ValueError as error:
-        raise UsageError(f"{uri} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{uri} is not a JSON object.")
-    return document
+def _describe_editions(editions: list[str]) -> str:
+    return f"Its editions: {', '.join(editions)}." if editions else "It has no editions."

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from segcore.errors import SegcoreError, UsageError
+from segcore.output.documents import MAX_DOCUMENT_BYTES
+from segcore.output.layout import EditionLayout
 from segcore.planning.plan import Plan, decode_plan
-from segcore.storage import Storage, join
+from segcore.storage import Storage
 
-_MAX_JSON = 16 << 20
-_READERS = 16
+_REQUEST_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -23,75 +24,103 @@ class RunRecord:
     Attributes:
         uri: The file.
         changed: When it was last written, seconds since 1970 by the clock of the storage. While
-            the run goes on, that is when it began.
-        values: What it says; see `segcore.output.report.RunReport`.
+            the run is in progress, that is when it began.
+        run: Name of its plan.
+        sequence: Orders the runs of an edition.
+        status: ``running``, or how the run ended.
+        input: URI of the archive.
+        failed: Failed images.
+        values: All that the file says; see `segcore.output.report.RunReport`.
     """
 
     uri: str
     changed: float
+    run: str
+    sequence: int
+    status: str
+    input: str
+    failed: int
     values: dict[str, Any]
 
-    @property
-    def run(self) -> str:
-        """Name of its plan."""
-        return str(self.values["run"])
+    @classmethod
+    def parse(cls, uri: str, changed: float, data: bytes) -> RunRecord:
+        """The record that a file holds.
 
-    @property
-    def sequence(self) -> int:
-        """Orders the runs of an edition."""
-        return int(self.values["sequence"])
+        Raises:
+            UsageError: It is not a run record.
+        """
+        try:
+            values = json.loads(data)
+            return cls(
+                uri=uri,
+                changed=changed,
+                run=str(values["run"]),
+                sequence=int(values["sequence"]),
+                status=str(values["status"]),
+                input=str(values["input"]),
+                failed=int(values["failed"]),
+                values=values,
+            )
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{uri} is not a run record of segcore.", hint="Delete it and run again."
+            ) from None
 
-    @property
-    def status(self) -> str:
-        """``running``, or how it ended."""
-        return str(self.values["status"])
+
+class PlannedUnit(NamedTuple):
+    """The size of a unit, from the columns of its plan; `images` is None where not known."""
+
+    unit: str
+    images: int | None
+    bytes: int
 
 
-def read_run_records(storage: Storage, prefix: str) -> list[RunRecord]:
+def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]:
     """All runs of an edition, oldest first.
 
     Raises:
-        UsageError: A file in ``runs/`` is no record; names it.
+        UsageError: A file in ``runs/`` is not a run record; names it.
     """
-    found = [
+    files = [
         (info.uri, changed)
-        for info, changed in storage.list_dated(join(prefix, "runs"))
+        for info, changed in storage.list_dated(layout.runs_folder)
         if info.uri.endswith(".json")
     ]
 
-    def read(item: tuple[str, float]) -> RunRecord:
-        uri, changed = item
-        try:
-            values = json.loads(storage.read(uri, _MAX_JSON))
-            record = RunRecord(uri, changed, values)
-            needed = (record.sequence, record.run, record.status, values["input"], values["failed"])
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{uri} is not a run record of segcore.", hint="Delete it, and run again."
-            ) from None
-        assert needed
-        return record
+    def read(file: tuple[str, float]) -> RunRecord:
+        uri, changed = file
+        return RunRecord.parse(uri, changed, storage.read(uri, MAX_DOCUMENT_BYTES))
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        return sorted(pool.map(read, found), key=lambda record: record.sequence)
+    with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
+        return sorted(pool.map(read, files), key=lambda record: record.sequence)
 
 
-def read_plan(storage: Storage, prefix: str, run: str) -> Plan:
+def read_newest_run(storage: Storage, layout: EditionLayout) -> RunRecord | None:
+    """The newest run of an edition; None when there is none.
+
+    Raises:
+        UsageError: See `read_run_records`.
+    """
+    records = read_run_records(storage, layout)
+    return records[-1] if records else None
+
+
+def read_plan(storage: Storage, layout: EditionLayout, run: str) -> Plan:
     """The stored plan of a run.
 
     Raises:
-        ObjectNotFound: It is not there.
+        ObjectNotFound: It does not exist.
         SegcoreError: It is damaged.
     """
-    uri = join(prefix, "plans", f"{run}.parquet")
+    uri = layout.plan(run)
     plan = decode_plan(storage.read(uri), uri)
     if plan.run != run:
         raise SegcoreError(f"{uri} is the plan of another run, {plan.run}.")
     return plan
 
 
-def planned_units(plan: Plan) -> Iterator[tuple[str, int | None, int]]:
-    """(unit, its images where known, its bytes) of a plan, from its columns."""
+def planned_units(plan: Plan) -> Iterator[PlannedUnit]:
+    """The units of a plan, from its columns: no `Unit` is made."""
     table = plan.units.table
     columns = (table[name].to_pylist() for name in ("unit", "n_images", "n_bytes"))
-    yield from zip(*columns, strict=True)
+    yield from map(PlannedUnit._make, zip(*columns, strict=True))

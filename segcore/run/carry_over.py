@@ -14,11 +14,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.errors import StorageError
-from segcore.output.parts import IMAGES_SCHEMA, PartCounts, Parts
+from segcore.output.part_counts import PartCounts
+from segcore.output.parts import Parts
+from segcore.output.schema import IMAGES_SCHEMA
 from segcore.planning.plan import Plan, select_units
 from segcore.sources.units import Unit
 
 _THREADS = 8
+_UNITS_AT_ONCE = 64
+
+
+def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
+    """Commit the units of `plan.carried` whose old unit is committed; returns which.
+
+    To be called before stale units are deleted. Dying in between loses nothing: what was not
+    carried over is segmented again.
+
+    Raises:
+        StorageError: A part cannot be written.
+    """
+    unit_ids = [
+        unit
+        for unit, old_unit in plan.carried.items()
+        if old_unit in committed and unit not in committed
+    ]
+    units = select_units(plan.units, unit_ids)
+    carrier = _Carrier(parts, plan)
+    carried: set[str] = set()
+    with ThreadPoolExecutor(_THREADS, "segcore-carry") as pool:
+        for start in range(0, len(units), _UNITS_AT_ONCE):
+            outcomes = pool.map(carrier.carry, units[start : start + _UNITS_AT_ONCE])
+            carried.update(unit for unit in outcomes if unit is not None)
+    return carried
 
 
 @dataclass(frozen=True)
@@ -27,51 +54,40 @@ class _Carrier:
     plan: Plan
 
     def carry(self, unit: Unit) -> str | None:
-        """Commit `unit` with the rows of the unit that it was part of; None if that has not all."""
-        before = self.plan.carried[unit.unit]
+        """Commit `unit` with the rows of the unit that it was part of.
+
+        Returns:
+            Its id; None, and nothing is committed, when that old unit lacks some of its images.
+        """
+        old_unit = self.plan.carried[unit.unit]
         try:
-            images, instances = self.parts.read(before)
+            images, instances = self.parts.read_tables(old_unit)
         except StorageError:
             return None  # then its images are segmented again
-        ids = pa.array([member.image_id for member in unit.members], pa.string())
-        images = images.filter(pc.is_in(images["image_id"], ids))
-        if images["image_id"].to_pylist() != ids.to_pylist():
+        image_ids = pa.array([member.image_id for member in unit.members], pa.string())
+        images = images.filter(pc.is_in(images["image_id"], image_ids))
+        if images["image_id"].to_pylist() != image_ids.to_pylist():
             return None
-        names = pa.array([unit.unit] * images.num_rows, pa.string())
-        at = IMAGES_SCHEMA.get_field_index("unit")
-        images = images.set_column(at, IMAGES_SCHEMA.field("unit"), names)
-        failed = images.filter(pc.equal(images["status"], "failed"))
-        instances = instances.filter(pc.is_in(instances["image_id"], ids))
-        counts = PartCounts(
-            unit=unit.unit,
-            ok=images.num_rows - failed.num_rows,
-            failed=failed.num_rows,
-            instances=instances.num_rows,
-            failures=dict(sorted(Counter(failed["error_code"].to_pylist()).items())),
-        )
+        instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
+        images = _with_unit(images, unit.unit)
+        counts = _count_rows(unit.unit, images, instances)
         self.parts.commit_tables(images, instances, counts)
         return unit.unit
 
 
-def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
-    """Commit the units of `plan.carried` whose old unit is committed; returns which.
+def _with_unit(images: pa.Table, unit: str) -> pa.Table:
+    """The same rows as rows of another unit."""
+    column = pa.array([unit] * images.num_rows, pa.string())
+    position = IMAGES_SCHEMA.get_field_index("unit")
+    return images.set_column(position, IMAGES_SCHEMA.field("unit"), column)
 
-    To be called before stale units are withdrawn. Dying in between loses nothing: what was not
-    carried is segmented again.
 
-    Raises:
-        StorageError: A part cannot be written.
-    """
-    wanted = [
-        unit
-        for unit, before in plan.carried.items()
-        if before in committed and unit not in committed
-    ]
-    chosen = select_units(plan.units, wanted)
-    carrier = _Carrier(parts, plan)
-    with ThreadPoolExecutor(_THREADS, "segcore-carry") as pool:
-        done: set[str] = set()
-        for start in range(0, len(chosen), 64):
-            found = pool.map(carrier.carry, chosen[start : start + 64])
-            done.update(unit for unit in found if unit is not None)
-    return done
+def _count_rows(unit: str, images: pa.Table, instances: pa.Table) -> PartCounts:
+    failed = images.filter(pc.equal(images["status"], "failed"))
+    return PartCounts(
+        unit=unit,
+        ok=images.num_rows - failed.num_rows,
+        failed=failed.num_rows,
+        instances=instances.num_rows,
+        failures=dict(sorted(Counter(failed["error_code"].to_pylist()).items())),
+    )

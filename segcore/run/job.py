@@ -1,83 +1,95 @@
-"""What a configuration amounts to: the edition, the plan, and what of it is already done."""
+"""What a configuration amounts to: the model, the plan, and what of it is already done."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from segcore.config import Config
 from segcore.errors import CheckpointError, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
+from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import Preview
-from segcore.output.run_records import read_plan, read_run_records
+from segcore.output.run_records import RunRecord, planned_units, read_newest_run, read_plan
 from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
-from segcore.storage import Storage, is_remote, join, normalize
+from segcore.sources.base import Source
+from segcore.storage import Storage, is_remote, normalize
 from segcore.worker.prefetch import Preprocessor
 
-MAX_JSON_BYTES = 16 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run before it starts. Nothing was written yet.
+class JobModel:
+    """The model of a job, as it was probed on the CPU.
 
     Attributes:
         weights: Bytes of the checkpoint when the model is a file or an object, so that every
             worker has the same; None when its name is enough.
+    """
+
+    weights: bytes | None = field(repr=False)
+    info: ModelInfo
+    edition: Edition
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run before it starts. Nothing has been written yet.
+
+    Attributes:
         committed: Ids of all units that have parts in this edition.
-        last: The newest record in ``runs/``; {} for the first run.
+        last_run: The newest run of this edition; None for the first one.
+        source_kind: What the input is, see `segcore.sources.base.Kind`.
     """
 
     config: Config
     storage: Storage
-    output: str
-    weights: bytes | None
-    info: ModelInfo
-    edition: Edition
+    output: OutputLayout
+    model: JobModel
     plan: Plan
     parts: Parts
     committed: frozenset[str]
-    last: dict[str, Any]
-    kind: str
+    last_run: RunRecord | None
+    source_kind: str
 
     @cached_property
     def planned(self) -> dict[str, int | None]:
         """Ids of all units, and how many images each has, where that is known."""
-        table = self.plan.units.table
-        ids, images = table["unit"].to_pylist(), table["n_images"].to_pylist()
-        return dict(zip(ids, images, strict=True))
+        return {planned.unit: planned.images for planned in planned_units(self.plan)}
 
     @property
-    def prefix(self) -> str:
-        """``<output>/<edition>``."""
-        return self.parts.prefix
+    def edition(self) -> Edition:
+        """The edition that the run writes into."""
+        return self.model.edition
+
+    @property
+    def layout(self) -> EditionLayout:
+        """Where the files of the edition lie."""
+        return self.parts.layout
 
     @property
     def sequence(self) -> int:
-        """Number of this run in its edition; the same plan again keeps its number."""
-        number = int(self.last.get("sequence", 0))
-        return number if self.last.get("run") == self.plan.run else number + 1
-
-    def uri(self, *names: str) -> str:
-        """A URI below the edition."""
-        return join(self.prefix, *names)
+        """Number of this run in its edition; repeating the same plan keeps its number."""
+        if self.last_run is None:
+            return 1
+        same_plan = self.last_run.run == self.plan.run
+        return self.last_run.sequence if same_plan else self.last_run.sequence + 1
 
     def preview(self) -> Preview:
-        """What the run would do. What can be carried over counts as done: nothing is segmented."""
-        moved = {unit for unit, old in self.plan.carried.items() if old in self.committed}
-        counts = summarize_plan(self.plan, self.committed | moved)
+        """What the run would do. Units that can be carried over count as done."""
+        carried = {unit for unit, old in self.plan.carried.items() if old in self.committed}
+        counts = summarize_plan(self.plan, self.committed | carried)
         return Preview(
             input=self.plan.input,
-            prefix=self.prefix,
-            model=self.info.name,
-            kind=self.kind,
+            prefix=self.layout.prefix,
+            model=self.model.info.name,
+            kind=self.source_kind,
             images=counts.images,
             units=counts.units,
             bytes=counts.bytes,
@@ -91,60 +103,28 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     """Check everything that can be wrong and find out what there is to do.
 
     Raises:
-        UsageError: Input or output missing or in each other's way, or the output belongs to
+        UsageError: Input or output is missing, one lies in the other's way, the output belongs to
             another input, or the model cannot take images as they are to be decoded.
         SegcoreError: The model, the input or the storage cannot be used.
     """
-    if config.input is None or config.output is None:
-        missing = "INPUT" if config.input is None else "OUTPUT"
-        raise UsageError(
-            f"{missing} is missing.",
-            hint="segcore segment INPUT OUTPUT, or `input:` and `output:` in the --config file.",
-        )
     storage = Storage(config.storage)
-    source_uri, output = normalize(config.input), normalize(config.output)
-    if output == source_uri or output.startswith(source_uri + "/"):
-        raise UsageError(
-            f"The output {output} lies inside the input: the next run would read its own tables.",
-            hint="Choose an output beside the input.",
-        )
-    weights = _read_weights(config.model.name, storage)
-    probe_options = config.model.options().model_copy(update={"device": "cpu"})
-    model = load_model(config.model.name, probe_options, weights)
-    Preprocessor(model.preprocess, config.decode)  # may not go together
-    info = model.info
-    del model
-    edition = make_edition(info, config.decode)
-    prefix = join(output, edition.name)
-    last = _last_run(storage, prefix)
-    if last and last["input"] != source_uri and not overwrite:
-        raise UsageError(
-            f"{prefix} holds the results of another input, {last['input']}.",
-            hint="Choose another output, or --overwrite to delete those results first.",
-        )
-    source = open_source(source_uri, config.source, storage)
-    plan = make_plan(source, config.plan, None if overwrite else _plan_of(storage, prefix, last))
-    parts = Parts(
-        storage=storage,
-        prefix=prefix,
-        edition=edition.name,
-        run=plan.run,
-        licence=edition.licence,
-        categories=tuple((category.id, category.name) for category in info.categories),
-    )
-    committed = frozenset() if overwrite else frozenset(parts.committed())
+    input_uri, output = locate_input_and_output(config)
+    model = open_model(config, storage)
+    layout = output.edition(model.edition.name)
+    last_run = open_edition(storage, layout, input_uri, overwrite=overwrite)
+    source = open_source(input_uri, config.source, storage)
+    plan = open_plan(config, storage, source, layout, None if overwrite else last_run)
+    parts = open_parts(storage, layout, model, plan)
     return Job(
         config=config,
         storage=storage,
         output=output,
-        weights=weights,
-        info=info,
-        edition=edition,
+        model=model,
         plan=plan,
         parts=parts,
-        committed=committed,
-        last=last,
-        kind=source.kind,
+        committed=_committed_units(parts, overwrite),
+        last_run=last_run,
+        source_kind=source.kind,
     )
 
 
@@ -154,34 +134,128 @@ def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
     Raises:
         SegcoreError: As `prepare_job` does.
     """
-    last = _last_run(job.storage, job.prefix)
-    if last.get("run") != job.last.get("run"):  # another plan, which ours has to follow
+    last_run = read_newest_run(job.storage, job.layout)
+    if _run_name(last_run) != _run_name(job.last_run):  # another plan, which ours has to follow
         return prepare_job(job.config, overwrite=overwrite)
-    committed = frozenset() if overwrite else frozenset(job.parts.committed())
-    return replace(job, last=last, committed=committed)
+    return replace(job, last_run=last_run, committed=_committed_units(job.parts, overwrite))
+
+
+def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
+    """URI of the input, and the output.
+
+    Raises:
+        UsageError: One of them is missing, or the output lies inside the input.
+    """
+    if config.input is None or config.output is None:
+        missing = "INPUT" if config.input is None else "OUTPUT"
+        raise UsageError(
+            f"{missing} is missing.",
+            hint="segcore segment INPUT OUTPUT, or `input:` and `output:` in the --config file.",
+        )
+    input_uri, output_uri = normalize(config.input), normalize(config.output)
+    if output_uri == input_uri or output_uri.startswith(input_uri + "/"):
+        raise UsageError(
+            f"The output {output_uri} lies inside the input: the next run would read its own "
+            "tables.",
+            hint="Choose an output that is not inside the input.",
+        )
+    return input_uri, OutputLayout(output_uri)
+
+
+def open_model(config: Config, storage: Storage) -> JobModel:
+    """Load the model once on the CPU, to learn what it is and that it works.
+
+    Raises:
+        UsageError: It cannot take images as they are to be decoded.
+        SegcoreError: It cannot be loaded.
+    """
+    weights = _read_weights(config.model.name, storage)
+    options = config.model.options().model_copy(update={"device": "cpu"})
+    model = load_model(config.model.name, options, weights)
+    Preprocessor(model.preprocess, config.decode)  # raises if the two do not fit together
+    return JobModel(weights, model.info, make_edition(model.info, config.decode))
+
+
+def open_edition(
+    storage: Storage, layout: EditionLayout, input_uri: str, *, overwrite: bool
+) -> RunRecord | None:
+    """The newest run of the edition; None when there is none.
+
+    Raises:
+        UsageError: It was a run on another input, and its results are not to be overwritten.
+    """
+    last_run = read_newest_run(storage, layout)
+    if last_run is not None and last_run.input != input_uri and not overwrite:
+        raise UsageError(
+            f"{layout.prefix} holds the results of another input, {last_run.input}.",
+            hint="Choose another output, or --overwrite to delete those results first.",
+        )
+    return last_run
+
+
+def open_plan(
+    config: Config,
+    storage: Storage,
+    source: Source,
+    layout: EditionLayout,
+    last_run: RunRecord | None,
+) -> Plan:
+    """The plan of this run; units that have not changed since the last run are kept.
+
+    Raises:
+        SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
+    """
+    previous: Plan | None = None
+    if last_run is not None:
+        try:
+            previous = read_plan(storage, layout, last_run.run)
+        except ObjectNotFound:
+            previous = None
+    return make_plan(source, config.plan, previous)
+
+
+def open_parts(storage: Storage, layout: EditionLayout, model: JobModel, plan: Plan) -> Parts:
+    """The parts that the run writes."""
+    return Parts(
+        storage=storage,
+        prefix=layout.prefix,
+        edition=layout.name,
+        run=plan.run,
+        licence=model.edition.licence,
+        categories=tuple((category.id, category.name) for category in model.info.categories),
+    )
 
 
 def check_paths_reachable(job: Job) -> None:
     """Refuse local paths on a Ray cluster that may have other machines.
 
     Raises:
-        UsageError: A local path, a remote cluster, and no word that the path is shared.
+        UsageError: A path is local, the cluster is remote, and nothing says that they share it.
     """
     options = job.config.ray
     if options.address in (None, "local") or options.shared_paths:
         return
-    for what, uri in (("input", job.plan.input), ("output", job.output)):
+    for name, uri in (("input", job.plan.input), ("output", job.output.uri)):
         if not is_remote(uri):
             raise UsageError(
-                f"The {what} {uri} is a local path, but workers may run on other machines of "
+                f"The {name} {uri} is a local path, but workers may run on other machines of "
                 f"the cluster at {options.address}.",
                 hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
                 "the same files there.",
             )
 
 
+def _committed_units(parts: Parts, overwrite: bool) -> frozenset[str]:
+    """The units that need not be done: none, if all are to be done again."""
+    return frozenset() if overwrite else frozenset(parts.committed_units())
+
+
+def _run_name(record: RunRecord | None) -> str | None:
+    return None if record is None else record.run
+
+
 def _read_weights(name: str, storage: Storage) -> bytes | None:
-    """The checkpoint's bytes when `name` is a file or an object; see `Job.weights`."""
+    """The checkpoint's bytes when `name` is a file or an object; see `JobModel.weights`."""
     if is_remote(name) and not name.startswith(("http://", "https://")):
         try:
             return storage.read(name, MAX_WEIGHTS_BYTES)
@@ -190,19 +264,3 @@ def _read_weights(name: str, storage: Storage) -> bytes | None:
     if os.path.isfile(name) and name not in bundled_names():
         return storage.read(name, MAX_WEIGHTS_BYTES)
     return None
-
-
-def _last_run(storage: Storage, prefix: str) -> dict[str, Any]:
-    """What the newest record in ``runs/`` says; {} when there is none."""
-    found = read_run_records(storage, prefix)
-    return found[-1].values if found else {}
-
-
-def _plan_of(storage: Storage, prefix: str, last: dict[str, Any]) -> Plan | None:
-    """The plan of the last run, so that what is unchanged keeps its units."""
-    if not last:
-        return None
-    try:
-        return read_plan(storage, prefix, last["run"])
-    except ObjectNotFound:
-        return None

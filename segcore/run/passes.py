@@ -15,6 +15,7 @@ from segcore.distributed.progress import ProgressGoal, show_progress
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
+from segcore.text import plural
 from segcore.worker.unit_worker import ReadOptions
 
 if TYPE_CHECKING:
@@ -23,23 +24,25 @@ if TYPE_CHECKING:
 
 Notify = Callable[[str], None]
 
-# On a GPU one batch is in the network while another is in its masks; on a CPU each pass has one
-# thread, so that there may be one for each core.
-_LANES = {"cuda": 2, "mps": 1}
+# On a GPU one batch is in the network while another is in its masks. On a CPU, where a forward
+# pass uses one thread, there may be one batch for each core.
+_CONCURRENT_BATCHES = {"cuda": 2, "mps": 1}
 _GPU_READ_THREADS = 64
 
 
 @dataclass
 class RunState:
-    """What happens while a run goes on.
+    """What has happened so far in a run.
 
     Attributes:
+        timings: Seconds of each step.
         errors: Unit -> why it was not committed.
         done: Units that an actor has committed.
-        withdrawn: Units whose parts were deleted, as their input changed.
-        carried: Units whose results were there already, in the parts of other units.
+        units_deleted: How many units' parts were deleted because their input changed or is gone.
+        carried: Units whose results existed already, in the parts of other units.
         retried: Unit -> its failed images before they were tried again.
-        check: Raises once this run may not go on.
+        pool: The workers, for people.
+        check_lease: Raises once this run may not go on.
     """
 
     timings: dict[str, float] = field(default_factory=dict)
@@ -49,7 +52,7 @@ class RunState:
     carried: set[str] = field(default_factory=set)
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""
-    check: Callable[[], None] = lambda: None
+    check_lease: Callable[[], None] = lambda: None
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -58,10 +61,10 @@ class RunState:
         try:
             yield
         finally:
-            took = time.monotonic() - began
-            self.timings[step] = round(self.timings.get(step, 0.0) + took, 3)
+            seconds = time.monotonic() - began
+            self.timings[step] = round(self.timings.get(step, 0.0) + seconds, 3)
 
-    def note(self, outcome: UnitOutcome) -> None:
+    def record(self, outcome: UnitOutcome) -> None:
         """Remember what became of a unit; a success forgets earlier errors."""
         if outcome.error:
             self.errors[outcome.unit] = outcome.error
@@ -75,77 +78,84 @@ class Pass:
     """Units to work through.
 
     Attributes:
-        redo: They are committed; only their failed images are segmented again.
+        retry_failed: They are committed; only their failed images are segmented again.
     """
 
     units: Units
     retry_failed: bool = False
 
-    def left(self, job: Job, course: RunState) -> Units:
-        """Those that are still to be done: what counts is what lies in storage, not what the
-        actors said; only of a redone unit storage does not tell.
+    def units_left(self, job: Job, state: RunState) -> Units:
+        """Those that are still to be done.
+
+        What counts is what lies in storage, not what the actors reported. Only of a retried unit
+        storage does not tell.
         """
         if self.retry_failed:
-            return select_units(self.units, set(self.units.ids()) - course.done)
-        return remaining_units(job.plan, job.parts.committed())
+            return select_units(self.units, set(self.units.ids()) - state.done)
+        return remaining_units(job.plan, job.parts.committed_units())
 
 
-def run_passes(job: Job, tasks: Sequence[Pass], course: RunState, notify: Notify) -> None:
-    """Work through `tasks` until each unit is done or its attempts are used up.
+def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
+    """Work through `passes` until each unit is done or its attempts are used up.
 
     Raises:
-        ClusterError: Ray cannot be had, or the pool as a whole cannot work.
+        ClusterError: Ray cannot be reached, or the pool as a whole cannot work.
         StorageError: Unit after unit failed.
     """
     from segcore.distributed.pipeline import Pipeline
 
     options = job.config.ray
-    most = max(len(task.units) for task in tasks)
+    max_units = max(len(one.units) for one in passes)
     with ExitStack() as stack:
-        with course.timed("start_ray"):
+        with state.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
-            pool = cluster.size_pool(options, job.config.model.device, most, cluster.live_nodes())
-        course.pool = pool.summary()
-        notify(f"Working with {course.pool}.")
-        spec = _spec(job, pool)
-        for task in tasks:
-            pipeline = Pipeline(spec, pool, options.units_per_wave, retry_failed=task.retry_failed)
-            with show_progress(pipeline.snapshot, _goal(task.units)), course.timed("segment"):
-                _attempts(job, task, pipeline, course, notify)
+            nodes = cluster.live_nodes()
+            pool = cluster.size_pool(options, job.config.model.device, max_units, nodes)
+        state.pool = pool.summary()
+        notify(f"Working with {state.pool}.")
+        spec = _actor_spec(job, pool)
+        for one in passes:
+            pipeline = Pipeline(spec, pool, options.units_per_wave, retry_failed=one.retry_failed)
+            goal = _progress_goal(one.units)
+            with show_progress(pipeline.snapshot, goal), state.timed("segment"):
+                _run_attempts(job, one, pipeline, state, notify)
 
 
-def _attempts(job: Job, task: Pass, pipeline: Pipeline, course: RunState, notify: Notify) -> None:
-    units = task.units
+def _run_attempts(
+    job: Job, current: Pass, pipeline: Pipeline, state: RunState, notify: Notify
+) -> None:
+    units = current.units
     for _ in range(job.config.run.attempts):
-        said = set()
+        units_with_error = set()
         for outcome in pipeline.run(units):
-            course.note(outcome)
+            state.record(outcome)
             if outcome.error:
-                said.add(outcome.unit)
-        course.check()
-        units = task.left(job, course)
-        lost = select_units(units, set(units.ids()) - said)
-        if lost:
+                units_with_error.add(outcome.unit)
+        state.check_lease()
+        units = current.units_left(job, state)
+        lost_units = select_units(units, set(units.ids()) - units_with_error)
+        if lost_units:
             notify(
-                f"{len(lost):,} units lost their process; looking for the image that is to blame."
+                f"The worker process died or ran out of memory on "
+                f"{plural(len(lost_units), 'unit')}; trying the images one by one."
             )
-            for outcome in pipeline.isolate(lost):
-                course.note(outcome)
-            course.check()
-            units = task.left(job, course)
+            for outcome in pipeline.isolate(lost_units):
+                state.record(outcome)
+            state.check_lease()
+            units = current.units_left(job, state)
         if not units:
             break
 
 
-def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
-    """What every actor of `pool` is told."""
+def _actor_spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
+    """What every actor of `pool` needs to know."""
     from segcore.distributed.actors import ActorSpec
 
     config = job.config
     return ActorSpec(
         model=config.model.name,
-        weights=job.weights,
-        weights_sha256=job.info.weights_sha256,
+        weights=job.model.weights,
+        weights_sha256=job.model.info.weights_sha256,
         options=config.model.options().model_copy(update={"device": pool.device}),
         read_options=ReadOptions(
             storage=job.storage,
@@ -156,19 +166,22 @@ def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
             image_timeout_s=config.run.image_timeout_s,
         ),
         parts=job.parts,
-        max_concurrent_batches=_LANES.get(pool.device, pool.threads),
+        max_concurrent_batches=_CONCURRENT_BATCHES.get(pool.device, pool.threads),
         max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
     )
 
 
 def source_for(options: SourceOptions, pool: cluster.PoolSize) -> SourceOptions:
-    """A GPU takes many more images a second than come by the requests that a CPU makes at once."""
+    """Reading options for the workers of `pool`.
+
+    A GPU needs more images per second than as many concurrent requests as suit a CPU can deliver.
+    """
     if options.read_threads or pool.device == "cpu":
         return options
     return options.model_copy(update={"read_threads": _GPU_READ_THREADS})
 
 
-def _goal(units: Units) -> ProgressGoal:
+def _progress_goal(units: Units) -> ProgressGoal:
     images = units.table["n_images"]
     return ProgressGoal(
         images=None if images.null_count else pc.sum(images).as_py(),

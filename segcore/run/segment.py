@@ -1,13 +1,12 @@
 """One run from configuration to report; every step is a function of another module.
 
 The order is the contract: what the run will do is written before anything is deleted, parts
-are written before the report, and ``latest.json`` last. Whatever dies in between, the same
-command again goes on from what exists.
+are written before the report, and ``latest.json`` last. Whatever dies in between, running the
+same command again resumes from what exists.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
 from segcore.lease.lease import Lease, heartbeat_options, hold_lease
-from segcore.output.parts import SCHEMA_VERSION
+from segcore.output.latest import publish, read_latest
 from segcore.output.report import (
     COMPLETE,
     RUNNING,
@@ -27,10 +26,11 @@ from segcore.output.report import (
 )
 from segcore.planning.plan import Units, encode_plan, remaining_units, select_units
 from segcore.run.carry_over import carry_over
-from segcore.run.job import MAX_JSON_BYTES, Job, check_paths_reachable, prepare_job, refresh_job
+from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
 from segcore.run.passes import Notify, Pass, RunState, run_passes
 from segcore.signals import sigterm_as_interrupt
-from segcore.storage import Storage, join
+from segcore.storage import Storage
+from segcore.text import plural
 
 MAX_ERRORS_KEPT = 10
 
@@ -42,7 +42,7 @@ class Interrupted(SegcoreError):
 
 
 def preview(config: Config, *, overwrite: bool = False) -> Preview:
-    """What `segment` would do; writes nothing and starts no Ray."""
+    """What `segment` would do; writes nothing and does not start Ray."""
     return prepare_job(config, overwrite=overwrite).preview()
 
 
@@ -53,13 +53,13 @@ def segment(
     retry_failed: bool = False,
     notify: Notify = lambda text: None,
 ) -> RunReport:
-    """Segment an archive; go on where an earlier run of the same edition stopped.
+    """Segment an archive; resume where an earlier run of the same edition stopped.
 
     Args:
         config: The whole configuration.
         overwrite: Delete the results of this edition first.
-        retry_failed: Segment also the failed images of units that are done again.
-        say: Takes sentences for people while the run goes on.
+        retry_failed: Also segment the failed images of units that are done again.
+        notify: Takes sentences for people while the run is in progress.
 
     Returns:
         The report; its `exit_code` tells whether everything is accounted for.
@@ -72,139 +72,133 @@ def segment(
     if overwrite and retry_failed:
         raise UsageError(
             "--overwrite and --retry-failed contradict each other.",
-            hint="--overwrite does everything again, failed images included.",
+            hint="--overwrite segments everything again, failed images included.",
         )
-    course = RunState()
-    with course.timed("prepare"):
+    state = RunState()
+    with state.timed("prepare"):
         job = prepare_job(config, overwrite=overwrite)
         check_paths_reachable(job)
     for sentence in (*job.plan.notes, job.preview().summary_line()):
         notify(sentence)
     if _nothing_to_do(job, retry_failed):
-        return _balance(job, course)
-    with sigterm_as_interrupt(), _stoppable(job), _lease(job, notify) as lease:
-        course.check = lease.check
-        with course.timed("prepare"):  # somebody else may have been at work until now
+        return _account(job, state)
+    with sigterm_as_interrupt(), _interrupt_as_error(job), _hold_edition(job, notify) as lease:
+        state.check_lease = lease.check
+        with state.timed("prepare"):  # another run may have been at work until now
             job = refresh_job(job, overwrite=overwrite)
         if _nothing_to_do(job, retry_failed):
-            return _balance(job, course)
-        return _segment_alone(job, course, notify, overwrite=overwrite, retry_failed=retry_failed)
+            return _account(job, state)
+        return _run_job(job, state, notify, overwrite=overwrite, retry_failed=retry_failed)
 
 
-def _lease(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
+def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     """Nobody else writes into the edition while this is held."""
     ttl_s = job.config.run.lease_ttl_s
     return hold_lease(
         job.storage,
-        job.prefix,
+        job.layout.prefix,
         ttl_s,
         notify,
         Storage(heartbeat_options(job.config.storage, ttl_s)),
     )
 
 
-def _segment_alone(
-    job: Job, course: RunState, notify: Notify, *, overwrite: bool, retry_failed: bool
+def _run_job(
+    job: Job, state: RunState, notify: Notify, *, overwrite: bool, retry_failed: bool
 ) -> RunReport:
-    """Everything that writes, from the run's record on."""
-    course.check()
-    started = _begin(job, overwrite)
-    with course.timed("carry"):
-        course.carried = carry_over(job.parts, job.plan, job.committed)
-    course.check()
-    course.units_deleted = job.parts.delete_stale(set() if overwrite else set(job.planned))
-    tasks = [Pass(remaining_units(job.plan, job.committed | course.carried))]
+    """Everything that writes, from the run's record on; the lease must be held."""
+    state.check_lease()
+    started = _write_run_start(job, overwrite)
+    with state.timed("carry"):
+        state.carried = carry_over(job.parts, job.plan, job.committed)
+    state.check_lease()
+    state.units_deleted = job.parts.delete_stale(set() if overwrite else set(job.planned))
+    passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
     if retry_failed:
-        tasks.append(Pass(_with_failures(job, course, notify), retry_failed=True))
-    tasks = [task for task in tasks if task.units]
-    if tasks:
-        run_passes(job, tasks, course, notify)
-    return _finish(job, course, started)
+        passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
+    passes = [one for one in passes if one.units]
+    if passes:
+        run_passes(job, passes, state, notify)
+    return _finish(job, state, started)
 
 
-def _begin(job: Job, overwrite: bool) -> RunReport:
-    """Write down what is about to be done."""
-    storage = job.storage
-    edition = job.uri("edition.json")
+def _write_run_start(job: Job, overwrite: bool) -> RunReport:
+    """Write the edition, the plan and the run's record, before anything else changes."""
+    storage, layout, run = job.storage, job.layout, job.plan.run
     if overwrite:
-        storage.write(edition, job.edition.to_json())
+        storage.write(layout.edition_json, job.edition.to_json())
     else:
-        storage.write_if_absent(edition, job.edition.to_json())
-    storage.write(job.uri("plans", f"{job.plan.run}.parquet"), encode_plan(job.plan))
-    started = replace(_blank(job), status=RUNNING, started=_now())
-    storage.write(job.uri("runs", f"{job.plan.run}.json"), started.to_json())
+        storage.write_if_absent(layout.edition_json, job.edition.to_json())
+    storage.write(layout.plan(run), encode_plan(job.plan))
+    started = replace(_new_report(job), status=RUNNING, started=_utc_now())
+    storage.write(layout.run_record(run), started.to_json())
     return started
 
 
-def _with_failures(job: Job, course: RunState, notify: Notify) -> Units:
-    """The units done before that have failed images; notes how many."""
-    done = job.planned.keys() & (job.committed | course.carried)
-    found = {counts.unit: counts.failed for counts in job.parts.counts(sorted(done))}
-    course.retried = {unit: failed for unit, failed in found.items() if failed}
-    images = sum(course.retried.values())
-    notify(f"{images:,} failed images in {len(course.retried):,} units are tried again.")
-    return select_units(job.plan.units, course.retried)
+def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
+    """The units done before that have failed images; records how many in `state`."""
+    done = job.planned.keys() & (job.committed | state.carried)
+    parts = job.parts.read_counts(sorted(done))
+    state.retried = {counts.unit: counts.failed for counts in parts if counts.failed}
+    images = plural(sum(state.retried.values()), "failed image")
+    notify(f"Trying {images} in {plural(len(state.retried), 'unit')} again.")
+    return select_units(job.plan.units, state.retried)
 
 
-def _finish(job: Job, course: RunState, started: RunReport) -> RunReport:
+def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     """Account, write the report, and publish the result if it is complete."""
-    report = replace(_balance(job, course), started=started.started, finished=_now())
-    course.check()
-    job.storage.write(job.uri("runs", f"{job.plan.run}.json"), report.to_json())
+    report = replace(_account(job, state), started=started.started, finished=_utc_now())
+    state.check_lease()
+    job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
     if report.status in COMPLETE:
-        pointer = {
-            "schema_version": SCHEMA_VERSION,
-            "edition": job.edition.name,
-            "run": job.plan.run,
-            "status": report.status,
-        }
-        data = (json.dumps(pointer, indent=2) + "\n").encode()
-        job.storage.write(join(job.output, "latest.json"), data)
+        publish(job.storage, job.layout, job.plan.run, report.status)
     return report
 
 
-def _balance(job: Job, course: RunState) -> RunReport:
-    """The report from what lies in storage now."""
-    with course.timed("account"):
-        parts = list(job.parts.counts(sorted(job.planned.keys() & job.parts.committed())))
-    found = reconcile(job.planned, parts)
-    before = job.committed | course.carried
-    fresh = sum(part.images for part in parts if part.unit not in before)
-    still = sum(part.failed for part in parts if part.unit in course.retried)
-    retried = sum(course.retried.values())
-    working = course.timings.get("segment", 0.0)
+def _account(job: Job, state: RunState) -> RunReport:
+    """The report, from what lies in storage now."""
+    with state.timed("account"):
+        committed = job.planned.keys() & job.parts.committed_units()
+        parts = list(job.parts.read_counts(sorted(committed)))
+    account = reconcile(job.planned, parts)
+    done_before = job.committed | state.carried
+    new_images = sum(part.images for part in parts if part.unit not in done_before)
+    failed_again = sum(part.failed for part in parts if part.unit in state.retried)
+    images_retried = sum(state.retried.values())
+    images_this_time = new_images + images_retried
+    seconds = state.timings.get("segment", 0.0)
     return replace(
-        _blank(job),
-        status=final_status(found, job.config.run.max_failed_fraction),
-        timings=course.timings,
-        images=found.images,
-        ok=found.ok,
-        failed=found.failed,
-        instances=found.instances,
-        failures=found.failures,
-        notes=found.notes,
-        units_missing=len(found.missing),
-        units_unbalanced=found.unbalanced,
-        units_withdrawn=course.units_deleted,
-        images_this_time=fresh + retried,
-        images_retried=retried,
-        images_recovered=retried - still,
-        images_per_second=round((fresh + retried) / working, 3) if working else 0.0,
-        pool=course.pool,
-        errors=tuple(dict.fromkeys(course.errors.values()))[:MAX_ERRORS_KEPT],
+        _new_report(job),
+        status=final_status(account, job.config.run.max_failed_fraction),
+        timings=state.timings,
+        images=account.images,
+        ok=account.ok,
+        failed=account.failed,
+        instances=account.instances,
+        failures=account.failures,
+        notes=account.notes,
+        units_missing=len(account.missing),
+        units_unbalanced=account.unbalanced,
+        units_withdrawn=state.units_deleted,
+        images_this_time=images_this_time,
+        images_retried=images_retried,
+        images_recovered=images_retried - failed_again,
+        images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
+        pool=state.pool,
+        errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
     )
 
 
-def _blank(job: Job) -> RunReport:
+def _new_report(job: Job) -> RunReport:
     """A report that says what is run, and nothing yet of how it went."""
     return RunReport(
         status=RUNNING,
         run=job.plan.run,
         edition=job.edition.name,
         input=job.plan.input,
-        output=job.output,
-        prefix=job.prefix,
-        model=job.info.name,
+        output=job.output.uri,
+        prefix=job.layout.prefix,
+        model=job.model.info.name,
         sequence=job.sequence,
         max_failed_fraction=job.config.run.max_failed_fraction,
         units=len(job.planned),
@@ -213,35 +207,34 @@ def _blank(job: Job) -> RunReport:
 
 
 def _nothing_to_do(job: Job, retry_failed: bool) -> bool:
-    """Whether the last run of this very plan ended and is what ``latest.json`` points to."""
-    if retry_failed and job.last.get("failed"):
+    """Whether the last run had this very plan, ended, and is what ``latest.json`` points to."""
+    last_run = job.last_run
+    if retry_failed and last_run is not None and last_run.failed:
         return False
     if remaining_units(job.plan, set(job.committed)):
         return False
-    if job.last.get("run") != job.plan.run or job.last.get("status") not in COMPLETE:
+    if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
     try:
-        pointer = json.loads(job.storage.read(join(job.output, "latest.json"), MAX_JSON_BYTES))
-    except (ObjectNotFound, ValueError):
+        latest = read_latest(job.storage, job.output)
+    except (ObjectNotFound, UsageError):
         return False
-    return isinstance(pointer, dict) and (pointer.get("edition"), pointer.get("run")) == (
-        job.edition.name,
-        job.plan.run,
-    )
+    return (latest.get("edition"), latest.get("run")) == (job.edition.name, job.plan.run)
 
 
 @contextmanager
-def _stoppable(job: Job) -> Iterator[None]:
-    """Turn an interrupt into an error that says how to go on."""
+def _interrupt_as_error(job: Job) -> Iterator[None]:
+    """Turn an interrupt into an error that says how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        done = len(job.planned.keys() & job.parts.committed())
+        done = len(job.planned.keys() & job.parts.committed_units())
+        verb = "is" if done == 1 else "are"
         raise Interrupted(
-            f"Stopped; {done:,} of {len(job.planned):,} units are done and kept.",
-            hint="Run the same command again to go on from there.",
+            f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",
+            hint="Run the same command again to resume.",
         ) from None
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,11 +9,12 @@ import numpy as np
 
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions, decode_image
+from segcore.output.layout import EditionLayout
 from segcore.output.results import Results
 from segcore.planning.plan import decode_plan
 from segcore.sources import SourceOptions, read_unit
 from segcore.sources.units import Unit
-from segcore.storage import Storage, join
+from segcore.storage import Storage
 
 
 def read_originals(
@@ -56,7 +57,7 @@ def read_originals(
 
 def _units(storage: Storage, prefix: str) -> dict[str, Unit]:
     """Units of all plans of an edition, by id."""
-    plans = [info.uri for info in storage.list(join(prefix, "plans"))]
+    plans = [info.uri for info in storage.list(EditionLayout(prefix).plans_folder)]
     return {
         unit.unit: unit
         for uri in plans

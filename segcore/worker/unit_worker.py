@@ -11,7 +11,9 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.output.parts import ImageResult, PartCounts, Parts, results_from_tables
+from segcore.output.part_counts import PartCounts
+from segcore.output.parts import Parts
+from segcore.output.tables import ImageResult, results_from_tables
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage
@@ -91,7 +93,7 @@ def reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows:
     Raises:
         StorageError: The parts of the unit cannot be read.
     """
-    found = results_from_tables(*parts.read(unit.unit)) if retry_failed else []
+    found = results_from_tables(*parts.read_tables(unit.unit)) if retry_failed else []
     return ReusedRows(unit, {result.image_id: result for result in found})
 
 

@@ -133,7 +133,7 @@ def test_the_plain_loop_segments_everything_once(tmp_path):
     parts = throughput.parts_for(model, storage, str(tmp_path / "out"))
     units = images.plan_shards(shards, storage).units
     assert [throughput.segment_plainly(model, u, parts, storage) for u in units] == [2, 2, 2, 2, 1]
-    assert sum(part.ok for part in parts.counts(parts.committed())) == 9
+    assert sum(part.ok for part in parts.read_counts(parts.committed_units())) == 9
 
 
 def _report(**changes):

@@ -126,6 +126,6 @@ def test_a_model_that_dies_on_any_image_blames_none(ray_session, tmp_path):
     assert report.exit_code == 1
     assert (report.images, report.units_missing) == (0, 1)
     said = " ".join(report.advice())
-    assert "1 of 1 units have no result" in said
+    assert "1 of 1 unit has no result" in said
     assert "the machine or the model is at fault" in said
     assert not (tmp_path / "out" / "latest.json").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from segcore.config import load_config
 from segcore.errors import ErrorCode
-from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.storage import Storage
 from segcore.testing.synthetic_archive import write_archive
 from tests.support import serial_run

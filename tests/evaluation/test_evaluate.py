@@ -15,8 +15,9 @@ from segcore.errors import ErrorCode, ImageError, UsageError
 from segcore.evaluation.average_precision import mask_and_box_ap
 from segcore.evaluation.evaluate import evaluate, match_categories
 from segcore.instances import Instances
-from segcore.output.parts import ImageResult, Parts
+from segcore.output.parts import Parts
 from segcore.output.results import open_results
+from segcore.output.tables import ImageResult
 from segcore.sources.units import make_unit
 from segcore.storage import Storage
 

@@ -270,7 +270,7 @@ def test_a_model_that_sees_images_in_full_only_is_refused_before_anything_starts
     settings["model"] = {"name": "nuclei-yolo11n"}
     job = prepare_job(Config.model_validate(settings))
     assert job.edition.document["decode"]["scale"] == "reduced"
-    assert job.edition.name != make_edition(job.info, DecodeOptions()).name
+    assert job.edition.name != make_edition(job.model.info, DecodeOptions()).name
 
 
 def test_readers_refuse_such_a_model_too():

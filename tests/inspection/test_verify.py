@@ -1,4 +1,4 @@
-"""`segcore verify` and `segcore status` on real outputs, damaged in every way."""
+"""`segcore verify` and `segcore status` on real outputs that are damaged in every way."""
 
 from __future__ import annotations
 
@@ -9,32 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.config import load_config
 from segcore.inspection.problems import KINDS, Verification
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
 from segcore.lease.lease import hold_lease
-from segcore.output.parts import encode_part
+from segcore.output.layout import EditionLayout, Table
 from segcore.output.report import RUNNING, RunReport
-from segcore.storage import Storage, join
+from segcore.output.tables import encode_part
+from segcore.storage import Storage
 from tests.support import serial_run
+from tests.support.bright_runs import BRIGHT_AREA, bright_config, bright_png
 
 storage = Storage()
-
-
-def _png(seed: int) -> bytes:
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((40 + seed % 5, 56, 3), np.uint8)
-    y, x = rng.integers(1, 20, 2)
-    pixels[y : y + 9, x : x + 12, 1] = 220
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 @dataclass(frozen=True)
@@ -45,38 +37,35 @@ class Output:
     output: str
 
     @property
-    def prefix(self) -> str:
-        return self.report.prefix
+    def layout(self) -> EditionLayout:
+        return EditionLayout(self.report.prefix)
 
-    def part(self, table: str, number: int = 0) -> str:
-        infos = storage.list(join(self.prefix, table))
-        return sorted(i.uri for i in infos if i.uri.endswith(".parquet"))[number]
+    def part(self, table: Table, number: int = 0) -> str:
+        """A part by its place in the order of names."""
+        infos = storage.list(self.layout.parts_folder(table))
+        return sorted(info.uri for info in infos if info.uri.endswith(".parquet"))[number]
 
-    def edit(self, uri: str, change: Callable[[pa.Table], pa.Table], **options: object) -> None:
+    def edit(self, uri: str, change: Callable[[pa.Table], pa.Table]) -> None:
         """Rewrite a part as segcore would, with other rows."""
         table = pq.read_table(pa.BufferReader(storage.read(uri)))
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         storage.write(uri, encode_part(change(table), metadata))
 
     def kinds(self) -> dict[str, int]:
+        """Kinds of the problems that are found, and how many of each."""
         return dict(self.verify().counts)
 
     def verify(self) -> Verification:
         return verify_output(storage, self.output, threads=2)
 
 
-def _run(folder: str, n: int = 10) -> Output:
-    for i in range(n):
-        storage.write(f"{folder}/in/image{i:02d}.png", _png(i))
+def _run(folder: str, n_images: int = 10) -> Output:
+    """A run of this many good images and a bad one, in units of 4."""
+    for i in range(n_images):
+        storage.write(f"{folder}/in/image{i:02d}.png", bright_png(i))
     storage.write(f"{folder}/in/words.png", b"no image at all")
-    flags = {
-        "input": ("input", f"{folder}/in"),
-        "output": ("output", f"{folder}/out"),
-        "model": ("model.name", "tests.support.fake_models:BrightModel"),
-    }
-    report = serial_run.segment(load_config(sets=["plan.images=4"], flags=flags))
-    storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
-    return Output(report, f"{folder}/out")
+    config = bright_config(f"{folder}/in", f"{folder}/out", "plan.images=4")
+    return Output(serial_run.segment(config), f"{folder}/out")
 
 
 @pytest.fixture
@@ -84,28 +73,28 @@ def out(tmp_path: Path) -> Output:
     return _run(str(tmp_path))
 
 
-def _set(table: pa.Table, name: str, values: list, row: int = 0) -> pa.Table:
+def _with_values(table: pa.Table, name: str, values: list, row: int = 0) -> pa.Table:
     """The table with other values in a column from `row` on."""
     column = table[name].to_pylist()
     column[row : row + len(values)] = values
-    at = table.schema.get_field_index(name)
-    return table.set_column(at, table.schema.field(name), pa.array(column, table[name].type))
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, table.schema.field(name), pa.array(column, table[name].type))
 
 
 # --- a good output
 
 
 def test_a_good_output_is_fine(folder: str) -> None:
-    found = _run(folder).verify()
-    assert (found.exit_code, dict(found.counts), found.problems) == (0, {}, [])
-    assert (found.units, found.images, found.ok, found.failed) == (3, 11, 10, 1)
-    assert found.instances == 10
-    assert json.loads(json.dumps(found.to_dict()))["fine"] is True
-    assert "fine" in found.summary()
+    result = _run(folder).verify()
+    assert (result.exit_code, dict(result.counts), result.problems) == (0, {}, [])
+    assert (result.units, result.images, result.ok, result.failed) == (3, 11, 10, 1)
+    assert result.instances == 10
+    assert json.loads(json.dumps(result.to_dict()))["fine"] is True
+    assert "fine" in result.summary()
 
 
 def test_an_edition_may_be_given_by_its_prefix_or_name(out: Output) -> None:
-    assert verify_output(storage, out.prefix).exit_code == 0
+    assert verify_output(storage, out.report.prefix).exit_code == 0
     assert verify_output(storage, out.output, out.report.edition).exit_code == 0
 
 
@@ -118,15 +107,15 @@ def test_every_flipped_byte_is_found(out: Output) -> None:
         uri = out.part(table)
         good = storage.read(uri)
         version = f"version {pa.__version__}".encode()
-        free = np.ones(len(good), bool)  # another version of the writer is no damage
-        free[good.rindex(version) + 8 : good.rindex(version) + len(version)] = False
-        for place in rng.choice(np.flatnonzero(free), 40, replace=False).tolist():
+        may_change = np.ones(len(good), bool)  # another version of the writer is not damage
+        may_change[good.rindex(version) + 8 : good.rindex(version) + len(version)] = False
+        for position in rng.choice(np.flatnonzero(may_change), 40, replace=False).tolist():
             bad = bytearray(good)
-            bad[place] ^= 1 << int(rng.integers(8))
+            bad[position] ^= 1 << int(rng.integers(8))
             storage.write(uri, bytes(bad))
-            found = out.verify()
-            assert found.exit_code == 1, (table, place)
-            assert uri in {problem.uri for problem in found.problems}, (table, place)
+            result = out.verify()
+            assert result.exit_code == 1, (table, position)
+            assert uri in {problem.uri for problem in result.problems}, (table, position)
         storage.write(uri, good)
     assert out.kinds() == {}
 
@@ -136,45 +125,46 @@ def test_every_flipped_byte_is_found(out: Output) -> None:
 def test_a_truncated_part_is_unreadable(out: Output, table: str, length: int) -> None:
     uri = out.part(table)
     storage.write(uri, storage.read(uri)[:length])
-    found = out.verify()
-    assert found.counts["unreadable_part"] == 1
-    assert [p.uri for p in found.problems if p.kind == "unreadable_part"] == [uri]
+    result = out.verify()
+    assert result.counts["unreadable_part"] == 1
+    assert [p.uri for p in result.problems if p.kind == "unreadable_part"] == [uri]
 
 
 def test_missing_parts_are_named(out: Output) -> None:
     images, instances = out.part("images", 0), out.part("instances", 1)
     storage.delete(images)
     storage.delete(instances)
-    found = out.verify()
-    named = {(problem.kind, problem.uri) for problem in found.problems}
+    result = out.verify()
+    named = {(problem.kind, problem.uri) for problem in result.problems}
     assert {
         ("missing_part", images),
         ("orphan_part", images.replace("/images/", "/instances/")),
         ("missing_instances", instances),
     } <= named
-    assert found.counts["report_differs"] >= 1
+    assert result.counts["report_differs"] >= 1
 
 
 def test_alien_files_are_named(out: Output) -> None:
-    aliens = [f"{out.prefix}/images/part-0.parquet", f"{out.prefix}/instances/notes.txt",
-              f"{out.prefix}/images/old/{Path(out.part('images')).name}"]  # fmt: skip
+    prefix = out.report.prefix
+    aliens = [f"{prefix}/images/part-0.parquet", f"{prefix}/instances/notes.txt",
+              f"{prefix}/images/old/{Path(out.part('images')).name}"]  # fmt: skip
     for uri in aliens:
         storage.write(uri, b"x")
-    found = out.verify()
-    assert dict(found.counts) == {"alien_file": 3}
-    assert sorted(problem.uri for problem in found.problems) == sorted(aliens)
+    result = out.verify()
+    assert dict(result.counts) == {"alien_file": 3}
+    assert sorted(problem.uri for problem in result.problems) == sorted(aliens)
 
 
-def test_a_part_of_no_plan_and_its_duplicate_images(out: Output) -> None:
+def test_a_part_outside_the_plan_and_its_duplicate_images_are_named(out: Output) -> None:
     for table in ("images", "instances"):
         uri = out.part(table)
         storage.write(uri.replace(Path(uri).stem, "ab" * 10), storage.read(uri))
-    found = out.verify()
-    assert found.counts["unplanned_part"] == 1
-    assert found.counts["wrong_metadata"] == 2  # it is of another unit by its own words
+    result = out.verify()
+    assert result.counts["unplanned_part"] == 1
+    assert result.counts["wrong_metadata"] == 2  # its metadata names another unit
     ids = pq.read_table(out.part("images"))["image_id"].to_pylist()
-    assert found.counts["duplicate_image"] == len(ids)
-    duplicates = {p.image_id for p in found.problems if p.kind == "duplicate_image"}
+    assert result.counts["duplicate_image"] == len(ids)
+    duplicates = {p.image_id for p in result.problems if p.kind == "duplicate_image"}
     assert duplicates == set(ids)
 
 
@@ -185,14 +175,14 @@ def test_a_foreign_schema_is_named(out: Output) -> None:
         out.part("instances", 1),
         lambda t: t.set_column(t.schema.get_field_index("area"), wider, t["area"].cast("double")),
     )
-    found = out.verify()
-    assert found.counts["wrong_schema"] == 2
-    messages = " ".join(p.message for p in found.problems if p.kind == "wrong_schema")
+    result = out.verify()
+    assert result.counts["wrong_schema"] == 2
+    messages = " ".join(p.message for p in result.problems if p.kind == "wrong_schema")
     assert "etag is missing" in messages
     assert "area is" in messages
 
 
-def test_a_part_written_by_another_tool_is_told(out: Output) -> None:
+def test_a_part_written_by_another_tool_is_named(out: Output) -> None:
     uri = out.part("instances")
     pq.write_table(pq.read_table(uri), uri, compression="snappy")
     assert out.kinds() == {"altered_part": 1}
@@ -204,7 +194,7 @@ def test_a_part_written_by_another_tool_is_told(out: Output) -> None:
 @pytest.mark.parametrize(
     ("kind", "column", "value"),
     [
-        ("wrong_area", "area", 107),
+        ("wrong_area", "area", BRIGHT_AREA - 1),
         ("wrong_box", "bbox_x", -3.0),
         ("wrong_box", "bbox_w", 6.0),
         ("wrong_box", "bbox_h", float("nan")),
@@ -224,13 +214,13 @@ def test_a_part_written_by_another_tool_is_told(out: Output) -> None:
 def test_an_edited_instance_is_named(out: Output, kind: str, column: str, value: object) -> None:
     uri = out.part("instances")
     image_id = pq.read_table(uri)["image_id"][1].as_py()
-    out.edit(uri, lambda table: _set(table, column, [value], row=1))
-    found = out.verify()
-    named = [p for p in found.problems if p.kind == kind]
+    out.edit(uri, lambda table: _with_values(table, column, [value], row=1))
+    result = out.verify()
+    named = [p for p in result.problems if p.kind == kind]
     assert [p.uri for p in named] == [uri]
     expected = "elsewhere.png" if column == "image_id" else image_id
     assert named[0].image_id == expected
-    assert set(found.counts) <= {kind, "bad_rle", "unbalanced"}
+    assert set(result.counts) <= {kind, "bad_rle", "unbalanced"}
 
 
 @pytest.mark.parametrize(
@@ -250,48 +240,48 @@ def test_an_edited_instance_is_named(out: Output, kind: str, column: str, value:
 )
 def test_an_edited_image_row_is_named(out: Output, kind: str, column: str, value: object) -> None:
     uri = out.part("images")
-    out.edit(uri, lambda table: _set(table, column, [value]))
-    found = out.verify()
-    assert found.counts[kind] >= 1
-    assert found.exit_code == 1
-    assert Path(uri).stem in " ".join(p.uri for p in found.problems if p.kind == kind)
+    out.edit(uri, lambda table: _with_values(table, column, [value]))
+    result = out.verify()
+    assert result.counts[kind] >= 1
+    assert result.exit_code == 1
+    assert Path(uri).stem in " ".join(p.uri for p in result.problems if p.kind == kind)
 
 
 def test_an_unknown_reason_is_named(out: Output) -> None:
-    rows = [out.part("images", n) for n in range(3)]
-    uri = next(u for u in rows if "failed" in pq.read_table(u)["status"].to_pylist())
-    place = pq.read_table(uri)["status"].to_pylist().index("failed")
-    out.edit(uri, lambda table: _set(table, "error_code", ["bad luck"], place))
+    uris = [out.part("images", n) for n in range(3)]
+    uri = next(u for u in uris if "failed" in pq.read_table(u)["status"].to_pylist())
+    row = pq.read_table(uri)["status"].to_pylist().index("failed")
+    out.edit(uri, lambda table: _with_values(table, "error_code", ["bad luck"], row))
     assert out.kinds() == {"wrong_image_row": 1, "wrong_metadata": 2}
 
 
-def test_a_deleted_row_is_missing(out: Output) -> None:
+def test_a_deleted_row_is_named(out: Output) -> None:
     uri = out.part("images")
-    gone = pq.read_table(uri)["image_id"][0].as_py()
+    deleted = pq.read_table(uri)["image_id"][0].as_py()
     out.edit(uri, lambda table: table.slice(1))
-    found = out.verify()
-    assert [p.image_id for p in found.problems if p.kind == "image_missing"] == [gone]
-    assert [p.image_id for p in found.problems if p.kind == "orphan_instance"] == [gone]
-    assert {"unbalanced", "wrong_metadata", "report_differs"} <= set(found.counts)
+    result = out.verify()
+    assert [p.image_id for p in result.problems if p.kind == "image_missing"] == [deleted]
+    assert [p.image_id for p in result.problems if p.kind == "orphan_instance"] == [deleted]
+    assert {"unbalanced", "wrong_metadata", "report_differs"} <= set(result.counts)
 
 
-def test_a_duplicate_row_in_one_part_and_across_parts(out: Output) -> None:
+def test_a_duplicate_row_is_named_in_one_part_and_across_parts(out: Output) -> None:
     first, second = out.part("images", 0), out.part("images", 1)
     row = pq.read_table(first).slice(0, 1)
     out.edit(second, lambda table: pa.concat_tables([table, row]))
     out.edit(first, lambda table: pa.concat_tables([table, row]))
-    found = out.verify()
-    named = [p for p in found.problems if p.kind == "duplicate_image"]
+    result = out.verify()
+    named = [p for p in result.problems if p.kind == "duplicate_image"]
     assert len(named) == 2
     assert {p.image_id for p in named} == {row["image_id"][0].as_py()}
     assert {p.uri for p in named} == {first, second} or {p.uri for p in named} == {first}
 
 
-def test_equal_hashes_of_different_images_are_no_duplicates(
+def test_equal_hashes_of_different_images_are_not_duplicates(
     out: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "segcore.inspection.verify._hashes", lambda t: np.zeros(t.num_rows, np.uint64)
+        "segcore.inspection.verify._hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
     )
     assert out.kinds() == {}
     first, second = out.part("images", 0), out.part("images", 1)
@@ -309,40 +299,41 @@ def test_a_swapped_instances_part_is_found(out: Output) -> None:
     assert {"orphan_instance", "wrong_metadata", "unbalanced"} <= set(kinds)
 
 
-# --- what stands beside the parts
+# --- what lies beside the parts
 
 
 def test_damaged_documents_are_named(out: Output) -> None:
-    edition = f"{out.prefix}/edition.json"
-    good = storage.read(edition)
-    document = json.loads(good)
+    edition = out.layout.edition_json
+    edition_bytes = storage.read(edition)
+    document = json.loads(edition_bytes)
     document["model"]["parameters"]["conf"] = 0.5
     storage.write(edition, json.dumps(document).encode())
     assert out.kinds() == {"bad_edition": 1}
     storage.write(edition, b"{")
     assert out.kinds()["bad_edition"] == 1
-    storage.write(edition, good)
+    storage.write(edition, edition_bytes)
 
-    plan = f"{out.prefix}/plans/{out.report.run}.parquet"
-    whole = storage.read(plan)
-    storage.write(plan, whole[:-100])
+    plan = out.layout.plan(out.report.run)
+    plan_bytes = storage.read(plan)
+    storage.write(plan, plan_bytes[:-100])
     assert out.kinds() == {"bad_plan": 1}
     storage.delete(plan)
     assert out.kinds() == {"bad_plan": 1}
-    storage.write(plan, whole)
+    storage.write(plan, plan_bytes)
 
-    record = f"{out.prefix}/runs/{out.report.run}.json"
-    said = replace(out.report, images=12, ok=11)
-    storage.write(record, said.to_json())
+    record = out.layout.run_record(out.report.run)
+    changed = replace(out.report, images=12, ok=11)
+    storage.write(record, changed.to_json())
     assert out.kinds() == {"report_differs": 2}
     storage.write(record, b"{}")
     assert out.kinds() == {"bad_record": 1}
     storage.write(record, out.report.to_json())
 
-    storage.write(f"{out.output}/latest.json", b'{"edition": "gone-123"}')
-    assert verify_output(storage, out.prefix).counts == {"bad_latest": 1}
-    run = json.dumps({"edition": out.report.edition, "run": "0" * 16}).encode()
-    storage.write(f"{out.output}/latest.json", run)
+    latest = out.layout.output.latest_json
+    storage.write(latest, b'{"edition": "gone-123"}')
+    assert verify_output(storage, out.report.prefix).counts == {"bad_latest": 1}
+    unknown_run = json.dumps({"edition": out.report.edition, "run": "0" * 16}).encode()
+    storage.write(latest, unknown_run)
     assert out.kinds() == {"bad_latest": 1}
 
 
@@ -351,29 +342,29 @@ def test_many_problems_are_counted_but_not_all_listed(
 ) -> None:
     monkeypatch.setattr("segcore.inspection.problems.MAX_LISTED", 3)
     for n in range(3):
-        out.edit(out.part("instances", n), lambda t: _set(t, "area", [1] * t.num_rows))
-    found = out.verify()
-    assert dict(found.counts) == {"wrong_area": 10}
-    assert len(found.problems) == 3
-    assert "7 more" in found.summary()
+        out.edit(out.part("instances", n), lambda t: _with_values(t, "area", [1] * t.num_rows))
+    result = out.verify()
+    assert dict(result.counts) == {"wrong_area": 10}
+    assert len(result.problems) == 3
+    assert "7 more" in result.summary()
 
 
-def test_the_command_tells_by_its_exit_code(out: Output) -> None:
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "segcore", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+def test_the_exit_code_of_the_command_tells_the_result(out: Output) -> None:
+    def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command_line = [sys.executable, "-m", "segcore", *arguments]
+        return subprocess.run(command_line, capture_output=True, text=True, check=False)
 
-    good = command("verify", out.output, "--json")
+    good = run_command("verify", out.output, "--json")
     assert (good.returncode, json.loads(good.stdout)["fine"]) == (0, True)
     storage.delete(out.part("images"))
-    bad = command("verify", out.output)
+    bad = run_command("verify", out.output)
     assert bad.returncode == 1
     assert KINDS["missing_part"] in bad.stdout
     assert "missing_part: images/" in bad.stdout
-    nothing = command("verify", f"{out.output}/../in")
+    nothing = run_command("verify", f"{out.output}/../in")
     assert nothing.returncode == 2
     assert "Traceback" not in nothing.stderr
-    seen = command("status", out.output, "--json")
+    seen = run_command("status", out.output, "--json")
     assert (seen.returncode, json.loads(seen.stdout)["units_left"]) == (0, 1)
 
 
@@ -382,24 +373,25 @@ def test_the_command_tells_by_its_exit_code(out: Output) -> None:
 
 def test_status_of_a_finished_run(folder: str) -> None:
     out = _run(folder)
-    found = read_status(storage, out.output)
-    assert (found.state, found.units, found.units_done, found.units_left) == ("success", 3, 3, 0)
-    assert (found.images, found.images_done, found.images_left) == (11, 11, 0)
-    assert (found.ok, found.failed, found.failures) == (10, 1, {"not_an_image": 1})
-    assert found.instances == 10
-    assert found.pace is None
-    assert json.loads(json.dumps(found.to_dict()))["units_left"] == 0
+    status = read_status(storage, out.output)
+    assert status.state == "success"
+    assert (status.units, status.units_done, status.units_left) == (3, 3, 0)
+    assert (status.images, status.images_done, status.images_left) == (11, 11, 0)
+    assert (status.ok, status.failed, status.failures) == (10, 1, {"not_an_image": 1})
+    assert status.instances == 10
+    assert status.pace is None
+    assert json.loads(json.dumps(status.to_dict()))["units_left"] == 0
 
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = _run(folder)
-    with hold_lease(storage, out.prefix, 60):
+    with hold_lease(storage, out.report.prefix, 60):
         _watch_a_run(out)
 
 
 def _watch_a_run(out: Output) -> None:
-    record = f"{out.prefix}/runs/{out.report.run}.json"
-    storage.delete(f"{out.output}/latest.json")  # not published yet
+    record = out.layout.run_record(out.report.run)
+    storage.delete(out.layout.output.latest_json)  # not published yet
     parts = {uri: storage.read(uri) for uri in (out.part("images", n) for n in range(3))}
     for uri in parts:
         storage.delete(uri)
@@ -415,25 +407,25 @@ def _watch_a_run(out: Output) -> None:
 
     for uri, data in list(parts.items())[:2]:
         storage.write(uri, data)
-    amid = read_status(storage, out.output)
-    assert (amid.units_done, amid.units_left) == (2, 1)
-    assert amid.images_done + amid.images_left == 11
-    assert amid.pace is not None
-    assert amid.pace.images_per_second > 0
-    assert amid.pace.eta_s is not None
-    assert amid.pace.last_commit_s is not None
-    assert "ETA" in amid.summary()
+    during = read_status(storage, out.output)
+    assert (during.units_done, during.units_left) == (2, 1)
+    assert during.images_done + during.images_left == 11
+    assert during.pace is not None
+    assert during.pace.images_per_second > 0
+    assert during.pace.eta_s is not None
+    assert during.pace.last_commit_s is not None
+    assert "ETA" in during.summary()
 
 
 def test_status_names_foreign_and_unreadable_parts(out: Output) -> None:
     uri = out.part("images")
-    storage.write(f"{out.prefix}/images/{'ab' * 10}.parquet", storage.read(uri))
+    storage.write(out.layout.part("images", "ab" * 10), storage.read(uri))
     storage.write(uri, b"PAR1 no")
-    found = read_status(storage, out.output)
-    assert found.units_foreign == 1
-    assert found.unreadable == (uri,)
-    assert found.images_done < 11
-    assert found.images is None  # what the unreadable part held is not known
+    status = read_status(storage, out.output)
+    assert status.units_foreign == 1
+    assert status.unreadable == (uri,)
+    assert status.images_done < 11
+    assert status.images is None  # what the unreadable part held is not known
 
 
 def test_status_of_a_large_footer_is_read_whole(
@@ -444,9 +436,9 @@ def test_status_of_a_large_footer_is_read_whole(
 
 
 def test_hashes_do_not_depend_on_chunks(out: Output) -> None:
-    from segcore.inspection.verify import _hashes
+    from segcore.inspection.verify import _hash_image_ids
 
     table = pq.read_table(out.part("images"))
     parts = pa.concat_tables([table.slice(2), table.slice(0, 2)])
-    assert sorted(_hashes(parts).tolist()) == sorted(_hashes(table).tolist())
-    assert len(set(_hashes(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
+    assert sorted(_hash_image_ids(parts).tolist()) == sorted(_hash_image_ids(table).tolist())
+    assert len(set(_hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()

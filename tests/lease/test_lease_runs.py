@@ -111,7 +111,7 @@ def test_after_waiting_a_run_sees_what_the_other_one_did(tmp_path: Path) -> None
     storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
     job = refresh_job(job)
     assert job.committed == set(job.planned)
-    assert job.last["run"] == report.run
+    assert (job.last_run and job.last_run.run) == report.run
     assert refresh_job(job, overwrite=True).committed == frozenset()
 
     other = replace(report, run="0" * 16, sequence=2)

@@ -1,3 +1,5 @@
+"""What changes results changes the name of the edition, and nothing else does."""
+
 from __future__ import annotations
 
 import json
@@ -7,7 +9,7 @@ import pytest
 
 from segcore.images import DecodeOptions
 from segcore.models.base import Category, ModelInfo
-from segcore.output import edition as editions
+from segcore.output import edition as edition_module
 from segcore.output.edition import make_edition
 
 INFO = ModelInfo(
@@ -42,8 +44,10 @@ def test_what_changes_results_changes_the_edition(change):
     assert make_edition(INFO, DecodeOptions()) == first
 
 
-def test_the_scale_of_decoding_does_only_where_it_is_not_the_default(monkeypatch):
-    monkeypatch.setattr(editions, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0")
+def test_the_scale_of_decoding_changes_the_edition_only_where_it_is_not_the_default(monkeypatch):
+    monkeypatch.setattr(
+        edition_module, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0"
+    )
     first = make_edition(INFO, DecodeOptions())
     assert first.name == "My-model-v2-a06281743f1f"  # as before there was a scale
     assert make_edition(INFO, DecodeOptions(scale="full")) == first
@@ -52,13 +56,13 @@ def test_the_scale_of_decoding_does_only_where_it_is_not_the_default(monkeypatch
     assert json.loads(reduced.to_json())["decode"]["scale"] == "reduced"
 
 
-def test_limits_and_licence_do_not():
+def test_limits_and_licence_do_not_change_the_edition():
     first = make_edition(INFO, DecodeOptions())
     assert make_edition(INFO, DecodeOptions(max_pixels=10)).name == first.name
     assert make_edition(replace(INFO, licence="other"), DecodeOptions()).name == first.name
 
 
-def test_document_says_what_was_used():
+def test_the_document_says_what_was_used():
     stored = json.loads(make_edition(INFO, DecodeOptions(max_pixels=10)).to_json())
     assert stored["model"]["weights_sha256"] == "ab" * 32
     assert stored["model"]["categories"] == [{"id": 1, "name": "nucleus"}]

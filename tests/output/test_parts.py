@@ -1,4 +1,8 @@
+"""The commit of a unit: tables that other tools open, all or nothing, the same bytes each time."""
+
 from __future__ import annotations
+
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -9,15 +13,10 @@ from pycocotools import mask as coco_mask
 
 from segcore.errors import ErrorCode, ImageError, StorageError
 from segcore.instances import Instances
-from segcore.output.parts import IMAGES_SCHEMA, INSTANCES_SCHEMA, ImageResult, PartCounts, Parts
-from segcore.output.report import (
-    COMPLETE,
-    INCOMPLETE,
-    SUCCESS,
-    TOO_MANY_FAILED,
-    final_status,
-    reconcile,
-)
+from segcore.output.part_counts import PartCounts
+from segcore.output.parts import Parts
+from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.output.tables import ImageResult
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 
@@ -70,11 +69,11 @@ def test_tables_open_in_duckdb_and_pandas(parts):
     unit = _unit("a", "b", "c", "d")
     counts = parts.commit(unit, _results(), {"duplicate_names": 1, "ignored_members": 0})
     assert counts == PartCounts(unit.unit, 3, 1, 5, {"corrupt": 1}, {"duplicate_names": 1})
-    found = duckdb.sql(
+    rows = duckdb.sql(
         f"select image_id, count(*) n, sum(area) area from "
         f"read_parquet('{parts.prefix}/instances/*.parquet') group by 1 order by 1"
     ).fetchall()
-    assert found == [("a", 3, 60), ("d", 2, 40)]
+    assert rows == [("a", 3, 60), ("d", 2, 40)]
     images = pd.read_parquet(f"{parts.prefix}/images/")
     assert list(images["image_id"]) == ["a", "b", "c", "d"]
     assert list(images["status"]) == ["ok", "failed", "ok", "ok"]
@@ -95,24 +94,24 @@ def test_masks_decode_to_the_canvas(parts):
     assert list(rows.loc[1, ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]]) == [2, 1, 4, 5]
 
 
-def test_schema_and_metadata_stand_in_the_files(parts):
+def test_files_hold_schema_and_metadata(parts):
     unit = _unit("a", "b", "c", "d")
     parts.commit(unit, _results())
     for table, schema in (("images", IMAGES_SCHEMA), ("instances", INSTANCES_SCHEMA)):
-        read = pq.read_schema(parts.uri(table, unit.unit))
-        assert read.equals(schema)
-        metadata = {key.decode(): value.decode() for key, value in read.metadata.items()}
+        stored = pq.read_schema(parts.layout.part(table, unit.unit))
+        assert stored.equals(schema)
+        metadata = {key.decode(): value.decode() for key, value in stored.metadata.items()}
         assert metadata["segcore.schema_version"] == "1"
         assert metadata["segcore.edition"] == "edition"
         assert metadata["segcore.run"] == "0123456789abcdef"
         assert metadata["segcore.licence"] == "CC0-1.0"
-        column = pq.ParquetFile(parts.uri(table, unit.unit)).metadata.row_group(0).column(0)
+        column = pq.ParquetFile(parts.layout.part(table, unit.unit)).metadata.row_group(0).column(0)
         assert column.compression == "ZSTD"
 
 
 def test_the_same_results_give_the_same_bytes(parts):
     unit = _unit("a", "b", "c", "d")
-    uris = [parts.uri(table, unit.unit) for table in ("images", "instances")]
+    uris = [parts.layout.part(table, unit.unit) for table in ("images", "instances")]
     parts.commit(unit, _results())
     first = [Storage().read(uri) for uri in uris]
     parts.commit(unit, _results())
@@ -123,66 +122,62 @@ def test_a_unit_without_any_instance_has_both_parts(parts):
     unit = _unit("b")
     parts.commit(unit, [_results()[1]])
     assert len(pd.read_parquet(f"{parts.prefix}/instances/")) == 0
-    assert parts.committed() == {unit.unit}
+    assert parts.committed_units() == {unit.unit}
 
 
-class _Failing(Storage):
-    """Refuses to write what has this word in its name."""
+class _FailingStorage(Storage):
+    """Refuses to write objects in this folder."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, folder: str) -> None:
         super().__init__()
-        self.word = word
+        self.folder = folder
 
     def write(self, uri: str, data: bytes) -> None:
-        if self.word in uri:
+        if self.folder in uri:
             raise StorageError("the disk is full")
         super().write(uri, data)
 
 
-@pytest.mark.parametrize("word", ["/images/", "/instances/"])
-def test_a_unit_is_not_done_before_its_images_part(parts, word):
-    from dataclasses import replace
-
-    failing = replace(parts, storage=_Failing(word))
+@pytest.mark.parametrize("folder", ["/images/", "/instances/"])
+def test_a_unit_is_not_done_before_its_images_part(parts, folder):
+    failing = replace(parts, storage=_FailingStorage(folder))
     with pytest.raises(StorageError):
         failing.commit(_unit("a", "b", "c", "d"), _results())
-    assert parts.committed() == set()
+    assert parts.committed_units() == set()
 
 
 def test_counts_come_from_the_footers(parts):
     units = [_unit("a", "b", "c", "d"), _unit("e")]
     written = [parts.commit(units[0], _results()), parts.commit(units[1], [_results()[2]])]
-    assert list(parts.counts([unit.unit for unit in units])) == written
+    assert list(parts.read_counts([unit.unit for unit in units])) == written
 
 
 def test_a_foreign_or_broken_part_is_named(parts):
     unit = _unit("a")
-    Storage().write(parts.uri("images", unit.unit), b"PAR1 but not really PAR1")
+    Storage().write(parts.layout.part("images", unit.unit), b"PAR1 but not really PAR1")
     with pytest.raises(StorageError, match=unit.unit):
-        list(parts.counts([unit.unit]))
-    pd.DataFrame({"x": [1]}).to_parquet(parts.uri("images", unit.unit))
+        list(parts.read_counts([unit.unit]))
+    pd.DataFrame({"x": [1]}).to_parquet(parts.layout.part("images", unit.unit))
     with pytest.raises(StorageError, match=unit.unit):
-        list(parts.counts([unit.unit]))
+        list(parts.read_counts([unit.unit]))
 
 
-def test_withdraw_removes_stale_parts_and_orphans_only(parts):
+def test_stale_parts_and_orphans_are_deleted_and_nothing_else(parts):
     kept, stale, orphan = _unit("a"), _unit("b"), _unit("c")
     parts.commit(kept, _results()[:1])
     parts.commit(stale, _results()[1:2])
-    Storage().write(parts.uri("instances", orphan.unit), b"left by a driver that died")
+    Storage().write(parts.layout.part("instances", orphan.unit), b"left by a driver that died")
     Storage().write(f"{parts.prefix}/images/readme.txt", b"of the user")
     assert parts.delete_stale({kept.unit}) == 1
-    left = {info.uri.removeprefix(parts.prefix) for info in Storage().list(parts.prefix)}
-    assert left == {
+    remaining = {info.uri.removeprefix(parts.prefix) for info in Storage().list(parts.prefix)}
+    assert remaining == {
         f"/images/{kept.unit}.parquet",
         f"/instances/{kept.unit}.parquet",
         "/images/readme.txt",
     }
 
 
-def test_unknown_category_is_not_written_silently(parts):
-    from dataclasses import replace
-
+def test_an_unknown_category_is_not_written_silently(parts):
     with pytest.raises(KeyError):
         replace(parts, categories=((1, "round"),)).commit(_unit("a"), _results()[:1])
 
@@ -193,26 +188,3 @@ def test_undecodable_file_names_are_kept_readable(parts):
     parts.commit(unit, [ImageResult(name, name, "", error=ImageError(ErrorCode.EMPTY, "empty"))])
     images = pd.read_parquet(f"{parts.prefix}/images/")
     assert images["image_id"][0].startswith("caf\\udce9")
-
-
-def test_account_finds_missing_and_unbalanced_units():
-    one, two, three = _unit("a"), _unit("b", "c"), _unit("d")
-    found = reconcile(
-        {one.unit: 1, two.unit: 2, three.unit: None},
-        [PartCounts(one.unit, 1, 0, 4), PartCounts(two.unit, 1, 0, 2)],
-    )
-    assert (found.images, found.ok, found.instances) == (2, 2, 6)
-    assert found.missing == (three.unit,)
-    assert found.unbalanced == (two.unit,)
-    assert final_status(found, 1.0) == INCOMPLETE
-    assert INCOMPLETE not in COMPLETE
-
-
-def test_judge_compares_with_the_allowed_fraction():
-    unit = _unit(*(f"{i}" for i in range(100)))
-    found = reconcile(
-        {unit.unit: 100}, [PartCounts(unit.unit, 98, 2, 0, {"corrupt": 1, "empty": 1})]
-    )
-    assert found.failures == {"corrupt": 1, "empty": 1}
-    assert final_status(found, 0.02) == SUCCESS
-    assert final_status(found, 0.019) == TOO_MANY_FAILED

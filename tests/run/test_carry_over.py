@@ -1,3 +1,5 @@
+"""Results of unchanged images move with them when their unit is cut anew."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,13 +14,15 @@ from pycocotools import mask as coco_mask
 
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
-from segcore.output.parts import ImageResult, Parts
+from segcore.output.parts import Parts
+from segcore.output.tables import ImageResult
 from segcore.planning.plan import Plan, decode_plan, encode_plan, make_plan
 from segcore.run.carry_over import carry_over
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import Storage
 from segcore.storage.listing import Listing
+from tests.support.bright_runs import part_files
 
 LIMITS = UnitLimits(images=4)
 
@@ -29,7 +33,7 @@ def _plan(listing: dict[str, str], previous: Plan | None = None) -> Plan:
 
 
 def _result(uri: str, etag: str) -> ImageResult:
-    """What a model would find: a function of the image alone."""
+    """What a model finds: a function of the image alone."""
     if etag == "bad":
         return ImageResult(uri, uri, etag, error=ImageError(ErrorCode.CORRUPT, "no pixels"))
     n = len(uri) % 3
@@ -37,7 +41,7 @@ def _result(uri: str, etag: str) -> ImageResult:
     for i in range(n):
         masks[i : i + 3, :4, i] = 1
     rles = coco_mask.encode(masks)
-    found = Instances(
+    instances = Instances(
         height=9,
         width=9,
         boxes=coco_mask.toBbox(rles).astype(np.float32).reshape(n, 4),
@@ -46,20 +50,15 @@ def _result(uri: str, etag: str) -> ImageResult:
         areas=np.full(n, 12, np.int64),
         counts=[rle["counts"] for rle in rles],
     )
-    return ImageResult(uri, uri, etag, 9, 9, found)
+    return ImageResult(uri, uri, etag, 9, 9, instances)
 
 
-def _segment(parts: Parts, unit: Unit) -> None:
+def _commit(parts: Parts, unit: Unit) -> None:
     parts.commit(unit, [_result(member.uri, member.etag) for member in unit.members])
 
 
 def _parts(folder: str, run: str) -> Parts:
     return Parts(Storage(), f"{folder}/e", "e", run, "CC0-1.0", ((1, "thing"),))
-
-
-def _bytes(parts: Parts) -> dict[str, bytes]:
-    found = Storage().list(parts.prefix)
-    return {i.uri.removeprefix(parts.prefix): Storage().read(i.uri) for i in found}
 
 
 BEFORE = {f"/in/{'x' * (i % 5)}{i:02}": "bad" if i == 6 else "1" for i in range(20)}
@@ -70,53 +69,53 @@ def first(tmp_path: Path) -> tuple[Parts, Plan]:
     plan = _plan(BEFORE)
     parts = _parts(str(tmp_path), plan.run)
     for unit in plan.units:
-        _segment(parts, unit)
+        _commit(parts, unit)
     return parts, decode_plan(encode_plan(plan))
 
 
 def test_only_new_and_changed_images_are_left_to_do(
     first: tuple[Parts, Plan], tmp_path: Path
 ) -> None:
-    old, before = first
+    old_parts, before = first
     names = sorted(BEFORE)
     after = BEFORE | {names[1]: "2", "/in/new": "1"}
     del after[names[9]]
     plan = _plan(after, before)
-    parts = replace(old, run=plan.run)
-    committed = parts.committed()
-    done = carry_over(parts, plan, committed)
-    assert done == set(plan.carried)
-    left = [unit for unit in plan.units if unit.unit not in committed | done]
-    assert sorted(m.uri for unit in left for m in unit.members) == sorted([names[1], "/in/new"])
+    parts = replace(old_parts, run=plan.run)
+    committed = parts.committed_units()
+    carried = carry_over(parts, plan, committed)
+    assert carried == set(plan.carried)
+    units_left = [unit for unit in plan.units if unit.unit not in committed | carried]
+    uris_left = sorted(member.uri for unit in units_left for member in unit.members)
+    assert uris_left == sorted([names[1], "/in/new"])
 
     parts.delete_stale(set(plan.units.ids()))
-    for unit in left:
-        _segment(parts, unit)
+    for unit in units_left:
+        _commit(parts, unit)
     anew = _parts(f"{tmp_path}/anew", plan.run)
     for unit in plan.units:
-        _segment(anew, unit)
-    changed = {f"/{t}/{u}.parquet" for u in done for t in ("images", "instances")}
-    assert len(changed) == 4
-    assert {n: d for n, d in _bytes(parts).items() if n in changed} == {
-        n: d for n, d in _bytes(anew).items() if n in changed
-    }
-    assert parts.committed() == set(plan.units.ids())
+        _commit(anew, unit)
+    carried_files = {f"/{t}/{u}.parquet" for u in carried for t in ("images", "instances")}
+    assert len(carried_files) == 4
+    files, segmented_anew = part_files(parts.prefix), part_files(anew.prefix)
+    assert all(files[name] == segmented_anew[name] for name in carried_files)
+    assert parts.committed_units() == set(plan.units.ids())
 
 
 def test_what_was_not_committed_or_is_damaged_is_not_carried(first: tuple[Parts, Plan]) -> None:
     parts, before = first
     names = sorted(BEFORE)
     plan = _plan({name: "1" for name in names if name not in names[::4]}, before)
-    olds = sorted(set(plan.carried.values()))
-    assert len(olds) == 5
-    parts.storage.delete(parts.uri("images", olds[0]))
-    parts.storage.write(parts.uri("instances", olds[1]), b"PAR1 no PAR1")
-    uri = parts.uri("images", olds[2])
+    old_units = sorted(set(plan.carried.values()))
+    assert len(old_units) == 5
+    parts.storage.delete(parts.layout.part("images", old_units[0]))
+    parts.storage.write(parts.layout.part("instances", old_units[1]), b"PAR1 no PAR1")
+    uri = parts.layout.part("images", old_units[2])
     table = pq.read_table(uri)
     pq.write_table(table.slice(table.num_rows - 1), uri)
-    carried = {plan.carried[unit] for unit in carry_over(parts, plan, parts.committed())}
-    assert carried == set(olds[3:])
-    assert carry_over(parts, plan, parts.committed()) == set()  # those are committed now
+    carried = {plan.carried[unit] for unit in carry_over(parts, plan, parts.committed_units())}
+    assert carried == set(old_units[3:])
+    assert carry_over(parts, plan, parts.committed_units()) == set()  # those are committed now
 
 
 listings = st.dictionaries(

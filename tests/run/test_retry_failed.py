@@ -1,4 +1,4 @@
-"""Failed images again, and only these."""
+"""Failed images are segmented again, and only these."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.config import Config, load_config
+from segcore.config import Config
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
 from segcore.inspection.verify import verify_output
-from segcore.output.parts import Parts, results_from_tables
-from segcore.output.report import RunReport
+from segcore.output.parts import Parts
+from segcore.output.tables import results_from_tables
 from segcore.planning.plan import make_plan
 from segcore.run.segment import segment
 from segcore.sources import SourceOptions, open_source
@@ -24,16 +24,17 @@ from segcore.sources.units import UnitLimits
 from segcore.storage import Storage
 from segcore.worker.unit_worker import ImageWorker, ReadOptions, UnitReader, UnitWorker
 from tests.support.archives import parquet_bytes, tar_bytes
+from tests.support.bright_runs import bright_config, part_files
 from tests.support.fake_models import RAISES, BrightModel
 
 
-class Mended(BrightModel):
-    """The same, but what made `forward` raise does so no more; counts what it sees."""
+class MendedModel(BrightModel):
+    """`BrightModel`, except that no image makes `forward` raise any more; counts its images."""
 
-    seen = 0
+    images_seen = 0
 
     def forward(self, prepared):
-        self.seen += len(prepared)
+        self.images_seen += len(prepared)
         return [one.image[:, :, 1] > 127 for one in prepared]
 
 
@@ -48,7 +49,7 @@ def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
 
 
 CONTENTS = {f"{i:02d}.png": _png(i, RAISES if i in (0, 5, 6, 11) else (0, 0, 0)) for i in range(12)}
-CONTENTS["07.png"] = b"no image, never"
+CONTENTS["07.png"] = b"not an image, with any model"
 
 
 def _archive(path: Path, kind: str) -> str:
@@ -67,11 +68,12 @@ def _parts(prefix: Path) -> Parts:
     return Parts(Storage(), str(prefix), "e", "r", "CC0-1.0", ((1, "bright"),))
 
 
-def _files(prefix: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(prefix)): p.read_bytes() for p in prefix.rglob("*.parquet")}
+def _times(prefix: Path) -> dict[Path, int]:
+    """When each part was written, nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in prefix.rglob("*.parquet")}
 
 
-def _image_by_image(worker: ImageWorker, unit, retry_failed: bool):
+def _segment_image_by_image(worker: ImageWorker, unit, retry_failed: bool):
     worker.open(unit, 0, retry_failed)
     results = []
     while worker.advance() is not None:
@@ -79,64 +81,61 @@ def _image_by_image(worker: ImageWorker, unit, retry_failed: bool):
     return worker.commit(unit, results, retry_failed)
 
 
-@pytest.mark.parametrize("way", ["batches", "alone", "split"])
+@pytest.mark.parametrize("path", ["batches", "image_by_image", "split"])
 @pytest.mark.parametrize("kind", ["images", "tar", "parquet"])
-def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, way):
+def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", kind), source, storage)
     units = make_plan(archive, UnitLimits()).units
-    reading = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
+    read_options = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
     for unit in units:
-        UnitWorker(BrightModel(), reading, _parts(tmp_path / "again")).segment(unit)
-        UnitWorker(Mended(), reading, _parts(tmp_path / "calm")).segment(unit)
-    assert _files(tmp_path / "again") != _files(tmp_path / "calm")
+        UnitWorker(BrightModel(), read_options, _parts(tmp_path / "retried")).segment(unit)
+        UnitWorker(MendedModel(), read_options, _parts(tmp_path / "without_failures")).segment(unit)
+    retried, expected = str(tmp_path / "retried"), str(tmp_path / "without_failures")
+    assert part_files(retried) != part_files(expected)
 
-    model = Mended()
-    parts = _parts(tmp_path / "again")
+    model = MendedModel()
+    parts = _parts(tmp_path / "retried")
     failed = Counter()
     for unit in units:
-        if way == "alone":
-            counts = _image_by_image(ImageWorker(model, reading, parts), unit, True)
-        elif way == "split":
-            read = UnitReader(model, reading, parts).read(unit, retry_failed=True)
-            counts = UnitWorker(model, reading, parts).finish(unit, read, retry_failed=True)
+        if path == "image_by_image":
+            counts = _segment_image_by_image(ImageWorker(model, read_options, parts), unit, True)
+        elif path == "split":
+            read = UnitReader(model, read_options, parts).read(unit, retry_failed=True)
+            counts = UnitWorker(model, read_options, parts).finish(unit, read, retry_failed=True)
         else:
-            counts = UnitWorker(model, reading, parts).segment(unit, retry_failed=True)
+            counts = UnitWorker(model, read_options, parts).segment(unit, retry_failed=True)
         failed.update(counts.failures)
-    assert model.seen == 4  # and none of the good ones
+    assert model.images_seen == 4  # and none of the good ones
     assert failed == {"not_an_image": 1}
-    assert _files(tmp_path / "again") == _files(tmp_path / "calm")
+    assert part_files(retried) == part_files(expected)
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")}
+    before = _times(tmp_path / "retried")
     for unit in units:
-        UnitWorker(model, reading, parts).segment(unit, retry_failed=True)
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")}
-    assert after == before  # nothing gained, nothing written
+        UnitWorker(model, read_options, parts).segment(unit, retry_failed=True)
+    assert _times(tmp_path / "retried") == before  # no image recovered, so nothing is written
 
 
 def test_rows_read_back_are_the_rows_that_were_written(tmp_path):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", "images"), source, storage)
     (unit,) = make_plan(archive, UnitLimits()).units
-    reading = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
+    read_options = ReadOptions(storage, source, DecodeOptions(), 2, 1 << 20)
     parts = _parts(tmp_path / "out")
-    UnitWorker(Mended(), reading, parts).segment(unit)
-    found = results_from_tables(*parts.read(unit.unit))
-    assert len(found) == 11
-    assert [len(one.instances or ()) for one in found] == [0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
-    _parts(tmp_path / "copy").commit(unit, found)
-    copy = _parts(tmp_path / "copy").read(unit.unit)
-    assert copy[1].equals(parts.read(unit.unit)[1])
+    UnitWorker(MendedModel(), read_options, parts).segment(unit)
+    results = results_from_tables(*parts.read_tables(unit.unit))
+    assert len(results) == 11
+    assert [len(result.instances or ()) for result in results] == [0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
+    copied_parts = _parts(tmp_path / "copy")
+    copied_parts.commit(unit, results)
+    _, copied_instances = copied_parts.read_tables(unit.unit)
+    _, instances = parts.read_tables(unit.unit)
+    assert copied_instances.equals(instances)
 
 
 def _config(source: str, output: str) -> Config:
-    flags = {
-        "i": ("input", source),
-        "o": ("output", output),
-        "m": ("model.name", "tests.support.fake_models:BrightModel"),
-    }
     sets = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.3"]
-    return load_config(sets=sets, flags=flags)
+    return bright_config(source, output, *sets)
 
 
 @pytest.mark.ray
@@ -152,21 +151,17 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
     try:
         plain = segment(_config(source, output))
         assert (plain.images_this_time, plain.failed) == (0, 5)
-        said: list[str] = []
-        again = segment(_config(source, output), retry_failed=True, notify=said.append)
-        calm = segment(_config(source, str(tmp_path / "calm")))
+        sentences: list[str] = []
+        retried = segment(_config(source, output), retry_failed=True, notify=sentences.append)
+        expected = segment(_config(source, str(tmp_path / "without_failures")))
     finally:
         mended.unlink()
-    assert (again.exit_code, again.images, again.failures) == (0, 12, {"not_an_image": 1})
-    assert (again.images_retried, again.images_recovered, again.images_this_time) == (5, 4, 5)
-    assert "5 failed images in 2 units are tried again." in said
-    assert "5 failed images, 4 now ok" in again.summary()
+    assert (retried.exit_code, retried.images, retried.failures) == (0, 12, {"not_an_image": 1})
+    assert (retried.images_retried, retried.images_recovered) == (5, 4)
+    assert retried.images_this_time == 5
+    assert "Trying 5 failed images in 2 units again." in sentences
+    assert "5 failed images, 4 now ok" in retried.summary()
     assert verify_output(Storage(), output).exit_code == 0
-    assert _tables(again) == _tables(calm)
+    assert part_files(retried.prefix) == part_files(expected.prefix)
     with pytest.raises(UsageError, match="contradict"):
         segment(_config(source, output), retry_failed=True, overwrite=True)
-
-
-def _tables(report: RunReport) -> dict[str, bytes]:
-    prefix = Path(report.prefix)
-    return {name: data for name, data in _files(prefix).items() if not name.startswith("plans")}

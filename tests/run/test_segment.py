@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray, with models that misbehave on cue."""
+"""Whole runs on a real Ray, with models that misbehave on demand."""
 
 from __future__ import annotations
 
@@ -14,69 +14,50 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segcore.config import Config, load_config
 from segcore.errors import CheckpointError, ClusterError, UsageError
+from segcore.output.layout import EditionLayout
 from segcore.output.report import RunReport
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
 from segcore.testing.synthetic import render
+from tests.support.bright_runs import (
+    BRIGHT_AREA,
+    BRIGHT_MODEL,
+    bright_config,
+    bright_png,
+    part_files,
+)
 from tests.support.fake_models import RAISES
 from tests.support.paths import PYTHONPATH
-
-MODEL = "tests.support.fake_models:BrightModel"
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
-def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((40 + seed % 7, 56, 3), np.uint8)
-    y, x = rng.integers(1, 20, 2)
-    pixels[y : y + 9, x : x + 12, 1] = 220
-    pixels[0, 0] = first
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def _archive(folder: str, n: int, **extra: bytes) -> str:
+def _archive(folder: str, n_images: int, **extra: bytes) -> str:
+    """A folder with this many good images, and others by their names."""
     storage = Storage()
-    for i in range(n):
-        storage.write(f"{folder}/good{i:03d}.png", _png(i))
+    for i in range(n_images):
+        storage.write(f"{folder}/good{i:03d}.png", bright_png(i))
     for name, data in extra.items():
         storage.write(f"{folder}/{name}.png", data)
     return folder
 
 
-def _config(source: str, output: str, *sets: str, model: str = MODEL) -> Config:
-    flags = {
-        "input": ("input", source),
-        "output": ("output", output),
-        "model": ("model.name", model),
-    }
-    return load_config(sets=["plan.images=8", "ray.max_actors=2", *sets], flags=flags)
-
-
-def _tables(prefix: str) -> dict[str, bytes]:
-    """Bytes of all parts, by their name below the edition."""
-    storage = Storage()
-    return {
-        info.uri.removeprefix(prefix): storage.read(info.uri)
-        for table in ("images", "instances")
-        for info in storage.list(f"{prefix}/{table}")
-    }
+def _config(source: str, output: str, *sets: str, model: str = BRIGHT_MODEL) -> Config:
+    return bright_config(source, output, "plan.images=8", "ray.max_actors=2", *sets, model=model)
 
 
 def _rows(report: RunReport) -> dict[str, tuple[str, str | None, int]]:
-    import pyarrow.parquet as pq
-
+    """File name of each image -> its status, error code and number of instances."""
     storage = Storage()
     rows: dict[str, tuple[str, str | None, int]] = {}
-    for info in storage.list(f"{report.prefix}/images"):
+    for info in storage.list(EditionLayout(report.prefix).parts_folder("images")):
         for row in pq.read_table(io.BytesIO(storage.read(info.uri))).to_pylist():
             name = row["image_id"].rpartition("/")[2]
             assert name not in rows
@@ -84,14 +65,22 @@ def _rows(report: RunReport) -> dict[str, tuple[str, str | None, int]]:
     return rows
 
 
+def _times(output: str) -> dict[Path, int]:
+    """When each file was written, nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in Path(output).rglob("*.*")}
+
+
 def test_a_folder_becomes_tables_and_a_second_run_does_nothing(ray_session, tmp_path):
-    broken = {"cut": _png(1)[:70], "void": b"", "words": b"no image at all", "bad": _png(2, RAISES)}
+    broken = {
+        "cut": bright_png(1)[:70],
+        "void": b"",
+        "words": b"no image at all",
+        "bad": bright_png(2, RAISES),
+    }
     source = _archive(str(tmp_path / "in"), 20, **broken)
     config = _config(source, str(tmp_path / "out"), "run.max_failed_fraction=0.5")
-    said: list[str] = []
-
     assert preview(config).units_done == 0
-    report = segment(config, notify=said.append)
+    report = segment(config)
 
     assert report.exit_code == 0
     assert (report.images, report.ok, report.failed, report.units) == (24, 20, 4, 3)
@@ -103,29 +92,30 @@ def test_a_folder_becomes_tables_and_a_second_run_does_nothing(ray_session, tmp_
     assert rows["good007.png"] == ("ok", None, 1)
     assert len(rows) == 24
 
-    found = duckdb.sql(f"from read_parquet('{report.prefix}/instances/*.parquet')").to_df()
-    assert len(found) == 20 == report.instances
-    for row in found.itertuples():
+    instances = duckdb.sql(f"from read_parquet('{report.prefix}/instances/*.parquet')").to_df()
+    assert len(instances) == 20 == report.instances
+    for row in instances.itertuples():
         rle = {"size": [row.height, row.width], "counts": row.counts.encode()}
-        assert coco_mask.area(rle) == row.area == 108
+        assert coco_mask.area(rle) == row.area == BRIGHT_AREA
         image = Image.open(row.image_id)
         assert (image.width, image.height) == (row.width, row.height)
         assert np.array_equal(coco_mask.decode(rle) == 1, np.asarray(image)[:, :, 1] > 127)
 
-    latest = json.loads(Path(config.output, "latest.json").read_text())
+    layout = EditionLayout(report.prefix)
+    latest = json.loads(Path(layout.output.latest_json).read_text())
     assert (latest["edition"], latest["run"]) == (report.edition, report.run)
-    edition = json.loads(Path(report.prefix, "edition.json").read_text())
+    edition = json.loads(Path(layout.edition_json).read_text())
     assert edition["model"]["categories"] == [{"id": 1, "name": "bright"}]
-    stored = json.loads(Path(report.prefix, "runs", f"{report.run}.json").read_text())
+    stored = json.loads(Path(layout.run_record(report.run)).read_text())
     assert stored == json.loads(json.dumps(report.to_dict()))
-    assert Path(report.prefix, "plans", f"{report.run}.parquet").exists()
+    assert Path(layout.plan(report.run)).exists()
 
-    before = {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.*")}
+    before = _times(config.output)
     again = segment(config)
     assert again.exit_code == 0
     assert (again.images, again.images_this_time, again.units_done_before) == (24, 0, 3)
     assert "Nothing was left to do" in " ".join(again.advice())
-    assert {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*.*")} == before
+    assert _times(config.output) == before
     assert preview(config).units_done == 3
 
     strict = segment(_config(source, str(tmp_path / "out"), "run.max_failed_fraction=0.1"))
@@ -152,12 +142,12 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     source = _archive(str(tmp_path / "in"), 16)
     config = _config(source, str(tmp_path / "out"))
     first = segment(config)
-    kept = _tables(first.prefix)
+    parts_before = part_files(first.prefix)
 
     Path(source, "good001.png").unlink()  # in the first of two units
-    _archive(source, 0, new=_png(99))
-    coming = preview(config)
-    assert (coming.units_stale, coming.images, coming.images_done) == (1, 16, 15)
+    _archive(source, 0, new=bright_png(99))
+    plan = preview(config)
+    assert (plan.units_stale, plan.images, plan.images_done) == (1, 16, 15)
     second = segment(config)
 
     assert second.exit_code == 0
@@ -167,9 +157,10 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     assert second.images == len(rows) == 16
     assert second.images_this_time == 1  # the new one; what is unchanged is carried over
     assert second.sequence == first.sequence + 1
-    unchanged = {name: data for name, data in _tables(second.prefix).items() if name in kept}
+    parts_after = part_files(second.prefix)
+    unchanged = parts_before.keys() & parts_after.keys()
     assert len(unchanged) == 2
-    assert all(kept[name] == data for name, data in unchanged.items())
+    assert all(parts_before[name] == parts_after[name] for name in unchanged)
 
 
 def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
@@ -183,15 +174,15 @@ def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
         ["ray.max_actors=2", "ray.cpus_per_actor=1"],
         ["ray.max_actors=1", "ray.layout=split", "ray.units_in_flight=2"],
     )
-    found = []
+    outputs = []
     for i, layout in enumerate(layouts):
         sets = ["plan.images=2", "model.conf=0.05", *layout]
         config = _config(source, str(tmp_path / f"out{i}"), *sets, model="nuclei-yolo11n")
         report = segment(config)
         assert report.exit_code == 0
         assert report.instances > 20
-        found.append(_tables(report.prefix))
-    assert all(one == found[0] for one in found)
+        outputs.append(part_files(report.prefix))
+    assert all(parts == outputs[0] for parts in outputs)
 
 
 def test_overwrite_does_everything_again(ray_session, tmp_path):
@@ -216,14 +207,14 @@ def test_a_model_that_fails_on_the_workers_is_one_clear_error(ray_session, tmp_p
         segment(config)
 
 
-@pytest.mark.parametrize("asked", ["model.device=cuda", "ray.gpus_per_actor=1"])
-def test_a_gpu_that_is_not_there_is_an_error_at_once(ray_session, tmp_path, asked):
+@pytest.mark.parametrize("option", ["model.device=cuda", "ray.gpus_per_actor=1"])
+def test_a_gpu_that_is_not_there_is_an_error_at_once(ray_session, tmp_path, option):
     source = _archive(str(tmp_path / "in"), 1)
     with pytest.raises(ClusterError, match="0 GPU"):
-        segment(_config(source, str(tmp_path / "out"), asked))
+        segment(_config(source, str(tmp_path / "out"), option))
 
 
-def test_what_cannot_start_says_why(tmp_path):
+def test_a_run_that_cannot_start_says_why(tmp_path):
     source = _archive(str(tmp_path / "in"), 1)
     output = str(tmp_path / "out")
     with pytest.raises(UsageError, match="INPUT is missing"):
@@ -241,7 +232,7 @@ class Command:
     """The command itself, in a process group of its own, as a terminal would start it."""
 
     def __init__(self, source: str, output: str, log: Path, delay: float = 0.0) -> None:
-        options = ["--model", MODEL, "--json", "--set", "plan.images=4", "--actors", "1"]
+        options = ["--model", BRIGHT_MODEL, "--json", "--set", "plan.images=4", "--actors", "1"]
         self.output, self.log = Path(output), log
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -253,18 +244,19 @@ class Command:
                 start_new_session=True,
             )
 
-    def parts(self) -> int:
+    def committed(self) -> int:
+        """How many units are committed."""
         return len(list(self.output.glob("*/images/*.parquet")))
 
-    def work(self) -> int:
-        """Wait until the workers of this very command have committed something."""
+    def wait_for_commit(self) -> int:
+        """Wait until the workers of this very command have committed a unit; `committed` then."""
         self._wait(lambda: "Working with" in self.log.read_text())
-        before = self.parts()
-        self._wait(lambda: self.parts() > before)
-        return self.parts()
+        before = self.committed()
+        self._wait(lambda: self.committed() > before)
+        return self.committed()
 
-    def _wait(self, true: Callable[[], bool]) -> None:
-        while not true():
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        while not condition():
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
 
@@ -280,12 +272,12 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     output = str(tmp_path / "out")
 
     command = Command(source, output, tmp_path / "1.log", delay=1.0)
-    assert command.work() < 8
+    assert command.wait_for_commit() < 8
     command.process.kill()
     command.end()
 
     command = Command(source, output, tmp_path / "2.log", delay=1.0)
-    stopped_at = command.work()
+    stopped_at = command.wait_for_commit()
     os.killpg(command.process.pid, signal.SIGINT)
     code, stdout, stderr = command.end()
     assert code == 130, stderr
@@ -303,14 +295,14 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     assert stopped_at <= report["units_done_before"] < 8
     assert report["images_this_time"] <= 31 - 4 * (report["units_done_before"] - 1)
 
-    undisturbed = segment(_config(source, str(tmp_path / "calm"), "plan.images=4"))
-    assert _tables(report["prefix"]) == _tables(undisturbed.prefix)
-    assert len(_tables(report["prefix"])) == 16
+    undisturbed = segment(_config(source, str(tmp_path / "undisturbed"), "plan.images=4"))
+    assert part_files(report["prefix"]) == part_files(undisturbed.prefix)
+    assert len(part_files(report["prefix"])) == 16
 
 
 def test_dry_run_prints_json_and_starts_nothing(tmp_path):
     source = _archive(str(tmp_path / "in"), 3)
-    options = ["--model", MODEL, "--json", "--dry-run"]
+    options = ["--model", BRIGHT_MODEL, "--json", "--dry-run"]
     done = subprocess.run(
         [sys.executable, "-m", "segcore", "segment", source, str(tmp_path / "out"), *options],
         env=os.environ | {"PYTHONPATH": PYTHONPATH},

@@ -11,11 +11,14 @@ from segcore.images import decode_image
 from segcore.models.base import Model
 from segcore.models.registry import load_model
 from segcore.output.edition import make_edition
-from segcore.output.parts import ImageResult, Parts
+from segcore.output.latest import publish
+from segcore.output.layout import OutputLayout
+from segcore.output.parts import Parts
 from segcore.output.report import SUCCESS, RunReport
+from segcore.output.tables import ImageResult
 from segcore.planning.plan import encode_plan, make_plan
 from segcore.sources import Sample, open_source, read_unit
-from segcore.storage import Storage, join, normalize
+from segcore.storage import Storage, normalize
 
 
 def segment(config: Config) -> RunReport:
@@ -26,44 +29,49 @@ def segment(config: Config) -> RunReport:
     assert config.input is not None
     assert config.output is not None
     plan = make_plan(open_source(config.input, config.source, storage), config.plan)
-    output = normalize(config.output)
-    prefix = join(output, edition.name)
+    output = OutputLayout(normalize(config.output))
+    layout = output.edition(edition.name)
     categories = tuple((c.id, c.name) for c in model.info.categories)
-    parts = Parts(storage, prefix, edition.name, plan.run, edition.licence, categories)
-    counts: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
+    parts = Parts(storage, layout.prefix, edition.name, plan.run, edition.licence, categories)
+    storage.write(layout.edition_json, edition.to_json())
+    storage.write(layout.plan(plan.run), encode_plan(plan))
+    results: list[ImageResult] = []
     for unit in plan.units:
-        results = [
-            _result(sample, model, config) for sample in read_unit(unit, storage, config.source)
-        ]
-        parts.commit(unit, results)
-        counts["images"] += len(results)
-        counts["instances"] += sum(len(r.instances or ()) for r in results)
-        failures.update(str(r.error.code) for r in results if r.error)
-    storage.write(join(prefix, "edition.json"), edition.to_json())
-    storage.write(join(prefix, "plans", f"{plan.run}.parquet"), encode_plan(plan))
-    storage.write(join(output, "latest.json"), f'{{"edition": "{edition.name}"}}'.encode())
-    failed = sum(failures.values())
-    return RunReport(
+        samples = read_unit(unit, storage, config.source)
+        unit_results = [_segment_sample(sample, model, config) for sample in samples]
+        parts.commit(unit, unit_results)
+        results += unit_results
+    failures = Counter(str(result.error.code) for result in results if result.error)
+    report = RunReport(
         status=SUCCESS,
         run=plan.run,
         edition=edition.name,
         input=plan.input,
-        output=output,
-        prefix=prefix,
+        output=output.uri,
+        prefix=layout.prefix,
         model=model.info.name,
         sequence=1,
         max_failed_fraction=config.run.max_failed_fraction,
-        images=counts["images"],
-        ok=counts["images"] - failed,
-        failed=failed,
-        instances=counts["instances"],
+        images=len(results),
+        ok=len(results) - failures.total(),
+        failed=failures.total(),
+        instances=sum(len(result.instances or ()) for result in results),
         failures=dict(failures),
         units=len(plan.units),
     )
+    write_record(report, storage)
+    publish(storage, layout, plan.run, report.status)
+    return report
 
 
-def _result(sample: Sample, model: Model, config: Config) -> ImageResult:
+def write_record(report: RunReport, storage: Storage | None = None) -> str:
+    """Write the record of a run where the run itself would; returns its URI."""
+    uri = OutputLayout(report.output).edition(report.edition).run_record(report.run)
+    (storage or Storage()).write(uri, report.to_json())
+    return uri
+
+
+def _segment_sample(sample: Sample, model: Model, config: Config) -> ImageResult:
     row = ImageResult(sample.image_id, sample.uri, sample.etag)
     if sample.data is None:
         return replace(row, error=sample.error)
@@ -72,5 +80,5 @@ def _result(sample: Sample, model: Model, config: Config) -> ImageResult:
     except ImageError as error:
         return replace(row, error=error)
     prepared = [model.preprocess(pixels)]
-    found = model.postprocess(model.forward(prepared), prepared)[0]
-    return replace(row, width=found.width, height=found.height, instances=found)
+    instances = model.postprocess(model.forward(prepared), prepared)[0]
+    return replace(row, width=instances.width, height=instances.height, instances=instances)

@@ -1,0 +1,121 @@
+"""Where the files of an output lie. No other module spells these paths.
+
+<output>/latest.json                         the edition and run that were published last
+<output>/<edition>/edition.json              everything that determines the results
+<output>/<edition>/plans/<run>.parquet       the units of a run
+<output>/<edition>/runs/<run>.json           the record of a run
+<output>/<edition>/images/<unit>.parquet     one row per input image; commits the unit
+<output>/<edition>/instances/<unit>.parquet  one row per instance
+<output>/<edition>/lease/                    which run may write into the edition
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from segcore.storage.uris import basename, join, parent
+
+Table = Literal["images", "instances"]
+
+_PART_NAME = re.compile(r"([0-9a-f]{8,64})\.parquet")
+
+
+@dataclass(frozen=True)
+class EditionLayout:
+    """The files of one edition.
+
+    Attributes:
+        prefix: URI of the edition's folder, ``<output>/<edition>``.
+    """
+
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """Name of the edition."""
+        return basename(self.prefix)
+
+    @property
+    def output(self) -> OutputLayout:
+        """The output that holds this edition."""
+        return OutputLayout(parent(self.prefix))
+
+    @property
+    def edition_json(self) -> str:
+        """The document of the edition."""
+        return join(self.prefix, "edition.json")
+
+    @property
+    def plans_folder(self) -> str:
+        """Holds the plan of each run."""
+        return join(self.prefix, "plans")
+
+    def plan(self, run: str) -> str:
+        """The plan of a run."""
+        return join(self.plans_folder, f"{run}.parquet")
+
+    @property
+    def runs_folder(self) -> str:
+        """Holds the record of each run."""
+        return join(self.prefix, "runs")
+
+    def run_record(self, run: str) -> str:
+        """The record of a run."""
+        return join(self.runs_folder, f"{run}.json")
+
+    def parts_folder(self, table: Table) -> str:
+        """Holds the parts of one table."""
+        return join(self.prefix, table)
+
+    def part(self, table: Table, unit: str) -> str:
+        """The part of a unit in one table."""
+        return join(self.parts_folder(table), f"{unit}.parquet")
+
+    def parts_pattern(self, table: Table) -> str:
+        """A glob pattern for all parts of one table, as DuckDB and others take it."""
+        return join(self.parts_folder(table), "*.parquet")
+
+    @property
+    def lease_folder(self) -> str:
+        """Holds the lease of the edition."""
+        return join(self.prefix, "lease")
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """The files of an output.
+
+    Attributes:
+        uri: URI of the output's folder, in canonical form.
+    """
+
+    uri: str
+
+    @property
+    def latest_json(self) -> str:
+        """Points to what was published last."""
+        return join(self.uri, "latest.json")
+
+    def edition(self, name: str) -> EditionLayout:
+        """The edition of this name."""
+        return EditionLayout(join(self.uri, name))
+
+    def edition_of_document(self, uri: str) -> EditionLayout | None:
+        """Inverse of `EditionLayout.edition_json`; None for any other object."""
+        layout = EditionLayout(parent(uri))
+        is_document = uri == layout.edition_json and layout.output == self
+        return layout if is_document else None
+
+    def edition_of_run_record(self, uri: str) -> EditionLayout | None:
+        """The edition in whose folder of run records an object lies; None for any other object."""
+        layout = EditionLayout(parent(parent(uri)))
+        is_record = parent(uri) == layout.runs_folder and layout.output == self
+        return layout if is_record else None
+
+
+def unit_of_part(uri: str) -> str | None:
+    """Inverse of `EditionLayout.part`; None when the object's name is not that of a part."""
+    match = _PART_NAME.fullmatch(basename(uri))
+    return match.group(1) if match else None

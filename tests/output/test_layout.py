@@ -1,0 +1,39 @@
+"""Paths of an output, and the way back from an object to what it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from segcore.output.layout import EditionLayout, OutputLayout, unit_of_part
+
+UNIT, RUN = "ab" * 10, "01" * 8
+
+
+@pytest.mark.parametrize("output", ["/out", "s3://bucket", "s3://bucket/deep/out"])
+def test_paths_and_their_inverses(output: str) -> None:
+    layout = OutputLayout(output).edition("model-0123")
+    assert layout.prefix == f"{output}/model-0123"
+    assert layout.name == "model-0123"
+    assert layout.output == OutputLayout(output)
+    assert layout.part("images", UNIT) == f"{output}/model-0123/images/{UNIT}.parquet"
+    assert unit_of_part(layout.part("instances", UNIT)) == UNIT
+    assert layout.output.edition_of_document(layout.edition_json) == layout
+    assert layout.output.edition_of_run_record(layout.run_record(RUN)) == layout
+
+
+def test_other_objects_are_none_of_these() -> None:
+    output = OutputLayout("/out")
+    layout = output.edition("model-0123")
+    nested = EditionLayout("/out/deeper/model-0123")
+    assert output.edition_of_document(output.latest_json) is None
+    assert output.edition_of_document(nested.edition_json) is None
+    assert output.edition_of_document("/out/edition.json") is None
+    assert output.edition_of_run_record(layout.plan(RUN)) is None
+    assert output.edition_of_run_record(nested.run_record(RUN)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["readme.txt", "part-0.parquet", f"{UNIT}.parquet.tmp", "ab.parquet"]
+)
+def test_a_name_that_is_not_that_of_a_part(name: str) -> None:
+    assert unit_of_part(f"/out/model-0123/images/{name}") is None
