@@ -105,7 +105,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     from segcore.distributed.pipeline import Pipeline
 
     options = job.config.ray
-    max_units = max(len(one.units) for one in passes)
+    max_units = max(len(current.units) for current in passes)
     with ExitStack() as stack:
         with state.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
@@ -114,11 +114,13 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)
-        for one in passes:
-            pipeline = Pipeline(spec, pool, options.units_per_wave, retry_failed=one.retry_failed)
-            goal = _progress_goal(one.units)
+        for current in passes:
+            pipeline = Pipeline(
+                spec, pool, options.units_per_wave, retry_failed=current.retry_failed
+            )
+            goal = _progress_goal(current.units)
             with show_progress(pipeline.snapshot, goal), state.timed("segment"):
-                _run_attempts(job, one, pipeline, state, notify)
+                _run_attempts(job, current, pipeline, state, notify)
 
 
 def _run_attempts(

@@ -58,7 +58,7 @@ def segment(
     Args:
         config: The whole configuration.
         overwrite: Delete the results of this edition first.
-        retry_failed: Also segment the failed images of units that are done again.
+        retry_failed: Also segment the failed images of units that are done already.
         notify: Takes sentences for people while the run is in progress.
 
     Returns:
@@ -116,7 +116,7 @@ def _run_job(
     passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
     if retry_failed:
         passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
-    passes = [one for one in passes if one.units]
+    passes = [candidate for candidate in passes if candidate.units]
     if passes:
         run_passes(job, passes, state, notify)
     return _finish(job, state, started)

@@ -364,8 +364,8 @@ def test_the_exit_code_of_the_command_tells_the_result(out: Output) -> None:
     nothing = run_command("verify", f"{out.output}/../in")
     assert nothing.returncode == 2
     assert "Traceback" not in nothing.stderr
-    seen = run_command("status", out.output, "--json")
-    assert (seen.returncode, json.loads(seen.stdout)["units_left"]) == (0, 1)
+    status = run_command("status", out.output, "--json")
+    assert (status.returncode, json.loads(status.stdout)["units_left"]) == (0, 1)
 
 
 # --- status
