@@ -25,7 +25,8 @@ from segcore.output.report import (
     final_status,
     reconcile,
 )
-from segcore.planning.plan import Units, encode_plan, remaining_units, select_units
+from segcore.planning.plan import Units, remaining_units, select_units
+from segcore.planning.plan_files import encode_plan
 from segcore.run.carry_over import carry_over
 from segcore.run.job import MAX_JSON_BYTES, Job, check_paths_reachable, prepare_job, refresh_job
 from segcore.run.passes import Notify, Pass, RunState, run_passes
