@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
-from segcore.lease.lease import Lease, heartbeat_options, hold_lease
+from segcore.lease.hold import heartbeat_options, hold_lease
+from segcore.lease.lease import Lease
 from segcore.output.parts import SCHEMA_VERSION
 from segcore.output.report import (
     COMPLETE,
@@ -97,7 +98,7 @@ def _lease(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     ttl_s = job.config.run.lease_ttl_s
     return hold_lease(
         job.storage,
-        job.prefix,
+        join(job.prefix, "lease"),
         ttl_s,
         notify,
         Storage(heartbeat_options(job.config.storage, ttl_s)),
