@@ -90,22 +90,22 @@ def test_image_ids_do_not_depend_on_how_row_groups_are_cut_into_units(tmp_path: 
     keys = [f"k{i % 13}" if i % 5 else None for i in range(40)]
     images = [bytes([i]) * 500 for i in range(40)]
     storage.write(uri, parquet_bytes({"key": keys, "image": images}, rows_per_group=4))
-    source, whole = open_and_read(uri, storage)
-    assert len({s.image_id for s in whole}) == 40
-    assert [s.data for s in whole] == images
-    assert _keys(whole, uri)[0] == "row0"
-    assert _keys(whole, uri)[14] == "k1~2"
+    source, uncut = open_and_read(uri, storage)
+    assert len({s.image_id for s in uncut}) == 40
+    assert [s.data for s in uncut] == images
+    assert _keys(uncut, uri)[0] == "row0"
+    assert _keys(uncut, uri)[14] == "k1~2"
     for limits in (UnitLimits(images=8), UnitLimits(images=1), UnitLimits(bytes=300)):
         units = list(source.units(limits))
         assert len(units) >= 5
         assert [u.stop for u in units[:-1]] == [u.start for u in units[1:]]
-        cut, notes = [], Counter[str]()
+        from_cut_units, notes = [], Counter[str]()
         for unit in units:
             samples = list(read_unit(unit, storage, SourceOptions(), notes))
             assert len(samples) == unit.n_images
-            cut += samples
-        assert cut == whole
-        assert notes["duplicate_names"] == sum(s.warning == "duplicate_name" for s in whole) > 0
+            from_cut_units += samples
+        assert from_cut_units == uncut
+        assert notes["duplicate_names"] == sum(s.warning == "duplicate_name" for s in uncut) > 0
 
 
 def test_another_image_column_gives_other_units(tmp_path: object) -> None:

@@ -60,23 +60,23 @@ def test_cut_and_whole_shards_give_the_same_images(folder: str, format_: int) ->
     members += [("03.txt", b"1"), (f"{long}04.png", b"again"), (f"{long}04.png", b"and again")]
     uri = join(folder, "a.tar")
     storage.write(uri, tar_bytes(members, format=format_))
-    source, whole = open_and_read(uri, storage)
+    source, uncut = open_and_read(uri, storage)
     units = list(source.units(SMALL_UNITS))
     assert len(units) > 5
     assert units[0].start == 0
     assert units[-1].stop == storage.stat(uri).size
     assert all(a.stop == b.start for a, b in itertools.pairwise(units))
-    cut = []
+    from_cut_units = []
     for unit in units:
         samples = list(read_unit(unit, storage, SourceOptions()))
         assert len(samples) == unit.n_images <= 3
-        cut += samples
-    assert cut == whole
-    assert _content(whole, uri)[f"{long}07.png"] == bytes([7]) * 700
-    assert _content(whole, uri)[f"{long}04.png~2"] == b"again"
-    assert _content(whole, uri)[f"{long}04.png~3"] == b"and again"
-    assert [s.warning for s in whole[-2:]] == ["duplicate_name"] * 2
-    assert len({s.image_id for s in whole}) == len(whole) == 22
+        from_cut_units += samples
+    assert from_cut_units == uncut
+    assert _content(uncut, uri)[f"{long}07.png"] == bytes([7]) * 700
+    assert _content(uncut, uri)[f"{long}04.png~2"] == b"again"
+    assert _content(uncut, uri)[f"{long}04.png~3"] == b"and again"
+    assert [s.warning for s in uncut[-2:]] == ["duplicate_name"] * 2
+    assert len({s.image_id for s in uncut}) == len(uncut) == 22
 
 
 def test_cutting_a_shard_again_gives_the_same_units(tmp_path: object) -> None:
