@@ -15,7 +15,8 @@ from segcore.errors import ClusterError, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.output.parts import PartCounts, Parts
-from segcore.sources.units import Unit, units_from_table
+from segcore.sources.unit_tables import units_from_table
+from segcore.sources.units import Unit
 from segcore.worker import memory
 from segcore.worker.batching import DeviceLost
 from segcore.worker.unit_worker import (

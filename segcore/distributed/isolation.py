@@ -34,7 +34,8 @@ from segcore.distributed.cluster import PoolSize
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.parts import ImageResult, PartCounts
-from segcore.sources.units import Unit, units_from_table
+from segcore.sources.unit_tables import units_from_table
+from segcore.sources.units import Unit
 from segcore.worker.batching import DeviceLost
 from segcore.worker.unit_worker import ImageWorker
 

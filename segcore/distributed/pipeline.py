@@ -25,7 +25,8 @@ from segcore.distributed.cluster import PoolSize
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.progress import ProgressSnapshot
 from segcore.errors import ClusterError, StorageError
-from segcore.sources.units import Unit, units_to_table
+from segcore.sources.unit_tables import units_to_table
+from segcore.sources.units import Unit
 
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}

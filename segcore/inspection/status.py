@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
-from segcore.lease.lease import observe_lease
-from segcore.lease.observation import HELD, RELEASED, LeaseObservation
+from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
 from segcore.output.parts import PartCounts, counts_from_metadata, unit_of_part
 from segcore.output.report import RUNNING
 from segcore.output.results import find_edition
@@ -188,7 +187,7 @@ def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, LeaseObservation 
     A run writes its last word before it releases its lease. So a record that says ``running``
     between two sightings of one and the same free lease is that of a run that is no more.
     """
-    seen = observe_lease(storage, prefix)
+    seen = observe_lease(storage, join(prefix, "lease"))
     for _ in range(_LOOKS):
         found = read_run_records(storage, prefix)
         if not found:
@@ -198,7 +197,7 @@ def _newest(storage: Storage, prefix: str) -> tuple[RunRecord, LeaseObservation 
             )
         if found[-1].status != RUNNING or _is_alive(seen):
             break
-        before, seen = seen, observe_lease(storage, prefix)
+        before, seen = seen, observe_lease(storage, join(prefix, "lease"))
         if (before and before.generation) == (seen and seen.generation) and not _is_alive(seen):
             break
     return found[-1], seen

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.planning.plan import Plan, decode_plan
+from segcore.planning.plan import Plan
+from segcore.planning.plan_files import decode_plan
 from segcore.storage import Storage, join
 
 _MAX_JSON = 16 << 20

@@ -10,7 +10,7 @@ import numpy as np
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions, decode_image
 from segcore.output.results import Results
-from segcore.planning.plan import decode_plan
+from segcore.planning.plan_files import decode_plan
 from segcore.sources import SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join

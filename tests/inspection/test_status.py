@@ -15,11 +15,12 @@ import pytest
 from segcore.config import load_config
 from segcore.errors import AccessDenied
 from segcore.inspection.status import Status, read_status
+from segcore.lease.hold import hold_lease
 from segcore.lease.holder import Holder
-from segcore.lease.lease import FOLDER, hold_lease
 from segcore.output.report import RUNNING, RunReport
 from segcore.storage import ObjectInfo, Storage, join
 from tests.support import serial_run
+from tests.support.lease_files import lease_folder
 
 storage = Storage()
 
@@ -50,7 +51,7 @@ def report(folder: str) -> RunReport:
 def _lease(report: RunReport, generation: int = 7, **changes: object) -> str:
     """A lease file by a process of another machine, unless told otherwise."""
     there = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
-    uri = join(report.prefix, FOLDER, f"{generation:08d}.json")
+    uri = join(lease_folder(report.prefix), f"{generation:08d}.json")
     storage.write(uri, Holder.here(60).model_copy(update=there).to_json())
     return uri
 
@@ -67,7 +68,7 @@ def test_without_a_lease_nobody_is_at_work(report: RunReport) -> None:
 
 
 def test_a_run_of_this_machine(report: RunReport) -> None:
-    with hold_lease(storage, report.prefix, 60):
+    with hold_lease(storage, lease_folder(report.prefix), 60):
         found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
     assert found.pace is not None
@@ -98,7 +99,7 @@ def test_a_run_of_another_machine_is_judged_by_its_heartbeat(report: RunReport) 
     found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
     assert "host far-away, process 4711" in found.summary()
-    uris = {info.uri for info in storage.list(join(report.prefix, FOLDER))}
+    uris = {info.uri for info in storage.list(lease_folder(report.prefix))}
     assert len(uris) == 1  # no traces of looking
 
     _lease(report, ttl_s=0.001)
@@ -110,7 +111,7 @@ def test_a_run_of_another_machine_is_judged_by_its_heartbeat(report: RunReport) 
 
 
 def test_a_lease_file_that_is_none_of_ours(report: RunReport) -> None:
-    storage.write(join(report.prefix, FOLDER, "00000007.json"), b"{")
+    storage.write(join(lease_folder(report.prefix), "00000007.json"), b"{")
     found = read_status(storage, report.output)
     assert _states(found) == ("running", "held")
     assert "an unknown holder" in found.summary()

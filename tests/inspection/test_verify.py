@@ -20,11 +20,12 @@ from segcore.config import load_config
 from segcore.inspection.problems import KINDS, Verification
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
-from segcore.lease.lease import hold_lease
+from segcore.lease.hold import hold_lease
 from segcore.output.parts import encode_part
 from segcore.output.report import RUNNING, RunReport
 from segcore.storage import Storage, join
 from tests.support import serial_run
+from tests.support.lease_files import lease_folder
 
 storage = Storage()
 
@@ -393,7 +394,7 @@ def test_status_of_a_finished_run(folder: str) -> None:
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = _run(folder)
-    with hold_lease(storage, out.prefix, 60):
+    with hold_lease(storage, lease_folder(out.prefix), 60):
         _watch_a_run(out)
 
 

@@ -13,7 +13,8 @@ from segcore.models.registry import load_model
 from segcore.output.edition import make_edition
 from segcore.output.parts import ImageResult, Parts
 from segcore.output.report import SUCCESS, RunReport
-from segcore.planning.plan import encode_plan, make_plan
+from segcore.planning.plan import make_plan
+from segcore.planning.plan_files import encode_plan
 from segcore.sources import Sample, open_source, read_unit
 from segcore.storage import Storage, join, normalize
 
