@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segcore.models import torch_runtime
+
 _PACKAGES = ("segcore", "torch", "numpy", "numba", "ray", "simplejpeg", "opencv-python-headless")
 _PROC = Path("/proc")
 _EVERY = 2.0  # seconds between looks, which cost a core 10 ms each; the kernel keeps the peaks
@@ -37,8 +39,6 @@ class Machine:
 
 def describe() -> Machine:
     """This machine; packages that are not installed say so."""
-    import torch
-
     versions = {}
     for name in _PACKAGES:
         try:
@@ -48,7 +48,7 @@ def describe() -> Machine:
     return Machine(
         cpu=_cpu_model(),
         cores=cores(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        gpu=torch_runtime.cuda_device_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions=versions,

@@ -15,6 +15,7 @@ from segcore.bench.throughput import BenchJob, Throughput, compare, parts_for
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
 from segcore.masks import implementation
+from segcore.models import torch_runtime
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.sources import SourceOptions
@@ -58,26 +59,20 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
     Raises:
         SegcoreError: The model, the images or the job cannot be used.
     """
-    import torch
-
     if options.price_per_hour is not None and not options.whole_job:
         raise UsageError("--price-per-hour needs the whole job, and --stages-only leaves it out.")
     sizes = [parse_size(size) for size in options.sizes]
     model = load_model(options.model, options.options)
     device = str(getattr(model, "device", "cpu"))
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="segcore-bench-") as folder:
         archives = _archives(options, sizes, folder, notify)
         processes = _processes(device)
-        torch.set_num_threads(1)
-        try:
+        with torch_runtime.one_thread():
             stages = [
                 _stages(model, shards, options, join(folder, f"stages-{number}"), notify)
                 for number, shards in enumerate(archives)
             ]
-        finally:
-            torch.set_num_threads(threads)
-        peak = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else None
+        peak_bytes = torch_runtime.peak_device_memory_bytes(device)
         info, batch_size = model.info, model.batch_size
         del model  # the job loads its own; on a GPU both must fit
         job = None
@@ -92,7 +87,7 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
         batch_size=batch_size,
         masks_by=implementation(),
         stages=tuple(stages),
-        device_peak_mb=peak,
+        device_peak_mb=None if peak_bytes is None else peak_bytes / 1e6,
         job=job,
         price_per_hour=options.price_per_hour,
     )
@@ -144,19 +139,15 @@ def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, no
 
 
 def _processes(device: str) -> int:
-    import torch
-
-    return torch.cuda.device_count() if device.startswith("cuda") else cores()
+    return torch_runtime.cuda_device_count() if device.startswith("cuda") else cores()
 
 
 def _job(
     options: BenchOptions, shards: Shards, processes: int, folder: str, device: str, notify: Notify
 ) -> Throughput:
-    import torch
-
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.empty_cache()
+        torch_runtime.free_cached_device_memory()
     name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
     chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
     work = BenchJob(shards, name, chosen, join(folder, "output"), options.decode)

@@ -15,10 +15,11 @@ from segcore.bench.images import Shards, plan_shards
 from segcore.errors import ImageError, UsageError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model
+from segcore.models.torch_runtime import device_synchronizer
 from segcore.output.parts import ImageResult, Parts
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.storage import Storage
-from segcore.worker.prefetch import Preprocessor
+from segcore.worker.preprocessing import Preprocessor
 
 STAGES = ("read", "decode", "preprocess", "forward", "postprocess", "masks", "write")
 # What models call to turn their masks into strings.
@@ -138,7 +139,7 @@ def _run(
             image = clock("decode", preparation.decode, sample.data)
         except ImageError:
             continue
-        prepared.append(clock("preprocess", preparation.finish, image))
+        prepared.append(clock("preprocess", preparation.preprocess, image))
         names.append((sample, image))
     if not prepared:
         return []
@@ -169,9 +170,4 @@ def _timed_masks(model: Model, clock: _Clock) -> Iterator[None]:
 
 def _synchronizer(model: Model) -> Callable[[], None]:
     """Waits until the model's device has done what it was given."""
-    device = str(getattr(model, "device", "cpu"))
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.synchronize
-    return lambda: None
+    return device_synchronizer(str(getattr(model, "device", "cpu")))

@@ -24,12 +24,13 @@ from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
+from segcore.models.torch_runtime import use_one_thread
 from segcore.output.parts import ImageResult, Parts
 from segcore.output.report import RunReport
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
-from segcore.worker.prefetch import Preprocessor
+from segcore.worker.preprocessing import Preprocessor
 
 Notify = Callable[[str], None]
 START_SECONDS = 300  # a process that has not loaded its model by then is stuck
@@ -207,11 +208,10 @@ def _plain(
     """One process: says (images, began, ended, CPU s, peak MB), or what went wrong."""
     try:
         import cv2
-        import torch
 
         from segcore.models.registry import load_model
 
-        torch.set_num_threads(1)
+        use_one_thread()
         cv2.setNumThreads(1)
         model = load_model(work.model, work.options)
         storage = Storage()
@@ -260,7 +260,7 @@ def segment_plainly(
         try:
             if sample.data is None:
                 raise sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
-            batch.append((sample, preparation.finish(preparation.decode(sample.data))))
+            batch.append((sample, preparation.preprocess(preparation.decode(sample.data))))
         except ImageError as error:
             ids = (sample.image_id, sample.uri, sample.etag)
             results.append(ImageResult(*ids, error=error))

@@ -18,7 +18,7 @@ from segcore.output.run_records import read_plan, read_run_records
 from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.storage import Storage, is_remote, join, normalize
-from segcore.worker.prefetch import Preprocessor
+from segcore.worker.preprocessing import Preprocessor
 
 MAX_JSON_BYTES = 16 << 20
 MAX_WEIGHTS_BYTES = 4 << 30

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from segcore.distributed import cluster
+from segcore.distributed.pool import PoolSize, size_pool
 from segcore.distributed.progress import ProgressGoal, show_progress
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
-from segcore.worker.unit_worker import ReadOptions
+from segcore.worker.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from segcore.distributed.actors import ActorSpec, UnitOutcome
@@ -104,7 +105,7 @@ def run_passes(job: Job, tasks: Sequence[Pass], course: RunState, notify: Notify
     with ExitStack() as stack:
         with course.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
-            pool = cluster.size_pool(options, job.config.model.device, most, cluster.live_nodes())
+            pool = size_pool(options, job.config.model.device, most, cluster.live_nodes())
         course.pool = pool.summary()
         notify(f"Working with {course.pool}.")
         spec = _spec(job, pool)
@@ -137,7 +138,7 @@ def _attempts(job: Job, task: Pass, pipeline: Pipeline, course: RunState, notify
             break
 
 
-def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
+def _spec(job: Job, pool: PoolSize) -> ActorSpec:
     """What every actor of `pool` is told."""
     from segcore.distributed.actors import ActorSpec
 
@@ -151,7 +152,7 @@ def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
             storage=job.storage,
             source=source_for(config.source, pool),
             decode=config.decode,
-            threads=config.ray.decode_threads or pool.reading_threads,
+            threads=config.ray.decode_threads or pool.decode_threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
             image_timeout_s=config.run.image_timeout_s,
         ),
@@ -161,7 +162,7 @@ def _spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
     )
 
 
-def source_for(options: SourceOptions, pool: cluster.PoolSize) -> SourceOptions:
+def source_for(options: SourceOptions, pool: PoolSize) -> SourceOptions:
     """A GPU takes many more images a second than come by the requests that a CPU makes at once."""
     if options.read_threads or pool.device == "cpu":
         return options

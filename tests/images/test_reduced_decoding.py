@@ -26,8 +26,10 @@ from segcore.sources import Sample, SourceOptions
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 from segcore.testing.synthetic import render
-from segcore.worker.prefetch import Prefetcher, Preprocessor
-from segcore.worker.unit_worker import ReadOptions, UnitWorker
+from segcore.worker.prefetch import Prefetcher
+from segcore.worker.preprocessing import Preprocessor
+from segcore.worker.read_options import ReadOptions
+from segcore.worker.unit_worker import UnitWorker
 from tests.support.fake_models import BrightModel
 from tests.support.image_files import corpus, mutations, save
 
@@ -179,7 +181,7 @@ def model() -> Model:
 
 def instances(model: Model, data: bytes, options: DecodeOptions):
     preparation = Preprocessor(model.preprocess, options)
-    prepared = [preparation.finish(preparation.decode(data))]
+    prepared = [preparation.preprocess(preparation.decode(data))]
     return model.postprocess(model.forward(prepared), prepared)[0]
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from segcore.distributed.cluster import PoolSize
+from segcore.distributed.pool import PoolSize
 from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
 from segcore.run.passes import source_for
 from segcore.sources import SourceOptions, objects, open_source, read_unit
