@@ -24,7 +24,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def load_config(
     path: str | Path | None = None,
     sets: Sequence[str] = (),
-    flags: Mapping[str, tuple[str, Any]] | None = None,
+    flags: Mapping[str, tuple[str | tuple[str, ...], Any]] | None = None,
     *,
     schema: type[Schema] = Config,  # type: ignore[assignment]
 ) -> Schema:
@@ -33,7 +33,8 @@ def load_config(
     Args:
         path: Local YAML file, or None.
         sets: ``a.b=value`` each, the value typed as YAML types it; later ones win.
-        flags: Name of the flag -> (dotted key, value); a value of None was not given.
+        flags: Name of the flag -> (dotted key, or several that it sets, value); a value of None
+            was not given.
         schema: The kind of configuration; that of a segment job by default.
 
     Raises:
@@ -51,9 +52,10 @@ def load_config(
         if not separator or not key:
             raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set model.conf=0.3.")
         _put(values, origins, key, yaml_lines.parse_scalar(text, f"--set {key}"), f"--set {item}")
-    for flag, (key, value) in (flags or {}).items():
+    for flag, (keys, value) in (flags or {}).items():
         if value is not None:
-            _put(values, origins, key, value, flag)
+            for key in (keys,) if isinstance(keys, str) else keys:
+                _put(values, origins, key, value, flag)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
