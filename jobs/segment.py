@@ -22,7 +22,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         flags = {"INPUT": ("input", args.input), "OUTPUT": ("output", args.output)}
-        config = segcore.load_config(args.config, args.sets, flags)
+        config: segcore.Config = segcore.load_config(args.config, args.sets, flags)
         report = segcore.segment(config, notify=print)
     except segcore.SegcoreError as error:
         print(f"Error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)
