@@ -79,7 +79,7 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
         torch.set_num_threads(1)
         try:
             stages = [
-                _measure_stages(model, archive, options, join(folder, f"stages-{number}"), notify)
+                _measure_archive(model, archive, options, join(folder, f"stages-{number}"), notify)
                 for number, archive in enumerate(archives)
             ]
         finally:
@@ -144,7 +144,7 @@ def _job_archive(
     return write_synthetic(storage, target, size, images, per_shard)
 
 
-def _measure_stages(
+def _measure_archive(
     model: Model, archive: BenchArchive, options: BenchOptions, output: str, notify: Notify
 ) -> StageTimes:
     notify(f"Stages at {archive.label}.")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segcore.demo.run import DemoReport
+from segcore.text import plural
 
 
 def print_summary(report: DemoReport) -> None:
@@ -22,7 +23,7 @@ def print_summary(report: DemoReport) -> None:
     table.add_column()
     reasons = ", ".join(f"{code} {count}" for code, count in run.failures.items())
     verdict = "all as expected" if not report.unexpected else "NOT AS EXPECTED"
-    table.add_row("images", f"{run.images:,} in {report.archive.n_shards} tar shards")
+    table.add_row("images", f"{run.images:,} in {plural(report.archive.n_shards, 'tar shard')}")
     table.add_row("  segmented", f"{run.ok:,}")
     table.add_row("  broken on purpose", f"{run.failed:,}, {verdict} ({reasons})")
     table.add_row("nuclei drawn", f"{report.archive.n_instances:,}")
