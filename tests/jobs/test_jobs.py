@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import segcore
-from segcore.config import load_config
+from segcore.config import RayOptions, load_config
+from segcore.distributed.cluster import connected
 from segcore.storage import Storage
 from segcore.testing.synthetic_archive import SyntheticArchive, write_archive
 from tests.support import serial_run
@@ -24,7 +26,9 @@ JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 THRESHOLD_MODEL = "tests.support.threshold_model:Threshold"
 
 
-def _run_job(name: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _run_job(
+    name: str, *args: object, cwd: Path | None = None, ray_address: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "jobs" / name), *map(str, args)],
         capture_output=True,
@@ -32,8 +36,19 @@ def _run_job(name: str, *args: object, cwd: Path | None = None) -> subprocess.Co
         timeout=240,
         check=False,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH, "RAY_ADDRESS": ray_address},
     )
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster, named to jobs by RAY_ADDRESS as `ray job submit` does it."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)
+        with connected(RayOptions()):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +74,6 @@ def test_a_recipe_is_short_and_uses_public_names_only(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("segment.py", ["/nowhere/at/all", "out"], "/nowhere/at/all does not exist"),
         ("segment.py", ["in", "out", "--set", "modle.conf=1"], "did you mean `model.conf`?"),
         ("evaluate.py", ["out", "truth.json"], "is not the output of a run"),
         ("train.py", ["nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -78,11 +92,11 @@ def test_an_error_is_a_sentence_and_its_exit_code(
 
 @pytest.mark.ray
 def test_segment_returns_the_exit_code_of_the_run(
-    archive: SyntheticArchive, tmp_path: Path
+    archive: SyntheticArchive, tmp_path: Path, ray_address: str
 ) -> None:
     output = tmp_path / "masks"
     args = (archive.shards, output, "--set", f"model.name={THRESHOLD_MODEL}")
-    done = _run_job("segment.py", *args, "--set", "ray.max_actors=1")
+    done = _run_job("segment.py", *args, "--set", "ray.max_actors=1", ray_address=ray_address)
     assert done.returncode == 3, done.stderr  # one of eight images is broken
     assert "Traceback" not in done.stderr
     results = segcore.open_results(segcore.Storage(), str(output))
@@ -128,8 +142,9 @@ def test_train_leaves_a_model_that_loads(archive: SyntheticArchive, tmp_path: Pa
 
 
 @pytest.mark.ray
-def test_demo_draws_segments_reads_and_evaluates(tmp_path: Path) -> None:
-    done = _run_job("demo.py", tmp_path, "--images", 6, "--model", THRESHOLD_MODEL)
+def test_demo_draws_segments_reads_and_evaluates(tmp_path: Path, ray_address: str) -> None:
+    args = (tmp_path, "--images", 6, "--model", THRESHOLD_MODEL)
+    done = _run_job("demo.py", *args, ray_address=ray_address)
     assert done.returncode == 0, done.stderr
     assert "mask AP50 0." in done.stdout
     assert "masks of one unit" in done.stdout
