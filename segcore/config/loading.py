@@ -29,7 +29,7 @@ _MAX_SHOWN_VALUE_CHARACTERS = 80
 def load_config(
     path: str | Path | None = None,
     sets: Sequence[str] = (),
-    flags: Mapping[str, tuple[str, Any]] | None = None,
+    flags: Mapping[str, tuple[str | tuple[str, ...], Any]] | None = None,
     *,
     schema: type[Schema] = Config,  # type: ignore[assignment]
 ) -> Schema:
@@ -38,7 +38,8 @@ def load_config(
     Args:
         path: Local YAML file, or None.
         sets: Each ``a.b=value``, with the type that YAML gives the value; later ones win.
-        flags: Name of the flag -> (dotted key, value); a value of None means not given.
+        flags: Name of the flag -> (dotted key, or all keys that it sets; value); a value of None
+            means not given.
         schema: The kind of configuration; that of a segment job by default.
 
     Raises:
@@ -59,9 +60,10 @@ def load_config(
             )
         value = yaml_lines.parse_scalar(text, f"--set {key}")
         _set_value(values, origins, key, value, f"--set {assignment}")
-    for flag, (key, value) in (flags or {}).items():
+    for flag, (keys, value) in (flags or {}).items():
         if value is not None:
-            _set_value(values, origins, key, value, flag)
+            for key in (keys,) if isinstance(keys, str) else keys:
+                _set_value(values, origins, key, value, flag)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
