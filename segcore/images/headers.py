@@ -167,9 +167,8 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
     with BmpImagePlugin.BmpImageFile(BytesIO(data)) as image:
         width, height = image.size
         is_run_length = image.info.get("compression") in (1, 2)
-    if is_run_length and width * height > 255 * len(
-        data
-    ):  # a run has two bytes and at most 255 pixels
+    # A run takes two bytes and has at most 255 pixels.
+    if is_run_length and width * height > 255 * len(data):
         raise ImageError(
             ErrorCode.TRUNCATED, f"bmp of {len(data)} bytes cannot hold {width}x{height} pixels"
         )
