@@ -37,7 +37,7 @@ def encode_logits(
     boxes: np.ndarray,
     canvas: tuple[int, int],
     window: Window | None = None,
-    by: Literal["numpy", "compiled"] | None = None,
+    backend: Literal["numpy", "compiled"] | None = None,
 ) -> EncodedMasks:
     """Mask logits -> RLE strings on the original image. Thread-safe.
 
@@ -46,7 +46,7 @@ def encode_logits(
         boxes: (N, 4) x1, y1, x2, y2 in pixels of the original image; may extend beyond it.
         canvas: (H, W) of the original image.
         window: Part of the logits that shows the image; None: all of it.
-        by: Which implementation to use; None: the compiled one where numba is installed. The
+        backend: Which implementation to use; None: the compiled one where numba is installed. The
             results are equal to the byte.
 
     Raises:
@@ -61,7 +61,7 @@ def encode_logits(
         columns=resample_axis(window.right - window.left, canvas[1]),
     )
     crops = crops_of_boxes(boxes, grid)
-    if (by or implementation()) == "compiled":
+    if (backend or implementation()) == "compiled":
         return _encode_compiled(logits, crops, grid, window)
     return numpy_kernel.encode_crops(logits, crops, grid, window)
 

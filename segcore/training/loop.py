@@ -222,7 +222,7 @@ def build_model(config: TrainConfig, n_classes: int) -> YOLO11Seg:
 def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> int:
     """Copy the tensors of a checkpoint file that have the same shape; returns how many.
 
-    Class heads for a different set of classes keep their weights.
+    Class heads keep their initial weights where the classes differ.
 
     Raises:
         CheckpointError: The file cannot be read.

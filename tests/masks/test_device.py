@@ -39,7 +39,7 @@ def check_encoding(scenes, device, **limit):
     results = encode_images(images, **limit)
     assert len(results) == len(scenes)
     for encoded, (planes, boxes, canvas, window) in zip(results, scenes, strict=True):
-        expected = masks.encode_logits(planes, boxes, canvas, window, by="numpy")
+        expected = masks.encode_logits(planes, boxes, canvas, window, backend="numpy")
         assert encoded.keep.tolist() == expected.keep.tolist()
         assert encoded.counts == expected.counts
         assert encoded.areas.tolist() == expected.areas.tolist()
@@ -233,7 +233,7 @@ def test_logits_that_are_not_finite_are_refused_where_a_box_needs_them(value, up
             assert check_encoding([scene], device) == 3
             continue
         with pytest.raises(ValueError, match="not finite"):
-            masks.encode_logits(*scene, by="numpy")
+            masks.encode_logits(*scene, backend="numpy")
         with pytest.raises(ValueError, match="not finite"):
             check_encoding([scene], device)
 

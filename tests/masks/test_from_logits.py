@@ -12,7 +12,7 @@ from segcore.masks import Window
 from segcore.masks.bilinear import mix, resample_axis
 
 f32 = np.float32
-IMPLEMENTATIONS = sorted({"numpy", masks.implementation()})
+BACKENDS = sorted({"numpy", masks.implementation()})
 
 
 def torch_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -83,8 +83,8 @@ def draw_boxes(rng, n, canvas):
 def check_encoding(logits, boxes, canvas, window=None, resize=torch_resize):
     """Compare each implementation with the definition; how many masks have a pixel."""
     counts, areas, keep = reference(logits, boxes, canvas, window, resize)
-    for by in IMPLEMENTATIONS:
-        encoded = masks.encode_logits(logits, boxes, canvas, window, by=by)
+    for backend in BACKENDS:
+        encoded = masks.encode_logits(logits, boxes, canvas, window, backend=backend)
         assert encoded.keep.tolist() == keep
         assert encoded.counts == counts
         assert encoded.areas.tolist() == areas
@@ -172,10 +172,10 @@ def test_chunking_does_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(8)
     logits = draw_logits(rng, "noise", 20, 40, 50)
     boxes = draw_boxes(rng, 20, (300, 400))
-    at_once = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
+    at_once = masks.encode_logits(logits, boxes, (300, 400), backend="numpy")
     monkeypatch.setattr("segcore.masks.numpy_kernel._GROUP_SAMPLES", 70)
     monkeypatch.setattr("segcore.masks.numpy_kernel._BATCH_SAMPLES", 3000)
-    in_pieces = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
+    in_pieces = masks.encode_logits(logits, boxes, (300, 400), backend="numpy")
     assert in_pieces.counts == at_once.counts
     assert in_pieces.areas.tolist() == at_once.areas.tolist()
     assert in_pieces.keep.tolist() == at_once.keep.tolist()
@@ -221,6 +221,6 @@ def test_invalid_arguments_are_refused(change, message):
         "boxes": np.full((2, 4), (0, 0, 4, 4), f32),
         "canvas": (8, 8),
     }
-    for by in IMPLEMENTATIONS:
+    for backend in BACKENDS:
         with pytest.raises(ValueError, match=message):
-            masks.encode_logits(**(valid | change), by=by)
+            masks.encode_logits(**(valid | change), backend=backend)

@@ -20,8 +20,8 @@ f32 = np.float32
 
 def encode_with_both(planes, boxes, canvas, window=None):
     """The compiled result, after checking that it equals NumPy's."""
-    expected = masks.encode_logits(planes, boxes, canvas, window, by="numpy")
-    compiled = masks.encode_logits(planes, boxes, canvas, window, by="compiled")
+    expected = masks.encode_logits(planes, boxes, canvas, window, backend="numpy")
+    compiled = masks.encode_logits(planes, boxes, canvas, window, backend="compiled")
     assert compiled.counts == expected.counts
     assert compiled.areas.tolist() == expected.areas.tolist()
     assert compiled.keep.tolist() == expected.keep.tolist()
@@ -94,9 +94,9 @@ def test_logits_that_are_not_finite_are_refused(value, upsample):
     planes[1, 4, 4] = value
     boxes = np.full((3, 4), (0, 0, 20, 20), f32)
     window = Window(0, 0, 8 * upsample, 8 * upsample, upsample)
-    for by in ("numpy", "compiled"):
+    for backend in ("numpy", "compiled"):
         with pytest.raises(ValueError, match="not finite"):
-            masks.encode_logits(planes, boxes, (20, 20), window, by=by)
+            masks.encode_logits(planes, boxes, (20, 20), window, backend=backend)
 
 
 def test_threads_do_not_disturb_each_other():
@@ -105,9 +105,9 @@ def test_threads_do_not_disturb_each_other():
     for kind in KINDS * 8:
         canvas = tuple(int(side) for side in rng.integers(50, 400, 2))
         jobs.append((draw_logits(rng, kind, 5, 40, 40), draw_boxes(rng, 5, canvas), canvas))
-    expected = [masks.encode_logits(*job, by="numpy").counts for job in jobs]
+    expected = [masks.encode_logits(*job, backend="numpy").counts for job in jobs]
     with ThreadPoolExecutor(8) as pool:
-        results = pool.map(lambda job: masks.encode_logits(*job, by="compiled").counts, jobs)
+        results = pool.map(lambda job: masks.encode_logits(*job, backend="compiled").counts, jobs)
     assert list(results) == expected
 
 
@@ -117,7 +117,7 @@ def test_numpy_is_used_without_numba(monkeypatch):
     assert masks.implementation() == "numpy"
     assert masks.encode_logits(planes, boxes, (4, 4)).areas.tolist() == [16]
     with pytest.raises(RuntimeError, match="need numba"):
-        masks.encode_logits(planes, boxes, (4, 4), by="compiled")
+        masks.encode_logits(planes, boxes, (4, 4), backend="compiled")
 
 
 def test_a_numba_that_does_not_work_causes_a_warning(monkeypatch):
