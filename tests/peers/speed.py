@@ -84,7 +84,7 @@ def our_strings(s: dict, by: str) -> list[bytes]:
     prototypes = s["prototypes"]
     logits = (s["coefficients"] @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
     window = Letterbox.fit(*s["canvas"], SIZE).mask_window()
-    return encode_logits(logits.numpy(), s["boxes"], s["canvas"], window, by=by).counts
+    return encode_logits(logits.numpy(), s["boxes"], s["canvas"], window, backend=by).counts
 
 
 def take(work: Callable[[], object]) -> tuple[float, float]:
@@ -286,7 +286,7 @@ def segment(model: yolo_seg.YoloSegModel, file: Path) -> list[bytes]:
 def segment_all(model: yolo_seg.YoloSegModel, files: list[Path], by: str) -> list[list[bytes]]:
     """Files by segcore, with one implementation of the masks."""
     plain = yolo_seg.encode_logits
-    yolo_seg.encode_logits = functools.partial(plain, by=by)
+    yolo_seg.encode_logits = functools.partial(plain, backend=by)
     try:
         return [segment(model, file) for file in files]
     finally:

@@ -99,7 +99,7 @@ def _grow(boxes: np.ndarray, ratio: float, canvas: tuple[int, int]) -> _Boxes:
 
 
 def _axis(size_in: int, sizes: np.ndarray) -> _Axis:
-    """`segcore.masks.bilinear.axis` for many sizes at once."""
+    """`segcore.masks.bilinear.resample_axis` for many sizes at once."""
     box = np.repeat(np.arange(sizes.size), sizes)
     start = np.cumsum(sizes) - sizes
     place = np.arange(box.size) - start[box]
