@@ -23,8 +23,7 @@ from segcore.cli import train
 from segcore.cli.console import new_app
 from segcore.errors import UsageError
 from segcore.models.base import ModelOptions
-from segcore.models.checkpoints import read_checkpoint
-from segcore.models.registry import load_model
+from segcore.models.registry import load_model, read_checkpoint
 from segcore.models.yolo.network import HeadOutputs, anchor_grid
 from segcore.training.assign import assign, paired_iou
 from segcore.training.augment import random_crop
