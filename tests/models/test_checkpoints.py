@@ -26,7 +26,9 @@ from tests.support.checkpoint_files import torch_file
 
 META: dict[str, Any] = {
     "architecture": "yolo11n-seg",
-    "categories": [{"id": 5 + i, "name": name} for i, name in enumerate(["cell", "debris", "dust"])],
+    "categories": [
+        {"id": 5 + i, "name": name} for i, name in enumerate(["cell", "debris", "dust"])
+    ],
     "imgsz": 320,
     "licence": "CC0-1.0",
     "conf": 0.4,
