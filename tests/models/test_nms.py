@@ -97,11 +97,11 @@ def checked_batch(boxes, logits, *thresholds, **more):
             ]
             for i in range(len(boxes))
         ]
-    for i, alone in enumerate(each_alone):
-        n = len(alone.anchors)
-        for got, expected in zip(rows, alone, strict=True):
-            assert got.dtype == expected.dtype
-            assert torch.equal(got[i, :n], expected)
+    for i, detections in enumerate(each_alone):
+        n = len(detections.anchors)
+        for actual, expected in zip(rows, detections, strict=True):
+            assert actual.dtype == expected.dtype
+            assert torch.equal(actual[i, :n], expected)
         assert (rows.scores[i, n:] == -torch.inf).all()
     return rows
 
