@@ -93,7 +93,7 @@ class Preprocessing(BaseModel):
             size = {"height": imgsz, "width": imgsz}
         else:
             raise CheckpointError(
-                f"model.imgsz does not apply to {source}: its preprocessing has no size to replace.",
+                f"model.imgsz does not apply to {source}: its preprocessing has no size to set.",
                 "Leave model.imgsz out.",
             )
         return self.model_copy(update={"size": size})

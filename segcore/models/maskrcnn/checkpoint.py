@@ -143,5 +143,5 @@ def _read_shape(state_dict: Mapping[str, Tensor], source: str, norm_eps: float) 
             raise CheckpointError(f"{source} does not fit {architecture}: {name} is missing.")
     num_labels, mask_hidden = state_dict[_CLASS_SCORES].shape[0], state_dict[_MASK_HIDDEN].shape[1]
     if num_labels < 2:
-        raise CheckpointError(f"{source} has no class beside the background.")
+        raise CheckpointError(f"{source} has no class besides the background.")
     return NetworkShape(architecture, num_labels, mask_hidden, norm_eps)

@@ -131,4 +131,10 @@ class MaskRCNNModel:
         )
 
 
-MASK_RCNN = ModelFamily(ARCHITECTURES, recognises, describe, MaskRCNNModel, PUBLISHED)
+MASK_RCNN = ModelFamily(
+    architectures=ARCHITECTURES,
+    recognises=recognises,
+    describe=describe,
+    load=MaskRCNNModel,
+    published=PUBLISHED,
+)

@@ -298,4 +298,10 @@ def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]
     return [tuple(group) for group in groups.values()]
 
 
-YOLO11_SEG = ModelFamily(ARCHITECTURES, recognises, describe, YoloSegModel, PUBLISHED)
+YOLO11_SEG = ModelFamily(
+    architectures=ARCHITECTURES,
+    recognises=recognises,
+    describe=describe,
+    load=YoloSegModel,
+    published=PUBLISHED,
+)

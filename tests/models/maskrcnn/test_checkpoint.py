@@ -142,7 +142,7 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(3, dtype=torch.int64)}, "int64"),
         (
             lambda s: s | {"roi_heads.box_predictor.cls_score.weight": torch.ones(1, 1024)},
-            "no class beside the background",
+            "no class besides the background",
         ),
         (
             lambda s: without(s, "roi_heads.mask_predictor.conv5_mask.weight"),
