@@ -46,7 +46,7 @@ Norm = Callable[[int], FixedNorm]  # makes the norm for a number of channels
 
 
 def conv_norm(c_in: int, c_out: int, kernel: int, norm: Norm | None, relu: bool) -> nn.Sequential:
-    """Convolution with "same" padding (and a bias if there is no norm), norm, ReLU in this order."""
+    """Convolution ("same" padding, a bias if there is no norm), norm and ReLU, in this order."""
     conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=norm is None)
     layers: list[nn.Module] = [conv]
     if norm is not None:
