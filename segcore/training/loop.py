@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
-from segcore.models.checkpoints import read_checkpoint
+from segcore.models.registry import read_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
 from segcore.training.config import TrainConfig

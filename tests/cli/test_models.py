@@ -18,8 +18,7 @@ from segcore.cli.console import new_app
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
 from segcore.models.base import Model, ModelOptions
-from segcore.models.checkpoints import read_checkpoint
-from segcore.models.registry import known_names, load_model
+from segcore.models.registry import known_names, load_model, read_checkpoint
 from segcore.models.yolo.network import build_network
 from tests.support.paths import ROOT
 

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from segcore.cli import train
 from segcore.cli.console import new_app
 from segcore.models.base import ModelOptions
-from segcore.models.checkpoints import read_checkpoint
-from segcore.models.registry import load_model
+from segcore.models.registry import load_model, read_checkpoint
 from segcore.training.config import TrainConfig
 
 
