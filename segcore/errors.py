@@ -1,7 +1,29 @@
-"""Errors that people read, and the closed list of reasons why an image can fail.
+"""The exceptions of segcore, and the closed list of reasons why an image can fail.
 
-Two families. A `SegcoreError` ends the command with its `exit_code` and one sentence. An
-`ImageError` never ends anything: it becomes a `failed` row of the `images` table.
+A `SegcoreError` ends the command with its message, its hint and its exit code (in brackets, where
+it is not that of its base)::
+
+    SegcoreError (1)            shown to a person without a traceback
+      UsageError (2)            the command, the configuration or the input is wrong
+        CheckpointError         a model file is missing, damaged, unsafe or of the wrong kind
+      StorageError              storage failed, after retries
+        ObjectNotFound (2)      there is no object at this URI
+        AccessDenied            credentials are missing or do not allow this
+        ObjectTooLarge          more than may be held in memory (segcore.storage.storage)
+      ClusterError              Ray cannot be reached or has too few resources
+      LeaseHeld                 another run works on this edition (segcore.lease.lease)
+      LeaseLost                 this run may no longer delete or publish (segcore.lease.lease)
+      Interrupted (130)         somebody stopped the run (segcore.run.segment)
+
+An `ImageError` ends nothing: it becomes a `failed` row of the `images` table, with an `ErrorCode`.
+
+Others are signals between two places of the code and reach nobody else::
+
+    DeviceLost                  this process must be replaced (segcore.worker.batching)
+    HostOutOfMemory             try the unit image by image (segcore.worker.unit_worker)
+    ProcessDied                 the process of an isolator is gone (segcore.distributed.isolation)
+    NoWorkingProcess            not even a plain image can be segmented (the same)
+    PickleRefused               a checkpoint is not read (segcore.models.pickles)
 """
 
 from __future__ import annotations
@@ -10,10 +32,10 @@ from enum import StrEnum
 
 
 class SegcoreError(Exception):
-    """Base of all errors that are shown to a person as one sentence, without a traceback.
+    """Base of all errors that are shown to a person without a traceback.
 
     Args:
-        message: What was wrong, with the value and the file.
+        message: What is wrong, with the value and the file.
         hint: What to do about it; shown on a line of its own.
     """
 
@@ -35,15 +57,15 @@ class UsageError(SegcoreError):
 
 
 class CheckpointError(UsageError):
-    """A model file is missing, of the wrong kind, damaged or unsafe."""
+    """A model file is missing, damaged, unsafe or of the wrong kind."""
 
 
 class StorageError(SegcoreError):
-    """Storage did not do what was asked, after retries."""
+    """Storage failed, after retries."""
 
 
 class ObjectNotFound(StorageError):
-    """No object at this URI."""
+    """There is no object at this URI."""
 
     exit_code = 2
 
@@ -53,15 +75,15 @@ class AccessDenied(StorageError):
 
 
 class ClusterError(SegcoreError):
-    """Ray cannot be reached, or cannot give the resources that were asked for."""
+    """Ray cannot be reached or does not have the resources that were asked for."""
 
 
 class ErrorCode(StrEnum):
-    """Why an image failed (`images.error_code`). Values are a contract: only ever add."""
+    """Why an image failed (`images.error_code`). The values are a contract: only add new ones."""
 
     EMPTY = "empty"  # zero bytes
     NOT_AN_IMAGE = "not_an_image"  # no known image signature
-    UNSUPPORTED_FORMAT = "unsupported_format"  # an image, but of a kind that is not decoded
+    UNSUPPORTED_FORMAT = "unsupported_format"  # an image of a kind that is not decoded
     CORRUPT = "corrupt"  # signature known, pixels cannot be decoded exactly
     TRUNCATED = "truncated"  # the data ends before the image does
     TOO_MANY_PIXELS = "too_many_pixels"  # width x height over limits.max_pixels
@@ -84,7 +106,7 @@ class ImageError(Exception):
 
     Args:
         code: The reason, from the closed list.
-        message: One sentence for people; no secrets, no local temp paths.
+        message: One sentence for people, without secrets or temporary paths.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -97,6 +119,6 @@ class ImageError(Exception):
 
 
 def describe_error(error: BaseException, limit: int = 300) -> str:
-    """An exception as one bounded line for the `error_message` column."""
+    """An exception as one line of at most `limit` characters, for the `error_message` column."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""The instances found in one image, as columns."""
+"""The instances of one image, as columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Instances:
 
     @classmethod
     def empty(cls, height: int, width: int) -> Instances:
-        """No instance on a canvas of this size."""
+        """No instances, on a canvas of this size."""
         return cls(
             height=height,
             width=width,

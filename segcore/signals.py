@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: both stop a run, and neither lands where it would break something."""
+"""SIGINT and SIGTERM: both stop a run, and neither arrives where it would break something."""
 
 from __future__ import annotations
 
@@ -10,72 +10,78 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
-T = TypeVar("T")
-_PATIENCE_S = 1.0  # some wrappers pass Ctrl-C on, so that it comes twice
+Result = TypeVar("Result")
+
+# Some wrappers pass Ctrl-C on, so that it arrives twice: within this time that is one.
+_DUPLICATE_WINDOW_S = 1.0
 
 
 def raise_interrupt(number: int, frame: object) -> NoReturn:
-    """A handler that makes of any signal what Ctrl-C is."""
+    """A signal handler that turns any signal into what Ctrl-C is."""
     raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, as batch systems send it, stop the run the way Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let SIGTERM, which batch systems send, stop the run as Ctrl-C does."""
+    if not _in_main_thread():
         yield
         return
-
-    before = signal.signal(signal.SIGTERM, raise_interrupt)
+    handler_before = signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler_before)
 
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM back until the block ends; one more after 1 s ends the process.
+    """Hold SIGINT and SIGTERM back until the block ends; another one after 1 s ends the process.
 
-    For code that an exception out of nowhere leaves in pieces, or that swallows it. Outside of the
-    main thread, where Python handles no signals, nothing is to be held.
+    For code that would be left broken by an exception at an arbitrary place, or that swallows it.
+    Outside the main thread, where Python handles no signals, this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
-    came: list[tuple[int, float]] = []
+    deferred: list[tuple[int, float]] = []  # signal and time of arrival, monotonic seconds
 
-    def hold(number: int, frame: object) -> None:
-        if came and time.monotonic() - came[0][1] > _PATIENCE_S:
+    def defer(number: int, frame: object) -> None:
+        if deferred and time.monotonic() - deferred[0][1] > _DUPLICATE_WINDOW_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        came.append((number, time.monotonic()))
+        deferred.append((number, time.monotonic()))
         # While Ray's C++ starts, abseil takes SIGTERM for a crash: an alarm of 3 s would abort us.
         signal.alarm(0)
 
-    before = {}
+    handlers_before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's to change
-            before[number] = signal.signal(number, hold)
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+            handlers_before[number] = signal.signal(number, defer)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0][0])
+        if deferred:
+            signal.raise_signal(deferred[0][0])
 
 
 class SignalShield:
-    """A thread for calls that no signal may disturb, and that may put no handlers in place.
+    """A thread for calls that no signal may interrupt and that may install no signal handlers.
 
-    It lives as long as this does: Ray waits 5 s at its end for a thread that started it and died.
+    The thread lives as long as this object: Ray waits 5 s at its end for a thread that started it
+    and has ended.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "segcore-aside")
+        self._thread = ThreadPoolExecutor(1, "signal-shield")
 
-    def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises; signals that come meanwhile are `defer_signals`."""
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call `function` in the thread and return or raise what it does, under `defer_signals`."""
         with defer_signals():
-            return self._thread.submit(work).result()
+            return self._thread.submit(function).result()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

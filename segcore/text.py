@@ -1,13 +1,18 @@
-"""Words for people: numbers, sizes, durations and columns as a terminal shows them."""
+"""Text for people: counts, sizes, durations and columns as a terminal shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def plural(count: int, noun: str, plural_noun: str = "") -> str:
-    """A count and its noun: ``1 unit``, ``1,200 units``; irregular plurals are given."""
-    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+def plural(count: float, noun: str, plural_noun: str = "") -> str:
+    """A count and its noun: ``1 unit``, ``1,200 units``, ``0.5 GPUs``.
+
+    Args:
+        plural_noun: For nouns whose plural is not `noun` and an s.
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:,.10g}"
+    return f"{number} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
 def align_columns(rows: Sequence[tuple[str, str]]) -> str:
@@ -17,13 +22,16 @@ def align_columns(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Bytes as people say them: ``1.5 GiB``."""
-    value = float(n_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
+    """A number of bytes in the largest unit that gives at least one: ``1.5 GiB``."""
+    if n_bytes < 1024:
+        return plural(n_bytes, "byte")
+    value = n_bytes / 1024
+    larger_units = ["MiB", "GiB", "TiB"]
+    unit = "KiB"
+    while value >= 1024 and larger_units:
         value /= 1024
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        unit = larger_units.pop(0)
+    return f"{value:,.1f} {unit}"
 
 
 def format_duration(seconds: float) -> str:

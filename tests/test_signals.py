@@ -11,42 +11,43 @@ import pytest
 
 from segcore.signals import SignalShield, defer_signals, sigterm_as_interrupt
 
-TWICE = """
+SEND_SIGNAL_TWICE = """
 import os, signal, time
 from segcore.signals import defer_signals
 try:
     with defer_signals():
-        os.kill(os.getpid(), signal.{first})
-        time.sleep({pause})
-        os.kill(os.getpid(), signal.{first})
-        print("held", flush=True)
+        os.kill(os.getpid(), signal.{name})
+        time.sleep({pause_s})
+        os.kill(os.getpid(), signal.{name})
+        print("deferred", flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
 
-def _twice(first: str, pause: float) -> tuple[int, str]:
-    program = TWICE.format(first=first, pause=pause)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    return done.returncode, done.stdout
+def _send_twice(name: str, pause_s: float) -> tuple[int, str]:
+    """Exit code and output of a process that gets a signal twice while it defers signals."""
+    program = SEND_SIGNAL_TWICE.format(name=name, pause_s=pause_s)
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return process.returncode, process.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_held_signal_comes_when_the_block_has_ended(number: int) -> None:
+def test_a_deferred_signal_arrives_when_the_block_has_ended(number: int) -> None:
     steps = []
 
     def work() -> None:
         with defer_signals():
             os.kill(os.getpid(), number)
-            steps.append("whole")
-        steps.append("never")
+            steps.append("end of block")
+        steps.append("after block")
 
     with sigterm_as_interrupt(), pytest.raises(KeyboardInterrupt):
         work()
-    assert steps == ["whole"]
+    assert steps == ["end of block"]
 
 
-def test_an_interrupt_comes_even_when_the_block_fails() -> None:
+def test_an_interrupt_arrives_even_when_the_block_fails() -> None:
     def work() -> None:
         with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
@@ -57,8 +58,8 @@ def test_an_interrupt_comes_even_when_the_block_fails() -> None:
     assert isinstance(caught.value.__context__, ValueError)
 
 
-def test_an_alarm_set_by_a_crash_handler_is_called_off() -> None:
-    """Abseil's, in Ray, would abort the process 3 s after SIGTERM."""
+def test_an_alarm_of_a_crash_handler_is_cancelled() -> None:
+    """That of abseil, in Ray, would abort the process 3 s after SIGTERM."""
 
     def work() -> None:
         with defer_signals():
@@ -70,61 +71,61 @@ def test_an_alarm_set_by_a_crash_handler_is_called_off() -> None:
     assert signal.alarm(0) == 0
 
 
-def test_handlers_are_as_before_and_what_was_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    term = signal.getsignal(signal.SIGTERM)
+def test_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
+    sigint_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
-            assert signal.getsignal(signal.SIGTERM) is not term
+            assert signal.getsignal(signal.SIGTERM) is not sigterm_handler
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is term
+        assert signal.getsignal(signal.SIGTERM) is sigterm_handler
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, sigint_handler)
 
 
-def test_ctrl_c_that_a_wrapper_doubles_is_one() -> None:
-    assert _twice("SIGINT", 0) == (0, "held\ninterrupted\n")
+def test_ctrl_c_that_a_wrapper_repeats_counts_once() -> None:
+    assert _send_twice("SIGINT", 0) == (0, "deferred\ninterrupted\n")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_whoever_insists_ends_the_process(name: str) -> None:
-    assert _twice(name, 1.2) == (-getattr(signal, name), "")
+def test_a_second_signal_later_on_ends_the_process(name: str) -> None:
+    assert _send_twice(name, 1.2) == (-getattr(signal, name), "")
 
 
-def test_aside_runs_in_one_other_thread_and_passes_on_what_comes_of_it() -> None:
-    aside = SignalShield()
-    threads = {aside.run(threading.get_ident) for _ in range(3)}
+def test_a_shield_calls_in_one_other_thread_and_passes_on_results_and_exceptions() -> None:
+    shield = SignalShield()
+    threads = {shield.run(threading.get_ident) for _ in range(3)}
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
     with pytest.raises(ZeroDivisionError):
-        aside.run(lambda: 1 // 0)
+        shield.run(lambda: 1 // 0)
     with pytest.raises(ValueError, match="main thread"):
-        aside.run(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+        shield.run(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
 
 
-def test_an_interrupt_waits_for_what_runs_aside() -> None:
-    done = []
+def test_an_interrupt_waits_until_a_shielded_call_has_returned() -> None:
+    completed = []
 
     def work() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
-        done.append(True)
+        completed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         SignalShield().run(work)
-    assert done == [True]
+    assert completed == [True]
 
 
-def test_outside_of_the_main_thread_nothing_is_held() -> None:
-    seen = []
+def test_outside_the_main_thread_no_signal_is_deferred() -> None:
+    handlers = []
 
     def work() -> None:
         with defer_signals(), sigterm_as_interrupt():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
-    before = signal.getsignal(signal.SIGTERM)
+    handler_before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [before]
+    assert handlers == [handler_before]

@@ -1,1 +1,1 @@
-"""Measuring segcore on the user's own machine: stages, the whole job, memory, cost."""
+"""Measures segcore on the user's own machine: stages, the whole job, memory, cost."""

@@ -1,4 +1,4 @@
-"""What the measurement ran on, and how much memory processes took."""
+"""The machine that a measurement ran on, and the memory and CPU time of processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segcore.models import torch_runtime
+
 _PACKAGES = ("segcore", "torch", "numpy", "numba", "ray", "simplejpeg", "opencv-python-headless")
 _PROC = Path("/proc")
-_EVERY = 2.0  # seconds between looks, which cost a core 10 ms each; the kernel keeps the peaks
+_SAMPLE_INTERVAL_S = 2.0  # a sample costs a core 10 ms; the kernel keeps peaks between samples
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware and versions, for the reader of a result."""
+    """Hardware and versions, for those who read a result."""
 
     cpu: str
     cores: int
@@ -35,10 +37,8 @@ class Machine:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def describe() -> Machine:
-    """This machine; packages that are not installed say so."""
-    import torch
-
+def describe_machine() -> Machine:
+    """This machine; a package that is missing has the version ``not installed``."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -47,16 +47,16 @@ def describe() -> Machine:
             versions[name] = "not installed"
     return Machine(
         cpu=_cpu_model(),
-        cores=cores(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        cores=count_cores(),
+        gpu=torch_runtime.cuda_device_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions=versions,
     )
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
+def count_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -70,14 +70,15 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def own_peak_mb() -> float:
+def own_peak_memory_mb() -> float:
     """Largest resident memory of this process so far, MB (10^6 bytes)."""
+    # macOS gives bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-class ProcessWatch:
-    """Memory and CPU time of this process and all below it, looked up in /proc now and then.
+class ProcessMonitor:
+    """Memory and CPU time of this process and its descendants, sampled from /proc.
 
     Attributes:
         actor_peak_mb: Largest resident memory of one of Ray Data's actors, MB; 0 when not known.
@@ -85,37 +86,37 @@ class ProcessWatch:
 
     def __init__(self) -> None:
         self.actor_peak_mb = 0.0
-        self._cpu: dict[int, float] = {}  # of each process, also of those that have ended
-        self._samples: list[tuple[float, float]] = []
+        self._cpu_seconds: dict[int, float] = {}  # by process id, also of those that have ended
+        self._samples: list[tuple[float, float]] = []  # (time.time(), CPU seconds of them all)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look for the length of the block."""
+    def running(self) -> Iterator[None]:
+        """Take samples for the length of the block."""
         done = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(done,), daemon=True)
-        watcher.start()
+        sampler = threading.Thread(target=self._take_samples, args=(done,), daemon=True)
+        sampler.start()
         try:
             yield
         finally:
             done.set()
-            watcher.join()
+            sampler.join()
 
     def cpu_seconds(self, start: float, stop: float) -> float:
         """CPU seconds spent between two times of `time.time`; 0 when not known."""
         if not self._samples:
             return 0.0
-        times, spent = zip(*self._samples, strict=True)
-        first, last = np.interp((start, stop), times, spent)
-        return float(last - first)
+        times, cpu_seconds = zip(*self._samples, strict=True)
+        at_start, at_stop = np.interp((start, stop), times, cpu_seconds)
+        return float(at_stop - at_start)
 
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(_EVERY):
-            for process in _below(os.getpid()):
-                self._cpu[process.pid] = process.cpu_seconds
+    def _take_samples(self, done: threading.Event) -> None:
+        while not done.wait(_SAMPLE_INTERVAL_S):
+            for process in _process_tree(os.getpid()):
+                self._cpu_seconds[process.pid] = process.cpu_seconds
                 if b"UnitActor" in process.command:
                     self.actor_peak_mb = max(self.actor_peak_mb, process.peak_mb)
-            if self._cpu:
-                self._samples.append((time.time(), sum(self._cpu.values())))
+            if self._cpu_seconds:
+                self._samples.append((time.time(), sum(self._cpu_seconds.values())))
 
 
 class _Process(NamedTuple):
@@ -126,32 +127,38 @@ class _Process(NamedTuple):
     cpu_seconds: float
 
 
-def _below(root: int) -> list[_Process]:
-    """The process `root` and all that came from it; none where there is no /proc."""
-    found: dict[int, _Process] = {}
+def _process_tree(root: int) -> list[_Process]:
+    """The process `root` and its descendants; empty where there is no /proc."""
+    processes = _all_processes()
+    tree = []
+    for process in processes.values():
+        ancestor = process
+        while ancestor.pid != root and ancestor.parent in processes:
+            ancestor = processes[ancestor.parent]
+        if ancestor.pid == root:
+            tree.append(process)
+    return tree
+
+
+def _all_processes() -> dict[int, _Process]:
+    """All processes of this machine that can be read, by id."""
+    processes: dict[int, _Process] = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
             status = (folder / "status").read_text()
             command = (folder / "cmdline").read_bytes()
-            # What follows the name in brackets: state, parent, ...; user and system ticks
-            numbers = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+            # After the name in brackets: state, parent, ...; user and system ticks at 11 and 12
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # the process has ended
             continue
         peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-        ticks = int(numbers[11]) + int(numbers[12])
+        ticks = int(fields[11]) + int(fields[12])
         pid = int(folder.name)
-        found[pid] = _Process(
+        processes[pid] = _Process(
             pid=pid,
-            parent=int(numbers[1]),
+            parent=int(fields[1]),
             command=command,
             peak_mb=int(peak[1]) * 1024 / 1e6 if peak else 0.0,
             cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
         )
-    below = []
-    for process in found.values():
-        above = process
-        while above.pid != root and above.parent in found:
-            above = found[above.parent]
-        if above.pid == root:
-            below.append(process)
-    return below
+    return processes

@@ -1,4 +1,4 @@
-"""What `segcore bench` found, as JSON and as words."""
+"""The result of `segcore bench`, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BenchReport:
     """One measurement.
 
     Attributes:
-        masks_by: What turns logits into strings here: ``numpy`` or ``compiled``.
+        masks_by: What turns logits into RLE strings here: ``numpy`` or ``compiled``.
         device_peak_mb: Largest memory that tensors took on the GPU; None on a CPU.
-        job: None when only stages were measured.
+        job: None if only stages were measured.
         price_per_hour: Of the machine, as given.
     """
 
@@ -46,14 +46,14 @@ class BenchReport:
         return document | {"cost_per_million_images": self.cost_per_million}
 
     def summary(self) -> str:
-        """For people."""
+        """The result for people, as lines of text."""
         versions = self.machine.versions
         device = self.machine.gpu if self.device.startswith("cuda") else self.machine.cpu
         lines = [
             f"{self.model} on {device}, {self.machine.cores} cores, batches of {self.batch_size}",
             f"torch {versions['torch']}, numpy {versions['numpy']}, masks: {self.masks_by}",
             "",
-            "Milliseconds for each image and % of them, stage after stage on one thread:",
+            "Milliseconds per image and their share, stage after stage on one thread:",
             "",
             f"{'':12}" + "".join(f"{times.label[-18:]:>20}" for times in self.stages),
         ]
@@ -73,20 +73,25 @@ class BenchReport:
 
     def _job_lines(self, job: Throughput) -> list[str]:
         first, second = job.plain_passes
-        memory = f"{job.actor_peak_mb:,.0f} MB" if job.actor_peak_mb else "not known on this system"
+        actor_peak = (
+            f"at most {job.actor_peak_mb:,.0f} MB"
+            if job.actor_peak_mb
+            else "not known on this system"
+        )
         lines = [
             f"Whole job    {job.job_images_per_s:8.1f} images/s in steady state, {job.workers}",
             f"Plain loop   {job.plain_images_per_s:8.1f} images/s "
             f"(before {first:.1f}, after {second:.1f})",
             f"Efficiency   {job.efficiency:8.2f} of the plain loop, over {job.images:,} images",
             *self._cpu_line(job),
-            f"All in all   {job.job_seconds:8.1f} s for the job, with starting Ray",
-            f"Memory       {memory} for an actor at most; {job.plain_peak_mb:,.0f} MB in the loop",
+            f"In total     {job.job_seconds:8.1f} s for the job, starting Ray included",
+            f"Memory       of an actor {actor_peak}; "
+            f"of a process of the loop {job.plain_peak_mb:,.0f} MB",
         ]
         if self.cost_per_million is not None:
             lines.append(
                 f"Cost         {self.cost_per_million:8.2f} for a million images "
-                f"at {self.price_per_hour:g} an hour"
+                f"at {self.price_per_hour:g} per hour"
             )
         return lines
 
@@ -94,6 +99,6 @@ class BenchReport:
         if not job.job_cpu_ms:
             return []
         return [
-            f"CPU time     {job.job_cpu_ms:8.1f} ms for each image, {job.plain_cpu_ms:.1f} ms in "
+            f"CPU time     {job.job_cpu_ms:8.1f} ms per image, {job.plain_cpu_ms:.1f} ms in "
             f"the loop: efficiency {job.cpu_efficiency:.2f}"
         ]

@@ -1,31 +1,37 @@
-"""One measurement from options to report."""
+"""One measurement, from its options to its report."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from segcore.bench.images import Shards, copied, parse_size, synthetic
-from segcore.bench.machine import cores, describe
+from segcore.bench.images import BenchArchive, copy_images, parse_size, write_synthetic
+from segcore.bench.machine import count_cores, describe_machine
 from segcore.bench.report import BenchReport
-from segcore.bench.stages import measure_stages
-from segcore.bench.throughput import BenchJob, Throughput, compare, parts_for
+from segcore.bench.stages import StageTimes, measure_stages
+from segcore.bench.throughput import (
+    Notify,
+    Throughput,
+    Workload,
+    compare_throughput,
+    make_parts,
+)
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
 from segcore.masks import implementation
+from segcore.models import torch_runtime
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.sources import SourceOptions
 from segcore.storage import Storage, join
 
-Notify = Callable[[str], None]
-_UNITS = 24  # of the job, at least: enough to see its steady state
-_UNITS_OF_A_PROCESS = 3
-_UNIT_IMAGES = 20  # where only stages are measured
-_PASS_SECONDS = 15  # that a pass over the images of the job takes, where the user does not say
-_MAX_IMAGES = 2000  # of the job, where the user does not say
+_MIN_JOB_UNITS = 24  # enough to see the steady state of the job
+_MIN_UNITS_PER_PROCESS = 3
+_STAGE_UNIT_IMAGES = 20  # images of a unit where stages are measured
+# Unless the user says how many images the job runs on:
+_PASS_SECONDS = 15  # what a pass over them should take
+_MAX_JOB_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,17 @@ class BenchOptions:
     """What to measure.
 
     Attributes:
+        model: What `load_model` takes.
         input: Archive whose images are used; None: synthetic ones of `sizes`.
         sizes: WIDTHxHEIGHT or names; the job runs on the first.
-        images: Of the job; None: as many as take about a quarter of a minute.
-        stage_images: Of each size; the time of one size is also bounded by `stage_seconds`.
-        whole_job: False leaves the job out.
+        images: Images of the job; None: as many as take about a quarter of a minute.
+        stage_images: Images of each size for the stages; `stage_seconds` is another limit.
+        whole_job: False skips the job.
+        price_per_hour: Of this machine, in any currency.
     """
 
     model: str
-    options: ModelOptions = field(default_factory=ModelOptions)
+    model_options: ModelOptions = field(default_factory=ModelOptions)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     input: str | None = None
     sizes: tuple[str, ...] = ("640x480", "1920x1080", "4000x3000")
@@ -53,111 +61,117 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> BenchReport:
-    """Measure; works in a temporary folder and leaves nothing behind.
+    """Measure this machine; works in a temporary folder and leaves nothing behind.
 
     Raises:
         SegcoreError: The model, the images or the job cannot be used.
     """
-    import torch
-
     if options.price_per_hour is not None and not options.whole_job:
-        raise UsageError("--price-per-hour needs the whole job, and --stages-only leaves it out.")
+        raise UsageError("--price-per-hour needs the whole job, which --stages-only skips.")
     sizes = [parse_size(size) for size in options.sizes]
-    model = load_model(options.model, options.options)
+    model = load_model(options.model, options.model_options)
     device = str(getattr(model, "device", "cpu"))
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="segcore-bench-") as folder:
-        archives = _archives(options, sizes, folder, notify)
-        processes = _processes(device)
-        torch.set_num_threads(1)
-        try:
+        archives = _stage_archives(options, sizes, folder, notify)
+        processes = _count_processes(device)
+        with torch_runtime.one_thread():
             stages = [
-                _stages(model, shards, options, join(folder, f"stages-{number}"), notify)
-                for number, shards in enumerate(archives)
+                _measure_archive(model, archive, options, join(folder, f"stages-{number}"), notify)
+                for number, archive in enumerate(archives)
             ]
-        finally:
-            torch.set_num_threads(threads)
-        peak = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else None
+        peak_bytes = torch_runtime.peak_device_memory_bytes(device)
         info, batch_size = model.info, model.batch_size
-        del model  # the job loads its own; on a GPU both must fit
+        del model  # the job loads its own; on a GPU there may be room for one only
         job = None
         if options.whole_job:
-            images = options.images or images_of_a_pass(stages[0].total_ms, processes)
-            shards = _job_images(options, sizes[0], images, processes, folder)
-            job = _job(options, shards, processes, folder, device, notify)
+            images = options.images or choose_job_images(stages[0].total_ms, processes)
+            archive = _job_archive(options, sizes[0], images, processes, folder)
+            job = _measure_job(options, archive, processes, folder, device, notify)
     return BenchReport(
-        machine=describe(),
+        machine=describe_machine(),
         model=info.name,
         device=device,
         batch_size=batch_size,
         masks_by=implementation(),
         stages=tuple(stages),
-        device_peak_mb=peak,
+        device_peak_mb=None if peak_bytes is None else peak_bytes / 1e6,
         job=job,
         price_per_hour=options.price_per_hour,
     )
 
 
-def _archives(
+def _stage_archives(
     options: BenchOptions, sizes: list[tuple[int, int]], folder: str, notify: Notify
-) -> list[Shards]:
-    storage, many = Storage(), options.stage_images
+) -> list[BenchArchive]:
+    """The archives to measure stages on: that of the user, or one for each synthetic size."""
+    storage, n_images, per_shard = Storage(), options.stage_images, _STAGE_UNIT_IMAGES
     if options.input is not None:
         notify(f"Reading images of {options.input}.")
-        target = join(folder, "given")
-        source = SourceOptions()
-        return [copied(storage, target, options.input, source, many, _UNIT_IMAGES)]
+        target, source = join(folder, "given"), SourceOptions()
+        return [copy_images(storage, target, options.input, source, n_images, per_shard)]
     notify("Making synthetic images.")
-    names = (join(folder, f"images-{width}x{height}") for width, height in sizes)
+    targets = (join(folder, f"images-{width}x{height}") for width, height in sizes)
     return [
-        synthetic(storage, target, size, many, _UNIT_IMAGES)
-        for target, size in zip(names, sizes, strict=True)
+        write_synthetic(storage, target, size, n_images, per_shard)
+        for target, size in zip(targets, sizes, strict=True)
     ]
 
 
-def images_of_a_pass(ms: float, processes: int) -> int:
-    """How many images to run the job on when one takes `ms` in each of so many processes."""
-    wanted = int(1e3 * _PASS_SECONDS * processes / ms)
-    return max(_units(processes), min(wanted, _MAX_IMAGES))
+def choose_job_images(ms_per_image: float, processes: int) -> int:
+    """How many images the job runs on, from the time that one takes in each of its processes."""
+    affordable = int(1e3 * _PASS_SECONDS * processes / ms_per_image)
+    return max(_min_units(processes), min(affordable, _MAX_JOB_IMAGES))
 
 
-def _units(processes: int) -> int:
-    return max(_UNITS, _UNITS_OF_A_PROCESS * processes)
+def _min_units(processes: int) -> int:
+    return max(_MIN_JOB_UNITS, _MIN_UNITS_PER_PROCESS * processes)
 
 
-def _job_images(
+def _job_archive(
     options: BenchOptions, size: tuple[int, int], images: int, processes: int, folder: str
-) -> Shards:
+) -> BenchArchive:
     storage, target = Storage(), join(folder, "job-images")
-    per_shard = max(1, images // _units(processes))
+    per_shard = max(1, images // _min_units(processes))
     if options.input is not None:
-        return copied(storage, target, options.input, SourceOptions(), images, per_shard)
-    return synthetic(storage, target, size, images, per_shard)
+        return copy_images(storage, target, options.input, SourceOptions(), images, per_shard)
+    return write_synthetic(storage, target, size, images, per_shard)
 
 
-def _stages(model: Model, shards: Shards, options: BenchOptions, output: str, notify: Notify):  # type: ignore[no-untyped-def]
-    notify(f"Stages at {shards.label}.")
+def _measure_archive(
+    model: Model, archive: BenchArchive, options: BenchOptions, output: str, notify: Notify
+) -> StageTimes:
+    notify(f"Stages at {archive.label}.")
     storage = Storage()
-    parts = parts_for(model, storage, output)
-    many, seconds = options.stage_images, options.stage_seconds
-    return measure_stages(model, shards, parts, storage, many, seconds, options.decode)
+    return measure_stages(
+        model,
+        archive,
+        make_parts(model, storage, output),
+        storage,
+        options.stage_images,
+        options.stage_seconds,
+        options.decode,
+    )
 
 
-def _processes(device: str) -> int:
-    import torch
+def _count_processes(device: str) -> int:
+    """Processes that fill the machine: one for each GPU, or one for each core."""
+    return torch_runtime.cuda_device_count() if device.startswith("cuda") else count_cores()
 
-    return torch.cuda.device_count() if device.startswith("cuda") else cores()
 
-
-def _job(
-    options: BenchOptions, shards: Shards, processes: int, folder: str, device: str, notify: Notify
+def _measure_job(
+    options: BenchOptions,
+    archive: BenchArchive,
+    processes: int,
+    folder: str,
+    device: str,
+    notify: Notify,
 ) -> Throughput:
-    import torch
-
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.empty_cache()
-    name = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
-    chosen = options.options.model_copy(update={"device": "cuda" if on_gpu else device})
-    work = BenchJob(shards, name, chosen, join(folder, "output"), options.decode)
-    return compare(work, processes, notify)
+        torch_runtime.free_cached_device_memory()
+    model = os.path.abspath(options.model) if os.path.isfile(options.model) else options.model
+    model_options = options.model_options.model_copy(
+        update={"device": "cuda" if on_gpu else device}
+    )
+    workload = Workload(archive, model, model_options, join(folder, "output"), options.decode)
+    return compare_throughput(workload, processes, notify)

@@ -1,8 +1,8 @@
-"""Images per second of the whole Ray job against a plain loop of the same work.
+"""Images per second of the whole Ray job against a plain loop that does the same work.
 
-The plain loop is the one a person would write by hand to fill the machine: as many processes as
-the job has actors, each with its model and its share of the units; read, decode, model, write, one
-after another, and nothing else. Both are measured without starting processes and loading models.
+The plain loop is what a person would write by hand to use the whole machine: as many processes as
+the job has actors, each with its own model and its share of the units; read, decode, model, write,
+one after another, and nothing else. Starting processes and loading models is measured in neither.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from segcore.bench.images import Shards, plan_shards
-from segcore.bench.machine import ProcessWatch, own_peak_mb
+from segcore.bench.images import BenchArchive, plan_archive
+from segcore.bench.machine import ProcessMonitor, own_peak_memory_mb
 from segcore.config import Config
 from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.images import DecodeOptions
 from segcore.models.base import Model, ModelOptions
+from segcore.models.torch_runtime import use_one_thread
 from segcore.output.layout import EditionLayout
 from segcore.output.parts import Parts
 from segcore.output.report import RunReport
@@ -31,10 +32,15 @@ from segcore.output.tables import ImageResult
 from segcore.sources import Sample, SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage, join
-from segcore.worker.prefetch import Preprocessor
+from segcore.text import plural
+from segcore.worker.preprocessing import Preprocessor
 
 Notify = Callable[[str], None]
-START_SECONDS = 300  # a process that has not loaded its model by then is stuck
+START_TIMEOUT_S = 300  # a process that has not loaded its model by then is stuck
+PASS_TIMEOUT_S = 600  # of a whole pass after that
+_JOIN_TIMEOUT_S = 10
+_WARM_UP_BATCHES = 2
+_STEADY_STATE_SKIP = 5  # the first fifth of the commits is left out
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,19 @@ class Throughput:
     """The whole job against the plain loop, both on the same images in one run.
 
     Attributes:
-        job_images_per_s: Steady state: from the first part on, without those first parts.
+        images: Images of the job.
+        workers: The actors of the job, for people.
+        job_images_per_s: In steady state: after the first parts, which are not counted.
         plain_images_per_s: Mean of a pass before the job and one after it.
         plain_passes: Both of them; their difference is the noise of the machine.
         efficiency: `job_images_per_s` / `plain_images_per_s`.
-        job_cpu_ms: CPU time of one image in steady state, of all processes of the job, Ray's
+        job_cpu_ms: CPU time per image in steady state, of all processes of the job, Ray's
             included; other work on the machine disturbs it far less. 0 when not known.
-        plain_cpu_ms: The same of the plain loop.
+        plain_cpu_ms: The same for the plain loop.
         cpu_efficiency: `plain_cpu_ms` / `job_cpu_ms`; 0 when not known.
-        job_seconds: All of it, with starting Ray and loading models.
-        actor_peak_mb: Largest resident memory of one actor; 0 when the system does not tell.
-        plain_peak_mb: The same of a process of the plain loop.
+        job_seconds: Of the whole job, starting Ray and loading models included.
+        actor_peak_mb: Largest resident memory of one actor; 0 when not known.
+        plain_peak_mb: The same for a process of the plain loop.
     """
 
     images: int
@@ -74,170 +82,186 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class BenchJob:
-    """What both do. Travels to processes."""
+class Workload:
+    """What the job and the plain loop both do; it is sent to processes.
 
-    shards: Shards
+    Attributes:
+        model: What `load_model` takes.
+        output: Folder under which both write.
+    """
+
+    archive: BenchArchive
     model: str
-    options: ModelOptions
+    model_options: ModelOptions
     output: str
     decode: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def compare(work: BenchJob, processes: int, notify: Notify) -> Throughput:
-    """Plain loop, job, plain loop.
+def compare_throughput(workload: Workload, processes: int, notify: Notify) -> Throughput:
+    """Run the plain loop, the job, and the plain loop again.
+
+    Args:
+        processes: Actors of the job, and processes of the plain loop.
 
     Raises:
         SegcoreError: The job failed, or a process of the plain loop did.
     """
     notify("Plain loop, first pass.")
-    first = plain_loop(work, processes, "plain-1")
+    first = run_plain_loop(workload, processes, "plain-1")
     notify("The whole job, on Ray.")
-    watch = ProcessWatch()
-    with watch.watching():
-        report, seconds = job(work, processes)
-    images, start, stop = steady_state(report.prefix, processes)
-    rate = images / (stop - start)
-    cpu = 1e3 * watch.cpu_seconds(start, stop) / images
+    monitor = ProcessMonitor()
+    with monitor.running():
+        report, seconds = run_job(workload, processes)
+    images, start, stop = find_steady_state(report.prefix, processes)
+    job_images_per_s = images / (stop - start)
+    job_cpu_ms = 1e3 * monitor.cpu_seconds(start, stop) / images
     notify("Plain loop, second pass.")
-    second = plain_loop(work, processes, "plain-2")
-    plain = (first.images_per_s + second.images_per_s) / 2
-    plain_cpu = (first.cpu_ms + second.cpu_ms) / 2
+    second = run_plain_loop(workload, processes, "plain-2")
+    plain_images_per_s = (first.images_per_s + second.images_per_s) / 2
+    plain_cpu_ms = (first.cpu_ms + second.cpu_ms) / 2
     return Throughput(
         images=report.images,
         workers=report.pool,
-        job_images_per_s=rate,
-        plain_images_per_s=plain,
+        job_images_per_s=job_images_per_s,
+        plain_images_per_s=plain_images_per_s,
         plain_passes=(first.images_per_s, second.images_per_s),
-        efficiency=rate / plain,
-        job_cpu_ms=cpu,
-        plain_cpu_ms=plain_cpu,
-        cpu_efficiency=plain_cpu / cpu if cpu else 0.0,
+        efficiency=job_images_per_s / plain_images_per_s,
+        job_cpu_ms=job_cpu_ms,
+        plain_cpu_ms=plain_cpu_ms,
+        cpu_efficiency=plain_cpu_ms / job_cpu_ms if job_cpu_ms else 0.0,
         job_seconds=seconds,
-        actor_peak_mb=watch.actor_peak_mb,
+        actor_peak_mb=monitor.actor_peak_mb,
         plain_peak_mb=first.peak_mb,
     )
 
 
-def job(work: BenchJob, actors: int) -> tuple[RunReport, float]:
-    """Run `segcore segment`; (report, seconds in all)."""
+def run_job(workload: Workload, actors: int) -> tuple[RunReport, float]:
+    """Run `segcore segment`; returns its report and the seconds it took in total."""
     from segcore.run.segment import segment
 
     settings = {
-        "input": work.shards.folder,
-        "output": join(work.output, "job"),
-        "model": {"name": work.model, **work.options.model_dump()},
-        "decode": work.decode,
+        "input": workload.archive.folder,
+        "output": join(workload.output, "job"),
+        "model": {"name": workload.model, **workload.model_options.model_dump()},
+        "decode": workload.decode,
         "ray": {"address": "local", "min_actors": actors, "max_actors": actors},
         "run": {"max_failed_fraction": 1.0},
     }
-    began = time.monotonic()
+    start = time.monotonic()
     report = segment(Config.model_validate(settings))
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     if report.exit_code:
         raise SegcoreError(f"The job did not finish: {'; '.join(report.errors) or report.status}")
     return report, seconds
 
 
-def steady_state(prefix: str, actors: int) -> tuple[int, float, float]:
-    """(images, start, stop) between two commits, by the times that the file system keeps.
+def find_steady_state(prefix: str, actors: int) -> tuple[int, float, float]:
+    """(images, start, stop) between two commits; times are the modification times of the parts.
 
-    The first fifth of the commits is left out: actors do not start together.
+    The first fifth of the commits is left out, because actors do not start together.
 
     Raises:
-        SegcoreError: There are too few units to tell.
+        SegcoreError: There are too few units for a steady state.
     """
     commits = sorted(
         (os.stat(entry.path).st_mtime, pq.read_metadata(entry.path).num_rows)
         for entry in os.scandir(EditionLayout(prefix).parts_folder("images"))
         if entry.name.endswith(".parquet")
     )
-    skip = max(actors, len(commits) // 5)
-    if len(commits) <= skip + 1:
+    n_skipped = max(actors, len(commits) // _STEADY_STATE_SKIP)
+    if len(commits) <= n_skipped + 1:
         raise SegcoreError(
-            f"{len(commits)} units are too few to see a steady state of {actors} actors.",
-            hint="Give more --images.",
+            f"{plural(len(commits), 'unit')} are too few to see the steady state of "
+            f"{plural(actors, 'actor')}.",
+            hint="Use more --images.",
         )
-    images = sum(rows for _, rows in commits[skip:])
-    return images, commits[skip - 1][0], commits[-1][0]
+    images = sum(rows for _, rows in commits[n_skipped:])
+    return images, commits[n_skipped - 1][0], commits[-1][0]
 
 
 class PlainPass(NamedTuple):
-    """What one pass of the plain loop gave; `peak_mb` is of one process, resident."""
+    """One pass of the plain loop: CPU time per image, and the peak resident memory of a process."""
 
     images_per_s: float
     cpu_ms: float
     peak_mb: float
 
 
-def plain_loop(work: BenchJob, processes: int, name: str) -> PlainPass:
-    """One pass over all images.
+def run_plain_loop(workload: Workload, processes: int, name: str) -> PlainPass:
+    """Run one pass over all images.
+
+    Args:
+        name: Of the folder for its output.
 
     Raises:
-        SegcoreError: A process of it failed.
+        SegcoreError: One of its processes failed.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     results: Any = context.Queue()
     workers = [
-        context.Process(target=_plain, args=(work, rank, processes, name, barrier, results))
+        context.Process(
+            target=_plain_loop_process, args=(workload, rank, processes, name, barrier, results)
+        )
         for rank in range(processes)
     ]
     for worker in workers:
         worker.start()
     try:
-        rows = [results.get(timeout=START_SECONDS + 600) for _ in workers]
+        rows = [results.get(timeout=START_TIMEOUT_S + PASS_TIMEOUT_S) for _ in workers]
     finally:
         for worker in workers:
-            worker.join(timeout=10)
+            worker.join(timeout=_JOIN_TIMEOUT_S)
             if worker.is_alive():
                 worker.kill()
     for row in rows:
         if isinstance(row, str):
             raise SegcoreError(f"The plain loop failed: {row}")
-    done, began, ended, cpu, peak = zip(*rows, strict=True)
+    images, starts, stops, cpu_seconds, peaks_mb = zip(*rows, strict=True)
     return PlainPass(
-        images_per_s=sum(done) / (max(ended) - min(began)),
-        cpu_ms=1e3 * sum(cpu) / sum(done),
-        peak_mb=max(peak),
+        images_per_s=sum(images) / (max(stops) - min(starts)),
+        cpu_ms=1e3 * sum(cpu_seconds) / sum(images),
+        peak_mb=max(peaks_mb),
     )
 
 
-def _plain(
-    work: BenchJob, rank: int, processes: int, name: str, barrier: Barrier, results: Any
+def _plain_loop_process(
+    workload: Workload, rank: int, processes: int, name: str, barrier: Barrier, results: Any
 ) -> None:
-    """One process: says (images, began, ended, CPU s, peak MB), or what went wrong."""
+    """One process of the plain loop, on the units ``rank, rank + processes, ...``.
+
+    Puts (images, start, stop, CPU seconds, peak MB) into `results`, or a sentence on its failure.
+    """
     try:
         import cv2
-        import torch
 
         from segcore.models.registry import load_model
 
-        torch.set_num_threads(1)
+        use_one_thread()
         cv2.setNumThreads(1)
-        model = load_model(work.model, work.options)
+        model = load_model(workload.model, workload.model_options)
         storage = Storage()
-        units = list(plan_shards(work.shards, storage).units)
-        parts = parts_for(model, storage, join(work.output, name))
-        segment = partial(segment_plainly, model, parts=parts, storage=storage, decode=work.decode)
-        segment(units[0], limit=2 * model.batch_size)  # warm
-        barrier.wait(START_SECONDS)
-        began, cpu = time.monotonic(), time.process_time()
-        done = sum(segment(unit) for unit in units[rank::processes])
-        cpu = time.process_time() - cpu
-        results.put((done, began, time.monotonic(), cpu, own_peak_mb()))
+        units = list(plan_archive(workload.archive, storage).units)
+        parts = make_parts(model, storage, join(workload.output, name))
+        segment = partial(segment_unit, model, parts=parts, storage=storage, decode=workload.decode)
+        segment(units[0], limit=_WARM_UP_BATCHES * model.batch_size)
+        barrier.wait(START_TIMEOUT_S)
+        start, cpu_start = time.monotonic(), time.process_time()
+        images = sum(segment(unit) for unit in units[rank::processes])
+        cpu_seconds = time.process_time() - cpu_start
+        results.put((images, start, time.monotonic(), cpu_seconds, own_peak_memory_mb()))
     except BaseException as error:
         barrier.abort()
         results.put(f"{type(error).__name__}: {error}")
 
 
-def parts_for(model: Model, storage: Storage, prefix: str) -> Parts:
-    """Where a loop of ours writes what the job would write."""
+def make_parts(model: Model, storage: Storage, prefix: str) -> Parts:
+    """Where a loop without Ray writes the parts that a job would write."""
     categories = tuple((category.id, category.name) for category in model.info.categories)
     return Parts(storage, prefix, "bench", "bench", model.info.licence, categories)
 
 
-def segment_plainly(
+def segment_unit(
     model: Model,
     unit: Unit,
     parts: Parts,
@@ -245,31 +269,35 @@ def segment_plainly(
     limit: int | None = None,
     decode: DecodeOptions = DecodeOptions(),
 ) -> int:
-    """Segment one unit, one step after another; returns how many images."""
-    preparation = Preprocessor(model.preprocess, decode)
+    """Segment and commit one unit, one step after another; returns the number of its images.
+
+    Args:
+        limit: Stop after about so many images.
+    """
+    preprocessor = Preprocessor(model.preprocess, decode)
     results: list[ImageResult] = []
     batch: list[tuple[Sample, Any]] = []
 
-    def flush() -> None:
+    def segment_batch() -> None:
         prepared = [item for _, item in batch]
-        found = model.postprocess(model.forward(prepared), prepared) if prepared else []
-        for (sample, _), one in zip(batch, found, strict=True):
+        instances = model.postprocess(model.forward(prepared), prepared) if prepared else []
+        for (sample, _), of_image in zip(batch, instances, strict=True):
             ids = (sample.image_id, sample.uri, sample.etag)
-            results.append(ImageResult(*ids, one.width, one.height, one))
+            results.append(ImageResult(*ids, of_image.width, of_image.height, of_image))
         batch.clear()
 
     for sample in read_unit(unit, storage, SourceOptions()):
         try:
             if sample.data is None:
                 raise sample.error or ImageError(ErrorCode.READ_ERROR, "no bytes were read")
-            batch.append((sample, preparation.finish(preparation.decode(sample.data))))
+            batch.append((sample, preprocessor.preprocess(preprocessor.decode(sample.data))))
         except ImageError as error:
             ids = (sample.image_id, sample.uri, sample.etag)
             results.append(ImageResult(*ids, error=error))
         if len(batch) >= model.batch_size:
-            flush()
+            segment_batch()
             if limit is not None and len(results) >= limit:
                 break
-    flush()
+    segment_batch()
     parts.commit(unit, results)
     return len(results)

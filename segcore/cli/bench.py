@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
-from segcore.cli.console import notify
+from segcore.cli.console import JsonFlag, notify, print_json
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -18,8 +17,8 @@ EPILOG = """
 
   segcore bench --size 12mp --stages-only --json
 
-The archive is only read, and everything is written to a temporary folder. With an archive, the job
-runs on a local copy of its first images; the stage `read` is timed at the archive itself.
+An archive is only read; everything is written to a temporary folder. With an archive, the job runs
+on a local copy of its first images; the stage `read` is timed on the archive itself.
 """
 
 
@@ -27,6 +26,7 @@ def command(
     input: Annotated[
         str | None,
         typer.Argument(
+            metavar="INPUT",
             help="Archive whose images are used, as for segment. Default: synthetic images.",
             show_default=False,
         ),
@@ -38,7 +38,7 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="Size of synthetic images, or vga, 1080p, 12mp; repeatable, the job runs on the "
+            help="Size of synthetic images, or vga, 1080p, 12mp. Repeatable; the job runs on the "
             "first. Default: all three.",
             show_default=False,
         ),
@@ -47,14 +47,17 @@ def command(
         int | None,
         typer.Option(
             min=48,
-            help="Images that the job runs on. Default: as many as take a quarter of a minute.",
+            help="Images that the job runs on. Default: as many as take about 15 s.",
             show_default=False,
         ),
     ] = None,
     imgsz: Annotated[
         int | None,
         typer.Option(
-            min=32, max=8192, help="As model.imgsz. Default: the model's own.", show_default=False
+            min=32,
+            max=8192,
+            help="As model.imgsz of segment. Default: the model's own.",
+            show_default=False,
         ),
     ] = None,
     scale: Annotated[
@@ -65,16 +68,16 @@ def command(
         int | None, typer.Option(min=1, help="Default: the model's own.", show_default=False)
     ] = None,
     stages_only: Annotated[
-        bool, typer.Option("--stages-only", help="Leave out the whole job; takes seconds.")
+        bool, typer.Option("--stages-only", help="Skip the whole job; takes only seconds.")
     ] = False,
     price_per_hour: Annotated[
         float | None,
-        typer.Option(min=0, help="Of this machine; gives the cost of a million images."),
+        typer.Option(min=0, help="Price of this machine; adds the cost of a million images."),
     ] = None,
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.png", help="Draw the stages. Needs matplotlib.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Measure this machine: stages, the whole job against a plain loop, memory, cost."""
     from segcore.bench import plot as plotting
@@ -84,15 +87,14 @@ def command(
     from segcore.models.base import ModelOptions
 
     if plot is not None:
-        plotting.require()
+        plotting.require_matplotlib()
     if input is not None and size:
-        raise UsageError("--size is for synthetic images; leave it away with an archive.")
+        raise UsageError("--size is for synthetic images; leave it out when INPUT is given.")
     if imgsz is not None and imgsz % 32:
         raise UsageError(f"--imgsz {imgsz}: expected a multiple of 32.")
-    model_options = ModelOptions(device=device, batch_size=batch_size, imgsz=imgsz)
     options = BenchOptions(
         model=model,
-        options=model_options,
+        model_options=ModelOptions(device=device, batch_size=batch_size, imgsz=imgsz),
         decode=DecodeOptions(scale=scale),
         input=input,
         sizes=tuple(size) if size else BenchOptions.sizes,
@@ -101,7 +103,7 @@ def command(
         price_per_hour=price_per_hour,
     )
     report = run_bench(options, notify)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
+    print_json(report.to_dict()) if as_json else print(report.summary())
     if plot is not None:
-        plotting.draw(plot, report.model, report.stages)
-        notify(f"Drew {plot}.")
+        plotting.draw_plot(plot, report.model, report.stages)
+        notify(f"Wrote {plot}.")

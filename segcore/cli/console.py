@@ -1,16 +1,35 @@
-"""What all commands share: errors in people's words, and the exit code."""
+"""What all commands share: options of the same meaning, errors as sentences, exit codes."""
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from segcore.errors import SegcoreError
 from segcore.signals import raise_interrupt
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ConfigSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one option by its key. Repeatable."),
+]
+RunOutput = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUTPUT", help="The OUTPUT of `segcore segment`: a folder or an s3:// prefix."
+    ),
+]
+NewestEdition = Annotated[
+    str | None,
+    typer.Option(
+        help="Edition in OUTPUT. Default: the one with the newest run.", show_default=False
+    ),
+]
 
 
 def new_app(**options: Any) -> typer.Typer:
@@ -21,12 +40,13 @@ def new_app(**options: Any) -> typer.Typer:
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run an app and leave the process with the right exit code.
+    """Run an app and exit with the right code.
 
-    0 done; 1 infrastructure, or work left; 2 wrong use or configuration; 3 too many images
-    failed; 130 interrupted. A traceback shows only for a bug of ours.
+    0 done; 1 work left, or infrastructure failed; 2 usage error; 3 too many images failed; 130
+    interrupted. A traceback is shown only for a bug in segcore.
     """
-    signal.signal(signal.SIGTERM, raise_interrupt)  # batch systems send it; it is as good as Ctrl-C
+    # Batch systems stop a job with SIGTERM; it is handled as Ctrl-C is.
+    signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         app()
     except SegcoreError as error:
@@ -37,13 +57,18 @@ def run_app(app: typer.Typer) -> NoReturn:
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        notify("This is a bug in segcore; the lines above help to mend it.")
+        notify("This is a bug in segcore; please report it with the lines above.")
         sys.exit(1)
     sys.exit(0)
 
 
 def notify(*lines: str) -> None:
-    """Words for people: stderr, plain, empty ones left out."""
+    """Print messages for people to stderr, one a line; empty ones are left out."""
     for line in lines:
         if line:
             print(line, file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """Print the one JSON document of a command to stdout."""
+    print(json.dumps(document, indent=2))

@@ -14,16 +14,22 @@ EPILOG = """
 
   segcore convert best.pt best.safetensors --licence CC0-1.0
 
-Nothing in the input is executed, whatever it holds.
+Nothing in SOURCE is executed, whatever it contains.
 """
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A known name, or a .pt, .pth or .safetensors.")],
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A known name, or a .pt, .pth or .safetensors.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="The .safetensors file to write.")
+    ],
     licence: Annotated[
         str | None,
-        typer.Option(help="Licence of the weights. [what the input says]", show_default=False),
+        typer.Option(
+            help="Licence of the weights. Default: the one stated in SOURCE.", show_default=False
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET.")] = False,
 ) -> None:
@@ -35,13 +41,13 @@ def command(
     if target.suffix != ".safetensors":
         raise UsageError(f"{target} must end in .safetensors.")
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} is there already.", "Add --overwrite to replace it.")
+        raise UsageError(f"{target} already exists.", "Add --overwrite to replace it.")
     if not target.parent.is_dir():
-        raise UsageError(f"There is no folder {target.parent}.")
+        raise UsageError(f"The folder {target.parent} does not exist.")
     checkpoint = load_checkpoint(source)
     meta = checkpoint.meta.model_dump(mode="json")
     if licence is not None:
         meta["licence"] = licence
     save_safetensors(target, checkpoint.state_dict, meta)
-    info = load_model(str(target)).info  # what was written can be used
+    info = load_model(str(target)).info  # proves that the written file can be loaded
     print(f"{target}: {info.architecture}, {len(info.categories)} classes, {info.licence}")

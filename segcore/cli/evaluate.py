@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import notify
+from segcore.cli.console import JsonFlag, RunOutput, notify, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,19 +21,21 @@ EPILOG = """
 
   segcore evaluate s3://bucket/masks s3://bucket/truth.json --json
 
-Images are matched by file_name: it must equal the key of the image or end its path. Images that
-failed in the run count as undetected.
+Images are matched by file_name, which must be the key of an image or the end of its path. Images
+that failed in the run count as images without detections.
 """
 
 
 def command(
-    output: Annotated[
-        str, typer.Argument(help="What the run was given as OUTPUT. Local or s3://.")
+    output: RunOutput,
+    ground_truth: Annotated[
+        str, typer.Argument(metavar="GROUND_TRUTH", help="COCO instances JSON. Local or s3://.")
     ],
-    ground_truth: Annotated[str, typer.Argument(help="COCO instances JSON. Local or s3://.")],
     edition: Annotated[
         str | None,
-        typer.Option(help="Edition in OUTPUT. [the one latest.json names]", show_default=False),
+        typer.Option(
+            help="Edition in OUTPUT. Default: the one that latest.json names.", show_default=False
+        ),
     ] = None,
     max_dets: Annotated[
         int, typer.Option(min=1, help="Detections that count, per image and class.")
@@ -42,12 +43,13 @@ def command(
     allow_missing: Annotated[
         bool,
         typer.Option(
-            "--allow-missing", help="Leave out images of the ground truth that OUTPUT lacks."
+            "--allow-missing",
+            help="Leave out images of the ground truth that are missing from OUTPUT.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Measure an output against known masks: COCO mask and box AP, for each class and over all."""
+    """Measure an output against known masks: COCO mask and box AP, per class and over all."""
     from rich.console import Console
 
     from segcore.evaluation.evaluate import evaluate
@@ -55,19 +57,19 @@ def command(
 
     report = evaluate(Storage(), output, ground_truth, edition, max_dets, allow_missing)
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
-        Console().print(table(report))
+        Console().print(scores_table(report))
     notify(*report.notes)
 
 
-def table(report: EvaluationReport) -> Table:
+def scores_table(report: EvaluationReport) -> Table:
     """Scores as a table for people: over all classes, then class by class."""
     from rich import box
     from rich.table import Table
 
     scores = report.scores
-    result = Table(
+    table = Table(
         box=box.SIMPLE_HEAD,
         title=f"AP of {report.edition}: {report.images:,} images, "
         f"{scores.n_ground_truth:,} objects, {scores.n_detections:,} detections",
@@ -75,21 +77,21 @@ def table(report: EvaluationReport) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    result.add_column("class")
-    for name in ("objects", "mask AP", "AP50", "AP75", "small", "medium", "large", "box AP"):
-        result.add_column(name, justify="right")
+    table.add_column("class")
+    for heading in ("objects", "mask AP", "AP50", "AP75", "small", "medium", "large", "box AP"):
+        table.add_column(heading, justify="right")
     rows = [("all", scores.n_ground_truth, scores.mask, scores.box)]
     if len(scores.per_class) > 1:
         rows += [(c.name, c.n_ground_truth, c.mask, c.box) for c in scores.per_class]
     elif scores.per_class:
         rows[0] = (scores.per_class[0].name, *rows[0][1:])
-    for name, count, mask, boxes in rows:
-        sizes = (mask.ap_small, mask.ap_medium, mask.ap_large)
-        numbers = (mask.ap, mask.ap50, mask.ap75, *sizes, boxes.ap)
-        result.add_row(name, f"{count:,}", *(number(value) for value in numbers))
-    return result
+    for name, n_objects, mask, boxes in rows:
+        by_size = (mask.ap_small, mask.ap_medium, mask.ap_large)
+        values = (mask.ap, mask.ap50, mask.ap75, *by_size, boxes.ap)
+        table.add_row(name, f"{n_objects:,}", *(format_score(value) for value in values))
+    return table
 
 
-def number(value: float) -> str:
-    """Three digits, or a dash where there is nothing to measure."""
+def format_score(value: float) -> str:
+    """Three decimals, or a dash where there is nothing to measure."""
     return "-" if math.isnan(value) else f"{value:.3f}"

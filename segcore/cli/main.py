@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
+import typer
+
+import segcore
 from segcore.cli import (
     bench,
     console,
@@ -31,6 +34,25 @@ app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("bench", epilog=bench.EPILOG)(bench.command)
 app.command("demo", epilog=demo.EPILOG)(demo.command)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        print(f"segcore {segcore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that come before the name of a command."""
 
 
 def main() -> NoReturn:

@@ -1,14 +1,13 @@
-"""segcore segment: an archive of images in, tables of masks out."""
+"""segcore segment: read an archive of images, write tables of masks."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
-from segcore.cli.console import notify
+from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -21,9 +20,9 @@ EPILOG = """
 
   segcore segment photos/ out/ --retry-failed
 
-The same command again goes on where it stopped.
+Rerun the same command to resume a run that was stopped.
 
-Exit codes: 0 done; 1 work left, or infrastructure failed; 2 wrong use; 3 too many images failed;
+Exit codes: 0 done; 1 work left, or infrastructure failed; 2 usage error; 3 too many images failed;
 130 interrupted.
 """
 
@@ -32,15 +31,18 @@ def command(
     input: Annotated[
         str | None,
         typer.Argument(
+            metavar="INPUT",
             help="Folder or prefix of images, tar or Parquet shards, a manifest, or a COCO json. "
-            "Local or s3://. May stand in --config.",
+            "Local or s3://. May be set in --config instead.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Argument(
-            help="Folder or prefix for the tables. May stand in --config.", show_default=False
+            metavar="OUTPUT",
+            help="Folder or prefix for the tables. May be set in --config instead.",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
@@ -53,35 +55,37 @@ def command(
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One option by its key; repeatable."),
-    ] = None,
+    sets: ConfigSets = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda. Default: auto.", show_default=False)
     ] = None,
     actors: Annotated[
         int | None,
-        typer.Option(min=1, help="Workers, each with the model. Default: one per core or GPU."),
+        typer.Option(
+            min=1,
+            help="Workers, each with its own copy of the model. Default: one per core or GPU.",
+        ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster to use. Default: a local Ray, only for this run.", show_default=False
+            help="Ray cluster to use. Default: a local Ray, started for this run only.",
+            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what is done; start nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the plan and what is already done; start nothing."),
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Delete this edition's results first and start anew."),
+        typer.Option("--overwrite", help="Delete this edition's results first and start over."),
     ] = False,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Segment failed images again, besides what is left."),
+        typer.Option("--retry-failed", help="Also segment the images that failed before."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
 
@@ -91,21 +95,20 @@ def command(
     from segcore.config import Config, load_config
     from segcore.run.segment import preview, segment
 
-    flags: dict[str, tuple[str, object]] = {
+    flags: dict[str, tuple[str | tuple[str, ...], object]] = {
         "INPUT": ("input", input),
         "OUTPUT": ("output", output),
         "--model": ("model.name", model),
         "--device": ("model.device", device),
-        "--actors": ("ray.min_actors", actors),
-        "--actors ": ("ray.max_actors", actors),
+        "--actors": (("ray.min_actors", "ray.max_actors"), actors),
         "--address": ("ray.address", address),
     }
-    settings: Config = load_config(config, set_ or (), flags)
+    job_config: Config = load_config(config, sets or (), flags)
     if dry_run:
-        planned = preview(settings, overwrite=overwrite)
-        print(json.dumps(planned.to_dict(), indent=2) if as_json else planned.summary())
+        planned = preview(job_config, overwrite=overwrite)
+        print_json(planned.to_dict()) if as_json else print(planned.summary())
         return
-    report = segment(settings, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report.summary())
+    report = segment(job_config, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
+    print_json(report.to_dict()) if as_json else print(report.summary())
     notify(*report.advice())
     sys.exit(report.exit_code)

@@ -1,7 +1,7 @@
-"""The one typed configuration of a segment job, and where each value came from.
+"""Filling the typed configuration of a job from a file, ``--set`` and flags.
 
-Precedence: defaults < file < ``--set`` < explicit flags. Unknown keys are refused, and every
-error names its origin: the line of the file, the ``--set`` or the flag.
+Precedence: defaults < file < ``--set`` < explicit flags. Unknown keys are refused, and every error
+names where the value came from: the line of the file, the ``--set`` or the flag.
 """
 
 from __future__ import annotations
@@ -20,58 +20,82 @@ from segcore.errors import UsageError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+# Similarity from which a key is suggested for an unknown one (`difflib.get_close_matches`).
+_MIN_KEY_SIMILARITY = 0.7
+_MIN_LAST_WORD_SIMILARITY = 0.75
+_MAX_SHOWN_VALUE_CHARACTERS = 80
+
 
 def load_config(
     path: str | Path | None = None,
     sets: Sequence[str] = (),
-    flags: Mapping[str, tuple[str, Any]] | None = None,
+    flags: Mapping[str, tuple[str | tuple[str, ...], Any]] | None = None,
     *,
     schema: type[Schema] = Config,  # type: ignore[assignment]
 ) -> Schema:
-    """Build the configuration of a run.
+    """Build the configuration of a job.
 
     Args:
         path: Local YAML file, or None.
-        sets: ``a.b=value`` each, the value typed as YAML types it; later ones win.
-        flags: Name of the flag -> (dotted key, value); a value of None was not given.
+        sets: Each ``a.b=value``, with the type that YAML gives the value; later ones win.
+        flags: Name of the flag -> (dotted key, or all keys that it sets; value); a value of None
+            means not given.
         schema: The kind of configuration; that of a segment job by default.
 
     Raises:
-        UsageError: The file cannot be read, or a key or value is wrong; every problem is
-            listed with its origin.
+        UsageError: The file cannot be read, or a key or value is wrong. Lists every problem with
+            the place where the value was set.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path is not None:
-        values, lines = yaml_lines.load_yaml(_read(path), str(path))
+        values, lines = yaml_lines.load_yaml(_read_file(path), str(path))
         origins = {key: f"{path} line {line}" for key, line in lines.items()}
-    for item in sets:
-        key, separator, text = item.partition("=")
+    for assignment in sets:
+        key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not key:
-            raise UsageError(f"--set {item}: expected KEY=VALUE, such as --set model.conf=0.3.")
-        _put(values, origins, key, yaml_lines.parse_scalar(text, f"--set {key}"), f"--set {item}")
-    for flag, (key, value) in (flags or {}).items():
+            raise UsageError(
+                f"--set {assignment}: expected KEY=VALUE, such as --set model.conf=0.3."
+            )
+        value = yaml_lines.parse_scalar(text, f"--set {key}")
+        _set_value(values, origins, key, value, f"--set {assignment}")
+    for flag, (keys, value) in (flags or {}).items():
         if value is not None:
-            _put(values, origins, key, value, flag)
+            for key in (keys,) if isinstance(keys, str) else keys:
+                _set_value(values, origins, key, value, flag)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        known = sorted(_keys(schema))
+        known_keys = sorted(dotted_keys(schema))
         problems = [
-            _sentence(key, detail, origins, known)
-            for detail in error.errors()
-            for key in _wrong_keys(detail)
+            _describe_problem(key, details, origins, known_keys)
+            for details in error.errors()
+            for key in _keys_at_fault(details)
         ]
         raise UsageError(
-            "\n".join(problems), hint="All keys and their meaning stand in the files of configs/."
+            "\n".join(problems), hint="Every key is explained in the files under configs/."
         ) from None
 
 
-def _read(path: str | Path) -> str:
+def dotted_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a configuration schema, groups included: ``model``, ``model.conf``, ..."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        field_type = field.annotation
+        if isinstance(field_type, type) and issubclass(field_type, BaseModel):
+            yield from dotted_keys(field_type, f"{prefix}{name}.")
+
+
+def _read_file(path: str | Path) -> str:
+    """The text of a configuration file, or enough of it to see that it is too long.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read(yaml_lines.MAX_BYTES + 1)
+            return file.read(yaml_lines.MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise UsageError(f"Configuration file {path} does not exist.") from None
     except UnicodeDecodeError:
@@ -80,53 +104,59 @@ def _read(path: str | Path) -> str:
         raise UsageError(f"Configuration file {path} cannot be read: {error.strerror}.") from None
 
 
-def _put(
+def _set_value(
     values: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str
 ) -> None:
-    """Set a dotted key in nested `values` and note its origin."""
+    """Set a dotted key in nested `values` and record its origin.
+
+    Raises:
+        UsageError: A part of the key before the last is a value, not a group.
+    """
     *groups, last = key.split(".")
-    place = values
+    parent = values
     for group in groups:
-        inner = place.get(group)
-        if inner is None:
-            inner = place[group] = {}
-        if not isinstance(inner, dict):
+        child = parent.get(group)
+        if child is None:
+            child = parent[group] = {}
+        if not isinstance(child, dict):
             raise UsageError(f"{origin}: `{group}` is a value, not a group of keys.")
-        place = inner
-    place[last] = value
+        parent = child
+    parent[last] = value
     origins[key] = origin
 
 
-def _wrong_keys(detail: ErrorDetails) -> Iterator[str]:
-    """The dotted keys that a problem is about: of an unknown group, each key in it."""
-    key = ".".join(str(part) for part in detail["loc"])
-    inside = detail["input"] if detail["type"] == "extra_forbidden" else None
-    if isinstance(inside, dict) and inside:
-        yield from (f"{key}.{name}" for name in inside)
+def _keys_at_fault(details: ErrorDetails) -> Iterator[str]:
+    """The dotted keys that a problem is about: for an unknown group, each key in it."""
+    key = ".".join(str(part) for part in details["loc"])
+    unknown_value = details["input"] if details["type"] == "extra_forbidden" else None
+    if isinstance(unknown_value, dict) and unknown_value:
+        yield from (f"{key}.{name}" for name in unknown_value)
     else:
         yield key
 
 
-def _sentence(
-    key: str, detail: ErrorDetails, origins: Mapping[str, str], known: Sequence[str]
+def _describe_problem(
+    key: str, details: ErrorDetails, origins: Mapping[str, str], known_keys: Sequence[str]
 ) -> str:
-    """One problem found by pydantic, in words, with where it stands."""
-    origin = _origin(key, origins)
-    if detail["type"] == "extra_forbidden":
-        near = _nearest(key, known)
-        return f"{origin}: unknown key `{key}`" + (f"; did you mean `{near}`?" if near else ".")
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        inside = ", ".join(name.split(".", 1)[1] for name in known if name.startswith(f"{key}."))
-        return f"{origin}: `{key}` is a group of keys ({inside}), not a value."
-    message = detail["msg"].removeprefix("Value error, ")
+    """One problem found by pydantic as a line for people, with the place of its value."""
+    origin = _find_origin(key, origins)
+    if details["type"] == "extra_forbidden":
+        suggestion = _suggest_key(key, known_keys)
+        ending = f"; did you mean `{suggestion}`?" if suggestion else "."
+        return f"{origin}: unknown key `{key}`{ending}"
+    if details["type"] in ("model_type", "model_attributes_type"):
+        children = [name.split(".", 1)[1] for name in known_keys if name.startswith(f"{key}.")]
+        return f"{origin}: `{key}` is a group of keys ({', '.join(children)}), not a value."
+    message = details["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    value = detail["input"]
-    shown = "" if isinstance(value, BaseModel | dict) else f", got {str(value)[:80]!r}"
-    return f"{origin}: `{key}`: {message}{shown}." if key else f"{origin}: {message}{shown}."
+    value = details["input"]
+    if not isinstance(value, BaseModel | dict):
+        message += f", got {str(value)[:_MAX_SHOWN_VALUE_CHARACTERS]!r}"
+    return f"{origin}: `{key}`: {message}." if key else f"{origin}: {message}."
 
 
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """Where `key` was set; a key's own entry first, then what is below or above it."""
+def _find_origin(key: str, origins: Mapping[str, str]) -> str:
+    """Where `key` was set: its own origin, else that of a key below it, else of one above it."""
     if key in origins:
         return origins[key]
     below = [origin for name, origin in origins.items() if name.startswith(f"{key}.")]
@@ -139,21 +169,14 @@ def _origin(key: str, origins: Mapping[str, str]) -> str:
     return "configuration"
 
 
-def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known key that was probably meant; the last word may stand in another group."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    if close:
-        return close[0]
-    last = key.rpartition(".")[2]
-    by_word = {name.rpartition(".")[2]: name for name in reversed(known)}
-    word = difflib.get_close_matches(last, list(by_word), n=1, cutoff=0.75)
-    return by_word[word[0]] if word else None
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a configuration model, groups included."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, f"{prefix}{name}.")
+def _suggest_key(key: str, known_keys: Sequence[str]) -> str | None:
+    """The known key that was probably meant, perhaps one in another group."""
+    matches = difflib.get_close_matches(key, known_keys, n=1, cutoff=_MIN_KEY_SIMILARITY)
+    if matches:
+        return matches[0]
+    last_word = key.rpartition(".")[2]
+    by_last_word = {name.rpartition(".")[2]: name for name in reversed(known_keys)}
+    matches = difflib.get_close_matches(
+        last_word, list(by_last_word), n=1, cutoff=_MIN_LAST_WORD_SIMILARITY
+    )
+    return by_last_word[matches[0]] if matches else None

@@ -1,4 +1,4 @@
-"""The typed configuration of a segment job; `segcore.config.loading` fills it from files and flags."""
+"""The typed configuration of a segment job; `segcore.config.loading` fills it in."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ DEFAULT_MODEL = "nuclei-yolo11n"
 
 
 class ModelConfig(ModelOptions):
-    """Which model, and what is changed of its defaults."""
+    """Which model, and which of its defaults are changed."""
 
     name: str = Field(DEFAULT_MODEL, min_length=1)
 
     def options(self) -> ModelOptions:
-        """What `load_model` takes besides the name."""
+        """The options that `load_model` takes besides the name."""
         return ModelOptions(**self.model_dump(exclude={"name"}))
 
 
 class RayOptions(BaseModel):
-    """Where and how wide the job runs; nothing here changes results."""
+    """Where the job runs and on how many actors; nothing here changes results."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,16 +47,16 @@ class RayOptions(BaseModel):
     units_per_wave: int = Field(5000, ge=1, le=20_000)
 
     @model_validator(mode="after")
-    def _ordered(self) -> RayOptions:
+    def _check_actor_range(self) -> RayOptions:
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(
-                f"min_actors ({self.min_actors}) is over max_actors ({self.max_actors})"
+                f"min_actors ({self.min_actors}) is greater than max_actors ({self.max_actors})"
             )
         return self
 
 
 class RunOptions(BaseModel):
-    """When a run counts as good, and how often a unit is tried."""
+    """When a run counts as successful, and how often a unit is tried."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,7 +67,7 @@ class RunOptions(BaseModel):
 
 
 class Config(BaseModel):
-    """Everything a segment job can be told. See ``configs/segment.yaml`` for words on each."""
+    """The whole configuration of a segment job; ``configs/segment.yaml`` explains each key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""The processes that hold a model: what they are told, and what they say about each unit."""
+"""The actors of the pool: processes that hold a model and work on one unit per call."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from segcore.distributed.progress import ProgressCounter
 from segcore.errors import ClusterError, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
+from segcore.models.torch_runtime import use_one_thread
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
-from segcore.sources.units import Unit, units_from_table
+from segcore.sources.unit_tables import units_from_table
+from segcore.sources.units import Unit
 from segcore.worker import memory
 from segcore.worker.batching import DeviceLost
-from segcore.worker.unit_worker import (
-    HostOutOfMemory,
-    PreparedUnit,
-    ReadOptions,
-    UnitReader,
-    UnitWorker,
-)
+from segcore.worker.read_options import ReadOptions
+from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader, UnitWorker
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,11 @@ class ActorSpec:
     """What an actor needs to set itself up.
 
     Attributes:
-        model: What `load_model` takes.
+        model: Name or path of the model, as `load_model` takes it.
         weights: Bytes of the checkpoint, or None when the name is enough.
-        weights_sha256: What every worker must have, or results would depend on the machine.
-        lanes: Batches in the model at once, where the model allows it.
+        weights_sha256: Of the driver's weights. Each worker must have the same, or results would
+            depend on the machine.
+        max_concurrent_batches: Batches in the model at once, where the model allows it.
         max_bytes: Memory that the process may take (its data segment); None: no limit.
     """
 
@@ -52,11 +50,13 @@ class ActorSpec:
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """One row of the graph's output.
+    """What became of a unit: one row of the pipeline's output.
 
     Attributes:
-        error: Why the unit was not committed; "" when it was, or when `needs_isolation`.
-        alone: Not committed: its images must be judged one by one.
+        unit: Its id.
+        ok, failed, instances: Its counts; 0 when it was not committed.
+        error: Why it was not committed; "" when it was, or when `needs_isolation`.
+        needs_isolation: Not committed: its images must be tried one by one.
     """
 
     unit: str
@@ -68,27 +68,27 @@ class UnitOutcome:
 
 
 class ProgressActor(ProgressCounter):
-    """The small actor beside the pool: takes reports, and knows who is at work."""
+    """The small actor beside the pool: counts progress and knows the actors of the wave."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._at_work: list[Any] = []
+        self._registered: list[Any] = []
 
     def register(self, actor: Any) -> None:
-        """An actor of the pool introduces itself by its handle."""
-        self._at_work.append(actor)
+        """Remember an actor of the pool by its handle."""
+        self._registered.append(actor)
 
     def drain(self) -> list[Any]:
-        """All who arrived since the last call."""
-        gone, self._at_work = self._at_work, []
-        return gone
+        """The handles of all actors that registered since the last call."""
+        drained, self._registered = self._registered, []
+        return drained
 
 
 class UnitActor:
     """Holds the model; called with one unit at a time."""
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
-        register(progress)
+        register_current_actor(progress)
         self._progress = progress
         self._retry_failed = retry_failed
         self._worker = UnitWorker(
@@ -96,94 +96,103 @@ class UnitActor:
         )
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
-        """Segment the units of a batch (one) and say what became of them."""
+        """Segment the units of a batch (one) and return what became of them."""
         return outcomes_to_columns(
-            [self._outcome(unit, self._worker.segment) for unit in units_from_table(batch)]
+            [self._run(unit, self._worker.segment) for unit in units_from_table(batch)]
         )
 
-    def _outcome(self, unit: Unit, work: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
-        report = self._progress.report.remote
+    def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
+        """Call `segment`, a method of the worker, and turn what happens into an outcome."""
+
+        def report(ok: int, failed: int, instances: int) -> None:
+            self._progress.report.remote(unit.unit, ok, failed, instances)
+
         try:
-            counts = work(
-                unit,
-                *args,
-                lambda *so_far: report(unit.unit, *so_far),
-                retry_failed=self._retry_failed,
-            )
+            counts = segment(unit, *args, report, retry_failed=self._retry_failed)
         except DeviceLost:
             os._exit(1)  # Ray starts a new process and gives it this unit again
         except HostOutOfMemory:
             return UnitOutcome(unit.unit, needs_isolation=True)
-        except Exception as error:  # tells the driver; the unit stays undone
+        except Exception as error:  # goes to the driver; the unit stays undone
             return UnitOutcome(unit.unit, error=describe_error(error))
-        totals = (counts.ok, counts.failed, counts.instances)
-        self._progress.close.remote(unit.unit, *totals, unit.n_bytes)
-        return UnitOutcome(unit.unit, *totals)
+        return complete_unit(self._progress, unit, counts)
 
 
 class ReadActor:
-    """First stage of the split layout: reads and prepares units, needs no GPU."""
+    """First stage of the layout `split`: reads and prepares units, needs no GPU."""
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
-        register(progress)
+        register_current_actor(progress)
         self._retry_failed = retry_failed
-        on_cpu = replace(spec, options=spec.options.model_copy(update={"device": "cpu"}))
-        self._reader = UnitReader(load_worker_model(on_cpu), spec.read_options, spec.parts)
+        cpu_options = spec.options.model_copy(update={"device": "cpu"})
+        model = load_worker_model(replace(spec, options=cpu_options))
+        self._reader = UnitReader(model, spec.read_options, spec.parts)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
-        """Units -> the same with what was read, or with the reason why it was not."""
+        """Add to each unit of the batch what was read, or the reason why it was not.
+
+        Returns:
+            Two columns of objects: `unit`, and `prepared` with a `PreparedUnit` or an error text.
+        """
         units = list(units_from_table(batch))
-        read: list[PreparedUnit | str] = [self._read(unit) for unit in units]
-        return {"unit": _objects(units), "read": _objects(read)}
+        return {
+            "unit": _object_array(units),
+            "prepared": _object_array([self._read(unit) for unit in units]),
+        }
 
     def _read(self, unit: Unit) -> PreparedUnit | str:
         try:
             return self._reader.read(unit, retry_failed=self._retry_failed)
-        except Exception as error:  # tells the driver; the unit stays undone
+        except Exception as error:  # goes to the driver; the unit stays undone
             return describe_error(error)
 
 
 class SegmentActor(UnitActor):
-    """Second stage of the split layout: holds the model, and gets units that are read."""
+    """Second stage of the layout `split`: holds the model and gets the units of `ReadActor`."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Segment the units of a batch (one) and say what became of them."""
+        """Segment the units of a batch (one) and return what became of them."""
         return outcomes_to_columns(
             [
-                UnitOutcome(unit.unit, error=read)
-                if isinstance(read, str)
-                else self._outcome(unit, self._worker.finish, read)
-                for unit, read in zip(batch["unit"], batch["read"], strict=True)
+                UnitOutcome(unit.unit, error=prepared)
+                if isinstance(prepared, str)
+                else self._run(unit, self._worker.segment_prepared, prepared)
+                for unit, prepared in zip(batch["unit"], batch["prepared"], strict=True)
             ]
         )
 
 
-def _objects(values: list[Any]) -> np.ndarray:
+def _object_array(values: list[Any]) -> np.ndarray:
     """An array of objects, one for each value, whatever they are."""
     array = np.empty(len(values), object)
     array[:] = values
     return array
 
 
-def register(progress: Any) -> None:
-    """Tell the desk that this actor is at work."""
+def register_current_actor(progress: Any) -> None:
+    """Give the handle of the calling actor to the `ProgressActor`."""
     import ray
 
     progress.register.remote(ray.get_runtime_context().current_actor)
 
 
+def complete_unit(progress: Any, unit: Unit, counts: PartCounts) -> UnitOutcome:
+    """Report a committed unit to the `ProgressActor`; returns its outcome."""
+    progress.complete.remote(unit.unit, counts.ok, counts.failed, counts.instances, unit.n_bytes)
+    return UnitOutcome(unit.unit, counts.ok, counts.failed, counts.instances)
+
+
 def load_worker_model(spec: ActorSpec) -> Model:
-    """Prepare this process for computing, and load the model.
+    """Set up threads and memory of this process, and load the model.
 
     Raises:
-        ClusterError: The weights are others than the driver's.
+        ClusterError: The weights differ from the driver's.
     """
     import cv2
-    import torch
 
-    # Sums split over another number of threads round otherwise: one, always, so that results do
-    # not depend on how many actors or cores a run has. More actors use more cores.
-    torch.set_num_threads(1)
+    # Sums that are split over another number of threads round differently: always one thread, so
+    # that results do not depend on the actors or cores of a run. More actors use more cores.
+    use_one_thread()
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
     memory.keep_freed_memory()
     if spec.max_bytes is not None:
@@ -191,7 +200,7 @@ def load_worker_model(spec: ActorSpec) -> Model:
     model = load_model(spec.model, spec.options, spec.weights)
     if model.info.weights_sha256 != spec.weights_sha256:
         raise ClusterError(
-            f"The model {spec.model} has other weights on this worker than on the driver.",
+            f"The weights of the model {spec.model} differ between this worker and the driver.",
             hint="Install the same version everywhere, or give the checkpoint by its path.",
         )
     return model

@@ -1,12 +1,12 @@
-"""Units whose process died, image by image: the one that is to blame becomes a failed row.
+"""Units that lost their process, image by image: the image to blame becomes a failed row.
 
-A unit that loses its process twice comes here. An `Isolator` (safe: it touches no image) leads a
-process of its own (`ImageActor`) through the unit, one image at a time, and knows at each moment
-which one that is. When the process dies or does not come back in time, a new one tries the same
-image once more, so that a lost machine is not held against it; the second time the image becomes a
-row `crashed`, `timed_out` or `out_of_memory`, and the next one is tried. Each process first
-segments a plain grey image: where that fails the machine or the model is at fault, and no image
-is blamed.
+A unit that lost its process twice comes here. An `Isolator`, which touches no image and so does not
+die of one, starts a process of its own (`ImageActor`) and has it work through the unit one image at
+a time. So it knows at each moment which image is in progress. When the process dies or does not
+return in time, a new one tries the same image once more, so that a lost machine is not held against
+it; the second time the image becomes a row `crashed`, `timed_out` or `out_of_memory`, and the next
+one is tried. Each process first segments a plain grey image: where that fails, the machine or the
+model is at fault, and no image is blamed.
 
 Compared with halving a unit until one image is left, this costs two processes for a bad image, not
 eight, and finds several bad ones in one pass.
@@ -26,26 +26,40 @@ import pyarrow as pa
 from segcore.distributed.actors import (
     ActorSpec,
     UnitOutcome,
+    complete_unit,
     load_worker_model,
     outcomes_to_columns,
-    register,
+    register_current_actor,
 )
-from segcore.distributed.cluster import PoolSize
+from segcore.distributed.pool import PoolSize
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
 from segcore.output.tables import ImageResult
-from segcore.sources.units import Unit, units_from_table
+from segcore.sources.unit_tables import units_from_table
+from segcore.sources.units import Unit
 from segcore.worker.batching import DeviceLost
-from segcore.worker.unit_worker import ImageWorker
+from segcore.worker.image_worker import ImageWorker
 
-STRIKES = 2  # processes that an image may cost
-STARTS = 2  # attempts to get a process that works
-_MESSAGES = {
+MAX_PROCESSES_PER_IMAGE = 2
+MAX_START_ATTEMPTS = 2  # to get a process that works
+_ROW_MESSAGES = {
     ErrorCode.CRASHED: "the process died on this image, twice",
-    ErrorCode.TIMED_OUT: "took longer than run.image_timeout_s ({limit:g} s), twice",
+    ErrorCode.TIMED_OUT: "took longer than run.image_timeout_s ({limit_s:g} s), twice",
     ErrorCode.OUT_OF_MEMORY: "the process was ended for its use of memory on this image, twice",
 }
+
+
+class ProcessDied(Exception):
+    """The process of an `Isolator` is gone; `code` is what an image would fail with for it."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(str(code))
+        self.code = code
+
+
+class NoWorkingProcess(Exception):
+    """No process can be started that segments even a plain image."""
 
 
 class ImageActor:
@@ -53,189 +67,198 @@ class ImageActor:
 
     def __init__(self, spec: ActorSpec) -> None:
         model = load_worker_model(spec)
-        _check(model)
+        _segment_plain_image(model)
         self._worker = ImageWorker(model, spec.read_options, spec.parts)
 
-    def ready(self) -> None:
-        """Comes back once the model is loaded and has segmented a plain image."""
+    def wait_until_ready(self) -> None:
+        """Returns once the model is loaded and has segmented a plain image."""
 
     def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
         """See `ImageWorker.open`."""
         self._worker.open(unit, skip, retry_failed)
 
-    def advance(self) -> ImageResult | None:
-        """See `ImageWorker.advance`."""
-        return self._worker.advance()
+    def read_next(self) -> ImageResult | None:
+        """See `ImageWorker.read_next`."""
+        return self._worker.read_next()
 
-    def finish(self) -> ImageResult:
-        """See `ImageWorker.finish`."""
+    def segment(self) -> ImageResult:
+        """See `ImageWorker.segment`."""
         try:
-            return self._worker.finish()
+            return self._worker.segment()
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more
 
-    def commit(self, unit: Unit, results: list[ImageResult], retry_failed: bool) -> PartCounts:
+    def commit(self, unit: Unit, rows: list[ImageResult], retry_failed: bool) -> PartCounts:
         """See `ImageWorker.commit`."""
-        return self._worker.commit(unit, results, retry_failed)
+        return self._worker.commit(unit, rows, retry_failed)
 
 
-def _check(model: Model) -> None:
-    """Let a plain grey image go through; dying of it shows that no image is to blame."""
+def _segment_plain_image(model: Model) -> None:
+    """Segment a plain grey image; a process that dies of it shows that no image is to blame."""
     with suppress(Exception):  # what a model raises is dealt with for each image
         prepared = [model.preprocess(np.full((64, 64, 3), 114, np.uint8))]
         model.postprocess(model.forward(prepared), prepared)
 
 
-class _Died(Exception):
-    """The process is gone; `code` says what is known of why."""
-
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__(str(code))
-        self.code = code
-
-
-class _NoProcess(Exception):
-    """There is no process that can segment anything."""
-
-
 class Isolator:
-    """Leads a process through units image by image; called with one unit at a time."""
+    """Has a process work through units image by image; called with one unit at a time."""
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool, pool: PoolSize) -> None:
-        register(progress)
+        register_current_actor(progress)
         self._progress = progress
         self._spec = spec
         self._retry_failed = retry_failed
         self._pool = pool
-        self._actor: Any = None
+        self._process: Any = None  # handle of the ImageActor
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
-        """Segment the units of a batch (one) and say what became of them."""
-        return outcomes_to_columns([self._segment(unit) for unit in units_from_table(batch)])
+        """Segment the units of a batch (one) and return what became of them."""
+        return outcomes_to_columns([self._run(unit) for unit in units_from_table(batch)])
 
-    def _segment(self, unit: Unit) -> UnitOutcome:
+    def _run(self, unit: Unit) -> UnitOutcome:
         try:
-            counts = self._lead(unit)
-        except Exception as error:  # tells the driver; the unit stays undone
-            self._end()
+            counts = self._segment_image_by_image(unit)
+        except Exception as error:  # goes to the driver; the unit stays undone
+            self._end_process()
             return UnitOutcome(unit.unit, error=describe_error(error))
-        totals = (counts.ok, counts.failed, counts.instances)
-        self._progress.close.remote(unit.unit, *totals, unit.n_bytes)
-        return UnitOutcome(unit.unit, *totals)
+        return complete_unit(self._progress, unit, counts)
 
-    def _lead(self, unit: Unit) -> PartCounts:
-        results: list[ImageResult] = []
-        strikes = 0
-        opened = False
-        while True:
-            name: ImageResult | None = None
-            reading = True
-            try:
-                if not opened:
-                    self._start()
-                    self._call("open", unit, len(results), self._retry_failed)
-                    opened = True
-                name = self._call("advance")
-                reading = False
-                if name is None:
-                    return self._call("commit", unit, results, self._retry_failed)
-                results.append(self._call("finish"))
-                strikes = 0
-            except _Died as death:
-                opened = False
-                strikes += 1
-                if strikes < STRIKES:
-                    continue
-                strikes = 0
-                message = _MESSAGES[death.code].format(
-                    limit=self._spec.read_options.image_timeout_s
-                )
-                error = ImageError(death.code, message)
-                if reading:
-                    return self._give_up(unit, results, error)
-                if name is None:  # in the commit: no image is to blame, the unit stays undone
-                    raise error from None
-                results.append(replace(name, error=error))
-            self._report(unit, results)
-
-    def _give_up(self, unit: Unit, results: list[ImageResult], error: ImageError) -> PartCounts:
-        """Commit a unit that kills whoever reads on: all that is left of it has failed."""
-        if self._retry_failed:  # what is there stays
-            raise error
-        return self._spec.parts.commit(unit, [*results, *_rest(unit, len(results), error)])
-
-    def _start(self) -> None:
-        """A process with a model that works.
+    def _segment_image_by_image(self, unit: Unit) -> PartCounts:
+        """Segment and commit a unit, with as many processes as it takes.
 
         Raises:
-            _NoProcess: There is none to be had.
+            NoWorkingProcess: No process works, whatever the image.
+            ImageError: Processes died, and not of an image; the unit stays undone.
+        """
+        rows: list[ImageResult] = []
+        processes_lost = 0  # on the image after `rows`
+        is_open = False
+        while True:
+            image: ImageResult | None = None
+            is_reading = True
+            try:
+                if not is_open:
+                    self._start_process()
+                    self._call("open", unit, len(rows), self._retry_failed)
+                    is_open = True
+                image = self._call("read_next")
+                is_reading = False
+                if image is None:
+                    return self._call("commit", unit, rows, self._retry_failed)
+                rows.append(self._call("segment"))
+                processes_lost = 0
+            except ProcessDied as death:
+                is_open = False
+                processes_lost += 1
+                if processes_lost < MAX_PROCESSES_PER_IMAGE:
+                    continue
+                processes_lost = 0
+                error = self._image_error(death.code)
+                if is_reading:
+                    return self._fail_remaining_images(unit, rows, error)
+                if image is None:  # in the commit: no image is to blame, the unit stays undone
+                    raise error from None
+                rows.append(replace(image, error=error))
+            self._report_progress(unit, rows)
+
+    def _image_error(self, code: ErrorCode) -> ImageError:
+        limit_s = self._spec.read_options.image_timeout_s
+        return ImageError(code, _ROW_MESSAGES[code].format(limit_s=limit_s))
+
+    def _fail_remaining_images(
+        self, unit: Unit, rows: list[ImageResult], error: ImageError
+    ) -> PartCounts:
+        """Commit a unit that kills each process that reads on, with all further images failed.
+
+        Raises:
+            ImageError: The failed images of the unit were tried again; its part stays as it is.
+        """
+        if self._retry_failed:
+            raise error
+        return self._spec.parts.commit(unit, [*rows, *_failed_rows(unit, len(rows), error)])
+
+    def _start_process(self) -> None:
+        """Start a process with a model that works, unless there is one.
+
+        Raises:
+            NoWorkingProcess: There is none to be had.
         """
         import ray
 
-        if self._actor is not None:
+        if self._process is not None:
             return
         pool = self._pool
-        make = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=0)(ImageActor)
-        for attempt in range(STARTS):
-            self._actor = make.remote(self._spec)
+        actor_class = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=0)(ImageActor)
+        for attempt in range(1, MAX_START_ATTEMPTS + 1):
+            self._process = actor_class.remote(self._spec)
             try:
-                ray.get(self._actor.ready.remote())
+                ray.get(self._process.wait_until_ready.remote())
                 return
             except ray.exceptions.RayError as error:
-                self._end()
-                if attempt + 1 == STARTS:
-                    raise _NoProcess(
-                        "a process that only segments a plain grey image dies, too: the machine "
-                        f"or the model is at fault, not an image ({describe_error(error)})"
+                self._end_process()
+                if attempt == MAX_START_ATTEMPTS:
+                    raise NoWorkingProcess(
+                        "even a process that had segmented only a plain grey image died: the "
+                        f"machine or the model is at fault, not an image ({describe_error(error)})"
                     ) from None
 
     def _call(self, method: str, *args: Any) -> Any:
-        """A method of the process.
+        """Call a method of the process.
 
         Raises:
-            _Died: It is gone, or was ended because it did not come back.
+            ProcessDied: It is gone, or was ended because it did not return in time.
         """
         import ray
 
-        errors = ray.exceptions
-        gone = (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError)
-        reading = self._spec.read_options
-        # decoding and the model may each take the limit
-        patience = 2 * reading.image_timeout_s + (
-            0 if method == "finish" else reading.read_timeout_s
-        )
-        began = time.monotonic()
+        options = self._spec.read_options
+        # Decoding and the model may each take the limit of an image.
+        timeout_s = 2 * options.image_timeout_s
+        if method != "segment":
+            timeout_s += options.read_timeout_s
+        started = time.monotonic()
         try:
-            return ray.get(getattr(self._actor, method).remote(*args), timeout=patience)
-        except errors.OutOfMemoryError:
+            return ray.get(getattr(self._process, method).remote(*args), timeout=timeout_s)
+        except ray.exceptions.OutOfMemoryError:
             code = ErrorCode.OUT_OF_MEMORY
-        except errors.GetTimeoutError:
+        except ray.exceptions.GetTimeoutError:
             code = ErrorCode.TIMED_OUT
-        except gone:
-            slow = time.monotonic() - began >= reading.image_timeout_s
-            code = ErrorCode.TIMED_OUT if slow else ErrorCode.CRASHED
-        self._end()
-        raise _Died(code)
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.WorkerCrashedError,
+        ):
+            # Its watchdog ends it after the limit of an image.
+            took_too_long = time.monotonic() - started >= options.image_timeout_s
+            code = ErrorCode.TIMED_OUT if took_too_long else ErrorCode.CRASHED
+        self._end_process()
+        raise ProcessDied(code)
 
-    def _end(self) -> None:
+    def _end_process(self) -> None:
         import ray
 
-        if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
-        self._actor = None
+        if self._process is not None:
+            ray.kill(self._process, no_restart=True)
+        self._process = None
 
-    def _report(self, unit: Unit, results: list[ImageResult]) -> None:
-        done = [result.instances for result in results if result.instances is not None]
-        counts = (len(done), len(results) - len(done), sum(map(len, done)))
-        self._progress.report.remote(unit.unit, *counts)
+    def _report_progress(self, unit: Unit, rows: list[ImageResult]) -> None:
+        segmented = [row.instances for row in rows if row.instances is not None]
+        n_failed = len(rows) - len(segmented)
+        n_instances = sum(map(len, segmented))
+        self._progress.report.remote(unit.unit, len(segmented), n_failed, n_instances)
 
 
-def _rest(unit: Unit, done: int, error: ImageError) -> list[ImageResult]:
-    """A failed row for each image behind the first `done`; one for all where nobody knows them."""
+def _failed_rows(unit: Unit, n_done: int, error: ImageError) -> list[ImageResult]:
+    """A failed row for each image of a unit after the first `n_done`.
+
+    In a shard nobody knows the names of unread images, so they are numbered; where their number is
+    unknown, too, one row stands for all of them.
+    """
     if unit.kind == "objects":
-        left = [(m.image_id, m.uri, m.etag) for m in unit.members[done:]]
+        names = [(member.image_id, member.uri, member.etag) for member in unit.members[n_done:]]
     else:
-        count = 1 if unit.n_images is None else unit.n_images - done
-        names = (f"{unit.shard}#{unit.start}-unread{done + i}" for i in range(count))
-        left = [(name, unit.shard, unit.etag) for name in names]
-    return [ImageResult(*names, error=error) for names in left]
+        n_remaining = 1 if unit.n_images is None else unit.n_images - n_done
+        names = [
+            (f"{unit.shard}#{unit.start}-unread{n_done + i}", unit.shard, unit.etag)
+            for i in range(n_remaining)
+        ]
+    return [ImageResult(image_id, uri, etag, error=error) for image_id, uri, etag in names]

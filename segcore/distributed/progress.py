@@ -1,4 +1,4 @@
-"""The one live line on stderr, and the counter that feeds it."""
+"""The progress line on stderr, and the counter that feeds it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from segcore.text import format_duration
+from segcore.text import format_duration, plural
 
 LIVE_INTERVAL_S = 0.5
 PLAIN_INTERVAL_S = 10.0
+_THREAD_END_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True)
 class ProgressSnapshot:
-    """Where the run stands: images of this run only, not those done before."""
+    """What this run has done so far; images done before it do not count.
+
+    Attributes:
+        ok, failed, instances: Of committed units and of units in progress.
+        units: Committed units.
+        bytes: Compressed bytes of the committed units.
+    """
 
     ok: int = 0
     failed: int = 0
@@ -32,48 +39,50 @@ class ProgressSnapshot:
 
     @property
     def images(self) -> int:
-        """Images that went through, well or not."""
+        """Images that have a result, ok or failed."""
         return self.ok + self.failed
 
 
 class ProgressCounter:
-    """Adds up what the workers report. Reports are totals of a unit, so a retry replaces them."""
+    """Adds up what the workers report.
+
+    Reports are totals of a unit, so those of a retry replace those of the attempt before.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[str, tuple[int, int, int]] = {}
-        self._done = ProgressSnapshot()
-        self._closed: set[str] = set()
+        self._in_progress: dict[str, tuple[int, int, int]] = {}  # unit -> ok, failed, instances
+        self._committed = ProgressSnapshot()
+        self._committed_units: set[str] = set()
 
     def report(self, unit: str, ok: int, failed: int, instances: int) -> None:
-        """Counts so far of a unit under way."""
-        if unit not in self._closed:
-            self._open[unit] = (ok, failed, instances)
+        """Set the counts so far of a unit in progress."""
+        if unit not in self._committed_units:
+            self._in_progress[unit] = (ok, failed, instances)
 
-    def close(self, unit: str, ok: int, failed: int, instances: int, n_bytes: int) -> None:
-        """Final counts of a committed unit."""
-        self._open.pop(unit, None)
-        if unit in self._closed:
+    def complete(self, unit: str, ok: int, failed: int, instances: int, n_bytes: int) -> None:
+        """Add the final counts of a committed unit."""
+        self._in_progress.pop(unit, None)
+        if unit in self._committed_units:
             return
-        self._closed.add(unit)
-        done = self._done
-        self._done = ProgressSnapshot(
-            done.ok + ok,
-            done.failed + failed,
-            done.instances + instances,
-            done.units + 1,
-            done.bytes + n_bytes,
+        self._committed_units.add(unit)
+        before = self._committed
+        self._committed = ProgressSnapshot(
+            ok=before.ok + ok,
+            failed=before.failed + failed,
+            instances=before.instances + instances,
+            units=before.units + 1,
+            bytes=before.bytes + n_bytes,
         )
 
     def snapshot(self) -> ProgressSnapshot:
-        """Committed units and those under way, together."""
-        done = self._done
-        ok, failed, instances = (
-            (sum(values) for values in (zip(*self._open.values(), strict=True) or ()))
-            if self._open
-            else (0, 0, 0)
-        )
+        """Committed units and those in progress, together."""
+        committed, in_progress = self._committed, self._in_progress.values()
         return ProgressSnapshot(
-            done.ok + ok, done.failed + failed, done.instances + instances, done.units, done.bytes
+            ok=committed.ok + sum(ok for ok, _, _ in in_progress),
+            failed=committed.failed + sum(failed for _, failed, _ in in_progress),
+            instances=committed.instances + sum(instances for _, _, instances in in_progress),
+            units=committed.units,
+            bytes=committed.bytes,
         )
 
 
@@ -86,68 +95,83 @@ class ProgressGoal:
     bytes: int
 
 
-def progress_line(now: ProgressSnapshot, goal: ProgressGoal, seconds: float) -> str:
-    """The progress line: ``412 / 1,000 images · 24.1/s · 409 ok · 3 failed · ETA 0:25``."""
-    total = f" / {goal.images:,}" if goal.images is not None else ""
-    rate = now.images / seconds if seconds > 0 else 0.0
-    left = _left(now, goal, seconds)
-    eta = f"ETA {format_duration(left)}" if left is not None else "ETA -"
+def progress_line(progress: ProgressSnapshot, goal: ProgressGoal, elapsed_s: float) -> str:
+    """The progress line.
+
+    For example ``412 / 1,000 images · 41.2/s · 409 ok · 3 failed · 1 / 4 units · ETA 0:14``.
+    """
+    if goal.images is None:
+        images = plural(progress.images, "image")
+    else:
+        images = f"{progress.images:,} / {plural(goal.images, 'image')}"
+    images_per_s = progress.images / elapsed_s if elapsed_s > 0 else 0.0
+    remaining_s = _remaining_seconds(progress, goal, elapsed_s)
+    eta = "-" if remaining_s is None else format_duration(remaining_s)
     return (
-        f"{now.images:,}{total} images · {rate:.1f}/s · {now.ok:,} ok · {now.failed:,} failed · "
-        f"{now.units:,} / {goal.units:,} units · {eta}"
+        f"{images} · {images_per_s:.1f}/s · {progress.ok:,} ok · {progress.failed:,} failed · "
+        f"{progress.units:,} / {plural(goal.units, 'unit')} · ETA {eta}"
     )
 
 
-def _left(now: ProgressSnapshot, goal: ProgressGoal, seconds: float) -> float | None:
+def _remaining_seconds(
+    progress: ProgressSnapshot, goal: ProgressGoal, elapsed_s: float
+) -> float | None:
     """Seconds to go at the pace so far; None before there is a pace."""
     if goal.images:
-        done, of = now.images, goal.images
+        done, total = progress.images, goal.images
     elif goal.bytes:
-        done, of = now.bytes, goal.bytes
+        done, total = progress.bytes, goal.bytes
     else:
-        done, of = now.units, goal.units
-    return max(0.0, seconds * (of - done) / done) if done else None
+        done, total = progress.units, goal.units
+    return max(0.0, elapsed_s * (total - done) / done) if done else None
 
 
 @contextmanager
 def show_progress(
-    read: Callable[[], ProgressSnapshot | None], goal: ProgressGoal, stream: TextIO | None = None
+    read_snapshot: Callable[[], ProgressSnapshot | None],
+    goal: ProgressGoal,
+    stream: TextIO | None = None,
 ) -> Iterator[None]:
     """Show progress on stderr while the block runs.
 
-    A terminal gets one line that is redrawn; anything else gets a plain line now and then.
-    `read` may return None (nothing known at this moment); it must not raise.
+    A terminal gets one line that is redrawn; anything else gets a plain line every
+    `PLAIN_INTERVAL_S`.
+
+    Args:
+        read_snapshot: May return None (nothing known at this moment); must not raise.
+        stream: Where to show it; stderr by default.
     """
     stream = stream or sys.stderr
     console = Console(file=stream, highlight=False)
-    began = working = time.monotonic()
+    started = work_started = time.monotonic()
     stop = threading.Event()
 
-    def line() -> str | None:
-        nonlocal working
-        now = read()
-        if now is None:
+    def current_line() -> str | None:
+        nonlocal work_started
+        progress = read_snapshot()
+        if progress is None:
             return None
-        if not now.images:
-            working = time.monotonic()  # the pace is that of work, not of starting
-            return f"starting workers · {format_duration(working - began)}"
-        return progress_line(now, goal, time.monotonic() - working)
+        if not progress.images:
+            work_started = time.monotonic()  # the time of starting is no part of the pace
+            return f"starting workers · {format_duration(work_started - started)}"
+        return progress_line(progress, goal, time.monotonic() - work_started)
 
-    def live() -> None:
-        with Live(console=console, auto_refresh=False, transient=True) as view:
+    def redraw_line() -> None:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
             while not stop.wait(LIVE_INTERVAL_S):
-                if (text := line()) is not None:
-                    view.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+                if (line := current_line()) is not None:
+                    live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    def plain() -> None:
+    def print_lines() -> None:
         while not stop.wait(PLAIN_INTERVAL_S):
-            if (text := line()) is not None:
-                print(text, file=stream, flush=True)
+            if (line := current_line()) is not None:
+                print(line, file=stream, flush=True)
 
-    thread = threading.Thread(target=live if console.is_terminal else plain, daemon=True)
+    show = redraw_line if console.is_terminal else print_lines
+    thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(timeout=5)
+        thread.join(timeout=_THREAD_END_TIMEOUT_S)

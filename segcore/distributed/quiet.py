@@ -1,7 +1,7 @@
-"""Keeping Ray off the terminal: its words go to its own log files.
+"""Keeping Ray's own output off the terminal; it goes to Ray's log files.
 
 Ray writes in four ways: loggers, C++ log lines on stderr, threads that print to stdout (which
-would spoil ``--json``), and warnings. None of this hides an error of ours.
+would spoil ``--json``), and warnings. Nothing here hides an error of segcore.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Read by Ray and its workers when they start: no tips, no usage report, our own progress line,
-# and none of its C++ log lines on our stderr.
-SETTINGS = {
+_STDERR = 2
+
+# Ray and its workers read these when they start: no tips, no usage report, no progress line but
+# ours, and none of Ray's C++ log lines on our stderr.
+ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DEDUP_LOGS": "0",  # or it holds lines back and prints them at its end, from our own thread
+    "RAY_DEDUP_LOGS": "0",  # or Ray holds lines back and prints them at its end, from our thread
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
@@ -28,8 +30,8 @@ SETTINGS = {
 
 
 def set_environment() -> None:
-    """Put `SETTINGS` in the environment, before Ray is imported; what is set already stays."""
-    for name, value in SETTINGS.items():
+    """Set the variables of `ENVIRONMENT`, before Ray is imported; those that are set stay."""
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
@@ -37,15 +39,15 @@ def set_environment() -> None:
 def no_native_stderr() -> Iterator[None]:
     """Drop what C++ code writes to stderr in the block: Ray announces its log level there."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved_stderr = os.dup(_STDERR)
+    null_device = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null_device, _STDERR)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved_stderr, _STDERR)
+        os.close(saved_stderr)
+        os.close(null_device)
 
 
 @contextmanager
@@ -57,18 +59,18 @@ def no_ray_output() -> Iterator[None]:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setLevel(logging.CRITICAL + 1)
-    kept = sys.stdout, sys.stderr
-    wrapped = _WithoutRay(sys.stdout), _WithoutRay(sys.stderr)
-    sys.stdout, sys.stderr = wrapped
+    streams = sys.stdout, sys.stderr
+    filtered_streams = _WithoutRayThreads(sys.stdout), _WithoutRayThreads(sys.stderr)
+    sys.stdout, sys.stderr = filtered_streams
     try:
         yield
     finally:
-        if (sys.stdout, sys.stderr) == wrapped:
-            sys.stdout, sys.stderr = kept
+        if (sys.stdout, sys.stderr) == filtered_streams:
+            sys.stdout, sys.stderr = streams
 
 
-class _WithoutRay:
-    """A stream that swallows what threads of Ray print; all else goes through."""
+class _WithoutRayThreads:
+    """A stream that drops what Ray's threads print; everything else goes through."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

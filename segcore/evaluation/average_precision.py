@@ -28,7 +28,7 @@ DEFAULT_MAX_DETS = 500
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """Numbers in [0, 1]; NaN where there is no ground truth to measure against.
+    """AP and recall, in [0, 1]; NaN where there is no ground truth to measure against.
 
     Attributes:
         ap: Mean over IoU 0.50:0.05:0.95, all sizes.
@@ -97,52 +97,52 @@ def mask_and_box_ap(
         UsageError: An image or category is not in `ground_truth`, or a mask has another canvas.
     """
     images = {int(image["id"]): image for image in ground_truth["images"]}
-    wanted = sorted({int(i) for i in image_ids})
-    missing = [i for i in wanted if i not in images]
+    selected = sorted({int(i) for i in image_ids})
+    missing = [i for i in selected if i not in images]
     if missing:
         raise UsageError(f"image id {missing[0]} is not in the ground truth")
     categories = sorted(ground_truth["categories"], key=lambda c: int(c["id"]))
-    annotations = _annotations(ground_truth, images, set(wanted))
-    results = _results(detections, images, set(wanted), {int(c["id"]) for c in categories})
-    dataset = {"images": [images[i] for i in wanted], "categories": categories}
-    masks = _evaluate(dataset, annotations, results, "segm", max_dets)
-    boxes = _evaluate(dataset, annotations, results, "bbox", max_dets)
+    annotations = _coco_annotations(ground_truth, images, set(selected))
+    results = _coco_results(detections, images, set(selected), {int(c["id"]) for c in categories})
+    dataset = {"images": [images[i] for i in selected], "categories": categories}
+    masks = _run_pycocotools(dataset, annotations, results, "segm", max_dets)
+    boxes = _run_pycocotools(dataset, annotations, results, "bbox", max_dets)
     per_class = tuple(
         ClassScores(
             category_id=int(category["id"]),
             name=str(category["name"]),
             n_ground_truth=_count(annotations, int(category["id"])),
             n_detections=_count(results, int(category["id"])),
-            mask=_summary(masks, [k]),
-            box=_summary(boxes, [k]),
+            mask=_summarize(masks, [k]),
+            box=_summarize(boxes, [k]),
         )
         for k, category in enumerate(categories)
     )
-    every = list(range(len(categories)))
+    all_classes = list(range(len(categories)))
     return Scores(
-        mask=_summary(masks, every),
-        box=_summary(boxes, every),
+        mask=_summarize(masks, all_classes),
+        box=_summarize(boxes, all_classes),
         per_class=per_class,
-        n_images=len(wanted),
+        n_images=len(selected),
         n_ground_truth=sum(row.n_ground_truth for row in per_class),
         n_detections=len(results),
         max_dets=max_dets,
     )
 
 
-def _annotations(
-    ground_truth: Mapping[str, Any], images: Mapping[int, Any], wanted: set[int]
+def _coco_annotations(
+    ground_truth: Mapping[str, Any], images: Mapping[int, Any], selected: set[int]
 ) -> list[dict[str, Any]]:
     """Ground truth as RLE; ids from 1, because pycocotools reads id 0 as 'not matched'."""
-    found: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
-        if int(annotation["image_id"]) not in wanted:
+        if int(annotation["image_id"]) not in selected:
             continue
         image = images[int(annotation["image_id"])]
-        rle = _truth_rle(number, annotation["segmentation"], image)
+        rle = _annotation_rle(number, annotation["segmentation"], image)
         area = annotation.get("area")
         bbox = annotation.get("bbox")
-        found.append(
+        annotations.append(
             {
                 "id": number,
                 "image_id": int(annotation["image_id"]),
@@ -153,21 +153,21 @@ def _annotations(
                 "bbox": list(coco_mask.toBbox(rle)) if bbox is None else [float(v) for v in bbox],
             }
         )
-    return found
+    return annotations
 
 
-def _truth_rle(number: int, segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
+def _annotation_rle(number: int, segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     height, width = int(image["height"]), int(image["width"])
     try:
         rle = to_rle(segmentation, height, width)
-    except Exception as error:  # pycocotools raises bare Exception for what it does not know
+    except Exception as error:  # pycocotools raises bare exceptions of many kinds
         raise UsageError(
             f"annotation {number} of the ground truth has no readable segmentation: {error}"
         ) from None
     if tuple(rle["size"]) != (height, width):
         raise UsageError(
             f"annotation {number} of the ground truth has a mask of {tuple(rle['size'])}, "
-            f"its image is {(height, width)} (height, width)"
+            f"but its image is {(height, width)} (height, width)"
         )
     return rle
 
@@ -181,20 +181,25 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return dict(segmentation)
 
 
-def _results(
+def _coco_results(
     detections: Iterable[Mapping[str, Any]],
     images: Mapping[int, Any],
-    wanted: set[int],
+    selected: set[int],
     categories: set[int],
 ) -> list[dict[str, Any]]:
+    """Detections of the selected images as pycocotools wants them; ids from 1."""
     results: list[dict[str, Any]] = []
     for number, detection in enumerate(detections, start=1):
         image_id, category_id = int(detection["image_id"]), int(detection["category_id"])
         if image_id not in images:
-            raise UsageError(f"a detection names image id {image_id}, not in the ground truth")
+            raise UsageError(
+                f"a detection has image id {image_id}, which is not in the ground truth"
+            )
         if category_id not in categories:
-            raise UsageError(f"a detection has category id {category_id}, not in the ground truth")
-        if image_id not in wanted:
+            raise UsageError(
+                f"a detection has category id {category_id}, which is not in the ground truth"
+            )
+        if image_id not in selected:
             continue
         canvas = (int(images[image_id]["height"]), int(images[image_id]["width"]))
         rle = to_rle(detection["segmentation"], *canvas)
@@ -217,99 +222,107 @@ def _results(
 
 
 class _Evaluation(COCOeval):
-    """pycocotools' evaluation; a detection only looks at ground truths over the threshold."""
+    """pycocotools' evaluation; a detection only looks at ground truths over the threshold.
+
+    The names of the method, its arguments and its result are those of pycocotools.
+    """
 
     def evaluateImg(
         self, imgId: int, catId: int, aRng: Sequence[float], maxDet: int
     ) -> dict[str, Any] | None:
-        truths, found = self._gts[imgId, catId], self._dts[imgId, catId]
-        if not truths and not found:
+        truths, detections = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not truths and not detections:
             return None
-        outside = [t["ignore"] or not aRng[0] <= t["area"] <= aRng[1] for t in truths]
-        order = np.argsort(outside, kind="mergesort")  # ground truths that do not count come last
+        ignored = [bool(t["ignore"] or not aRng[0] <= t["area"] <= aRng[1]) for t in truths]
+        order = np.argsort(ignored, kind="mergesort")  # ground truths that do not count come last
         truths = [truths[i] for i in order]
-        ignored = [bool(outside[i]) for i in order]
-        ranked = np.argsort([-d["score"] for d in found], kind="mergesort")[:maxDet]
-        found = [found[i] for i in ranked]
+        ignored = [ignored[i] for i in order]
+        ranking = np.argsort([-d["score"] for d in detections], kind="mergesort")[:maxDet]
+        detections = [detections[i] for i in ranking]
         ious = self.ious[imgId, catId]
-        ious = ious[:, order] if len(ious) else np.zeros((len(found), len(truths)))
-        lowest = min(self.params.iouThrs)
+        ious = ious[:, order] if len(ious) else np.zeros((len(detections), len(truths)))
+        min_iou = min(*self.params.iouThrs, 1 - 1e-10)
         candidates = [
-            [(int(g), float(row[g])) for g in np.flatnonzero(row >= min(lowest, 1 - 1e-10))]
-            for row in ious
+            [(int(g), float(row[g])) for g in np.flatnonzero(row >= min_iou)] for row in ious
         ]
-        crowd = [bool(t["iscrowd"]) for t in truths]
-        matches = [_match(candidates, crowd, ignored, t) for t in self.params.iouThrs]
-        of_found = np.array([m for m, _ in matches], int).reshape(len(matches), len(found))
-        of_truths = np.array([m for _, m in matches], int).reshape(len(matches), len(truths))
+        is_crowd = [bool(t["iscrowd"]) for t in truths]
+        matches = [_match(candidates, is_crowd, ignored, iou) for iou in self.params.iouThrs]
+        # (IoU thresholds, detections) and (IoU thresholds, ground truths)
+        truth_of_detection = np.array([m for m, _ in matches], int)
+        truth_of_detection = truth_of_detection.reshape(len(matches), len(detections))
+        detection_of_truth = np.array([m for _, m in matches], int)
+        detection_of_truth = detection_of_truth.reshape(len(matches), len(truths))
         truth_ids = np.array([0] + [t["id"] for t in truths])
-        found_ids = np.array([0] + [d["id"] for d in found])
-        found_ignored = np.array([*ignored, False])[of_found]  # -1 reads the last
-        out_of_range = np.array([not aRng[0] <= d["area"] <= aRng[1] for d in found], bool)
+        detection_ids = np.array([0] + [d["id"] for d in detections])
+        match_ignored = np.array([*ignored, False])[truth_of_detection]  # -1 reads the last
+        out_of_range = np.array([not aRng[0] <= d["area"] <= aRng[1] for d in detections], bool)
         return {
             "image_id": imgId,
             "category_id": catId,
             "aRng": aRng,
             "maxDet": maxDet,
-            "dtIds": [d["id"] for d in found],
+            "dtIds": [d["id"] for d in detections],
             "gtIds": [t["id"] for t in truths],
-            "dtMatches": truth_ids[of_found + 1],
-            "gtMatches": found_ids[of_truths + 1],
-            "dtScores": [d["score"] for d in found],
+            "dtMatches": truth_ids[truth_of_detection + 1],
+            "gtMatches": detection_ids[detection_of_truth + 1],
+            "dtScores": [d["score"] for d in detections],
             "gtIgnore": np.array(ignored, int),
-            "dtIgnore": np.where(of_found < 0, out_of_range[None, :], found_ignored),
+            "dtIgnore": np.where(truth_of_detection < 0, out_of_range[None, :], match_ignored),
         }
 
 
 def _match(
     candidates: Sequence[Sequence[tuple[int, float]]],
-    crowd: Sequence[bool],
+    is_crowd: Sequence[bool],
     ignored: Sequence[bool],
     threshold: float,
 ) -> tuple[list[int], list[int]]:
     """Greedy matching at one threshold, detections by descending score.
 
     Args:
-        candidates: For each detection the (ground truth, IoU) pairs worth a look; ignored
+        candidates: For each detection the (ground truth, IoU) pairs that can match; ignored
             ground truths last.
-        crowd, ignored: For each ground truth. A crowd region may be matched many times.
+        is_crowd, ignored: For each ground truth. A crowd region may be matched many times.
+        threshold: IoU that a match needs.
 
     Returns:
         For each detection the index of its ground truth, for each ground truth that of its
         detection; -1 for none.
     """
-    of_found, of_truths = [-1] * len(candidates), [-1] * len(crowd)
+    truth_of_detection, detection_of_truth = [-1] * len(candidates), [-1] * len(is_crowd)
     for d, pairs in enumerate(candidates):
-        best, match = min(threshold, 1 - 1e-10), -1
+        best_iou, match = min(threshold, 1 - 1e-10), -1
         for g, iou in pairs:
-            if of_truths[g] >= 0 and not crowd[g]:
+            if detection_of_truth[g] >= 0 and not is_crowd[g]:
                 continue
             if match >= 0 and not ignored[match] and ignored[g]:
                 break  # a match that counts is not given up for one that does not
-            if iou >= best:
-                best, match = iou, g
+            if iou >= best_iou:
+                best_iou, match = iou, g
         if match >= 0:
-            of_found[d], of_truths[match] = match, d
-    return of_found, of_truths
+            truth_of_detection[d], detection_of_truth[match] = match, d
+    return truth_of_detection, detection_of_truth
 
 
-def _evaluate(
+def _run_pycocotools(
     dataset: Mapping[str, Any],
     annotations: Sequence[Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
     kind: str,
     max_dets: int,
 ) -> COCOeval:
-    """Run pycocotools on copies, as it writes into what it is given, with its prints swallowed."""
-    found = [dict(result) for result in results]
-    for result in found:  # the size classes of AP go by the mask's area, or by that of the box
+    """Run pycocotools on copies, because it changes its arguments, with its prints suppressed."""
+    detections = [dict(result) for result in results]
+    for result in detections:  # the size classes of AP go by the mask's area, or by that of the box
         box = result["bbox"]
         is_mask = kind == "segm"
         area = float(coco_mask.area(result["segmentation"])) if is_mask else box[2] * box[3]
         result |= {"area": area, "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _Evaluation(
-            _coco(dataset, [dict(a) for a in annotations]), _coco(dataset, found), kind
+            _index_dataset(dataset, [dict(a) for a in annotations]),
+            _index_dataset(dataset, detections),
+            kind,
         )
         evaluation.params.maxDets = [max_dets]
         evaluation.evaluate()
@@ -317,30 +330,31 @@ def _evaluate(
     return evaluation
 
 
-def _coco(dataset: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+def _index_dataset(dataset: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {**dataset, "annotations": annotations}
     coco.createIndex()
     return coco
 
 
-def _summary(evaluation: COCOeval, classes: list[int]) -> AveragePrecision:
+def _summarize(evaluation: COCOeval, classes: list[int]) -> AveragePrecision:
+    """Means over the classes at these indices."""
     precision = evaluation.eval["precision"][..., 0][:, :, classes]  # IoU, recall, class, size
     recall = evaluation.eval["recall"][..., 0][:, classes]  # IoU, class, size
-    at = {round(t * 100): i for i, t in enumerate(evaluation.params.iouThrs)}
+    index = {round(iou * 100): i for i, iou in enumerate(evaluation.params.iouThrs)}
     return AveragePrecision(
-        ap=_mean(precision[..., 0]),
-        ap50=_mean(precision[at[50], ..., 0]),
-        ap75=_mean(precision[at[75], ..., 0]),
-        ap_small=_mean(precision[..., 1]),
-        ap_medium=_mean(precision[..., 2]),
-        ap_large=_mean(precision[..., 3]),
-        recall=_mean(recall[..., 0]),
-        recall50=_mean(recall[at[50], ..., 0]),
+        ap=_mean_known(precision[..., 0]),
+        ap50=_mean_known(precision[index[50], ..., 0]),
+        ap75=_mean_known(precision[index[75], ..., 0]),
+        ap_small=_mean_known(precision[..., 1]),
+        ap_medium=_mean_known(precision[..., 2]),
+        ap_large=_mean_known(precision[..., 3]),
+        recall=_mean_known(recall[..., 0]),
+        recall50=_mean_known(recall[index[50], ..., 0]),
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean_known(values: np.ndarray) -> float:
     """Mean without the -1 that pycocotools writes where there is no ground truth."""
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan

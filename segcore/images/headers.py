@@ -1,4 +1,4 @@
-"""What an image says of itself, read before any memory is given to its pixels."""
+"""Format and size of an image, read before any memory is allocated for its pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segcore.errors import ErrorCode, ImageError
 
 
 class ImageHeader(NamedTuple):
-    """What an image says of itself; width and height before EXIF orientation."""
+    """What the header of an image says; width and height in pixels, before EXIF orientation."""
 
     format: str
     width: int
@@ -26,20 +26,22 @@ def probe(data: bytes) -> ImageHeader:
     Raises:
         ImageError: empty, not_an_image, unsupported_format, truncated or corrupt.
     """
-    kind = _signature(data)
+    image_format = _identify_format(data)
     try:
-        width, height = _SIZES[kind](data)
+        width, height = _SIZE_READERS[image_format](data)
     except ImageError:
         raise
-    except Exception as error:  # a parser met bytes that it did not foresee
-        raise damaged(kind, error, data) from error
+    except Exception as error:  # a parser may raise anything on bytes that it does not expect
+        raise decoder_error(image_format, error, data) from error
     if width < 1 or height < 1:
-        raise ImageError(ErrorCode.CORRUPT, f"{kind} header gives a size of {width}x{height}")
-    return ImageHeader(kind, width, height)
+        raise ImageError(
+            ErrorCode.CORRUPT, f"{image_format} header gives a size of {width}x{height}"
+        )
+    return ImageHeader(image_format, width, height)
 
 
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
-_OTHER_FORMATS = {  # images, but not decoded: offset, signature
+_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)  # sizes of the known versions of the header
+_UNSUPPORTED_FORMATS = {  # images that are not decoded: offset and bytes of their signature
     "GIF": (0, b"GIF8"),
     "JPEG 2000": (4, b"jP  \r\n"),
     "JPEG 2000 codestream": (0, b"\xff\x4f\xff\x51"),
@@ -53,10 +55,11 @@ _OTHER_FORMATS = {  # images, but not decoded: offset, signature
 }
 
 
-def _signature(data: bytes) -> str:
+def _identify_format(data: bytes) -> str:
+    """Name of the format whose signature the data begin with."""
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the image has no bytes")
-    for name, (offset, magic) in _OTHER_FORMATS.items():
+    for name, (offset, magic) in _UNSUPPORTED_FORMATS.items():
         if data[offset : offset + len(magic)] == magic:
             raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{name} is not decoded")
     if data[:3] == b"\xff\xd8\xff":
@@ -67,27 +70,30 @@ def _signature(data: bytes) -> str:
         return "webp"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return "bmp"
     raise ImageError(
         ErrorCode.NOT_AN_IMAGE, f"no known image signature; it begins with {bytes(data[:8])!r}"
     )
 
 
-def damaged(kind: str, error: Exception, data: bytes) -> ImageError:
-    """What a parser or decoder raised, as `truncated` or `corrupt`."""
+def decoder_error(image_format: str, error: Exception, data: bytes) -> ImageError:
+    """What a parser or decoder raised, as `unsupported_format`, `truncated` or `corrupt`."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if any(word in text.lower() for word in _UNSUPPORTED_WORDS):
-        return ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{kind} of a kind not decoded: {text}")
-    short = isinstance(error, (EOFError, IndexError, struct.error))
-    if short or any(word in text.lower() for word in _SHORT_WORDS):
-        message = f"{kind} of {len(data)} bytes ends before the image does: {text}"
+    if any(phrase in text.lower() for phrase in _UNSUPPORTED_PHRASES):
+        return ImageError(
+            ErrorCode.UNSUPPORTED_FORMAT, f"{image_format} of a kind not decoded: {text}"
+        )
+    ended_early = isinstance(error, (EOFError, IndexError, struct.error))
+    if ended_early or any(phrase in text.lower() for phrase in _TRUNCATED_PHRASES):
+        message = f"{image_format} of {len(data)} bytes ends before the image does: {text}"
         return ImageError(ErrorCode.TRUNCATED, message)
-    return ImageError(ErrorCode.CORRUPT, f"{kind} cannot be decoded: {text}")
+    return ImageError(ErrorCode.CORRUPT, f"{image_format} cannot be decoded: {text}")
 
 
-_UNSUPPORTED_WORDS = ("unknown pixel mode", "unsupported bmp", "unsupported jpeg process")
-_SHORT_WORDS = ("truncated", "premature end of jpeg", "not enough data", "end of file", "eof")
+# Parts of messages of Pillow and simplejpeg, in lower case.
+_UNSUPPORTED_PHRASES = ("unknown pixel mode", "unsupported bmp", "unsupported jpeg process")
+_TRUNCATED_PHRASES = ("truncated", "premature end of jpeg", "not enough data", "end of file", "eof")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -100,7 +106,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # stand alone
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length or payload
             at += 2
             continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -128,28 +134,28 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    need = int.from_bytes(data[4:8], "little") + 8
-    if len(data) < need:
+    expected_bytes = int.from_bytes(data[4:8], "little") + 8
+    if len(data) < expected_bytes:
         raise ImageError(
-            ErrorCode.TRUNCATED, f"webp has {len(data)} bytes, but its header says {need}"
+            ErrorCode.TRUNCATED, f"webp has {len(data)} bytes, but its header says {expected_bytes}"
         )
-    kind = data[12:16]
-    if kind == b"VP8X":
-        side = [int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)]
-        return side[0], side[1]
-    if kind == b"VP8L":
+    first_chunk = data[12:16]
+    if first_chunk == b"VP8X":
+        sides = [int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)]
+        return sides[0], sides[1]
+    if first_chunk == b"VP8L":
         (bits,) = struct.unpack("<I", data[21:25])
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 ":
+    if first_chunk == b"VP8 ":
         width, height = struct.unpack("<HH", data[26:30])
         return width & 0x3FFF, height & 0x3FFF
-    raise ImageError(ErrorCode.CORRUPT, f"webp has an unknown first chunk {bytes(kind)!r}")
+    raise ImageError(ErrorCode.CORRUPT, f"webp has an unknown first chunk {bytes(first_chunk)!r}")
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    start = data[4:8] if 0x2A in data[2:4] else data[8:16]  # BigTIFF has 64-bit offsets
-    if int.from_bytes(start, order) >= len(data):
+    byte_order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    offset = data[4:8] if 0x2A in data[2:4] else data[8:16]  # BigTIFF has 64-bit offsets
+    if int.from_bytes(offset, byte_order) >= len(data):
         raise ImageError(
             ErrorCode.TRUNCATED, f"tiff of {len(data)} bytes ends before its directory"
         )
@@ -160,15 +166,16 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 def _bmp_size(data: bytes) -> tuple[int, int]:
     with BmpImagePlugin.BmpImageFile(BytesIO(data)) as image:
         width, height = image.size
-        runs = image.info.get("compression") in (1, 2)
-    if runs and width * height > 255 * len(data):  # a run has two bytes and at most 255 pixels
+        is_run_length = image.info.get("compression") in (1, 2)
+    # A run takes two bytes and has at most 255 pixels.
+    if is_run_length and width * height > 255 * len(data):
         raise ImageError(
             ErrorCode.TRUNCATED, f"bmp of {len(data)} bytes cannot hold {width}x{height} pixels"
         )
     return width, height
 
 
-_SIZES = {
+_SIZE_READERS = {
     "jpeg": _jpeg_size,
     "png": _png_size,
     "webp": _webp_size,

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
-from segcore.lease.lease import observe_lease
-from segcore.lease.observation import HELD, RELEASED, LeaseObservation
+from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
 from segcore.output.layout import EditionLayout, unit_of_part
 from segcore.output.part_counts import PartCounts
 from segcore.output.report import RUNNING
@@ -219,12 +218,12 @@ def _read_record_and_lease(
     A run writes its final record before it releases its lease. So if a record says ``running``
     and was read between two observations of the same free lease, its run no longer exists.
     """
-    lease = _observe(storage, layout)
+    lease = observe_lease(storage, layout.lease_folder)
     for _ in range(_MAX_LEASE_READS):
         record = _read_record(storage, layout)
         if record.status != RUNNING or _may_be_at_work(lease):
             break
-        previous, lease = lease, _observe(storage, layout)
+        previous, lease = lease, observe_lease(storage, layout.lease_folder)
         same_lease = (previous and previous.generation) == (lease and lease.generation)
         if same_lease and not _may_be_at_work(lease):
             break
@@ -239,10 +238,6 @@ def _read_record(storage: Storage, layout: EditionLayout) -> RunRecord:
             hint="Start one with `segcore segment`, or choose another edition with --edition.",
         )
     return record
-
-
-def _observe(storage: Storage, layout: EditionLayout) -> LeaseObservation | None:
-    return observe_lease(storage, layout.prefix)
 
 
 def _may_be_at_work(lease: LeaseObservation | None) -> bool:

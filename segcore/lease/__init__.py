@@ -1,1 +1,1 @@
-"""One run at a time on an edition."""
+"""Leases in storage: one run at a time on an edition."""

@@ -1,35 +1,32 @@
-"""The heartbeat of a lease: threads that keep it, and stop the main thread when it is lost."""
+"""The heartbeat of a lease: threads that renew it and interrupt the main thread when it is lost."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
 
 from segcore.errors import StorageError
-
-if TYPE_CHECKING:
-    from segcore.lease.lease import Lease
+from segcore.lease.lease import Lease
 
 
 class HeartbeatThread:
-    """Beats for a lease while the block runs, and interrupts the block when it is lost."""
+    """Renews a lease while the block runs, and interrupts the block when the lease is lost."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self._stop = threading.Event()
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._main = threading.current_thread() is threading.main_thread()
-        self._before: object = None
+        self._is_main_thread = threading.current_thread() is threading.main_thread()
+        self._previous_handler: object = None
 
     def __enter__(self) -> None:
-        if self._main and not callable(before := signal.getsignal(signal.SIGINT)):
-            # ignored, as in jobs that a shell starts in the background
-            self._before = before
-            signal.signal(signal.SIGINT, self._on_signal)
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, name="segcore-lease", daemon=True).start()
+        if self._is_main_thread and not callable(previous := signal.getsignal(signal.SIGINT)):
+            # SIGINT is ignored, as in jobs that a shell starts in the background
+            self._previous_handler = previous
+            signal.signal(signal.SIGINT, self._on_sigint)
+        for target in (self._renew_regularly, self._watch):
+            threading.Thread(target=target, name="segcore-lease", daemon=True).start()
 
     def __exit__(
         self,
@@ -37,36 +34,36 @@ class HeartbeatThread:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._lock:  # after this, no interrupt comes any more
-            self._stop.set()
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
+        with self._lock:  # no interrupt is sent after this
+            self._stopped.set()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._lease.lost is not None or self._before is signal.SIG_DFL:
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if self._lease.lost is not None or self._previous_handler is signal.SIG_DFL:
             raise KeyboardInterrupt
 
-    def _beat(self) -> None:
+    def _renew_regularly(self) -> None:
         ttl_s = self._lease.ttl_s
-        pause = ttl_s / 4
-        while not self._stop.wait(pause) and self._lease.lost is None:
+        interval_s = ttl_s / 4
+        while not self._stopped.wait(interval_s) and self._lease.lost is None:
             try:
-                self._lease.beat()
-                pause = ttl_s / 4
-            except StorageError:  # `_watch` counts the time
-                pause = ttl_s / 16
+                self._lease.renew()
+                interval_s = ttl_s / 4
+            except StorageError:  # `_watch` notices when this goes on for too long
+                interval_s = ttl_s / 16
 
     def _watch(self) -> None:
-        """Apart from the heartbeats, as one of them may hang in the storage."""
-        overdue = 0
-        while not self._stop.wait(self._lease.ttl_s / 16):
+        """Detect the loss; in a thread of its own, as a heartbeat may hang in the storage."""
+        n_expired = 0
+        while not self._stopped.wait(self._lease.ttl_s / 16):
             # a machine that wakes up from sleep gets the chance of a heartbeat first
-            overdue = overdue + 1 if self._lease.is_stale else 0
-            if overdue > 4:
-                self._lease.lose()
+            n_expired = n_expired + 1 if self._lease.is_expired else 0
+            if n_expired > 4:
+                self._lease.mark_lost()
             if self._lease.lost is not None:
                 break
         with self._lock:
-            due = self._lease.lost is not None and not self._lease.loss_reported
-            if self._main and due and not self._stop.is_set():
+            is_unreported = self._lease.lost is not None and not self._lease.loss_reported
+            if self._is_main_thread and is_unreported and not self._stopped.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

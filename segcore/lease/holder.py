@@ -1,7 +1,7 @@
-"""Who holds a lease: a process, in words that people and other processes can judge.
+"""Who holds a lease: a process, described so that people and other processes can check on it.
 
-Read from storage, such a word is untrusted: its size, types and ranges are checked, and what
-people see of it holds no control characters.
+A description read from storage is untrusted: its size, types and ranges are checked, and the text
+shown to people has no control characters.
 """
 
 from __future__ import annotations
@@ -19,57 +19,59 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.text import printable
 
-MAX_BYTES = 4096
+MAX_BYTES = 4096  # of a lease file
 MAX_TTL_S = 3600.0
 
-_Short = Annotated[str, Field(max_length=255)]
+_ShortText = Annotated[str, Field(max_length=255)]
 
 
 class Holder(BaseModel):
-    """A process that holds a lease, or held it. Contains no secret.
+    """A process that holds or held a lease. Contains no secret.
 
     Attributes:
-        id: Random; no two leases ever have the same.
-        machine: Names the boot of a machine and the process namespace in it; "" where the
-            system does not tell (not Linux). Only within one `machine` does `pid` say anything.
-        born: When the process began, in the kernel's ticks since boot: a number that came up
-            again names another process.
+        id: Random; no two leases ever have the same one.
+        machine: Identifies the boot of a machine and the process namespace in it; "" if the system
+            does not tell (not Linux). `pid` means something only within one `machine`.
+        process_start_ticks: When the process started, in the kernel's ticks since boot. A pid that
+            was reused has another one. Called "born" in lease files.
         since: UTC, ISO 8601, by the holder's own clock; for people, never compared.
-        beats: Heartbeats so far; each one changes the file.
+        ttl_s: Seconds without a heartbeat after which others may take over.
+        beats: Number of heartbeats so far; each one changes the file.
+        released: Whether the holder has given the lease up.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, validate_by_name=True)
 
-    id: _Short
-    host: _Short
+    id: _ShortText
+    host: _ShortText
     pid: int = Field(ge=1, lt=2**31)
-    user: _Short
-    since: _Short
-    machine: _Short
-    process_start_ticks: int = Field(alias="born", ge=0, lt=2**63)  # its name in lease files
+    user: _ShortText
+    since: _ShortText
+    machine: _ShortText
+    process_start_ticks: int = Field(alias="born", ge=0, lt=2**63)
     ttl_s: float = Field(gt=0, le=MAX_TTL_S)
     beats: int = Field(0, ge=0, lt=2**63)
     released: bool = False
 
     @classmethod
     def here(cls, ttl_s: float) -> Holder:
-        """This process, with an id of its own."""
+        """This process, with a new id."""
         pid = os.getpid()
-        stat = _stat(pid)
+        state_and_start = _read_process_stat(pid)
         return cls(
             id=secrets.token_hex(16),
-            host=_host(),
+            host=_host_name(),
             pid=pid,
-            user=_user(),
+            user=_user_name(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=_machine(),
-            process_start_ticks=stat[1] if stat else 0,
+            machine=_machine_id(),
+            process_start_ticks=state_and_start[1] if state_and_start else 0,
             ttl_s=ttl_s,
         )
 
     @classmethod
     def parse(cls, data: bytes) -> Holder | None:
-        """What a lease file says; None when it is none of ours."""
+        """The holder that a lease file describes; None if segcore did not write the file."""
         if len(data) > MAX_BYTES:
             return None
         try:
@@ -78,56 +80,56 @@ class Holder(BaseModel):
             return None
 
     def to_json(self) -> bytes:
-        """The bytes of a lease file."""
+        """The content of a lease file."""
         return (self.model_dump_json(indent=2, by_alias=True) + "\n").encode()
 
     def summary(self) -> str:
-        """For people: host, process, user and since when."""
+        """Host, process, user and start, for people."""
         text = f"host {self.host}, process {self.pid}, user {self.user}, since {self.since}"
         return printable(text)
 
     def exists(self) -> bool | None:
-        """Whether the process still exists; None when that cannot be told from here."""
-        if not self.machine or (self.machine, self.host) != (_machine(), _host()):
+        """Whether the process still exists; None if that cannot be told from this process."""
+        if not self.machine or (self.machine, self.host) != (_machine_id(), _host_name()):
             return None
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
         except OSError:
-            pass  # somebody else's process: it is there
-        stat = _stat(self.pid)
-        if stat is None:
+            pass  # the process of another user: it exists
+        state_and_start = _read_process_stat(self.pid)
+        if state_and_start is None:
             return None  # the system hides it
-        state, born = stat
-        return state not in "ZX" and born == self.process_start_ticks  # zombies are dead
+        state, start_ticks = state_and_start
+        return state not in "ZX" and start_ticks == self.process_start_ticks  # zombies are dead
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start (ticks since boot) of a process; None when the system does not say."""
+def _read_process_stat(pid: int) -> tuple[str, int] | None:
+    """State letter and start (ticks since boot) of a process; None if the system does not tell."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
-        fields = text.rpartition(b")")[2].split()  # the name before it may hold anything
+        fields = text.rpartition(b")")[2].split()  # the command name before it may contain anything
         return fields[0].decode(), int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _machine() -> str:
-    """See `Holder.machine`. Containers on one host share the boot id, but not process numbers."""
+def _machine_id() -> str:
+    """See `Holder.machine`. The containers of a host share the boot id, but not process ids."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{boot_id} {namespace}".encode()).hexdigest()[:16]
 
 
-def _host() -> str:
+def _host_name() -> str:
     return socket.gethostname()[:255]
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return getpass.getuser()[:255]
     except (KeyError, OSError, ImportError):  # a container whose user has no name

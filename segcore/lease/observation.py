@@ -1,7 +1,7 @@
-"""A lease as storage shows it: which generation, whose, how old, and whether it is free.
+"""A lease as seen in storage: its generation, its holder, its age, and whether it is free.
 
-Files of a lease lie in ``<edition>/lease/``: ``<generation>.json``, the highest of which counts.
-Everything in them is untrusted.
+The files of a lease are named ``<generation>.json``; the one with the highest generation is the
+lease. Their content is untrusted.
 """
 
 from __future__ import annotations
@@ -20,41 +20,42 @@ from segcore.storage.uris import basename
 
 DEFAULT_TTL_S = 60.0
 HELD, RELEASED, GONE, EXPIRED = "held", "released", "gone", "expired"
-TICK_S = 1.0  # object stores date to the second: an age may be this much too large
+TIMESTAMP_RESOLUTION_S = 1.0  # object stores date to the second: an age may be this much too large
 
-_NAME = re.compile(r"(\d{8,18})\.json")
-_PROBE = re.compile(r"now-[0-9a-f]{16}")
-_SKEW_S = 900.0  # S3 refuses requests from clocks that are further off
-_TURNS = 50
+_GENERATION_FILE = re.compile(r"(\d{8,18})\.json")
+_TIME_PROBE = re.compile(r"now-[0-9a-f]{16}")
+_MAX_CLOCK_SKEW_S = 900.0  # S3 refuses requests from clocks that are further off
+_MAX_ATTEMPTS = 50
 
-Version = tuple[str, float]  # etag, and time of the last change by the clock of the storage
+FileVersion = tuple[str, float]  # etag, and time of the last change by the clock of the storage
 
 
 @dataclass(frozen=True)
 class LeaseObservation:
-    """The lease of an edition at one moment.
+    """A lease at one moment.
 
     Attributes:
+        generation: Its number; each new holder has a higher one.
         version: Changes with each heartbeat.
-        holder: None when the file is none of ours: then nothing is known of whoever wrote it.
-        ttl_s: How long a silence frees the lease.
-        age_s: Seconds since the last heartbeat by the clock of the storage; None when unknown.
+        holder: None if segcore did not write the file: then nothing is known about the writer.
+        ttl_s: Seconds without a heartbeat after which the lease is free.
+        age_s: Seconds since the last heartbeat by the clock of the storage; None if unknown.
     """
 
     generation: int
-    version: Version
+    version: FileVersion
     holder: Holder | None
     ttl_s: float
     age_s: float | None = None
 
     @property
     def state(self) -> str:
-        """``held``, or why it is free: ``released``, ``gone`` (its process), or ``expired``."""
+        """``held``, or why it is free: ``released``, ``gone`` (its process) or ``expired``."""
         if self.holder is not None and self.holder.released:
             return RELEASED
         if self.holder is not None and self.holder.exists() is False:
             return GONE
-        if self.age_s is not None and self.age_s >= self.ttl_s + TICK_S:
+        if self.age_s is not None and self.age_s >= self.ttl_s + TIMESTAMP_RESOLUTION_S:
             return EXPIRED
         return HELD
 
@@ -63,105 +64,120 @@ class LeaseObservation:
         return "an unknown holder" if self.holder is None else self.holder.summary()
 
 
-def read_lease(
-    folder: str, storage: Storage, ttl_s: float, *, exact: bool = True
-) -> LeaseObservation | None:
-    """The lease in this folder with its age; None when there is none.
+def observe_lease(storage: Storage, folder: str) -> LeaseObservation | None:
+    """The lease in this folder; None if there is none.
 
-    To learn what time it is for the storage, an object is written beside the lease and deleted,
-    unless the lease is free anyway.
+    For people, who may not be allowed to write there: the age may be missing or too small.
+    """
+    return read_lease(storage, folder, DEFAULT_TTL_S, allow_local_clock=True)
+
+
+def read_lease(
+    storage: Storage, folder: str, ttl_s: float, *, allow_local_clock: bool = False
+) -> LeaseObservation | None:
+    """The lease in this folder with its age; None if there is none.
+
+    To learn the time of the storage's clock, an object is written beside the lease and deleted,
+    unless the lease is free regardless of its age.
 
     Args:
-        ttl_s: For a lease whose file does not say it.
-        exact: Raise where that object may not be written. Otherwise this machine's clock must
-            do, and is given 15 minutes of error.
+        storage: Where the lease is.
+        folder: URI of the folder of the lease.
+        ttl_s: Used for a lease whose file does not say it.
+        allow_local_clock: If that object cannot be written, use this machine's clock, which is
+            assumed to be wrong by up to 15 minutes, instead of raising.
 
     Raises:
-        StorageError: The lease cannot be read, or dated.
+        StorageError: The lease cannot be read, or its age cannot be determined.
     """
-    for _ in range(_TURNS):
-        seen = peek_lease(folder, storage, ttl_s)
-        if seen is None or seen.state != HELD:
-            return seen
-        # Dated after it was read, so that the age is of what was read or of something newer.
-        found, now = _dated(folder, storage, exact)
-        version = found.get(generation_file_name(seen.generation))
-        if version is None or highest_generation(found) != seen.generation:
+    for _ in range(_MAX_ATTEMPTS):
+        observation = peek_lease(storage, folder, ttl_s)
+        if observation is None or observation.state != HELD:
+            return observation
+        # Dated after it was read, so that the age is that of what was read or of something newer.
+        versions, storage_time = _list_with_storage_time(storage, folder, allow_local_clock)
+        version = versions.get(generation_file_name(observation.generation))
+        if version is None or highest_generation(versions) != observation.generation:
             continue
-        if now is not None:
-            return replace(seen, version=version, age_s=max(0.0, now - version[1]))
-        guess = time.time() - version[1] - _SKEW_S
-        return replace(seen, version=version, age_s=guess if guess > 0 else None)
-    raise _restless(folder)
+        if storage_time is not None:
+            age_s = max(0.0, storage_time - version[1])
+            return replace(observation, version=version, age_s=age_s)
+        min_age_s = time.time() - version[1] - _MAX_CLOCK_SKEW_S
+        return replace(observation, version=version, age_s=min_age_s if min_age_s > 0 else None)
+    raise _changes_too_fast(folder)
 
 
-def peek_lease(folder: str, storage: Storage, ttl_s: float) -> LeaseObservation | None:
-    """The same without an age; writes nothing."""
-    for _ in range(_TURNS):
-        found = list_lease_files(folder, storage)
-        generation = highest_generation(found)
+def peek_lease(storage: Storage, folder: str, ttl_s: float) -> LeaseObservation | None:
+    """Like `read_lease`, but without the age; writes nothing."""
+    for _ in range(_MAX_ATTEMPTS):
+        versions = list_lease_files(storage, folder)
+        generation = highest_generation(versions)
         if not generation:
             return None
         name = generation_file_name(generation)
         try:
             holder = Holder.parse(storage.read(join(folder, name), MAX_BYTES))
         except ObjectNotFound:
-            continue  # the next holder has cleaned up
+            continue  # deleted by the next holder
         except ObjectTooLarge:
             holder = None
-        return LeaseObservation(generation, found[name], holder, holder.ttl_s if holder else ttl_s)
-    raise _restless(folder)
+        ttl_s = holder.ttl_s if holder else ttl_s
+        return LeaseObservation(generation, versions[name], holder, ttl_s)
+    raise _changes_too_fast(folder)
 
 
-def list_lease_files(folder: str, storage: Storage) -> dict[str, Version]:
-    """All files of the lease, by name."""
+def list_lease_files(storage: Storage, folder: str) -> dict[str, FileVersion]:
+    """The versions of all files directly in the folder of a lease, by name."""
     return {
-        basename(info.uri): (info.etag, changed)
-        for info, changed in storage.list_dated(folder)
+        basename(info.uri): (info.etag, changed_s)
+        for info, changed_s in storage.list_dated(folder)
         if info.uri == join(folder, basename(info.uri))
     }
 
 
-def _dated(folder: str, storage: Storage, exact: bool) -> tuple[dict[str, Version], float | None]:
-    """A listing, and what time it was for the storage just before; None when it does not say."""
-    for _ in range(_TURNS):
+def _list_with_storage_time(
+    storage: Storage, folder: str, allow_local_clock: bool
+) -> tuple[dict[str, FileVersion], float | None]:
+    """A listing, and the time of the storage's clock just before it; None if it is unknown."""
+    for _ in range(_MAX_ATTEMPTS):
         name = f"now-{secrets.token_hex(8)}"
         try:
             storage.write(join(folder, name), b"now\n")
         except StorageError:
-            if exact:
+            if not allow_local_clock:
                 raise
-            return list_lease_files(folder, storage), None
+            return list_lease_files(storage, folder), None
         try:
-            found = list_lease_files(folder, storage)
+            versions = list_lease_files(storage, folder)
         finally:
             with suppress(StorageError):
                 storage.delete(join(folder, name))
-        if name in found:  # else a new holder has cleaned up
-            return found, found[name][1]
-    raise _restless(folder)
+        if name in versions:  # otherwise a new holder has deleted it
+            return versions, versions[name][1]
+    raise _changes_too_fast(folder)
 
 
 def generation_file_name(generation: int) -> str:
-    """Name of the file of a generation."""
+    """The name of the file of a generation."""
     return f"{generation:08d}.json"
 
 
 def highest_generation(names: Iterable[str]) -> int:
-    """The highest generation among file names; 0 for none."""
-    return max((_generation(name) for name in names), default=0)
+    """The highest generation among file names; 0 if there is none."""
+    return max((_generation_of(name) for name in names), default=0)
 
 
 def is_lease_file(name: str) -> bool:
     """Whether a file of this name belongs to a lease."""
-    return bool(_generation(name) or _PROBE.fullmatch(name))
+    return bool(_generation_of(name) or _TIME_PROBE.fullmatch(name))
 
 
-def _generation(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    number = int(match.group(1)) if match else 0
-    return number if generation_file_name(number) == name else 0
+def _generation_of(name: str) -> int:
+    """The generation of a file name; 0 if it is not the name of a generation."""
+    match = _GENERATION_FILE.fullmatch(name)
+    generation = int(match.group(1)) if match else 0
+    return generation if generation_file_name(generation) == name else 0
 
 
-def _restless(folder: str) -> StorageError:
+def _changes_too_fast(folder: str) -> StorageError:
     return StorageError(f"{folder} changes faster than it can be read.")

@@ -8,9 +8,10 @@ Formula, found by comparison with `torch.nn.functional.interpolate` on contiguou
     i0, l1 = int(source), source - int(source);  i1 = min(i0 + 1, in - 1);  l0 = 1 - l1
     row    = fma(v[i0], l0, v[i1] * l1)              along x first, then the same along y
 
-torch itself takes another summation order for three channels, for outputs with H + W <= 128 and on
-CPUs without AVX2. The orders differ in the last bit: only pixels whose logit is 0 within rounding
-can differ. This module has one formula for all shapes, so that a mask depends on its logits alone.
+torch itself uses another order of summation for three channels, for outputs with H + W <= 128 and
+on CPUs without AVX2. The orders differ in the last bit: only pixels whose logit is 0 within
+rounding can differ. This module has one formula for all shapes, so that a mask depends on its
+logits alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Axis:
-    """How each of `size_out` pixels of one axis is mixed from `size_in` samples.
+class ResampledAxis:
+    """How each of the `size_out` pixels of one axis is mixed from two of its `size_in` samples.
 
     Attributes:
-        low, high: (out,) int64 source indices; ascending.
-        weight_low, weight_high: (out,) float32.
-        first: (in + 1,) int64; pixels first[i]..first[i + 1] have `low == i`.
+        low, high: (size_out,) int64 indices of the two samples; ascending.
+        weight_low, weight_high: (size_out,) float32.
+        first_pixel: (size_in + 1,) int64; pixels first_pixel[i]..first_pixel[i + 1] have
+            `low == i`.
     """
 
     size_in: int
@@ -37,15 +39,17 @@ class Axis:
     high: np.ndarray
     weight_low: np.ndarray
     weight_high: np.ndarray
-    first: np.ndarray
+    first_pixel: np.ndarray
 
 
-def axis(size_in: int, size_out: int) -> Axis:
-    """Weights for one axis; read-only, and cached as images of an archive share their sizes."""
-    return _cached(size_in, size_out) if size_out <= _CACHED_SIDE else _axis(size_in, size_out)
+def resample_axis(size_in: int, size_out: int) -> ResampledAxis:
+    """Weights for one axis; read-only, and cached because images of an archive share sizes."""
+    if size_out <= _MAX_CACHED_PIXELS:
+        return _resample_axis_cached(size_in, size_out)
+    return _resample_axis(size_in, size_out)
 
 
-def _axis(size_in: int, size_out: int) -> Axis:
+def _resample_axis(size_in: int, size_out: int) -> ResampledAxis:
     if size_in == size_out:
         low = high = np.arange(size_out)
         weight_high = np.zeros(size_out, np.float32)
@@ -58,20 +62,20 @@ def _axis(size_in: int, size_out: int) -> Axis:
         high = np.minimum(low + 1, size_in - 1)
         weight_high = np.clip(source - low.astype(np.float32), np.float32(0), np.float32(1))
     weight_low = np.float32(1) - weight_high
-    first = np.searchsorted(low, np.arange(size_in + 1))
-    for array in (low, high, weight_low, weight_high, first):
+    first_pixel = np.searchsorted(low, np.arange(size_in + 1))
+    for array in (low, high, weight_low, weight_high, first_pixel):
         array.setflags(write=False)
-    return Axis(size_in, size_out, low, high, weight_low, weight_high, first)
+    return ResampledAxis(size_in, size_out, low, high, weight_low, weight_high, first_pixel)
 
 
-_CACHED_SIDE = 65_535  # a longer side is a curiosity that should not stay in memory
-_cached = lru_cache(maxsize=64)(_axis)
+_MAX_CACHED_PIXELS = 65_535  # longer sides are rare, and their tables should not stay in memory
+_resample_axis_cached = lru_cache(maxsize=64)(_resample_axis)
 
 
 def mix(low: np.ndarray, w_low: np.ndarray, high: np.ndarray, w_high: np.ndarray) -> np.ndarray:
     """fp32 fma(low, w_low, high * w_high), correctly rounded.
 
-    The product is exact in float64; rounding the sum to odd there makes the second rounding, to
+    The product is exact in float64. Rounding the sum to odd there makes the second rounding, to
     float32, the only one that counts (Boldo and Melquiond, 2008).
     """
     product = low.astype(np.float64) * w_low

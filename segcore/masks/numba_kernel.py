@@ -1,8 +1,9 @@
-"""`encode_logits` compiled for the CPU by numba; definition and method of `segcore.masks.from_logits`.
+"""Crops of mask logits -> RLE strings, compiled for the CPU by numba.
 
-Equal to the NumPy path to the byte, as each number that decides is rounded alike. It is faster not
-only for being compiled. All result columns between the same two source columns share the rows where
-a sign can change: those whose four neighbouring samples disagree; no other row is looked at. And as
+Definition and method: `segcore.masks.from_logits`. The result equals that of the NumPy kernel to
+the byte, because each number that decides is rounded alike. It is faster not only because it is
+compiled. All result columns between the same two source columns share the rows where a sign can
+change: those whose four neighbouring samples disagree; no other row is looked at. And because
 columns come in order, edges need no sorting, and become runs and characters at once.
 
 Nothing here holds the interpreter's lock, and nothing is shared between calls.
@@ -18,17 +19,18 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from segcore.masks.bilinear import Axis
+from segcore.masks.bilinear import ResampledAxis
+from segcore.masks.crops import Grid
 
 
-class Encoded(NamedTuple):
-    """What a kernel gives back.
+class KernelResult(NamedTuple):
+    """Strings of M crops.
 
     Attributes:
-        finite: False where a logit is NaN or infinite; the rest means nothing then.
+        finite: False where a logit is NaN or infinite; the other fields mean nothing then.
         text: (B,) uint8, the strings one after another.
-        ends: (N,) int64 end of each crop's string; equal to the one before where it has no pixel.
-        areas: (N,) int64 set pixels of each crop.
+        ends: (M,) int64 end of each crop's string; equal to the one before where it has no pixel.
+        areas: (M,) int64 set pixels of each crop.
     """
 
     finite: bool
@@ -37,42 +39,41 @@ class Encoded(NamedTuple):
     areas: np.ndarray
 
 
-def encode(
-    logits: np.ndarray,
-    crops: np.ndarray,
-    axes: tuple[Axis, Axis],
-    upsampled: tuple[Axis, Axis],
-    origin: tuple[int, int],
-) -> Encoded:
+def encode_crops(
+    logits: np.ndarray, crops: np.ndarray, grid: Grid, upsampling: Grid, origin: tuple[int, int]
+) -> KernelResult:
     """Strings of the crops.
 
     Args:
         logits: (N, h, w) float32.
-        crops: (M, 7) int64 mask, x0, x1, y0, y1, r0, r1 as in `segcore.masks.from_logits`; not empty.
-        axes: Rows and columns of the result, from the window.
-        upsampled: Rows and columns of the upsampled logits, from the logits.
+        crops: (M, 7) int64 table of `segcore.masks.crops.Crops`: index, x0, x1, y0, y1, r0, r1.
+        grid: Rows and columns of the result, from those of the window.
+        upsampling: Rows and columns of the upsampled logits, from those of the logits.
         origin: Top and left of the window in the upsampled logits.
     """
-    rows, columns = axes
-    up_rows, up_columns = upsampled
     # The axes of large canvases alone may be millions of numbers: no copies.
-    finite, text, ends, areas = _kernel(
+    finite, text, ends, areas = _encode(
         np.ascontiguousarray(logits),
         np.ascontiguousarray(crops),
-        _of(rows),
-        _of(columns),
-        _of(up_rows),
-        _of(up_columns),
+        _axis_arrays(grid.rows),
+        _axis_arrays(grid.columns),
+        _axis_arrays(upsampling.rows),
+        _axis_arrays(upsampling.columns),
         *origin,
     )
-    return Encoded(finite, text, ends, areas)
+    return KernelResult(finite, text, ends, areas)
 
 
-def _of(axis: Axis) -> tuple[np.ndarray, ...]:
-    return axis.low, axis.high, axis.weight_low, axis.weight_high, axis.first
+_LOW, _HIGH, _WEIGHT_LOW, _WEIGHT_HIGH, _FIRST_PIXEL = range(5)  # of an axis as a tuple
+_INDEX, _X0, _X1, _Y0, _Y1, _R0, _R1 = range(7)  # columns of the table of crops
+_MAX_CHARS = 7  # of one run, as in `rle`; numba's cache does not notice changes of other modules
 
 
-def _fma_of(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def _axis_arrays(axis: ResampledAxis) -> tuple[np.ndarray, ...]:
+    return axis.low, axis.high, axis.weight_low, axis.weight_high, axis.first_pixel
+
+
+def _fma_intrinsic(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     """fp32 a * b + c, rounded once."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -81,7 +82,7 @@ def _fma_of(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
-_fma: Any = intrinsic(_fma_of)
+_fma: Any = intrinsic(_fma_intrinsic)
 
 
 def _jit(signature: Any = None) -> Any:
@@ -114,19 +115,21 @@ def _mix(low, w_low, high, w_high):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _fill(block, logits, mask, row, column, up_rows, up_columns):  # type: ignore[no-untyped-def]
+def _fill_block(block, logits, mask, row, column, up_rows, up_columns):  # type: ignore[no-untyped-def]
     """Samples (columns, rows) from `row`, `column` of the upsampled logits; False if not finite."""
     finite = True
-    same = up_rows[0].size == logits.shape[1] and up_columns[0].size == logits.shape[2]
+    is_plain = (
+        up_rows[_LOW].size == logits.shape[1] and up_columns[_LOW].size == logits.shape[2]
+    )  # not upsampled
     for r in range(block.shape[1]):
-        y0, y1 = up_rows[0][row + r], up_rows[1][row + r]
-        v0, v1 = up_rows[2][row + r], up_rows[3][row + r]
+        y0, y1 = up_rows[_LOW][row + r], up_rows[_HIGH][row + r]
+        v0, v1 = up_rows[_WEIGHT_LOW][row + r], up_rows[_WEIGHT_HIGH][row + r]
         for c in range(block.shape[0]):
-            if same:
+            if is_plain:
                 value = logits[mask, row + r, column + c]
             else:
-                x0, x1 = up_columns[0][column + c], up_columns[1][column + c]
-                w0, w1 = up_columns[2][column + c], up_columns[3][column + c]
+                x0, x1 = up_columns[_LOW][column + c], up_columns[_HIGH][column + c]
+                w0, w1 = up_columns[_WEIGHT_LOW][column + c], up_columns[_WEIGHT_HIGH][column + c]
                 upper = _mix(logits[mask, y0, x0], w0, logits[mask, y0, x1], w1)
                 lower = _mix(logits[mask, y1, x0], w0, logits[mask, y1, x1], w1)
                 value = _mix(upper, v0, lower, v1)
@@ -136,14 +139,14 @@ def _fill(block, logits, mask, row, column, up_rows, up_columns):  # type: ignor
 
 
 @_jit()
-def _crossing(above, below, row, rows):  # type: ignore[no-untyped-def]
-    """`segcore.masks.from_logits._crossing` of one pair of source rows."""
-    w_low, w_high, firsts = rows[2], rows[3], rows[4]
+def _find_crossing(above, below, row, rows):  # type: ignore[no-untyped-def]
+    """`segcore.masks.numpy_kernel._find_crossings` of one pair of source rows."""
+    w_low, w_high, first_pixels = rows[_WEIGHT_LOW], rows[_WEIGHT_HIGH], rows[_FIRST_PIXEL]
     target = below > 0
-    first, stop = firsts[row], firsts[row + 1]
+    first, stop = first_pixels[row], first_pixels[row + 1]
     source = row + np.float64(above) / (np.float64(above) - np.float64(below))
-    guess = math.ceil((source + 0.5) * (w_low.size / (firsts.size - 1)) - 0.5)
-    if not guess > first:  # also where it is no number
+    guess = math.ceil((source + 0.5) * (w_low.size / (first_pixels.size - 1)) - 0.5)
+    if not guess > first:  # also where it is not a number
         y = first
     elif guess >= stop:
         y = stop
@@ -157,49 +160,55 @@ def _crossing(above, below, row, rows):  # type: ignore[no-untyped-def]
 
 
 @_jit()
-def _candidates(left, right, found):  # type: ignore[no-untyped-def]
-    """Where the sign may change between rows k - 1 and k, for any mixture of two columns."""
+def _find_candidates(left, right, candidates):  # type: ignore[no-untyped-def]
+    """Borders k where the sign may change between rows k - 1 and k, for any mix of two columns.
+
+    Writes them to `candidates` and returns how many there are.
+    """
     n = left.size
     count = 0
-    before_any, before_all = False, False  # a row of zeros stands above
+    any_before, all_before = False, False  # a row of zeros lies above
     for k in range(n + 1):
         if k < n:
-            a, b = left[k] > 0, right[k] > 0
+            left_positive, right_positive = left[k] > 0, right[k] > 0
         else:
-            a, b = False, False
-        some, both = a or b, a and b
-        if some != before_any or both != before_all or some != both:
-            found[count] = k
+            left_positive, right_positive = False, False
+        any_here, all_here = left_positive or right_positive, left_positive and right_positive
+        if any_here != any_before or all_here != all_before or any_here != all_here:
+            candidates[count] = k
             count += 1
-        before_any, before_all = some, both
+        any_before, all_before = any_here, all_here
     return count
 
 
 @_jit()
-def _edges(edges, block, crop, rows, columns, found):  # type: ignore[no-untyped-def]
-    """Positions x * H + y where the mask begins and ends, ascending; how many."""
-    x0, x1, y0, y1, r0 = crop[1], crop[2], crop[3], crop[4], crop[5]
-    height, n_rows = rows[0].size, block.shape[1]
-    c0 = columns[0][x0]
+def _find_edges(edges, block, crop, rows, columns, candidates):  # type: ignore[no-untyped-def]
+    """Positions x * H + y where the mask begins and ends, ascending; returns how many.
+
+    `candidates` is memory for `_find_candidates`.
+    """
+    x0, x1, y0, y1, r0 = crop[_X0], crop[_X1], crop[_Y0], crop[_Y1], crop[_R0]
+    height, n_rows = rows[_LOW].size, block.shape[1]
+    c0 = columns[_LOW][x0]
     count, x = 0, x0
     while x < x1:
-        low, high = columns[0][x], columns[1][x]
+        low, high = columns[_LOW][x], columns[_HIGH][x]
         left, right = block[low - c0], block[high - c0]
-        end = min(x1, columns[4][low + 1])
-        candidates = _candidates(left, right, found)
+        end = min(x1, columns[_FIRST_PIXEL][low + 1])
+        n_candidates = _find_candidates(left, right, candidates)
         while x < end:
-            w0, w1 = columns[2][x], columns[3][x]
-            known, sign = -1, False  # of the row looked at last
-            for i in range(candidates):
-                k = found[i]
+            w0, w1 = columns[_WEIGHT_LOW][x], columns[_WEIGHT_HIGH][x]
+            last_row, last_sign = -1, False  # the row looked at last
+            for i in range(n_candidates):
+                k = candidates[i]
                 if k == 0:
                     before = False
-                elif known == k - 1:
-                    before = sign
+                elif last_row == k - 1:
+                    before = last_sign
                 else:
                     before = _is_positive(left[k - 1], w0, right[k - 1], w1)
                 after = k < n_rows and _is_positive(left[k], w0, right[k], w1)
-                known, sign = k, after
+                last_row, last_sign = k, after
                 if before == after:
                     continue
                 if k == 0:
@@ -209,24 +218,24 @@ def _edges(edges, block, crop, rows, columns, found):  # type: ignore[no-untyped
                 else:
                     above = _mix(left[k - 1], w0, right[k - 1], w1)
                     below = _mix(left[k], w0, right[k], w1)
-                    y = min(max(_crossing(above, below, r0 + k - 1, rows), y0), y1)
-                place = x * height + y
-                if count and edges[count - 1] == place:  # two in one place are none
+                    y = min(max(_find_crossing(above, below, r0 + k - 1, rows), y0), y1)
+                position = x * height + y
+                if count and edges[count - 1] == position:  # two at one position cancel out
                     count -= 1
                 else:
-                    edges[count] = place
+                    edges[count] = position
                     count += 1
             x += 1
     return count
 
 
 @_jit()
-def _write(text, at, edges, count, canvas):  # type: ignore[no-untyped-def]
-    """Characters of the runs between `count` edges from `at` on; where they end."""
-    runs = count + (edges[count - 1] < canvas)
+def _write_runs(text, at, edges, count, pixels):  # type: ignore[no-untyped-def]
+    """Write the runs between `count` edges as characters from `at` on; returns where they end."""
+    n_runs = count + (edges[count - 1] < pixels)
     before = before2 = before3 = 0  # the edges passed last
-    for j in range(runs):
-        edge = edges[j] if j < count else canvas
+    for j in range(n_runs):
+        edge = edges[j] if j < count else pixels
         number = edge - before
         if j > 2:
             number -= before2 - before3
@@ -254,29 +263,30 @@ _SIGNATURE = types.Tuple([types.boolean, types.uint8[::1], types.int64[::1], typ
     types.int64,
     types.int64,
 )
-_MAX_CHARS = 7  # of one run
 
 
 @_jit(_SIGNATURE)
-def _kernel(logits, crops, rows, columns, up_rows, up_columns, top, left):  # type: ignore[no-untyped-def]
+def _encode(logits, crops, rows, columns, up_rows, up_columns, top, left):  # type: ignore[no-untyped-def]
+    """The fields of `KernelResult`."""
     n = crops.shape[0]
-    canvas = rows[0].size * columns[0].size
+    pixels = rows[_LOW].size * columns[_LOW].size
     ends, areas = np.zeros(n, np.int64), np.zeros(n, np.int64)
     text = np.empty(1024 * n + 64, np.uint8)
-    most = longest = 0
+    max_edges = max_rows = 0
     for i in range(n):
-        used = crops[i, 6] - crops[i, 5] + 1
-        longest = max(longest, used)
-        most = max(most, (crops[i, 2] - crops[i, 1]) * (used + 1))
-    edges, found = np.empty(most, np.int64), np.empty(longest + 1, np.int64)
+        n_rows = crops[i, _R1] - crops[i, _R0] + 1
+        max_rows = max(max_rows, n_rows)
+        max_edges = max(max_edges, (crops[i, _X1] - crops[i, _X0]) * (n_rows + 1))
+    edges, candidates = np.empty(max_edges, np.int64), np.empty(max_rows + 1, np.int64)
     at = 0
     for i in range(n):
         crop = crops[i]
-        c0, c1 = columns[0][crop[1]], columns[1][crop[2] - 1]
-        block = np.empty((c1 - c0 + 1, crop[6] - crop[5] + 1), np.float32)
-        if not _fill(block, logits, crop[0], top + crop[5], left + c0, up_rows, up_columns):
+        r0, r1 = crop[_R0], crop[_R1]
+        c0, c1 = columns[_LOW][crop[_X0]], columns[_HIGH][crop[_X1] - 1]
+        block = np.empty((c1 - c0 + 1, r1 - r0 + 1), np.float32)
+        if not _fill_block(block, logits, crop[_INDEX], top + r0, left + c0, up_rows, up_columns):
             return False, text[:0], ends, areas
-        count = _edges(edges, block, crop, rows, columns, found)
+        count = _find_edges(edges, block, crop, rows, columns, candidates)
         if at + _MAX_CHARS * (count + 1) > text.size:
             larger = np.empty(2 * text.size + _MAX_CHARS * (count + 1), np.uint8)
             larger[:at] = text[:at]
@@ -284,6 +294,6 @@ def _kernel(logits, crops, rows, columns, up_rows, up_columns, top, left):  # ty
         for j in range(0, count, 2):
             areas[i] += edges[j + 1] - edges[j]
         if count:
-            at = _write(text, at, edges, count, canvas)
+            at = _write_runs(text, at, edges, count, pixels)
         ends[i] = at
     return True, text[:at], ends, areas

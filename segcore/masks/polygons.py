@@ -16,7 +16,7 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
 
     Args:
         polygons: Each x0, y0, x1, y1, ... of at least three points, in pixels; (0, 0) is the outer
-            corner of the top-left pixel. They may reach one canvas beyond each border.
+            corner of the top-left pixel. They may extend beyond each border by one canvas.
         height, width: The canvas.
 
     Raises:
@@ -47,13 +47,13 @@ def to_polygons(
 ) -> list[np.ndarray]:
     """Outlines of a mask along pixel edges; holes are filled, as COCO polygons have none.
 
-    With `tolerance` 0, `from_polygons` of the result is the mask again, its holes filled. Pixels
-    that touch at a corner only are parts of their own.
+    With `tolerance` 0, `from_polygons` of the result gives the mask again, its holes filled. Pixels
+    that touch only at a corner belong to separate parts.
 
     Args:
         counts: Compressed RLE string.
         height, width: The canvas.
-        tolerance: Farthest that an outline may be simplified (Douglas-Peucker), in pixels.
+        tolerance: How far a simplified outline may deviate (Douglas-Peucker), in pixels; 0: exact.
 
     Returns:
         One (K, 2) float32 array x, y for each part, K >= 3, closed without repeating a point.
@@ -66,50 +66,56 @@ def to_polygons(
         return []
     padded = np.zeros((h + 2, w + 2), bool)
     padded[1:-1, 1:-1] = decode(counts, height, width)[top : top + h, left : left + w]
-    # Filled before they are traced: a part inside of a hole would be an outline within another.
+    # Holes are filled first: a part inside a hole would be an outline within another.
     background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
     padded = background != background[0, 0]
     rings = []
     for ring in _outer_rings(padded):
         points = np.add(ring, (left, top)).astype(np.float32)
         if tolerance > 0:
-            points = np.asarray(cv2.approxPolyDP(points[:, None], tolerance, True), np.float32)[
-                :, 0
-            ]
+            simplified = cv2.approxPolyDP(points[:, None], tolerance, True)
+            points = np.asarray(simplified, np.float32)[:, 0]
         if len(points) >= 3:
             rings.append(points)
     return rings
 
 
 def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
-    """Corners of each outline, of a bitmap with a border of one empty pixel.
+    """Corners of each outline of a bitmap that has a border of one empty pixel.
 
-    Corners in a line of the grid are joined in pairs, in each direction; an outline alternates
-    between both. A point where two pixels touch diagonally is two corners, one for each pixel.
+    Corners on a line of the grid are joined in pairs, in each direction; an outline alternates
+    between the two directions. A point where two pixels touch diagonally counts as two corners,
+    one for each pixel.
+
+    Returns:
+        (K, 2) int64 x, y of each outline; (0, 0) is the outer corner of the first pixel inside
+        the border.
     """
+    # The four pixels around each point of the grid: a b
+    #                                                c d
     a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    touch = (a == d) & (b == c) & (a != b)
-    y, x = np.nonzero((a ^ b ^ c ^ d) | touch)
-    copies = np.where(touch[y, x], 2, 1)
+    is_double = (a == d) & (b == c) & (a != b)
+    y, x = np.nonzero((a ^ b ^ c ^ d) | is_double)
+    copies = np.where(is_double[y, x], 2, 1)
     y, x = np.repeat(y, copies), np.repeat(x, copies)
-    second = np.arange(y.size) - np.repeat(np.cumsum(copies) - copies, copies)
-    # the first copy has the edge to the left; of the pixels a and d it also has the one upwards
-    lower = np.where(a[y, x], second, 1 - second)
+    copy = np.arange(y.size) - np.repeat(np.cumsum(copies) - copies, copies)
+    # The first copy has the edge to the left; of the pixels a and d it also has the one upwards.
+    vertical_copy = np.where(a[y, x], copy, 1 - copy)
     partners = []
-    for order in (np.lexsort((second, x, y)), np.lexsort((lower, y, x))):
+    for order in (np.lexsort((copy, x, y)), np.lexsort((vertical_copy, y, x))):
         partner = np.empty_like(order)
         partner[order[::2]], partner[order[1::2]] = order[1::2], order[::2]
         partners.append(partner.tolist())
-    along_x, along_y = partners
-    seen = [False] * y.size
+    horizontal_partner, vertical_partner = partners
+    is_visited = [False] * y.size
     rings = []
     for start in range(y.size):  # row-major, so that a ring starts at its top-left corner
-        ring, at = [], start
-        while not seen[at]:
-            across = along_x[at]
-            seen[at] = seen[across] = True
-            ring += [at, across]
-            at = along_y[across]
-        if ring and d[y[start], x[start]]:  # a hole has an empty pixel there
+        ring, corner = [], start
+        while not is_visited[corner]:
+            across = horizontal_partner[corner]
+            is_visited[corner] = is_visited[across] = True
+            ring += [corner, across]
+            corner = vertical_partner[across]
+        if ring and d[y[start], x[start]]:  # the outline of a hole has an empty pixel there
             rings.append(np.stack([x[ring], y[ring]], axis=1))
     return rings

@@ -1,4 +1,4 @@
-"""What the pipeline needs of a model: the adapter contract."""
+"""What the pipeline needs from a model: the adapter contract."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class ModelOptions(BaseModel):
-    """What a user may change of a model; None keeps the model's own default.
+    """What a user may change about a model; None keeps the model's own default.
 
     Attributes:
         imgsz: Size of the model's input, pixels; which side that is depends on the model.
-        shape: Of the input, where a model has the choice: ``square`` with `imgsz` on each side, or
-            ``rect``, with `imgsz` on the longer side and as little padding as can be on the other.
+        shape: Shape of the input, where a model has the choice: ``square``, with `imgsz` on each
+            side, or ``rect``, with `imgsz` on the longer side and as little padding as possible on
+            the other.
         conf: Lowest score that is kept.
         iou: Overlap from which the weaker of two detections is dropped.
-        max_det: Most instances of one image.
+        max_det: Maximum number of instances in one image.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
         batch_size: Images in one forward pass.
-        precision: Of the network's weights and activations, where a model has the choice; boxes,
-            scores and masks are computed in float32 from what it gives.
+        precision: Type of the network's weights and activations, where a model has the choice;
+            boxes, scores and masks are computed in float32 from its outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +46,7 @@ class ModelOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Category:
-    """One class of a model. `id` is what stands in `instances.category_id`."""
+    """One class of a model. `id` is the value of `instances.category_id`."""
 
     id: int
     name: str
@@ -57,12 +58,12 @@ class ModelInfo:
 
     Attributes:
         name: Name for people and for the edition, e.g. ``nuclei-yolo11n``.
-        architecture: e.g. ``yolo11n-seg``.
+        architecture: For example ``yolo11n-seg``.
         weights_sha256: Of the checkpoint file as read.
-        licence: SPDX id or a sentence; of the weights.
+        licence: Licence of the weights: SPDX id or a sentence.
         categories: All classes.
         parameters: Preprocessing and thresholds in force (imgsz, conf, iou, max_det, ...).
-        result_version: Bumped by the code when the same weights give other results.
+        result_version: Raised in the code when the same weights give different results.
     """
 
     name: str
@@ -78,12 +79,13 @@ class ModelInfo:
 class Model(Protocol):
     """An instance-segmentation model. The three steps may run in different threads.
 
-    Results of an image may not depend on the other images of its batch.
+    The results for an image may not depend on the other images of its batch.
 
     Two members are optional. ``thread_safe = True`` lets `forward` and `postprocess` run for
-    several batches at once. ``batch_key(prepared)`` gives equal keys for prepared images that go
-    best together, such as those of one shape. A `preprocess` that is a `ReducedPreprocess` lets
-    large JPEGs be decoded at less than their size, where the user asks for it.
+    several batches at once. ``batch_key(prepared)`` returns equal keys for prepared images that
+    are best batched together, such as those of one shape. A `preprocess` that is a
+    `ReducedPreprocess` allows large JPEGs to be decoded at a reduced size, where the user asks for
+    it.
     """
 
     info: ModelInfo
@@ -101,13 +103,13 @@ class Model(Protocol):
 
 @runtime_checkable
 class ReducedPreprocess(Protocol):
-    """A `Model.preprocess` for images in full and reduced ones; an object of its own."""
+    """A `Model.preprocess` for images in full and reduced size; an object, not a method."""
 
     def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Any:
         """As `Model.preprocess`; results are for an image of `size` (height, width).
 
-        `image` is that image in full (always where `size` is None), or reduced by 2, 4 or 8, as
-        `segcore.images.decode_reduced` says, and then at least of `content_size`.
+        `image` is that image in full size (always if `size` is None), or reduced by 2, 4 or 8 by
+        `segcore.images.decode_reduced`, and then at least as large as `content_size`.
         """
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:

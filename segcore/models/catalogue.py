@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segcore.models.checkpoints import read_checkpoint
-from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names
+from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -16,10 +15,10 @@ class CatalogueEntry:
     Attributes:
         name: What `--model` takes.
         licence: Of the weights.
-        bytes: Size of the file here; None when it was not fetched yet.
-        published_ap: Mask AP on COCO val2017 in percent, as its publisher says.
-        file: Where the weights lie, or would lie.
-        source: ``bundled`` or the link they are fetched from.
+        bytes: Size of the file on this machine; None if it has not been fetched yet.
+        published_ap: Mask AP on COCO val2017 in percent, as its publisher states it.
+        file: Path of the weights, also if they have not been fetched yet.
+        source: ``bundled``, or the link from which the file is fetched.
     """
 
     name: str
@@ -44,7 +43,7 @@ def catalogue() -> list[CatalogueEntry]:
             CatalogueEntry(name, licence, path.stat().st_size, None, str(path), "bundled")
         )
     for name, published in PUBLISHED.items():
-        path = published.cached
+        path = published.cached_path
         size = path.stat().st_size if path.exists() else None
         entries.append(
             CatalogueEntry(

@@ -1,4 +1,4 @@
-"""Devices: choosing one and a precision, and having it compute the same numbers every time."""
+"""Devices: choosing one and a precision, and making it compute the same numbers every time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segcore.errors import UsageError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes cuda, else mps, else cpu.
+    """The device with this name; ``auto`` takes cuda, else mps, else cpu.
 
     Raises:
-        UsageError: No such device, or none here.
+        UsageError: There is no such device, or not on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -27,12 +27,12 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(
             f"There is no device named {name!r}.", "Use auto, cpu, cuda, cuda:0 or mps."
         ) from None
-    here = {
+    available = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not here.get(device.type, False):
+    if not available.get(device.type, False):
         raise UsageError(f"The device {name!r} is not on this machine.", "Use --device auto.")
     return device
 
@@ -41,7 +41,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The type of a network's weights and activations: ``float32``, ``float16``, ``bfloat16``.
 
     Raises:
-        UsageError: The device does not compute in it, or so slowly that it makes no sense.
+        UsageError: The device does not compute in it, or so slowly that it is of no use.
     """
     if name == "float32":
         return torch.float32
@@ -52,7 +52,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         )
     if device.type == "mps":
         raise UsageError(
-            f"precision {name} was not tried on mps.", "Use model.precision=float32 there."
+            f"precision {name} has not been tested on mps.", "Use model.precision=float32 there."
         )
     if device.type == "cuda" and name == "bfloat16":
         with torch.cuda.device(device):
@@ -64,30 +64,17 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def only_float32(name: str, model: str) -> None:
-    """For models that have no other precision.
-
-    Raises:
-        UsageError: Another one is asked for.
-    """
-    if name != "float32":
-        raise UsageError(
-            f"precision {name} does not apply to {model}: it computes in float32.",
-            "Leave model.precision out.",
-        )
-
-
-class _Exact:
-    """The settings that `exact` changes are the process's: the last one to leave restores them."""
+class _ExactSettings:
+    """Settings of the whole process for `exact`: the last thread that leaves restores them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._threads_inside = 0
         self._restore = contextlib.ExitStack()
 
     def enter(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._threads_inside == 0:
                 matmul = torch.backends.cuda.matmul
                 self._restore.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
                 flags = torch.backends.cudnn.flags(
@@ -95,29 +82,29 @@ class _Exact:
                 )
                 self._restore.enter_context(flags)
                 matmul.allow_tf32 = False
-            self._inside += 1
+            self._threads_inside += 1
 
     def leave(self) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._threads_inside -= 1
+            if self._threads_inside == 0:
                 self._restore.close()
 
 
-_exact = _Exact()
+_exact_settings = _ExactSettings()
 
 
 @contextlib.contextmanager
 def exact(device: torch.device) -> Iterator[None]:
     """Full float32 and deterministic kernels on CUDA, whatever the process has set.
 
-    Several threads may be inside at once: none ends it for another.
+    Several threads may be inside at once; none of them ends it for another.
     """
     if device.type != "cuda":
         yield
         return
-    _exact.enter()
+    _exact_settings.enter()
     try:
         yield
     finally:
-        _exact.leave()
+        _exact_settings.leave()

@@ -1,8 +1,8 @@
-"""Files from the web into a cache: once, whole, and checked.
+"""Downloads files into a cache: once, completely, and verified.
 
-One process downloads while the others wait at a lock; an interrupted download goes on where it
-stopped; the file takes its name only when it is complete and has the right sha256. A file without a
-known sha256 is pinned on first use: the sum is written beside it and demanded ever after.
+One process downloads while the others wait for a lock; an interrupted download resumes where it
+stopped; the file gets its name only when it is complete and has the right sha256. A file without a
+known sha256 is pinned on first use: its sha256 is written beside it and required from then on.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from filelock import FileLock
 from segcore.errors import CheckpointError
 
 MAX_BYTES = 4 << 30
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
-Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
+_FIRST_DELAY_S = 0.5  # before the second attempt; doubles each time
+Progress = Callable[[int, int | None], None]  # bytes so far, total bytes if known
 
 
 def cache_dir() -> Path:
     """``$SEGCORE_CACHE``, else ``segcore`` in the user's cache folder. Not created here."""
-    own = os.environ.get("SEGCORE_CACHE")
-    if own:
-        return Path(own)
+    configured = os.environ.get("SEGCORE_CACHE")
+    if configured:
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segcore"
 
 
 def short_hash(text: str) -> str:
-    """16 hex digits that tell texts apart."""
+    """16 hex digits that differ for different texts."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -56,15 +57,15 @@ def fetch(
 
     Args:
         url: https://, or http:// on this machine.
-        target: Where the file is kept; ``.part``, ``.lock`` and ``.sha256`` lie beside it.
-        sha256: What it must have, hex; None: pinned on first use.
-        licence: Said before a download starts.
-        progress: Called as bytes arrive; None draws a bar when stderr is a terminal.
-        retries: Further tries after a broken connection.
+        target: Where the file is kept; ``.part``, ``.lock`` and ``.sha256`` files are beside it.
+        sha256: The expected sha256, hex; None: pinned on first use.
+        licence: Printed before a download starts.
+        progress: Called as bytes arrive; None draws a bar if stderr is a terminal.
+        retries: Further attempts after a broken connection.
 
     Raises:
-        CheckpointError: Offline, not found, too large, or the sum is wrong; says which file to
-            place where.
+        CheckpointError: Offline, not found, too large, or the sha256 is wrong; the hint says which
+            file to place where.
     """
     _check_url(url)
     if target.exists() and (sha256 or pinned_sha256(target)):
@@ -78,22 +79,22 @@ def fetch(
             _verify(url, target, sha256)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot keep {url} at {target}: {error.strerror or error}.",
+            f"Cannot store {url} at {target}: {error.strerror or error}.",
             "Set SEGCORE_CACHE to a folder that can be written to.",
         ) from error
     return target
 
 
 def pinned_sha256(target: Path) -> str | None:
-    """The sum that was written down when `target` was first used."""
+    """The sha256 that was written down when `target` was first used."""
     pin = Path(f"{target}.sha256")
     return pin.read_text().split()[0] if pin.exists() else None
 
 
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    if parts.scheme == "https" or (parts.scheme == "http" and local):
+    is_local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme == "https" or (parts.scheme == "http" and is_local):
         return
     raise CheckpointError(f"Weights are only fetched over https, not from {url}.")
 
@@ -113,59 +114,58 @@ def _download(
     partial = Path(f"{target}.part")
     for attempt in range(retries + 1):
         try:
-            with _bar(target.name, progress) as report:
+            with _progress_bar(target.name, progress) as report:
                 _transfer(url, partial, report)
             break
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code == 416:
-                partial.unlink(missing_ok=True)  # what is here is no part of the file there
-            elif not _worth_a_retry(error) or attempt == retries:
-                raise _unreachable(url, target, error) from error
-            if attempt == retries:
-                raise _unreachable(url, target, error) from error
-            time.sleep(0.5 * 2**attempt)
-    found = _sha256(partial)
-    if sha256 and found != sha256:
+            is_range_refused = isinstance(error, urllib.error.HTTPError) and error.code == 416
+            if is_range_refused:
+                partial.unlink(missing_ok=True)  # the bytes here are not the start of that file
+            if attempt == retries or not (is_range_refused or _is_worth_a_retry(error)):
+                raise _cannot_fetch(url, target, error) from error
+            time.sleep(_FIRST_DELAY_S * 2**attempt)
+    actual = _sha256(partial)
+    if sha256 and actual != sha256:
         partial.unlink()
         raise CheckpointError(
-            f"{url} is not the expected file: its sha256 is {found} instead of {sha256}."
+            f"{url} is not the expected file: its sha256 is {actual} instead of {sha256}."
         )
     os.replace(partial, target)
 
 
 def _transfer(url: str, partial: Path, report: Progress) -> None:
-    """One connection; continues `partial` if the server still has the same file."""
-    tag = Path(f"{partial}.etag")
-    have = partial.stat().st_size if partial.exists() and tag.exists() else 0
+    """One connection; resumes `partial` if the server still has the same file."""
+    etag_file = Path(f"{partial}.etag")
+    received = partial.stat().st_size if partial.exists() and etag_file.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "segcore"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag.read_text())
+    if received:
+        request.add_header("Range", f"bytes={received}-")
+        request.add_header("If-Range", etag_file.read_text())
     opener = urllib.request.build_opener(_SafeRedirects)
     with opener.open(request, timeout=_TIMEOUT_S) as response:
         if response.status != 206:
-            have = 0
+            received = 0
             partial.unlink(missing_ok=True)
-            tag.unlink(missing_ok=True)
+            etag_file.unlink(missing_ok=True)
             etag = response.headers.get("ETag", "")
             if etag and not etag.startswith("W/"):
-                tag.write_text(etag)
+                etag_file.write_text(etag)
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = received + int(length) if length else None
         if total and total > MAX_BYTES:
             raise CheckpointError(f"{url} has {total} bytes, over the limit of {MAX_BYTES}.")
         with partial.open("ab") as out:
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read(_CHUNK_BYTES):
                 out.write(chunk)
-                have += len(chunk)
-                report(have, total)
-                if have > MAX_BYTES:
+                received += len(chunk)
+                report(received, total)
+                if received > MAX_BYTES:
                     raise CheckpointError(f"{url} has more than the limit of {MAX_BYTES} bytes.")
             out.flush()
             os.fsync(out.fileno())
-    if total is not None and have != total:
-        raise http.client.IncompleteRead(b"", total - have)
-    tag.unlink(missing_ok=True)
+    if total is not None and received != total:
+        raise http.client.IncompleteRead(b"", total - received)
+    etag_file.unlink(missing_ok=True)
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
@@ -175,15 +175,15 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _verify(url: str, target: Path, sha256: str | None) -> None:
-    found = _sha256(target)
-    wanted = sha256 or pinned_sha256(target)
-    if wanted is None:
-        Path(f"{target}.sha256").write_text(f"{found}  {target.name}\n")
-    elif found != wanted:
+    actual = _sha256(target)
+    expected = sha256 or pinned_sha256(target)
+    if expected is None:
+        Path(f"{target}.sha256").write_text(f"{actual}  {target.name}\n")
+    elif actual != expected:
         raise CheckpointError(
-            f"{target} is not the file that was expected: its sha256 is {found} instead of "
-            f"{wanted}.",
-            f"Delete it and {target.name}.sha256 to fetch {url} again, if the change is known.",
+            f"{target} is not the file that was expected: its sha256 is {actual} instead of "
+            f"{expected}.",
+            f"If you expect a new file, delete it and {target.name}.sha256 to fetch {url} again.",
         )
 
 
@@ -192,35 +192,35 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _worth_a_retry(error: Exception) -> bool:
+def _is_worth_a_retry(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code == 429
     reason = getattr(error, "reason", error)
     return not isinstance(reason, ssl.SSLCertVerificationError)
 
 
-def _unreachable(url: str, target: Path, error: Exception) -> CheckpointError:
+def _cannot_fetch(url: str, target: Path, error: Exception) -> CheckpointError:
     if isinstance(error, urllib.error.HTTPError):
-        why = f"the server answered {error.code} {error.reason}"
+        reason = f"the server answered {error.code} {error.reason}"
     else:
-        why = str(getattr(error, "reason", error) or type(error).__name__)
+        reason = str(getattr(error, "reason", error) or type(error).__name__)
     return CheckpointError(
-        f"Cannot fetch {url}: {why}.",
-        f"On a machine that is online, fetch it and place the file at {target}.",
+        f"Cannot fetch {url}: {reason}.",
+        f"Fetch it on a machine that is online, and place the file at {target}.",
     )
 
 
 @contextmanager
-def _bar(name: str, progress: Progress | None) -> Iterator[Progress]:
-    """`progress` itself, or a bar on stderr where a person can see it."""
+def _progress_bar(name: str, progress: Progress | None) -> Iterator[Progress]:
+    """`progress` itself; else a bar on stderr if that is a terminal."""
     if progress is not None or not sys.stderr.isatty():
         yield progress or (lambda _done, _total: None)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import Progress as ProgressDisplay
 
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(name)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    with ProgressDisplay(*columns, console=Console(stderr=True)) as display:
+        task = display.add_task(name)
+        yield lambda received, total: display.update(task, completed=received, total=total)

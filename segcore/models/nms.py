@@ -1,9 +1,10 @@
 """Greedy non-maximum suppression, batched, exact and deterministic, in plain PyTorch.
 
-The result is that of the textbook loop (take the best box, drop what overlaps it, repeat), found in
-blocks: inside a block of boxes the greedy decision is the fixed point of "kept = overlapped by no
-kept box before it", reached in as many rounds as the longest chain of suppressions (Zheng et al.,
-Cluster-NMS, arXiv:2005.03572, section 3.3). No wall-clock limit, no dependence on the other images.
+The result is that of the textbook loop (take the best box, drop what overlaps it, repeat), computed
+in blocks: inside a block of boxes the greedy decision is the fixed point of "kept = overlapped by
+no kept box before it", reached in as many rounds as the longest chain of suppressions (Zheng et
+al., Cluster-NMS, arXiv:2005.03572, section 3.3). There is no time limit, and the result for an
+image does not depend on the other images.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Boxes = Callable[[Tensor], Tensor]  # anchors (B, K) int64 -> their boxes (B, K, 4) x1 y1 x2 y2
-MAX_CANDIDATES = 30_000  # boxes of one image that take part, best scores first
-# Boxes of different classes are shifted this far apart and so never overlap (input pixels; boxes
-# reach at most a few hundred pixels beyond the input). The value is that of the published models:
-# it decides how the shifted coordinates are rounded.
+BoxesOfAnchors = Callable[[Tensor], Tensor]  # (B, K) int64 -> (B, K, 4) x1 y1 x2 y2
+MAX_CANDIDATES = 30_000  # boxes of one image that take part, those with the best scores
+# Boxes of different classes are shifted this far apart, so that they never overlap (input pixels;
+# boxes extend at most a few hundred pixels beyond the input). The value is that of the published
+# models: it decides how the shifted coordinates are rounded.
 CLASS_OFFSET = 7680.0
 _BLOCK_ELEMENTS = 1 << 22  # bounds the overlap matrix of a block: 16 MiB of float32
-# On a device the host waits for each block and for each look at its result: larger blocks, and
-# several rounds between looks, as rounds behind the last change nothing.
+_MIN_BLOCK, _MAX_BLOCK = 16, 256  # boxes
+# On a device the host waits for each block and each time it checks for convergence: so blocks are
+# larger, and there are several rounds between checks (rounds after convergence change nothing).
 _DEVICE_BLOCK_ELEMENTS = 1 << 24
-_DEVICE_ROUNDS = 8
+_DEVICE_MAX_BLOCK = 1024  # boxes
+_DEVICE_ROUNDS = 8  # between checks
 
 
 class Detections(NamedTuple):
-    """What is kept of one image, best score first; ties go to the lower anchor.
+    """Detections of one image, best score first; ties go to the lower anchor.
 
     Attributes:
         anchors: (N,) int64 indices into the anchors.
@@ -44,11 +47,11 @@ class Detections(NamedTuple):
 
 
 class BatchDetections(NamedTuple):
-    """What is kept of each image of a batch, in rows as long as the longest may be (D).
+    """Detections of each image of a batch, padded to rows of one length (D).
 
     Attributes:
-        anchors: (B, D) int64 as in `Detections`; any anchor in places that are not taken.
-        scores: (B, D) float32; -inf in places that are not taken, which are the last of a row.
+        anchors: (B, D) int64 as in `Detections`; arbitrary in the padding.
+        scores: (B, D) float32; -inf in the padding, which is at the end of a row.
         classes: (B, D) int64.
         boxes: (B, D, 4) float32.
     """
@@ -60,7 +63,7 @@ class BatchDetections(NamedTuple):
 
 
 def detect(
-    boxes: Boxes,
+    boxes: BoxesOfAnchors,
     class_logits: Tensor,
     conf: float,
     iou: float,
@@ -71,27 +74,27 @@ def detect(
     """Best class of each anchor (by logit), score threshold, NMS for each class of each image.
 
     Args:
-        boxes: Gives the boxes of anchors in input pixels; asked only for those that take part.
+        boxes: Computes the boxes of anchors, in input pixels; called only for candidates.
         class_logits: (B, A, C) before the sigmoid.
-        conf: Anchors take part when their score is greater than this.
-        iou: A box is dropped when it overlaps a better one of its class by more than this.
-        max_det: Detections kept for one image.
-        max_candidates: Anchors that take part, at most.
-        class_offset: Distance between classes; more than any box coordinate.
+        conf: Anchors are candidates if their score is greater than this.
+        iou: A box is dropped if it overlaps a better one of its class by more than this.
+        max_det: Maximum number of detections of one image.
+        max_candidates: Maximum number of candidates of one image.
+        class_offset: Shift between classes; greater than any box coordinate.
 
     Returns:
         One `Detections` for each image, on the device of the inputs.
     """
-    found = _candidates(boxes, class_logits, conf, max_candidates)
-    kept = _kept(found, iou, max_det, class_offset)
+    candidates = _find_candidates(boxes, class_logits, conf, max_candidates)
+    kept = _suppress_by_class(candidates, iou, max_det, class_offset)
     return [
-        Detections(*(values[k][:max_det] for values in image))
-        for *image, k in zip(*found, kept, strict=True)
+        Detections(*(column[image_kept][:max_det] for column in image_columns))
+        for *image_columns, image_kept in zip(*candidates, kept, strict=True)
     ]
 
 
 def detect_batch(
-    boxes: Boxes,
+    boxes: BoxesOfAnchors,
     class_logits: Tensor,
     conf: float,
     iou: float,
@@ -99,47 +102,50 @@ def detect_batch(
     max_candidates: int = MAX_CANDIDATES,
     class_offset: float = CLASS_OFFSET,
 ) -> BatchDetections:
-    """The same as `detect`, bit for bit, without a look at each image.
+    """The same as `detect`, bit for bit, without synchronizing for each image.
 
     The host waits for the largest number of candidates, and then for each block of `suppress`:
-    twice in all for a usual batch. D is `max_det` or that number, if it is less.
+    twice in total for a usual batch. D is `max_det` or that number, whichever is less.
     """
-    found = _candidates(boxes, class_logits, conf, max_candidates)
-    batch, most = found.scores.shape
-    size = min(most, max_det)
-    if size == 0:
-        return BatchDetections(*(tensor[:, :0] for tensor in found))
-    kept = _kept(found, iou, max_det, class_offset)
-    wanted = torch.arange(1, size + 1, device=kept.device).repeat(batch, 1)
-    at = torch.searchsorted(kept.cumsum(1), wanted)  # `most` behind the last
-    place = at.clamp(max=most - 1)
+    candidates = _find_candidates(boxes, class_logits, conf, max_candidates)
+    batch, num_candidates = candidates.scores.shape
+    row_length = min(num_candidates, max_det)
+    if row_length == 0:
+        return BatchDetections(*(tensor[:, :0] for tensor in candidates))
+    kept = _suppress_by_class(candidates, iou, max_det, class_offset)
+    ordinals = torch.arange(1, row_length + 1, device=kept.device).repeat(batch, 1)
+    # Column of the first, second, ... kept candidate; `num_candidates` after the last.
+    columns = torch.searchsorted(kept.cumsum(1), ordinals)
+    is_kept, columns = columns < num_candidates, columns.clamp(max=num_candidates - 1)
     return BatchDetections(
-        found.anchors.gather(1, place),
-        torch.where(at < most, found.scores.gather(1, place), -torch.inf),
-        found.classes.gather(1, place),
-        found.boxes.gather(1, place.unsqueeze(-1).expand(-1, -1, 4)),
+        candidates.anchors.gather(1, columns),
+        torch.where(is_kept, candidates.scores.gather(1, columns), -torch.inf),
+        candidates.classes.gather(1, columns),
+        candidates.boxes.gather(1, columns.unsqueeze(-1).expand(-1, -1, 4)),
     )
 
 
-def _candidates(
-    boxes: Boxes, class_logits: Tensor, conf: float, max_candidates: int
+def _find_candidates(
+    boxes: BoxesOfAnchors, class_logits: Tensor, conf: float, max_candidates: int
 ) -> BatchDetections:
-    """All that take part, before suppression."""
+    """Anchors over the threshold, best score first."""
     scores = class_logits.float().amax(dim=2).sigmoid()
     scores = torch.where(scores > conf, scores, -torch.inf)  # NaN never passes
     counts = torch.isfinite(scores).sum(dim=1)
-    most = min(int(counts.max()), max_candidates)
-    ordered, anchors = torch.sort(scores, dim=1, descending=True, stable=True)
-    ordered, anchors = ordered[:, :most], anchors[:, :most]
-    rows = anchors.unsqueeze(-1).expand(-1, -1, class_logits.shape[2])
-    classes = class_logits.gather(1, rows).float().max(dim=2).indices
-    return BatchDetections(anchors, ordered, classes, boxes(anchors).float())
+    num_candidates = min(int(counts.max()), max_candidates)
+    sorted_scores, anchors = torch.sort(scores, dim=1, descending=True, stable=True)
+    sorted_scores, anchors = sorted_scores[:, :num_candidates], anchors[:, :num_candidates]
+    index = anchors.unsqueeze(-1).expand(-1, -1, class_logits.shape[2])
+    classes = class_logits.gather(1, index).float().max(dim=2).indices
+    return BatchDetections(anchors, sorted_scores, classes, boxes(anchors).float())
 
 
-def _kept(found: BatchDetections, iou: float, max_det: int, class_offset: float) -> Tensor:
-    """(B, K) bool: `suppress` with the classes moved apart."""
-    apart = found.boxes + found.classes.unsqueeze(-1) * class_offset
-    return suppress(apart, torch.isfinite(found.scores), iou, max_det)
+def _suppress_by_class(
+    candidates: BatchDetections, iou: float, max_det: int, class_offset: float
+) -> Tensor:
+    """(B, K) bool: what `suppress` keeps if boxes of different classes never overlap."""
+    shifted = candidates.boxes + candidates.classes.unsqueeze(-1) * class_offset
+    return suppress(shifted, torch.isfinite(candidates.scores), iou, max_det)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:
@@ -147,54 +153,57 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:
 
     Args:
         boxes: (B, K, 4) x1 y1 x2 y2, best score first.
-        valid: (B, K) bool; the others neither stay nor suppress.
-        iou: Overlap over which the later box is dropped.
-        max_det: The search ends once every image has so many; later boxes count as dropped, and
-            an image may have a few more than this when it ends.
+        valid: (B, K) bool; other boxes are not kept and suppress nothing.
+        iou: Overlap above which the later box is dropped.
+        max_det: The search ends once every image has this many boxes; later boxes count as
+            dropped, and an image may have a few more than this when it ends.
 
     Returns:
         (B, K) bool.
     """
-    alive = valid.clone()
+    kept = valid.clone()  # so far: not suppressed by any box of the blocks that are done
     batch, total = valid.shape
-    on_cpu = valid.device.type == "cpu"
-    elements, largest = (_BLOCK_ELEMENTS, 256) if on_cpu else (_DEVICE_BLOCK_ELEMENTS, 1024)
+    if valid.device.type == "cpu":
+        max_elements, max_block, rounds = _BLOCK_ELEMENTS, _MAX_BLOCK, 1
+    else:
+        max_elements, max_block = _DEVICE_BLOCK_ELEMENTS, _DEVICE_MAX_BLOCK
+        rounds = _DEVICE_ROUNDS
     start = 0
     while start < total:
-        size = max(16, min(largest, elements // max(1, batch * (total - start))))
-        stop = min(start + size, total)
+        rows = max_elements // max(1, batch * (total - start))
+        stop = min(start + max(_MIN_BLOCK, min(max_block, rows)), total)
         block = boxes[:, start:stop]
-        alive[:, start:stop] = _greedy(
-            _overlaps(block, block, iou), alive[:, start:stop], 1 if on_cpu else _DEVICE_ROUNDS
+        kept[:, start:stop] = _suppress_in_block(
+            _overlaps(block, block, iou), kept[:, start:stop], rounds
         )
         if stop == total:
             break
-        if int(alive[:, :stop].sum(dim=1).min()) >= max_det:
-            alive[:, stop:] = False
+        if int(kept[:, :stop].sum(dim=1).min()) >= max_det:
+            kept[:, stop:] = False
             break
-        hit = _overlaps(block, boxes[:, stop:], iou) & alive[:, start:stop, None]
-        alive[:, stop:] &= ~hit.any(dim=1)
+        suppressed = _overlaps(block, boxes[:, stop:], iou) & kept[:, start:stop, None]
+        kept[:, stop:] &= ~suppressed.any(dim=1)
         start = stop
-    return alive
+    return kept
 
 
-def _greedy(overlaps: Tensor, alive: Tensor, rounds: int) -> Tensor:
-    """Greedy decision inside a block: overlaps (B, N, N), alive (B, N) -> kept (B, N).
+def _suppress_in_block(overlaps: Tensor, candidates: Tensor, rounds: int) -> Tensor:
+    """Greedy decision inside a block: overlaps (B, N, N), candidates (B, N) -> kept (B, N).
 
-    Looks whether it is done after so many `rounds`.
+    Checks for convergence after every `rounds` rounds.
     """
     suppresses = overlaps.triu(diagonal=1)
-    kept = alive
+    kept = candidates
     while True:
         for _ in range(rounds):
-            before = kept
-            kept = alive & ~(suppresses & kept.unsqueeze(-1)).any(dim=1)
-        if torch.equal(kept, before):
+            previous = kept
+            kept = candidates & ~(suppresses & kept.unsqueeze(-1)).any(dim=1)
+        if torch.equal(kept, previous):
             return kept
 
 
 def _overlaps(first: Tensor, second: Tensor, iou: float) -> Tensor:
-    """(B, N, 4), (B, M, 4) -> (B, N, M) bool: intersection over union greater than `iou`."""
+    """Boxes (B, N, 4), (B, M, 4) -> (B, N, M) bool: intersection over union above `iou`."""
     a, b = first.unsqueeze(2), second.unsqueeze(1)
     width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
     height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(

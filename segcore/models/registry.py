@@ -1,4 +1,4 @@
-"""Model names -> models: bundled, published, local files, links and a user's own classes."""
+"""Model names -> models: bundled, published, local files, links and classes of the user."""
 
 from __future__ import annotations
 
@@ -7,67 +7,31 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models import downloads
 from segcore.models.base import Model, ModelOptions
-from segcore.models.checkpoints import Checkpoint, parse_checkpoint, read_checkpoint
+from segcore.models.checkpoints import (
+    Checkpoint,
+    CheckpointFile,
+    parse_checkpoint_file,
+    read_checkpoint_file,
+)
+from segcore.models.families import ModelFamily
 from segcore.models.huggingface.model import HuggingFaceModel
-from segcore.models.maskrcnn.model import MaskRCNNModel
-from segcore.models.maskrcnn.network import ARCHITECTURES as MASKRCNN
-from segcore.models.yolo.model import YoloSegModel
+from segcore.models.maskrcnn.model import MASK_RCNN
+from segcore.models.yolo.model import YOLO11_SEG
 
+FAMILIES: tuple[ModelFamily, ...] = (YOLO11_SEG, MASK_RCNN)
+PUBLISHED = {model.name: model for family in FAMILIES for model in family.published}
 BUNDLED = Path(__file__).parent / "bundled"
-_RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
-_TORCHVISION = "https://download.pytorch.org/models"
-_ADAPTER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_REMOTE = re.compile(r"(s3|gs|az)://")
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """Weights published by others; they are never part of this package.
-
-    Attributes:
-        name: What `load_model` takes.
-        url: Where they are fetched from, once.
-        licence: Of the weights.
-        published_ap: Mask AP on COCO val2017 as published, percent.
-        sha256: Pinned here, or None: pinned on first use, beside the cached file.
-    """
-
-    name: str
-    url: str
-    licence: str
-    published_ap: float
-    sha256: str | None = None
-
-    @property
-    def file(self) -> str:
-        """Name of the file in the cache."""
-        return self.url.rsplit("/", 1)[1]
-
-    @property
-    def cached(self) -> Path:
-        """Where the file lies, or would lie."""
-        return downloads.cache_dir() / self.file
-
-
-PUBLISHED = {
-    f"yolo11{size}-seg": PublishedModel(
-        f"yolo11{size}-seg", f"{_RELEASE}/yolo11{size}-seg.pt", "AGPL-3.0", ap
-    )
-    for size, ap in (("n", 32.0), ("s", 37.8), ("m", 41.5), ("l", 42.9), ("x", 43.8))
-} | {
-    name: PublishedModel(name, f"{_TORCHVISION}/{file}.pth", "BSD-3-Clause", ap)
-    for name, file, ap in (
-        ("maskrcnn-resnet50-fpn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e", 34.6),
-        ("maskrcnn-resnet50-fpn-v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019", 41.8),
-    )
-}
+_CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Class
+_HTTP_LINK = re.compile(r"https?://")
+_OBJECT_URI = re.compile(r"(s3|gs|az)://")
 
 
 def bundled_names() -> list[str]:
@@ -76,7 +40,7 @@ def bundled_names() -> list[str]:
 
 
 def known_names() -> list[str]:
-    """All names that `load_model` takes beside paths, links and classes."""
+    """All names that `load_model` takes besides paths, links and classes."""
     return [*bundled_names(), *PUBLISHED]
 
 
@@ -94,69 +58,111 @@ def load_model(
         data: The bytes of the checkpoint, where the caller has read them (an object of a store).
 
     Raises:
-        CheckpointError: No such model, or its file is missing, damaged, unsafe or of another kind.
-        UsageError: The device is not here, or the class cannot be used.
+        CheckpointError: There is no such model, or its file is missing, damaged, unsafe or of an
+            unsupported kind.
+        UsageError: The device is not on this machine, an option does not apply, or the class
+            cannot be used.
     """
-    if data is None and _ADAPTER.fullmatch(name_or_path) and not os.path.exists(name_or_path):
-        return _load_adapter(name_or_path, options)
-    if data is None and os.path.isdir(name_or_path) and name_or_path not in known_names():
+    if data is not None:
+        return _load_checkpoint_model(parse_checkpoint(data, name_or_path), options)
+    if _CLASS_PATH.fullmatch(name_or_path) and not os.path.exists(name_or_path):
+        return _load_user_class(name_or_path, options)
+    if os.path.isdir(name_or_path) and name_or_path not in known_names():
         return HuggingFaceModel(name_or_path, options)
-    checkpoint = (
-        parse_checkpoint(data, name_or_path) if data is not None else load_checkpoint(name_or_path)
-    )
-    if checkpoint.meta.architecture in MASKRCNN:
-        return MaskRCNNModel(checkpoint, options)
-    return YoloSegModel(checkpoint, options)
+    return _load_checkpoint_model(load_checkpoint(name_or_path), options)
 
 
 def load_checkpoint(name_or_path: str) -> Checkpoint:
     """The checkpoint of a known name, a path or an https:// link; see `load_model`."""
-    bundled = BUNDLED / f"{name_or_path}.safetensors"
     if name_or_path in bundled_names():
-        return read_checkpoint(bundled)
+        return read_checkpoint(BUNDLED / f"{name_or_path}.safetensors")
     if name_or_path in PUBLISHED:
         published = PUBLISHED[name_or_path]
         path = downloads.fetch(
-            published.url, published.cached, published.sha256, licence=published.licence
+            published.url, published.cached_path, published.sha256, licence=published.licence
         )
         checkpoint = read_checkpoint(path)
-        stated = {"name": published.name, "licence": published.licence}
-        return replace(checkpoint, meta=checkpoint.meta.model_copy(update=stated))
-    if re.match(r"https?://", name_or_path):
-        return read_checkpoint(downloads.fetch(name_or_path, _cached_link(name_or_path)))
-    if _REMOTE.match(name_or_path):
+        known = {"name": published.name, "licence": published.licence}
+        return replace(checkpoint, meta=checkpoint.meta.model_copy(update=known))
+    if _HTTP_LINK.match(name_or_path):
+        return read_checkpoint(downloads.fetch(name_or_path, _cached_path(name_or_path)))
+    if _OBJECT_URI.match(name_or_path):
         raise CheckpointError(
-            f"The checkpoint {name_or_path} must be read by the caller and handed in as data."
+            f"The checkpoint {name_or_path} must be read by the caller and passed as data."
         )
     if os.path.exists(name_or_path) or _looks_like_path(name_or_path):
         return read_checkpoint(name_or_path)
-    raise _unknown(name_or_path)
+    raise _unknown_model(name_or_path)
 
 
-def _looks_like_path(name: str) -> bool:
-    return os.sep in name or name.endswith((".safetensors", ".pt", ".pth"))
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a local file.
+
+    Raises:
+        CheckpointError: The file is missing, of the wrong kind, damaged or unsafe; one sentence
+            with its name.
+    """
+    return _identify(read_checkpoint_file(path))
 
 
-def _cached_link(url: str) -> Path:
-    """A file of its own for each link, with a name that people recognise."""
-    base = re.sub(r"[^\w.-]", "_", urlsplit(url).path.rsplit("/", 1)[-1])[-80:] or "model"
-    return downloads.cache_dir() / "links" / downloads.short_hash(url) / base
+def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
+    """The checkpoint in the bytes of a file; `source` is its name. Raises as `read_checkpoint`."""
+    return _identify(parse_checkpoint_file(data, source))
 
 
-def _unknown(name: str) -> CheckpointError:
-    known = known_names()
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    return CheckpointError(
-        f"There is no model and no file named {name!r}.",
-        f"{hint}Known are {', '.join(known)}; or give the path of a .safetensors, .pt or .pth "
-        "file or of a folder of transformers, an https:// link, or package.module:Class.",
+def _identify(file: CheckpointFile) -> Checkpoint:
+    """With the metadata of the file, or else with what a family reads from its tensors."""
+    if file.meta is not None:
+        return file.to_checkpoint(file.meta)
+    for family in FAMILIES:
+        if family.recognises(file.tensors):
+            return file.to_checkpoint(family.describe(file))
+    raise CheckpointError(
+        f"{file.source} is not a checkpoint of a supported model.",
+        f"Supported are {', '.join(_architectures())}.",
     )
 
 
-def _load_adapter(name: str, options: ModelOptions) -> Model:
+def _load_checkpoint_model(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    architecture = checkpoint.meta.architecture
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family.load(checkpoint, options)
+    raise CheckpointError(
+        f"{checkpoint.source} is for the architecture {architecture!r}, which is unknown.",
+        f"Known are {', '.join(_architectures())}.",
+    )
+
+
+def _architectures() -> list[str]:
+    return [architecture for family in FAMILIES for architecture in family.architectures]
+
+
+def _looks_like_path(name: str) -> bool:
+    return os.sep in name or name.endswith(_CHECKPOINT_SUFFIXES)
+
+
+def _cached_path(url: str) -> Path:
+    """Each link has a folder of its own in the cache, and its file a name that people recognise."""
+    file_name = re.sub(r"[^\w.-]", "_", urlsplit(url).path.rsplit("/", 1)[-1])[-80:] or "model"
+    return downloads.cache_dir() / "links" / downloads.short_hash(url) / file_name
+
+
+def _unknown_model(name: str) -> CheckpointError:
+    known = known_names()
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    suggestion = f"Did you mean {similar[0]}? " if similar else ""
+    return CheckpointError(
+        f"There is no model and no file named {name!r}.",
+        f"{suggestion}Known names are {', '.join(known)}. You can also give the path of a "
+        ".safetensors, .pt or .pth file or of a folder of transformers, an https:// link, or "
+        "package.module:Class.",
+    )
+
+
+def _load_user_class(name: str, options: ModelOptions) -> Model:
     module_name, _, class_name = name.partition(":")
-    # Console scripts do not look into the working folder; `python -m` does. Same answer for both.
+    # Console scripts do not look into the working folder; `python -m` does. Both must find it.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -164,19 +170,19 @@ def _load_adapter(name: str, options: ModelOptions) -> Model:
     except ImportError as error:
         raise UsageError(
             f"Cannot import {module_name!r} for the model {name}: {error}.",
-            "Run where the module can be imported, or install its package.",
+            "Run the command where the module can be imported, or install its package.",
         ) from error
-    factory = getattr(module, class_name, None)
-    if factory is None:
+    model_class = getattr(module, class_name, None)
+    if model_class is None:
         raise UsageError(f"The module {module_name!r} has no {class_name!r} (model {name}).")
     try:
-        model = factory(options)
+        model = model_class(options)
     except SegcoreError:
         raise
     except Exception as error:
-        raise UsageError(f"The model {name} cannot be made: {error!r}.") from error
+        raise UsageError(f"The model {name} cannot be created: {error!r}.") from error
     if not isinstance(model, Model):
-        needed = ("info", "batch_size", "preprocess", "forward", "postprocess")
-        missing = [attribute for attribute in needed if not hasattr(model, attribute)]
+        required = ("info", "batch_size", "preprocess", "forward", "postprocess")
+        missing = [attribute for attribute in required if not hasattr(model, attribute)]
         raise UsageError(f"{name} is not a model of segcore: it has no {', '.join(missing)}.")
     return model

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from segcore.errors import SegcoreError, UsageError
 from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
-from segcore.planning.plan import Plan, decode_plan
+from segcore.planning.plan import Plan
+from segcore.planning.plan_files import decode_plan
 from segcore.storage import Storage
 
 _REQUEST_THREADS = 16

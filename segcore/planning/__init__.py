@@ -1,1 +1,1 @@
-"""What there is to do, and what of it is done."""
+"""What there is to do, and what of it is done already."""

@@ -19,7 +19,7 @@ from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
-from segcore.worker.prefetch import Preprocessor
+from segcore.worker.preprocessing import Preprocessor
 
 MAX_WEIGHTS_BYTES = 4 << 30
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from segcore.distributed import cluster
+from segcore.distributed.pool import PoolSize, size_pool
 from segcore.distributed.progress import ProgressGoal, show_progress
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
 from segcore.text import plural
-from segcore.worker.unit_worker import ReadOptions
+from segcore.worker.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from segcore.distributed.actors import ActorSpec, UnitOutcome
@@ -110,7 +111,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
         with state.timed("start_ray"):
             stack.enter_context(cluster.connected(options))
             nodes = cluster.live_nodes()
-            pool = cluster.size_pool(options, job.config.model.device, max_units, nodes)
+            pool = size_pool(options, job.config.model.device, max_units, nodes)
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)
@@ -149,7 +150,7 @@ def _run_attempts(
             break
 
 
-def _actor_spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
+def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
     """What every actor of `pool` needs to know."""
     from segcore.distributed.actors import ActorSpec
 
@@ -163,7 +164,7 @@ def _actor_spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
             storage=job.storage,
             source=source_for(config.source, pool),
             decode=config.decode,
-            threads=config.ray.decode_threads or pool.reading_threads,
+            threads=config.ray.decode_threads or pool.decode_threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
             image_timeout_s=config.run.image_timeout_s,
         ),
@@ -173,7 +174,7 @@ def _actor_spec(job: Job, pool: cluster.PoolSize) -> ActorSpec:
     )
 
 
-def source_for(options: SourceOptions, pool: cluster.PoolSize) -> SourceOptions:
+def source_for(options: SourceOptions, pool: PoolSize) -> SourceOptions:
     """Reading options for the workers of `pool`.
 
     A GPU needs more images per second than as many concurrent requests as suit a CPU can deliver.

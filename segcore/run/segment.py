@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 
 from segcore.config import Config
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
-from segcore.lease.lease import Lease, heartbeat_options, hold_lease
+from segcore.lease.hold import heartbeat_options, hold_lease
+from segcore.lease.lease import Lease
 from segcore.output.latest import publish, read_latest
 from segcore.output.report import (
     COMPLETE,
@@ -24,7 +25,8 @@ from segcore.output.report import (
     final_status,
     reconcile,
 )
-from segcore.planning.plan import Units, encode_plan, remaining_units, select_units
+from segcore.planning.plan import Units, remaining_units, select_units
+from segcore.planning.plan_files import encode_plan
 from segcore.run.carry_over import carry_over
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
 from segcore.run.passes import Notify, Pass, RunState, run_passes
@@ -96,7 +98,7 @@ def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     ttl_s = job.config.run.lease_ttl_s
     return hold_lease(
         job.storage,
-        job.layout.prefix,
+        job.layout.lease_folder,
         ttl_s,
         notify,
         Storage(heartbeat_options(job.config.storage, ttl_s)),

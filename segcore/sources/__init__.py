@@ -1,4 +1,4 @@
-"""Archives of images: what they are, how they are cut into units, and how a unit is read."""
+"""Archives of images: which kinds there are, how they are cut into units, how units are read."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def read_unit(
     storage: Storage,
     options: SourceOptions,
     notes: Counter[str] | None = None,
-    without: Collection[str] = (),
+    exclude: Collection[str] = (),
 ) -> Iterator[Sample]:
-    """The images of a unit, in a fixed order, one at a time.
+    """The images of a unit, one at a time in a fixed order.
 
-    One bad image never raises: it is a sample with an error. `notes`, when given, counts
-    "ignored_members" and "duplicate_names". Loose images whose id is in `without` are left out,
-    unread; shards are read as they are.
+    A bad image never raises: it becomes a sample with an error. `notes`, if given, counts
+    "ignored_members" and "duplicate_names". Loose images whose id is in `exclude` are skipped
+    without being read; shards are always read in full.
 
     Raises:
-        StorageError: The unit as a whole cannot be read now (storage down, shard gone or
-            changed, no permission): it must not be committed.
+        StorageError: The unit as a whole cannot be read now (storage down, shard gone or changed,
+            no permission) and must not be committed.
     """
     notes = Counter() if notes is None else notes
     try:
         if unit.kind == "objects":
-            yield from read_objects(unit, storage, options, without)
+            yield from read_objects(unit, storage, options, exclude)
         elif unit.kind == "tar":
             yield from read_tar(unit, storage, options, notes)
         elif unit.kind == "parquet":

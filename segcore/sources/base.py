@@ -1,4 +1,4 @@
-"""What every kind of archive has in common: options, entries, samples."""
+"""What all kinds of archives share: options, entries, samples, image ids."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
 from segcore.sources.units import Unit, UnitLimits
-from segcore.storage import ObjectTooLarge
+from segcore.storage import ObjectInfo, ObjectTooLarge, Storage
 from segcore.storage.listing import Listing
+from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK
 from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 Kind = Literal["images", "tar", "parquet", "manifest", "coco"]
 
-# Etags that mark an entry which is part of the archive but may not be read: each becomes a
-# failed row with the code `unsafe_uri`.
+# Etags that mark an entry that is part of the archive but must not be read. Such an entry becomes a
+# failed row with the code `unsafe_uri` and one of these reasons.
 BAD_PARENT, BAD_SCHEME, BAD_URI = "!parent", "!scheme", "!uri"
 REFUSALS = {
-    "!link": "a link that leads outside the input folder (allow with source.allow_outside=true)",
-    "!name": "its file name is not valid UTF-8; rename the file",
+    OUTSIDE_LINK: "a link that leads outside the input folder "
+    "(allow with source.allow_outside=true)",
+    BAD_NAME: "its file name is not valid UTF-8; rename the file",
     BAD_PARENT: "leads outside the folder it is relative to (allow with source.allow_outside=true)",
     BAD_SCHEME: "its scheme is not one of source.allowed_schemes",
     BAD_URI: "not a URI that can be read (signed query, credentials, or empty and '..' parts)",
@@ -39,24 +41,24 @@ class SourceOptions(BaseModel):
 
     kind: Literal["auto"] | Kind = Field(default="auto", description="Kind of the archive.")
     image_column: str | None = Field(
-        default=None, description="Parquet: column with the image bytes (found when not given)."
+        default=None, description="Parquet: column with the image bytes; detected by default."
     )
     key_column: str | None = Field(
-        default=None, description="Parquet: column that names each image (found when not given)."
+        default=None, description="Parquet: column that names each image; detected by default."
     )
     uri_column: str | None = Field(
-        default=None, description="Manifest: column or key with the URI (found when not given)."
+        default=None, description="Manifest: column or key with the URI; detected by default."
     )
     coco_images: str | None = Field(
-        default=None, description="COCO: folder of the images (found when not given)."
+        default=None, description="COCO: folder of the images; detected by default."
     )
     max_image_bytes: int = Field(
-        default=256 << 20, ge=1, description="Larger images become failed rows, unread."
+        default=256 << 20, ge=1, description="Larger images are not read and become failed rows."
     )
     allowed_schemes: tuple[Literal["file", "s3", "gs", "az"], ...] | None = Field(
         default=None,
-        description="Schemes a manifest may name; default s3, gs, az, and file when the manifest "
-        "itself is a local file.",
+        description="Schemes that the entries of a manifest may have; by default s3, gs, az, and "
+        "file if the manifest itself is a local file.",
     )
     allow_outside: bool = Field(
         default=False,
@@ -69,25 +71,25 @@ class SourceOptions(BaseModel):
         default=None,
         ge=1,
         le=256,
-        description="Concurrent reads of loose remote images, per worker; default 64 where the "
-        "worker has a GPU, else 16.",
+        description="Concurrent reads of loose remote images per worker; by default 64 if the "
+        "worker has a GPU, otherwise 16.",
     )
 
     @field_validator("extensions")
     @classmethod
-    def _plain_extensions(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        plain = tuple(value.lower().lstrip(".") for value in values)
-        if any(not value.isalnum() for value in plain):
-            raise ValueError("extensions are letters and digits, such as 'jpg'")
-        return plain
+    def _normalize_extensions(cls, extensions: tuple[str, ...]) -> tuple[str, ...]:
+        normalized = tuple(extension.lower().lstrip(".") for extension in extensions)
+        if any(not extension.isalnum() for extension in normalized):
+            raise ValueError("extensions must consist of letters and digits, such as 'jpg'")
+        return normalized
 
     def is_image_name(self, name: str) -> bool:
-        """Whether the extension of this name is one of an image, and the name not hidden."""
-        last = name.rpartition("/")[2]
-        return not last.startswith(".") and last.rpartition(".")[2].lower() in self.extensions
+        """Whether the name has the extension of an image and is not hidden."""
+        base = name.rpartition("/")[2]
+        return not base.startswith(".") and base.rpartition(".")[2].lower() in self.extensions
 
     def schemes_for(self, manifest_is_remote: bool) -> tuple[str, ...]:
-        """Schemes that entries of a manifest may have."""
+        """The schemes that entries of a manifest may have."""
         if self.allowed_schemes is not None:
             return self.allowed_schemes
         return REMOTE_SCHEMES if manifest_is_remote else ("file", *REMOTE_SCHEMES)
@@ -95,13 +97,13 @@ class SourceOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it comes out of an archive: bytes, or the reason why there are none.
+    """One image as read from an archive: its bytes, or the reason why there are none.
 
     Attributes:
         image_id: The object's URI, or `<shard uri>#<key>`.
         uri: Object or shard that holds the bytes.
-        etag: Version of that object, "" when not known.
-        data: Encoded image; None exactly when `error` is set.
+        etag: Version of that object; "" if unknown.
+        data: Encoded image; None if and only if `error` is set.
         error: Why it cannot be read; becomes a failed row.
         warning: "" or "duplicate_name" (the key got a suffix `~2`, `~3`, ...).
     """
@@ -114,17 +116,17 @@ class Sample:
     warning: str = ""
 
 
-Entries: TypeAlias = pa.Table | Listing  # shards; loose images, of which there may be millions
+Entries: TypeAlias = pa.Table | Listing  # shards, or loose images, of which there may be millions
 
 
 @dataclass
 class Source(ABC):
-    """An archive that was found and is ready to be cut into units.
+    """An archive that was found and can be cut into units.
 
     Attributes:
         input: Canonical URI of the input.
-        kind: Kind of archive.
-        notes: Sentences for people about what was left out; complete after `entries`.
+        kind: Kind of the archive.
+        notes: Sentences for people about entries that were skipped; complete after `entries`.
     """
 
     input: str
@@ -133,29 +135,44 @@ class Source(ABC):
 
     @property
     def unit_kind(self) -> str:
-        """Kind of the units: "objects", "tar" or "parquet"."""
+        """Kind of its units: "objects", "tar" or "parquet"."""
         return self.kind if self.kind in ("tar", "parquet") else "objects"
 
     @property
     def fingerprint(self) -> str:
-        """Options that decide how a shard is cut and read; "" where entries say it all."""
+        """The options that decide how shards are cut and read; "" if there are none."""
         return ""
 
     @abstractmethod
     def entries(self) -> Entries:
-        """Loose images, or shards: columns uri, size, etag; sorted by uri, without duplicates."""
+        """Loose images or shards: columns uri, size, etag; sorted by uri, without duplicates."""
 
     @abstractmethod
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
-        """Units that hold all of `entries` (rows of `self.entries()`) exactly once."""
+        """Units that hold each of `entries` (rows of `self.entries()`) exactly once."""
 
     def units(self, limits: UnitLimits) -> Iterator[Unit]:
-        """The whole archive, cut."""
+        """The units of the whole archive."""
         return self.cut(self.entries(), limits)
 
 
+def stat_unchanged_shard(unit: Unit, storage: Storage) -> ObjectInfo:
+    """Size and version of the shard of a unit.
+
+    Raises:
+        StorageError: It is gone, must not be read, or has changed since planning.
+    """
+    info = storage.stat(unit.shard)
+    if info.etag != unit.etag:
+        raise StorageError(
+            f"{unit.shard} changed while the run was in progress.",
+            "Rerun the same command to plan it again.",
+        )
+    return info
+
+
 def as_image_error(error: StorageError) -> ImageError:
-    """The failed-row form of a storage error."""
+    """The error of the failed row that a storage error becomes."""
     if isinstance(error, ObjectTooLarge):
         code = ErrorCode.TOO_MANY_BYTES
     elif isinstance(error, ObjectNotFound):
@@ -167,20 +184,20 @@ def as_image_error(error: StorageError) -> ImageError:
     return ImageError(code, error.message)
 
 
-class KeyNames:
-    """Gives each key of a shard an image id; a repeated key gets `~2`, `~3`, ... in order."""
+class UniqueImageIds:
+    """Assigns image ids to the keys of a shard; a repeated key gets `~2`, `~3`, ... in order."""
 
     def __init__(self, shard: str) -> None:
         self._shard = shard
-        self._seen: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
 
-    def name(self, key: str) -> tuple[str, bool]:
+    def assign(self, key: str) -> tuple[str, bool]:
         """(image id, whether it is a renamed duplicate) of the next member with this key."""
-        self._seen[key] += 1
-        if (count := self._seen[key]) == 1:
+        self._uses[key] += 1
+        if (count := self._uses[key]) == 1:
             return f"{self._shard}#{key}", False
-        # a later member may carry the very name that a suffix makes: step over it
-        while self._seen[candidate := f"{key}~{count}"]:
+        # skip a suffixed name that another member already has as its own key
+        while self._uses[candidate := f"{key}~{count}"]:
             count += 1
-        self._seen[candidate] += 1
+        self._uses[candidate] += 1
         return f"{self._shard}#{candidate}", True

@@ -1,4 +1,4 @@
-"""COCO data sets: a JSON file that names the images, and the folder they are in."""
+"""COCO data sets: a JSON file that names the images, and the folder that holds them."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 from segcore.errors import SegcoreError, UsageError
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
-from segcore.sources.references import Resolver
+from segcore.sources.references import ReferenceResolver
 from segcore.storage import Storage
 from segcore.storage.listing import Listing
 from segcore.storage.uris import basename, normalize, parent
 
-_PROBES = 5  # images looked for in each folder that may be the right one
+_PROBED_IMAGES = 5  # looked for in each candidate folder
 
 
 def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSource:
     """The images of a COCO file (`images[].file_name`).
 
-    Their folder is `options.coco_images` (like every path a person gives, a relative one starts at
-    the working directory), or the first of these in which one of the first images lies: the
-    JSON's folder, `images/` in it, `images/` beside it, and folders named like the JSON without
-    `instances_`, in it or beside it.
+    Their folder is `options.coco_images` (relative to the working directory, like every path that a
+    person gives), or the first of these folders that holds one of the first images: the folder of
+    the JSON file, `images/` inside it, `images/` beside it, and folders named like the JSON file
+    without `instances_`, inside it or beside it.
 
     Raises:
-        UsageError: Not a COCO file, no images in it, or none of these folders holds them.
-        ObjectNotFound, AccessDenied, StorageError: The JSON itself cannot be read.
+        UsageError: It is not a COCO file, it names no images, or none of these folders holds them.
+        ObjectNotFound, AccessDenied, StorageError: The JSON file itself cannot be read.
     """
     names = _file_names(uri, storage)
     if options.coco_images is None:
         folder = _find_folder(uri, names, options, storage)
     else:
         folder = normalize(options.coco_images)
-        if not _holds_one(folder, names, options, storage):
+        if not _holds_first_images(folder, names, options, storage):
             raise UsageError(
                 f"None of the first images of {uri} (such as {names[0]!r}) was found in {folder}.",
-                "source.coco_images must be the folder that their file names start in.",
+                "source.coco_images must be the folder that their file names are relative to.",
             )
-    resolver = Resolver.of(folder, options)
-    table = Listing.from_rows(resolver.row(name) for name in names)
-    return ObjectsSource(input=uri, kind="coco", table=table)
+    resolver = ReferenceResolver.for_root(folder, options)
+    listing = Listing.from_rows(resolver.resolve(name) for name in names)
+    return ObjectsSource(input=uri, kind="coco", listing=listing)
 
 
 def _file_names(uri: str, storage: Storage) -> list[str]:
@@ -50,7 +50,7 @@ def _file_names(uri: str, storage: Storage) -> list[str]:
         raise UsageError(f"{uri} is not valid JSON.") from error
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
-        raise UsageError(f"{uri} is no COCO file: it has no list 'images'.")
+        raise UsageError(f"{uri} is not a COCO file: it has no list 'images'.")
     if not images:
         raise UsageError(f"{uri} names no images: its list 'images' is empty.")
     names = []
@@ -68,19 +68,21 @@ def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: St
     candidates = [folder, f"{folder}/images", f"{parent(folder)}/images"]
     candidates += [f"{folder}/{stem}", f"{parent(folder)}/{stem}"] if stem else []
     for candidate in candidates:
-        if _holds_one(candidate, names, options, storage):
+        if _holds_first_images(candidate, names, options, storage):
             return candidate
-    shown = ", ".join(dict.fromkeys(candidates))
+    folders = ", ".join(dict.fromkeys(candidates))
     raise UsageError(
-        f"None of the first images of {uri} (such as {names[0]!r}) was found in {shown}.",
-        "Name their folder with --set source.coco_images=FOLDER.",
+        f"None of the first images of {uri} (such as {names[0]!r}) was found in {folders}.",
+        "Set their folder with --set source.coco_images=FOLDER.",
     )
 
 
-def _holds_one(folder: str, names: list[str], options: SourceOptions, storage: Storage) -> bool:
-    """Whether one of the first images is in this folder."""
-    resolver = Resolver.of(folder, options)
-    rows = [resolver.row(name) for name in names[:_PROBES]]
+def _holds_first_images(
+    folder: str, names: list[str], options: SourceOptions, storage: Storage
+) -> bool:
+    """Whether at least one of the first images is in this folder."""
+    resolver = ReferenceResolver.for_root(folder, options)
+    rows = [resolver.resolve(name) for name in names[:_PROBED_IMAGES]]
     return any(not etag.startswith("!") and _exists(uri, storage) for uri, _, etag in rows)
 
 

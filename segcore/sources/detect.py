@@ -1,4 +1,4 @@
-"""Which kind of archive a path or URI names."""
+"""Opening an archive: which kind of archive a path or URI names."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from segcore.sources.parquet import ParquetSource
 from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
 from segcore.storage.listing import Listing
+from segcore.storage.local_disk import LINKED_FOLDER
 from segcore.storage.uris import is_remote, normalize, redact
+from segcore.text import plural
 
-_PACKED = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
+_COMPRESSED_EXTENSIONS = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
+_NOUNS = {"tar": "tar shard", "parquet": "Parquet file", "images": "image"}
 
 
 def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Source:
-    """Find the archive that `input_uri` names, and its kind unless `options.kind` says it.
+    """Open the archive that `input_uri` names; its kind is detected unless `options.kind` sets it.
 
-    A folder or prefix holds either tar shards, Parquet shards or images; a file is a shard, an
-    image, a manifest or a COCO file, by its extension.
+    A folder or prefix holds tar shards, Parquet shards or images. A file is a shard, an image, a
+    manifest or a COCO file, depending on its extension.
 
     Raises:
-        UsageError: Nothing to segment there, or the kind is not clear.
+        UsageError: It holds nothing to segment, or its kind is ambiguous.
         ObjectNotFound, AccessDenied, StorageError: It does not exist or cannot be read.
     """
     uri = normalize(input_uri)
-    info = _as_file(uri, storage)
+    info = _stat_file(uri, storage)
     if info is not None:
         return _open_file(info, options, storage)
     if options.kind in ("manifest", "coco"):
@@ -48,7 +51,8 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
     return _open_folder(uri, listing, options, storage)
 
 
-def _as_file(uri: str, storage: Storage) -> ObjectInfo | None:
+def _stat_file(uri: str, storage: Storage) -> ObjectInfo | None:
+    """The object of this URI; None if there is none, as for a folder."""
     if not is_remote(uri) and os.path.isdir(uri):
         return None
     try:
@@ -58,148 +62,159 @@ def _as_file(uri: str, storage: Storage) -> ObjectInfo | None:
 
 
 def _open_file(info: ObjectInfo, options: SourceOptions, storage: Storage) -> Source:
-    kind = _file_kind(info.uri, storage, options) if options.kind == "auto" else options.kind
+    kind = _detect_file_kind(info.uri, storage, options) if options.kind == "auto" else options.kind
     if kind == "manifest":
         return open_manifest(info.uri, options, storage)
     if kind == "coco":
         return open_coco(info.uri, options, storage)
     listing = Listing.from_rows([(info.uri, info.size, info.etag)])
-    return _source(kind, info.uri, listing, options, storage)
+    return _make_source(kind, info.uri, listing, options, storage)
 
 
-def _source(
+def _make_source(
     kind: Kind, uri: str, listing: Listing, options: SourceOptions, storage: Storage
 ) -> Source:
     if kind == "images":
-        return ObjectsSource(input=uri, kind=kind, table=listing)
+        return ObjectsSource(input=uri, kind=kind, listing=listing)
     shards = listing.to_table()
     if kind == "tar":
-        return TarSource(input=uri, kind=kind, listing=shards, storage=storage, options=options)
-    return ParquetSource(input=uri, kind="parquet", listing=shards, storage=storage,
-                         options=options)  # fmt: skip
+        return TarSource(input=uri, kind=kind, shards=shards, storage=storage, options=options)
+    return ParquetSource(input=uri, kind="parquet", shards=shards, storage=storage, options=options)
 
 
-def _file_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
+def _detect_file_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
     extension = uri.rpartition(".")[2].lower()
     if extension in options.extensions:
         return "images"
     if extension == "json":
         return "coco"
     if extension == "parquet":
-        return _parquet_kind(uri, storage, options)
+        return _detect_parquet_kind(uri, storage, options)
     if extension == "tar":
         return "tar"
     if extension in manifest.EXTENSIONS:
         return "manifest"
-    if extension in _PACKED:
+    if extension in _COMPRESSED_EXTENSIONS:
         raise UsageError(
-            f"{uri} is compressed; segcore reads plain .tar shards.", "Unpack it first."
+            f"{uri} is compressed; segcore reads uncompressed .tar shards.", "Unpack it first."
         )
     raise UsageError(
-        f"{uri}: what it is does not follow from its name.",
-        "Use --set source.kind=images|tar|parquet|manifest|coco.",
+        f"{uri}: the kind of this file cannot be told from its name.",
+        "Set it with --set source.kind=images|tar|parquet|manifest|coco.",
     )
 
 
-def _parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
-    """A Parquet file is a manifest when it holds no bytes."""
+def _detect_parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
+    """A Parquet file is a manifest if it has strings but no bytes."""
     if options.image_column is None:
         try:
             with storage.open(uri, 1 << 20) as file:
                 schema = pq.read_schema(file)
         except (pa.ArrowException, OSError, ValueError):
-            return "parquet"  # damaged: its reader reports it
-        kinds = [str(column.type) for column in schema]
-        holds_bytes = any("binary" in kind for kind in kinds)
-        if not holds_bytes and any("string" in kind for kind in kinds):
+            return "parquet"  # damaged: its reader reports that
+        types = [str(column.type) for column in schema]
+        has_bytes = any("binary" in name for name in types)
+        if not has_bytes and any("string" in name for name in types):
             return "manifest"
     return "parquet"
 
 
 def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: Storage) -> Source:
     notes = _notes_on_links(uri, listing)
-    there: Counter[str] = Counter()
-    for uris, etags in zip(
-        listing.column_batches("uri"), listing.column_batches("etag"), strict=True
-    ):
-        shown = uris.filter(_visible(uri, uris, etags))
-        for row in pc.value_counts(_extensions(shown)).to_pylist():
-            there[row["values"]] += row["counts"]
-    of_kind = {"tar": ("tar",), "parquet": ("parquet",), "images": options.extensions}
-    counts = {kind: sum(there[name] for name in names) for kind, names in of_kind.items()}
-    kind = _folder_kind(uri, counts, options, there)
-    names = pa.array(of_kind[kind], pa.large_string())
-    chosen = listing.filter(
+    extension_counts = _count_extensions(uri, listing)
+    extensions_of_kind = {"tar": ("tar",), "parquet": ("parquet",), "images": options.extensions}
+    kind_counts = {
+        kind: sum(extension_counts[extension] for extension in extensions)
+        for kind, extensions in extensions_of_kind.items()
+    }
+    kind = _choose_folder_kind(uri, kind_counts, options, extension_counts)
+    extensions = pa.array(extensions_of_kind[kind], pa.large_string())
+    selected = listing.filter(
         lambda table: pc.and_(
-            _visible(uri, table["uri"], table["etag"]), pc.is_in(_extensions(table["uri"]), names)
+            _visible(uri, table["uri"], table["etag"]),
+            pc.is_in(_extensions(table["uri"]), extensions),
         )
     )
-    others = there.total() - chosen.num_rows
-    if others:
-        notes.append(f"{others:,} other files under {redact(uri)} are left out.")
+    n_others = extension_counts.total() - selected.num_rows
+    if n_others:
+        notes.append(f"Skipped {plural(n_others, 'other file')} in {redact(uri)}.")
     if kind != "images":
-        _refuse_marked_shards(chosen.to_table())
-    source = _source(kind, uri, chosen, options, storage)
+        _refuse_marked_shards(selected.to_table())
+    source = _make_source(kind, uri, selected, options, storage)
     source.notes.extend(notes)
     return source
 
 
+def _count_extensions(uri: str, listing: Listing) -> Counter[str]:
+    """How many visible files have each extension."""
+    counts: Counter[str] = Counter()
+    for uris, etags in zip(
+        listing.column_batches("uri"), listing.column_batches("etag"), strict=True
+    ):
+        visible_uris = uris.filter(_visible(uri, uris, etags))
+        for row in pc.value_counts(_extensions(visible_uris)).to_pylist():
+            counts[row["values"]] += row["counts"]
+    return counts
+
+
 def _visible(uri: str, uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Which rows are neither hidden nor links to folders that were not entered."""
+    """Mask of the rows that are neither hidden nor links to folders that were not entered."""
     below = pc.utf8_slice_codeunits(uris, len(uri))
-    hidden = pc.match_substring_regex(below, r"/\.")
-    return pc.invert(pc.or_(hidden, pc.equal(etags, "!folder")))
+    is_hidden = pc.match_substring_regex(below, r"/\.")
+    return pc.invert(pc.or_(is_hidden, pc.equal(etags, LINKED_FOLDER)))
 
 
 def _notes_on_links(uri: str, listing: Listing) -> list[str]:
-    linked = sum(
-        int(pc.sum(pc.equal(etags, "!folder")).as_py() or 0)
+    n_links = sum(
+        int(pc.sum(pc.equal(etags, LINKED_FOLDER)).as_py() or 0)
         for etags in listing.column_batches("etag")
     )
-    if not linked:
+    if not n_links:
         return []
+    links = plural(n_links, "link to a folder", "links to folders")
     return [
-        f"{linked:,} links to folders under {redact(uri)} were not followed "
-        "(set source.allow_outside=true to follow them)."
+        f"Skipped {links} in {redact(uri)} (set source.allow_outside=true to follow such links)."
     ]
 
 
 def _extensions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    found = pc.extract_regex(uris, r"\.(?P<ext>[^./]*)$")
-    return pc.utf8_lower(pc.fill_null(pc.struct_field(found, "ext"), ""))
+    """The extension of each URI in lower case; "" for none."""
+    matches = pc.extract_regex(uris, r"\.(?P<extension>[^./]*)$")
+    return pc.utf8_lower(pc.fill_null(pc.struct_field(matches, "extension"), ""))
 
 
-def _folder_kind(
-    uri: str, counts: dict[str, int], options: SourceOptions, there: Counter[str]
+def _choose_folder_kind(
+    uri: str, kind_counts: dict[str, int], options: SourceOptions, extension_counts: Counter[str]
 ) -> Kind:
-    held = [kind for kind, count in counts.items() if count]
+    kinds = [kind for kind, count in kind_counts.items() if count]
     if options.kind != "auto":
-        held = [kind for kind in held if kind == options.kind]
-    if len(held) == 1:
-        return cast(Kind, held[0])
-    shown = redact(uri)
-    if held:
-        mixture = ", ".join(f"{counts[kind]:,} {_NAMES[kind]}" for kind in held)
-        choices = " or ".join(f"--set source.kind={kind}" for kind in held)
-        raise UsageError(f"{shown} holds a mixture: {mixture}.", f"Choose with {choices}.")
-    looked = {
-        "auto": ", ".join(f".{e}" for e in (*options.extensions, "tar", "parquet")),
-        "images": ", ".join(f".{e}" for e in options.extensions),
-    }.get(options.kind, f".{options.kind}")
-    most = sorted(there.items(), key=lambda item: (-item[1], item[0]))[:5]
-    found = ", ".join(f"{count:,} x .{name}" for name, count in most) or "nothing at all"
+        kinds = [kind for kind in kinds if kind == options.kind]
+    if len(kinds) == 1:
+        return cast(Kind, kinds[0])
+    folder = redact(uri)
+    if kinds:
+        mixture = ", ".join(plural(kind_counts[kind], _NOUNS[kind]) for kind in kinds)
+        choices = " or ".join(f"--set source.kind={kind}" for kind in kinds)
+        raise UsageError(f"{folder} holds a mixture: {mixture}.", f"Choose with {choices}.")
+    expected = {
+        "auto": (*options.extensions, "tar", "parquet"),
+        "images": options.extensions,
+    }.get(options.kind, (options.kind,))
+    expected_names = ", ".join(f".{extension}" for extension in expected)
+    most_common = sorted(extension_counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+    present = ", ".join(f"{count:,} x .{extension}" for extension, count in most_common)
     raise UsageError(
-        f"No images found under {shown}; looked for the extensions {looked}; there is {found}.",
+        f"No images found in {folder}. Expected files with the extensions {expected_names}; found "
+        f"{present or 'no files'}.",
         "For a manifest or a COCO file, give the file itself.",
     )
 
 
-_NAMES = {"tar": "tar shards", "parquet": "Parquet files", "images": "images"}
-
-
 def _refuse_marked_shards(shards: pa.Table) -> None:
+    """Shards that must not be read end the run: as failed rows they would hide many images."""
     for row in shards.filter(pc.starts_with(shards["etag"], "!")).slice(0, 1).to_pylist():
         raise UsageError(
-            f"{row['uri']} is a link that leads outside the input folder, or has no valid name.",
+            f"{row['uri']} is a link that leads outside the input folder, or its name is not valid "
+            "UTF-8.",
             "To follow links, set source.allow_outside=true.",
         )

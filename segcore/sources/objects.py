@@ -16,17 +16,20 @@ from segcore.sources.base import (
     SourceOptions,
     as_image_error,
 )
-from segcore.sources.units import Member, Unit, UnitLimits, objects_unit
+from segcore.sources.units import Member, Unit, UnitLimits, make_objects_unit
 from segcore.storage import ObjectTooLarge, Storage, is_remote
 from segcore.storage.listing import Listing
+from segcore.storage.uris import redact
+from segcore.text import plural
 
-# So many failed requests in a row mean that the storage is down, not that the images are bad.
-_OUTAGE = 3
-_READ_THREADS = 16  # a CPU asks for no more; where there is a GPU, the options name more
-_HELD_BYTES = 64 << 20  # encoded images read ahead, at most; one larger image is read alone
-_UNKNOWN_BYTES = 1 << 20  # taken for the size of an image whose size is not known
+# This many failed requests in a row mean that the storage is down, not that the images are bad.
+_OUTAGE_FAILURES = 3
+_READ_THREADS = 16  # enough for a CPU; for a GPU, the options ask for more
+_MAX_PREFETCH_BYTES = 64 << 20  # of encoded images read ahead; a larger image is read alone
+_ASSUMED_IMAGE_BYTES = 1 << 20  # for an image whose size is unknown
+_BATCH_ROWS = 10_000
 
-Outcome = bytes | ImageError | StorageError
+ReadResult = bytes | ImageError | StorageError
 
 
 @dataclass(kw_only=True)
@@ -34,128 +37,130 @@ class ObjectsSource(Source):
     """Images that are objects of their own: of a prefix, a manifest or a COCO data set.
 
     Attributes:
-        table: Rows uri, size, etag; the same uri may stand there twice.
+        listing: Rows uri, size, etag; a uri may occur more than once.
     """
 
-    table: Listing = field(repr=False)
+    listing: Listing = field(repr=False)
 
     def entries(self) -> Listing:
-        """Each image once, sorted by uri; says in `notes` how many were named twice."""
-        found, repeated = self.table.unique()
-        if repeated:
-            self.notes.append(f"{repeated:,} repeated entries are read once.")
-        return found
+        """Each image once, sorted by uri; `notes` says how many entries were duplicates."""
+        unique, n_duplicates = self.listing.unique()
+        if n_duplicates:
+            duplicates = plural(n_duplicates, "duplicate entry", "duplicate entries")
+            self.notes.append(f"Ignored {duplicates} of {redact(self.input)}.")
+        return unique
 
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Consecutive images, as many as the limits allow."""
         group: list[Member] = []
-        total = 0
-        for member in members_of(entries):
+        group_bytes = 0
+        for member in iter_members(entries):
             size = max(member.size, 0)
-            if group and (len(group) == limits.images or total + size > limits.bytes):
-                yield objects_unit(group)
-                group, total = [], 0
+            if group and (len(group) == limits.images or group_bytes + size > limits.bytes):
+                yield make_objects_unit(group)
+                group, group_bytes = [], 0
             group.append(member)
-            total += size
+            group_bytes += size
         if group:
-            yield objects_unit(group)
+            yield make_objects_unit(group)
 
 
-def members_of(entries: Entries) -> Iterator[Member]:
+def iter_members(entries: Entries) -> Iterator[Member]:
     """The rows of a table of entries."""
-    for batch in entries.to_batches(10_000):
+    for batch in entries.to_batches(_BATCH_ROWS):
         columns = (batch.column(name).to_pylist() for name in ("uri", "size", "etag"))
         for uri, size, etag in zip(*columns, strict=True):
             yield Member(uri, uri, etag, size)
 
 
 def read_objects(
-    unit: Unit, storage: Storage, options: SourceOptions, without: Collection[str] = ()
+    unit: Unit, storage: Storage, options: SourceOptions, exclude: Collection[str] = ()
 ) -> Iterator[Sample]:
-    """The images of a unit in its order, but those in `without`; remote ones read ahead.
+    """The images of a unit in its order, except those in `exclude`; remote ones are read ahead.
 
-    One image that cannot be read is a sample with an error. An outage is not: it must not turn
-    good images into failed rows. So an image whose request failed is asked for once more when
-    another one came, and only then has failed.
+    An image that cannot be read becomes a sample with an error. An outage does not: it must not
+    turn good images into failed rows. So an image whose request failed is requested once more after
+    another image was read, and fails only if that request fails, too.
 
     Raises:
         StorageError: Three requests failed after their retries, and none succeeded in between.
-        AccessDenied: Not one of the images of the unit may be read.
+        AccessDenied: None of the images of the unit may be read.
     """
-    held: list[tuple[Member, Outcome]] = []  # from the first image in doubt on
-    doubts = denied = 0
-    good: Member | None = None
-    wanted = [member for member in unit.members if member.image_id not in without]
-    for member, outcome in _outcomes(wanted, storage, options):
-        denied += isinstance(outcome, AccessDenied)
-        doubts += _in_doubt(outcome)
-        gone = doubts == _OUTAGE or denied == len(unit.members)
-        if gone and isinstance(outcome, StorageError):
-            raise outcome
-        held.append((member, outcome))
-        if isinstance(outcome, bytes):
-            good, doubts = member, 0
-        if not doubts:
-            yield from _settled(held, storage, options)
-            held.clear()
-    if doubts and good is not None:
-        storage.read(good.uri, options.max_image_bytes)  # raises where the storage is gone
-    yield from _settled(held, storage, options)
+    undecided: list[tuple[Member, ReadResult]] = []  # from the first possible outage on
+    n_possible_outages = n_denied = 0
+    last_readable: Member | None = None
+    members = [member for member in unit.members if member.image_id not in exclude]
+    for member, result in _read_ahead(members, storage, options):
+        n_denied += isinstance(result, AccessDenied)
+        n_possible_outages += _may_be_outage(result)
+        is_down = n_possible_outages == _OUTAGE_FAILURES or n_denied == len(unit.members)
+        if is_down and isinstance(result, StorageError):
+            raise result
+        undecided.append((member, result))
+        if isinstance(result, bytes):
+            last_readable, n_possible_outages = member, 0
+        if not n_possible_outages:
+            yield from _samples_of(undecided, storage, options)
+            undecided.clear()
+    if n_possible_outages and last_readable is not None:
+        storage.read(last_readable.uri, options.max_image_bytes)  # raises if the storage is down
+    yield from _samples_of(undecided, storage, options)
 
 
-def _in_doubt(outcome: Outcome) -> bool:
-    """Whether it may be the storage that failed, not the image."""
-    final = AccessDenied | ObjectNotFound | ObjectTooLarge
-    return isinstance(outcome, StorageError) and not isinstance(outcome, final)
+def _may_be_outage(result: ReadResult) -> bool:
+    """Whether the storage may have failed rather than the image."""
+    about_image = AccessDenied | ObjectNotFound | ObjectTooLarge
+    return isinstance(result, StorageError) and not isinstance(result, about_image)
 
 
-def _settled(
-    held: Iterable[tuple[Member, Outcome]], storage: Storage, options: SourceOptions
+def _samples_of(
+    results: Iterable[tuple[Member, ReadResult]], storage: Storage, options: SourceOptions
 ) -> Iterator[Sample]:
-    """Samples of outcomes; where it is in doubt the image is asked for once more."""
-    for member, first in held:
-        outcome = _read(member, storage, options) if _in_doubt(first) else first
-        yield _sample(member, outcome)
+    """Samples of read results; an image that may have failed by an outage is read once more."""
+    for member, first_result in results:
+        result = _read(member, storage, options) if _may_be_outage(first_result) else first_result
+        yield _to_sample(member, result)
 
 
-def _outcomes(
+def _read_ahead(
     members: Iterable[Member], storage: Storage, options: SourceOptions
-) -> Iterator[tuple[Member, Outcome]]:
-    """What reading each of them came to, in order; remote ones are read ahead, several at once."""
+) -> Iterator[tuple[Member, ReadResult]]:
+    """Each member with the result of reading it, in order; remote ones are read concurrently."""
     if not any(is_remote(member.uri) for member in members):
         yield from ((member, _read(member, storage, options)) for member in members)
         return
     threads = options.read_threads or _READ_THREADS
-    waiting: deque[tuple[Member, Future[Outcome]]] = deque()
-    held = 0
+    pending: deque[tuple[Member, Future[ReadResult]]] = deque()
+    pending_bytes = 0
     with ThreadPoolExecutor(threads, "segcore-read") as pool:
 
-        def first() -> tuple[Member, Outcome]:
-            nonlocal held
-            member, future = waiting.popleft()
-            held -= _weight(member)
+        def take_first() -> tuple[Member, ReadResult]:
+            nonlocal pending_bytes
+            member, future = pending.popleft()
+            pending_bytes -= _estimated_bytes(member)
             return member, future.result()
 
         try:
             for member in members:
-                while waiting and (
-                    len(waiting) >= 2 * threads or held + _weight(member) > _HELD_BYTES
+                while pending and (
+                    len(pending) >= 2 * threads
+                    or pending_bytes + _estimated_bytes(member) > _MAX_PREFETCH_BYTES
                 ):
-                    yield first()
-                waiting.append((member, pool.submit(_read, member, storage, options)))
-                held += _weight(member)
-            while waiting:
-                yield first()
-        finally:  # also when the consumer stops early: do not read what nobody wants
-            for _, future in waiting:
+                    yield take_first()
+                pending.append((member, pool.submit(_read, member, storage, options)))
+                pending_bytes += _estimated_bytes(member)
+            while pending:
+                yield take_first()
+        finally:  # also when the consumer stops early, so that nothing is read in vain
+            for _, future in pending:
                 future.cancel()
 
 
-def _weight(member: Member) -> int:
-    return member.size if member.size >= 0 else _UNKNOWN_BYTES
+def _estimated_bytes(member: Member) -> int:
+    return member.size if member.size >= 0 else _ASSUMED_IMAGE_BYTES
 
 
-def _read(member: Member, storage: Storage, options: SourceOptions) -> Outcome:
+def _read(member: Member, storage: Storage, options: SourceOptions) -> ReadResult:
     if member.etag.startswith("!"):
         reason = REFUSALS.get(member.etag, "may not be read")
         return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
@@ -165,8 +170,8 @@ def _read(member: Member, storage: Storage, options: SourceOptions) -> Outcome:
         return error
 
 
-def _sample(member: Member, outcome: Outcome) -> Sample:
-    if isinstance(outcome, StorageError):
-        outcome = as_image_error(outcome)
-    data, error = (None, outcome) if isinstance(outcome, ImageError) else (outcome, None)
+def _to_sample(member: Member, result: ReadResult) -> Sample:
+    if isinstance(result, StorageError):
+        result = as_image_error(result)
+    data, error = (None, result) if isinstance(result, ImageError) else (result, None)
     return Sample(member.image_id, member.uri, member.etag, data, error)

@@ -1,8 +1,8 @@
-"""Tar shards (WebDataset layout): cutting large ones, reading members as they lie.
+"""Tar shards (WebDataset layout): cutting large ones, and reading members in their order.
 
-Headers are parsed by the standard library; nothing is ever extracted to disk. The library ends
+Headers are parsed by the standard library; nothing is ever extracted to disk. The library stops
 silently at a damaged header, so the end of every archive is checked here: it must be a block of
-zeros. Anything else is a failed row, never a silent loss.
+zeros. Anything else becomes a failed row, never a silent loss.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from segcore.errors import ErrorCode, ImageError, StorageError
-from segcore.sources.base import Entries, KeyNames, Sample, Source, SourceOptions
+from segcore.sources.base import (
+    Entries,
+    Sample,
+    Source,
+    SourceOptions,
+    UniqueImageIds,
+    stat_unchanged_shard,
+)
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
 
-_BLOCK = 512
-_MAX_HEADER_BYTES = 1 << 20  # a long name or pax record; more is an attack or damage
-_INDEX_BUFFER = 1 << 20  # small members are read through, large ones hopped over
+_BLOCK_BYTES = 512
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or pax record; more is an attack or damage
+_INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
-_DAMAGE = (
+_TARFILE_ERRORS = (
     tarfile.TarError,
     ValueError,
     OverflowError,
@@ -37,8 +44,8 @@ _DAMAGE = (
 )
 
 
-class _Damaged(Exception):
-    """The archive cannot be read past `position`."""
+class _DamagedArchive(Exception):
+    """The archive cannot be read beyond `position`."""
 
     def __init__(self, code: ErrorCode, position: int, reason: str) -> None:
         super().__init__(reason)
@@ -46,41 +53,44 @@ class _Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class _Header:
+class _TarMember:
     name: str  # as stored, without a leading "./"
-    offset: int  # of the header, extended headers included
-    data: int  # offset of the content
-    size: int
-    problem: str  # "" or why the member is unsafe
+    header_offset: int  # where its headers begin, extended ones included
+    data_offset: int
+    size: int  # bytes
+    unsafe_reason: str  # "" if the member is safe
 
 
 @dataclass(kw_only=True)
 class TarSource(Source):
-    """Tar shards; `listing` has their uri, size and etag."""
+    """Tar shards; `shards` has their uri, size and etag."""
 
-    listing: pa.Table = field(repr=False)
+    shards: pa.Table = field(repr=False)
     storage: Storage
     options: SourceOptions
 
     @property
     def fingerprint(self) -> str:
-        """Which members count as images."""
-        return "tar:" + _reader(self.options)
+        """The extensions that make a member an image."""
+        return "tar:" + _reader_of(self.options)
 
     def entries(self) -> pa.Table:
         """The shards."""
-        return self.listing
+        return self.shards
 
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
-        """One unit per shard up to `limits.bytes`, unopened; larger ones are indexed and cut."""
-        storage, options = self.storage, self.options
-        reader = _reader(options)
+        """One unit for each shard up to `limits.bytes`; larger shards are indexed and cut.
 
-        def units_of(row: dict[str, Any]) -> list[Unit]:
-            if row["size"] > limits.bytes:
-                return _cut_shard(row, limits, storage, options)
-            size = row["size"]
-            return [make_unit("tar", shard=row["uri"], etag=row["etag"], stop=size,
+        Shards that become one unit are not opened.
+        """
+        storage, options = self.storage, self.options
+        reader = _reader_of(options)
+
+        def units_of(shard: dict[str, Any]) -> list[Unit]:
+            size = shard["size"]
+            if size > limits.bytes:
+                return _cut_shard(shard, limits, storage, options)
+            return [make_unit("tar", shard=shard["uri"], etag=shard["etag"], stop=size,
                               n_images=None, n_bytes=size, reader=reader)]  # fmt: skip
 
         with ThreadPoolExecutor(_INDEX_THREADS, "segcore-index") as pool:
@@ -89,43 +99,43 @@ class TarSource(Source):
                     yield from units
 
 
-def _reader(options: SourceOptions) -> str:
+def _reader_of(options: SourceOptions) -> str:
+    """The extensions of images, as stored in `Unit.reader`."""
     return ",".join(sorted(options.extensions))
 
 
 def _cut_shard(
-    row: dict[str, Any], limits: UnitLimits, storage: Storage, options: SourceOptions
+    shard: dict[str, Any], limits: UnitLimits, storage: Storage, options: SourceOptions
 ) -> list[Unit]:
-    size: int = row["size"]
-    names = KeyNames(row["uri"])
+    size: int = shard["size"]
+    image_ids = UniqueImageIds(shard["uri"])
     pieces: list[tuple[int, int, list[Member]]] = []  # (start, images, renamed duplicates)
-    start, images, renamed = 0, 0, list[Member]()
-    damaged = False
-    with storage.open(row["uri"], _INDEX_BUFFER) as file:
-        headers = _headers(file, 0, size, size)
+    start, n_images, duplicates = 0, 0, list[Member]()
+    is_damaged = False
+    with storage.open(shard["uri"], _INDEX_BUFFER_BYTES) as file:
         try:
-            for header in headers:
-                if not options.is_image_name(header.name):
+            for member in _iter_tar_members(file, 0, size, size):
+                if not options.is_image_name(member.name):
                     continue
-                full = images == limits.images or header.data + header.size - start > limits.bytes
-                if images and full:
-                    pieces.append((start, images, renamed))
-                    start, images, renamed = header.offset, 0, []
-                images += 1
-                image_id, again = names.name(header.name)
-                if again:
-                    renamed.append(Member(image_id, header.name, "", header.offset))
-        except _Damaged:
-            damaged = True  # the reader of the last piece meets it again and reports it
-    pieces.append((start, images, renamed))
+                n_bytes = member.data_offset + member.size - start
+                if n_images and (n_images == limits.images or n_bytes > limits.bytes):
+                    pieces.append((start, n_images, duplicates))
+                    start, n_images, duplicates = member.header_offset, 0, []
+                n_images += 1
+                image_id, is_duplicate = image_ids.assign(member.name)
+                if is_duplicate:
+                    duplicates.append(Member(image_id, member.name, "", member.header_offset))
+        except _DamagedArchive:
+            is_damaged = True  # whoever reads the last piece finds the damage again and reports it
+    pieces.append((start, n_images, duplicates))
     units = []
     for index, (begin, count, members) in enumerate(pieces):
-        last = index == len(pieces) - 1
-        stop = size if last else pieces[index + 1][0]
+        is_last = index == len(pieces) - 1
+        stop = size if is_last else pieces[index + 1][0]
         units.append(
-            make_unit("tar", shard=row["uri"], etag=row["etag"], start=begin, stop=stop,
-                      n_images=None if damaged and last else count, n_bytes=stop - begin,
-                      members=members, reader=_reader(options))
+            make_unit("tar", shard=shard["uri"], etag=shard["etag"], start=begin, stop=stop,
+                      n_images=None if is_damaged and is_last else count, n_bytes=stop - begin,
+                      members=members, reader=_reader_of(options))
         )  # fmt: skip
     return units
 
@@ -135,115 +145,124 @@ def read_tar(
 ) -> Iterator[Sample]:
     """The image members of a unit in the order of the archive.
 
-    Counts in `notes`: "ignored_members" (no image extension), "duplicate_names".
+    Counts in `notes`: "ignored_members" (without the extension of an image), "duplicate_names".
 
     Raises:
-        StorageError: The shard is gone, may not be read, or changed since planning.
+        StorageError: The shard is gone, must not be read, or has changed since planning.
     """
-    info = storage.stat(unit.shard)
-    if info.etag != unit.etag:
-        raise StorageError(
-            f"{unit.shard} changed while the run was going on.", "Run again to plan it anew."
-        )
-    whole = unit.start == 0 and unit.stop == info.size
-    names = KeyNames(unit.shard) if whole else None
-    renamed = {member.size: member.image_id for member in unit.members}
-    with storage.stream(info, until=unit.stop) as file:
+    info = stat_unchanged_shard(unit, storage)
+    is_whole_shard = unit.start == 0 and unit.stop == info.size
+    image_ids = UniqueImageIds(unit.shard) if is_whole_shard else None
+    duplicate_ids = {member.size: member.image_id for member in unit.members}  # by header offset
+    with storage.stream(info, prefetch_until=unit.stop) as file:
         try:
-            for header in _headers(file, unit.start, unit.stop, info.size):
-                if not options.is_image_name(header.name):
+            for member in _iter_tar_members(file, unit.start, unit.stop, info.size):
+                if not options.is_image_name(member.name):
                     notes["ignored_members"] += 1
                     continue
-                if names is not None:
-                    image_id, again = names.name(header.name)
+                if image_ids is not None:
+                    image_id, is_duplicate = image_ids.assign(member.name)
                 else:
-                    again = header.offset in renamed
-                    image_id = renamed.get(header.offset, f"{unit.shard}#{header.name}")
-                notes["duplicate_names"] += again
-                yield _sample(unit, image_id, again, file, header, options)
-        except _Damaged as damage:
+                    offset = member.header_offset
+                    is_duplicate = offset in duplicate_ids
+                    image_id = duplicate_ids.get(offset, f"{unit.shard}#{member.name}")
+                notes["duplicate_names"] += is_duplicate
+                yield _read_member(unit, image_id, is_duplicate, file, member, options)
+        except _DamagedArchive as damage:
             image_id = f"{unit.shard}#{damage.position}"
             error = ImageError(damage.code, f"{unit.shard}: {damage.reason}.")
             yield Sample(image_id, unit.shard, unit.etag, None, error)
 
 
-def _sample(
-    unit: Unit, image_id: str, again: bool, file: BinaryIO, header: _Header, options: SourceOptions
+def _read_member(
+    unit: Unit,
+    image_id: str,
+    is_duplicate: bool,
+    file: BinaryIO,
+    member: _TarMember,
+    options: SourceOptions,
 ) -> Sample:
     data: bytes | None = None
     error: ImageError | None = None
-    if header.problem:
-        error = ImageError(ErrorCode.UNSAFE_MEMBER, f"{image_id}: {header.problem}.")
-    elif header.size > options.max_image_bytes:
+    if member.unsafe_reason:
+        error = ImageError(ErrorCode.UNSAFE_MEMBER, f"{image_id}: {member.unsafe_reason}.")
+    elif member.size > options.max_image_bytes:
         error = ImageError(
             ErrorCode.TOO_MANY_BYTES,
-            f"{image_id} has {header.size:,} bytes; the limit is {options.max_image_bytes:,}.",
+            f"{image_id} has {member.size:,} bytes; the limit is {options.max_image_bytes:,}.",
         )
     else:
-        file.seek(header.data)
-        data = file.read(header.size)
-        if len(data) != header.size:
+        file.seek(member.data_offset)
+        data = file.read(member.size)
+        if len(data) != member.size:
             raise StorageError(f"{unit.shard} became shorter while it was read.")
-    warning = "duplicate_name" if again else ""
+    warning = "duplicate_name" if is_duplicate else ""
     return Sample(image_id, unit.shard, unit.etag, data, error, warning)
 
 
-def _headers(file: BinaryIO, start: int, stop: int, size: int) -> Iterator[_Header]:
-    """Members whose header begins in [start, stop); raises _Damaged where reading must end."""
+def _iter_tar_members(file: BinaryIO, start: int, stop: int, size: int) -> Iterator[_TarMember]:
+    """Members whose header begins in [start, stop), except folders.
+
+    Raises:
+        _DamagedArchive: The archive cannot be read any further.
+    """
     position = start
     try:
         file.seek(start)
-        archive = tarfile.TarFile(fileobj=cast(BinaryIO, _Bounded(file)), mode="r")
+        archive = tarfile.TarFile(fileobj=cast(BinaryIO, _BoundedReader(file)), mode="r")
         while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # or every header stays in memory
+            archive.members = []  # type: ignore[attr-defined]  # free the headers
             if info.size < 0 or archive.offset <= position:
-                raise _Damaged(
+                raise _DamagedArchive(
                     ErrorCode.SHARD_CORRUPT, position, f"invalid size in the header at {position}"
                 )
             position = info.offset
-            stored = info.size if info.isreg() and not info.issparse() else 0
-            if info.offset_data + stored > size:
-                raise _Damaged(
+            stored_bytes = info.size if info.isreg() and not info.issparse() else 0
+            if info.offset_data + stored_bytes > size:
+                raise _DamagedArchive(
                     ErrorCode.SHARD_TRUNCATED,
                     position,
-                    f"the archive ends inside the member {_shown(info.name)!r}",
+                    f"the archive ends inside the member {_clean_name(info.name)!r}",
                 )
             if not info.isdir():
-                name = _shown(info.name)
-                yield _Header(name, info.offset, info.offset_data, info.size, _problem(info))
+                name = _clean_name(info.name)
+                reason = _find_unsafe_reason(info)
+                yield _TarMember(name, info.offset, info.offset_data, info.size, reason)
             position = archive.offset
             if position >= stop and stop < size:
                 return
         position = archive.offset
-    except _DAMAGE as error:
-        cut_off = file.tell() >= size  # the library read on to the end and missed the rest
-        raise _damage_at(position, size, str(error), cut_off) from error
-    _check_end(file, position, size)
+    except _TARFILE_ERRORS as error:
+        is_truncated = file.tell() >= size  # the library read to the end and expected more
+        raise _damage_at(position, size, str(error), is_truncated) from error
+    _check_end_mark(file, position, size)
 
 
-def _check_end(file: BinaryIO, position: int, size: int) -> None:
+def _check_end_mark(file: BinaryIO, position: int, size: int) -> None:
+    """Raise unless a block of zeros is at `position`."""
     file.seek(min(position, size))
-    block = file.read(_BLOCK)
-    if len(block) == _BLOCK and not any(block):
+    block = file.read(_BLOCK_BYTES)
+    if len(block) == _BLOCK_BYTES and not any(block):
         return
-    raise _damage_at(position, size, "invalid header", len(block) < _BLOCK)
+    raise _damage_at(position, size, "invalid header", len(block) < _BLOCK_BYTES)
 
 
-def _damage_at(position: int, size: int, reason: str, cut_off: bool) -> _Damaged:
+def _damage_at(position: int, size: int, reason: str, is_truncated: bool) -> _DamagedArchive:
     if size == 0:
-        return _Damaged(ErrorCode.SHARD_TRUNCATED, 0, "the archive is empty (0 bytes)")
-    if cut_off:
-        return _Damaged(
+        return _DamagedArchive(ErrorCode.SHARD_TRUNCATED, 0, "the archive is empty (0 bytes)")
+    if is_truncated:
+        return _DamagedArchive(
             ErrorCode.SHARD_TRUNCATED,
             position,
             f"the archive ends at byte {size:,} without its end mark",
         )
-    return _Damaged(
+    return _DamagedArchive(
         ErrorCode.SHARD_CORRUPT, position, f"cannot be read past byte {position:,} ({reason})"
     )
 
 
-def _problem(info: tarfile.TarInfo) -> str:
+def _find_unsafe_reason(info: tarfile.TarInfo) -> str:
+    """Why the member must not be read; "" if it may."""
     if info.issym() or info.islnk():
         return "links inside an archive are not followed"
     if not info.isreg():
@@ -255,14 +274,15 @@ def _problem(info: tarfile.TarInfo) -> str:
     return ""
 
 
-def _shown(name: str) -> str:
+def _clean_name(name: str) -> str:
+    """The name without a leading "./", as valid UTF-8."""
     while name.startswith("./"):
         name = name[2:]
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class _Bounded:
-    """File handed to tarfile: refuses the huge or negative reads that bad headers ask for."""
+class _BoundedReader:
+    """The file that tarfile reads: refuses the huge or negative reads that bad headers ask for."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

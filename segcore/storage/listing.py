@@ -1,8 +1,9 @@
-"""Objects of an archive as columns that stay small: sorted by uri, compressed, read in batches.
+"""The objects of an archive as compact columns, sorted by URI and read in batches.
 
-Ten million objects are some 1.2 GB as plain Arrow columns, and twice that while they are sorted.
-Here they are Parquet chunks in memory (front-coded names, about 30 bytes an object), sorted as
-they come when the store lists in order, and by merging sorted runs when not.
+Ten million objects take about 1.2 GB as plain Arrow columns, and twice that while they are being
+sorted. Here they are compressed Parquet chunks in memory (front-coded names, about 30 bytes per
+object). If the store lists in order, the chunks are built as the rows arrive; otherwise sorted
+runs are built and merged.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import pyarrow.parquet as pq
 
 SCHEMA = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("etag", pa.large_string())])
 CHUNK_ROWS = 1 << 16
-_RUN_CHUNKS = 16  # rows out of order that are sorted at once
-_ROW_BATCH = 10_000
+_RUN_CHUNKS = 16  # chunks of unsorted rows that are sorted together
+_ROW_BATCH = 10_000  # Python rows that are converted to columns together
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows sorted by uri."""
+    """Rows sorted by URI, as a Parquet file in memory."""
 
     rows: int
     data: bytes
 
     @classmethod
-    def of(cls, table: pa.Table) -> _Chunk:
+    def from_table(cls, table: pa.Table) -> _Chunk:
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,
@@ -43,12 +44,15 @@ class _Chunk:
         )
         return cls(table.num_rows, sink.getvalue().to_pybytes())
 
-    def table(self, columns: list[str] | None = None) -> pa.Table:
+    def to_table(self, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(io.BytesIO(self.data), columns=columns, use_threads=False)
 
 
 class Listing:
-    """Immutable rows (uri, size, etag), sorted by uri (code points); equal uris as they came."""
+    """Immutable rows (uri, size, etag), sorted by URI (by code points).
+
+    Rows with equal URIs keep the order in which they arrived.
+    """
 
     schema = SCHEMA
 
@@ -58,12 +62,12 @@ class Listing:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, int, str]]) -> Listing:
-        """From (uri, size, etag) in any order; holds few of them at a time."""
-        return cls.from_tables(_tables(rows))
+        """Build from (uri, size, etag) in any order; few rows are held uncompressed at a time."""
+        return cls.from_tables(_rows_to_tables(rows))
 
     @classmethod
     def from_tables(cls, tables: Iterable[pa.Table]) -> Listing:
-        """From tables of `SCHEMA` with rows in any order."""
+        """Build from tables of `SCHEMA` with rows in any order."""
         builder = _Builder()
         for table in tables:
             for batch in table.to_batches(CHUNK_ROWS):
@@ -73,155 +77,165 @@ class Listing:
     def to_batches(self, max_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
         """All rows in order."""
         for chunk in self._chunks:
-            yield from chunk.table().to_batches(max_rows)
+            yield from chunk.to_table().to_batches(max_rows)
 
     def to_table(self) -> pa.Table:
-        """All rows as plain columns; only for what is known to be small."""
+        """All rows as plain columns; only for listings that are known to be small."""
         return pa.Table.from_batches(list(self.to_batches()), SCHEMA)
 
     def column_batches(self, name: str) -> Iterator[pa.ChunkedArray]:
         """One column, chunk by chunk."""
         for chunk in self._chunks:
-            yield chunk.table([name])[name]
+            yield chunk.to_table([name])[name]
 
     def filter(self, mask: Callable[[pa.Table], pa.ChunkedArray]) -> Listing:
-        """The rows for which `mask`, asked for each chunk, is true."""
-        return Listing(_pack(chunk.table().filter(mask(chunk.table())) for chunk in self._chunks))
+        """The rows for which `mask`, called with each chunk, is true."""
+        return Listing(
+            _repack(chunk.to_table().filter(mask(chunk.to_table())) for chunk in self._chunks)
+        )
 
-    def take_where(self, rows: np.ndarray) -> Listing:
+    def take_where(self, selected: np.ndarray) -> Listing:
         """The rows where a (num_rows,) bool array is true."""
-        return Listing(_pack(self._where(rows)))
+        return Listing(_repack(self._selected_tables(selected)))
 
     def unique(self) -> tuple[Listing, int]:
-        """(each uri once, the first of equal ones; how many rows were left out)."""
-        first = np.ones(self.num_rows, bool)
-        at, last = 0, None
+        """(the first row of each URI, the number of rows left out)."""
+        is_first = np.ones(self.num_rows, bool)
+        start, last_uri = 0, None
         for uris in self.column_batches("uri"):
             column = uris.combine_chunks()
             if len(column) > 1:
-                same = pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
-                first[at + 1 : at + len(column)] = ~same
-            first[at] = column[0].as_py() != last
-            at, last = at + len(column), column[-1].as_py()
-        repeated = int(self.num_rows - np.count_nonzero(first))
-        return (self.take_where(first), repeated) if repeated else (self, 0)
+                same_as_previous = pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+                is_first[start + 1 : start + len(column)] = ~same_as_previous
+            is_first[start] = column[0].as_py() != last_uri
+            start, last_uri = start + len(column), column[-1].as_py()
+        repeated = int(self.num_rows - np.count_nonzero(is_first))
+        return (self.take_where(is_first), repeated) if repeated else (self, 0)
 
-    def _where(self, rows: np.ndarray) -> Iterator[pa.Table]:
-        at = 0
+    def _selected_tables(self, selected: np.ndarray) -> Iterator[pa.Table]:
+        start = 0
         for chunk in self._chunks:
-            mine = rows[at : at + chunk.rows]
-            at += chunk.rows
-            if mine.any():
-                yield chunk.table().filter(pa.array(mine))
+            chunk_mask = selected[start : start + chunk.rows]
+            start += chunk.rows
+            if chunk_mask.any():
+                yield chunk.to_table().filter(pa.array(chunk_mask))
 
 
-def _tables(rows: Iterable[tuple[str, int, str]]) -> Iterator[pa.Table]:
+def _rows_to_tables(rows: Iterable[tuple[str, int, str]]) -> Iterator[pa.Table]:
     rows = iter(rows)
-    while part := list(islice(rows, _ROW_BATCH)):
-        columns = zip(*part, strict=True)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+    while batch := list(islice(rows, _ROW_BATCH)):
+        columns = zip(*batch, strict=True)
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)
+        ]
         yield pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def _pack(tables: Iterable[pa.Table]) -> list[_Chunk]:
+def _repack(tables: Iterable[pa.Table]) -> list[_Chunk]:
     """Tables whose rows follow each other in order, as chunks of about `CHUNK_ROWS`."""
     chunks: list[_Chunk] = []
-    held: list[pa.Table] = []
-    rows = 0
+    pending: list[pa.Table] = []
+    pending_rows = 0
     for table in tables:
-        while rows + table.num_rows >= CHUNK_ROWS:
-            cut = CHUNK_ROWS - rows
-            chunks.append(_Chunk.of(pa.concat_tables([*held, table.slice(0, cut)])))
-            table, held, rows = table.slice(cut), [], 0
+        while pending_rows + table.num_rows >= CHUNK_ROWS:
+            missing = CHUNK_ROWS - pending_rows
+            chunks.append(_Chunk.from_table(pa.concat_tables([*pending, table.slice(0, missing)])))
+            table, pending, pending_rows = table.slice(missing), [], 0
         if table.num_rows:
-            held.append(table)
-            rows += table.num_rows
-    if rows:
-        chunks.append(_Chunk.of(pa.concat_tables(held)))
+            pending.append(table)
+            pending_rows += table.num_rows
+    if pending_rows:
+        chunks.append(_Chunk.from_table(pa.concat_tables(pending)))
     return chunks
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def _sort(table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(table, [("uri", "ascending")]))
 
 
-def _in_order(table: pa.Table) -> bool:
+def _is_sorted(table: pa.Table) -> bool:
     uris = table["uri"].combine_chunks()
     return len(uris) < 2 or bool(pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py())
 
 
 class _Builder:
-    """Takes rows in any order; keeps sorted runs, one when they come in order."""
+    """Takes rows in any order and keeps them as sorted runs (one run if they arrive in order)."""
 
     def __init__(self) -> None:
         self._runs: list[list[_Chunk]] = []
-        self._last: str | None = None  # uri that ends the run that still grows
-        self._held: list[pa.Table] = []
-        self._rows = 0
-        self._loose: list[pa.Table] = []
+        self._last_uri: str | None = None  # the end of the run that is still growing
+        self._pending: list[pa.Table] = []  # less than a chunk of rows, as they arrived
+        self._pending_rows = 0
+        self._unsorted: list[pa.Table] = []  # chunks that cannot be appended as they are
 
     def add(self, table: pa.Table) -> None:
-        self._held.append(table)
-        self._rows += table.num_rows
-        if self._rows >= CHUNK_ROWS:
-            self._flush()
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
+        if self._pending_rows >= CHUNK_ROWS:
+            self._flush_pending()
 
     def finish(self) -> list[_Chunk]:
-        self._flush()
-        self._settle()
+        self._flush_pending()
+        self._sort_unsorted()
         if len(self._runs) <= 1:
             return self._runs[0] if self._runs else []
-        return _pack(_merged(self._runs))
+        return _repack(_merge_runs(self._runs))
 
-    def _flush(self) -> None:
-        """Rows held so far become a chunk of the growing run, or wait to be sorted."""
-        if not self._rows:
+    def _flush_pending(self) -> None:
+        """Append the pending rows to the growing run, or queue them to be sorted."""
+        if not self._pending_rows:
             return
-        table = pa.concat_tables(self._held).combine_chunks()
-        self._held, self._rows = [], 0
-        first = table["uri"][0].as_py()
-        if not self._loose and _in_order(table) and (self._last is None or first >= self._last):
-            self._append(table)
+        table = pa.concat_tables(self._pending).combine_chunks()
+        self._pending, self._pending_rows = [], 0
+        first_uri = table["uri"][0].as_py()
+        follows_run = self._last_uri is None or first_uri >= self._last_uri
+        if not self._unsorted and _is_sorted(table) and follows_run:
+            self._append_to_run(table)
             return
-        self._loose.append(table)
-        if len(self._loose) == _RUN_CHUNKS:
-            self._settle()
+        self._unsorted.append(table)
+        if len(self._unsorted) == _RUN_CHUNKS:
+            self._sort_unsorted()
 
-    def _append(self, table: pa.Table) -> None:
+    def _append_to_run(self, table: pa.Table) -> None:
         if not self._runs:
             self._runs.append([])
-        self._runs[-1].append(_Chunk.of(table))
-        self._last = table["uri"][-1].as_py()
+        self._runs[-1].append(_Chunk.from_table(table))
+        self._last_uri = table["uri"][-1].as_py()
 
-    def _settle(self) -> None:
-        """Sort what waits; it follows the growing run or begins another."""
-        if not self._loose:
+    def _sort_unsorted(self) -> None:
+        """Sort the queued rows; they continue the growing run or start a new one."""
+        if not self._unsorted:
             return
-        table = _sorted(pa.concat_tables(self._loose))
-        self._loose = []
-        if self._last is None or table["uri"][0].as_py() < self._last:
+        table = _sort(pa.concat_tables(self._unsorted))
+        self._unsorted = []
+        if self._last_uri is None or table["uri"][0].as_py() < self._last_uri:
             self._runs.append([])
         for start in range(0, table.num_rows, CHUNK_ROWS):
-            self._append(table.slice(start, CHUNK_ROWS))
+            self._append_to_run(table.slice(start, CHUNK_ROWS))
 
 
-def _merged(runs: list[list[_Chunk]]) -> Iterator[pa.Table]:
-    """Rows of all runs in order; a chunk of each run is open at a time. Empties `runs`."""
-    open_: list[pa.Table | None] = [None] * len(runs)
+def _merge_runs(runs: list[list[_Chunk]]) -> Iterator[pa.Table]:
+    """The rows of all runs in order, with one chunk of each run decoded at a time.
+
+    Empties `runs`.
+    """
+    heads: list[pa.Table | None] = [None] * len(runs)  # the rest of the decoded chunk of each run
     while True:
         for index, run in enumerate(runs):
-            if open_[index] is None and run:
-                open_[index] = run.pop(0).table()
-        tables = [(index, table) for index, table in enumerate(open_) if table is not None]
+            if heads[index] is None and run:
+                heads[index] = run.pop(0).to_table()
+        tables = [(index, table) for index, table in enumerate(heads) if table is not None]
         if not tables:
             return
-        bound = min(table["uri"][-1].as_py() for index, table in tables)
-        due = []
-        upto = pc.less_equal
+        bound = min(table["uri"][-1].as_py() for _, table in tables)
+        mergeable = []
+        is_within = pc.less_equal
         for index, table in tables:
-            n = int(pc.sum(upto(table["uri"], bound)).as_py())
-            due.append(table.slice(0, n))
-            open_[index] = table.slice(n) if n < table.num_rows else None
-            if open_[index] is None and runs[index]:
-                upto = pc.less  # its next chunk may go on with `bound`, before that of later runs
-        yield _sorted(pa.concat_tables(due))
+            n_rows = int(pc.sum(is_within(table["uri"], bound)).as_py())
+            mergeable.append(table.slice(0, n_rows))
+            heads[index] = table.slice(n_rows) if n_rows < table.num_rows else None
+            if heads[index] is None and runs[index]:
+                # The next chunk of this run may start with `bound`, too. Those rows come before
+                # the ones of later runs, which therefore stop short of `bound` for now.
+                is_within = pc.less
+        yield _sort(pa.concat_tables(mergeable))

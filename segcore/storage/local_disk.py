@@ -1,4 +1,4 @@
-"""Files on a local disk, as objects: atomic writes, sorted listings, errors for people."""
+"""Files on a local disk as objects: atomic writes, recursive listings, readable errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import BinaryIO
 
 from segcore.errors import AccessDenied, ObjectNotFound, StorageError
 
-# Marks in place of an etag: the entry is listed, so that nothing is lost, but may not be read.
-OUTSIDE_LINK = "!link"  # a symbolic link that leads out of the listed folder
-LINKED_FOLDER = "!folder"  # a link to a folder, which was not entered
+# Markers that replace the etag of an entry that is listed, so that no entry is lost, but must not
+# be read.
+OUTSIDE_LINK = "!link"  # a symbolic link to a file outside the listed folder
+LINKED_FOLDER = "!folder"  # a link to a folder that was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
+def translate_errors(path: str) -> Iterator[None]:
     """Turn OSError into the errors of segcore."""
     try:
         yield
@@ -33,96 +34,101 @@ def translated(path: str) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}.") from error
 
 
-def etag_of(status: os.stat_result) -> str:
+def file_etag(status: os.stat_result) -> str:
     """Version of a file: modification time and size."""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 def stat(path: str) -> tuple[int, str]:
-    """(size in bytes, etag) of a file; a folder counts as absent."""
-    with translated(path):
+    """(size in bytes, etag) of a file; a folder counts as missing."""
+    with translate_errors(path):
         status = os.stat(path)
         if os.path.isdir(path):
             raise ObjectNotFound(f"{path} is a folder, not a file.")
-    return status.st_size, etag_of(status)
+    return status.st_size, file_etag(status)
 
 
 def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
     """(path, size, etag) of all files below `root`, in no particular order.
 
-    Names that start with a dot are skipped. A link to a file is listed when its target lies
-    below `root`; one that leads outside is listed with the etag `OUTSIDE_LINK` and size -1
-    unless `follow_links`. Links to folders are entered only with `follow_links` (each real
-    folder once, so loops end) and are listed with the etag `LINKED_FOLDER` otherwise. A broken
-    link is listed with size -1 and an empty etag.
+    Names that start with a dot are skipped. A link to a file is listed like the file if its target
+    lies below `root` or `follow_links` is set, and with the etag `OUTSIDE_LINK` and size -1
+    otherwise. A link to a folder is entered if `follow_links` is set (each real folder once, so
+    loops end), and listed with the etag `LINKED_FOLDER` and size -1 otherwise. A broken link is
+    listed with size -1 and an empty etag.
     """
     real_root = os.path.realpath(root)
-    seen = {real_root}
+    visited = {real_root}
     pending = [root]
     while pending:
         folder = pending.pop()
-        with translated(folder):
+        with translate_errors(folder):
             try:
                 entries = list(os.scandir(folder))
             except FileNotFoundError:
-                continue  # an absent folder is empty, as on an object store
+                continue  # a missing folder counts as empty, as on an object store
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
             elif entry.is_symlink():
-                yield from _linked(entry, real_root, follow_links, pending, seen)
+                yield from _walk_link(entry, real_root, follow_links, pending, visited)
             elif entry.is_file(follow_symlinks=False):
                 try:
                     status = os.stat(entry.path, follow_symlinks=False)
                 except FileNotFoundError:
-                    continue  # it went away meanwhile
-                yield _row(entry.path, status)
+                    continue  # deleted since the folder was read
+                yield _listing_row(entry.path, status)
 
 
-def _linked(
-    entry: os.DirEntry[str], real_root: str, follow: bool, pending: list[str], seen: set[str]
+def _walk_link(
+    entry: os.DirEntry[str],
+    real_root: str,
+    follow_links: bool,
+    pending: list[str],
+    visited: set[str],
 ) -> Iterator[tuple[str, int, str]]:
+    """The row of a symbolic link; a folder that should be entered is added to `pending` instead."""
     target = os.path.realpath(entry.path)
     try:
         is_folder = entry.is_dir()
         status = os.stat(entry.path)
     except OSError:
-        yield _printable(entry.path), -1, ""
+        yield _escape_invalid_utf8(entry.path), -1, ""
         return
     if is_folder:
-        if not follow:
-            yield _printable(entry.path), -1, LINKED_FOLDER
-        elif target not in seen:
-            seen.add(target)
+        if not follow_links:
+            yield _escape_invalid_utf8(entry.path), -1, LINKED_FOLDER
+        elif target not in visited:
+            visited.add(target)
             pending.append(entry.path)
         return
-    inside = os.path.commonpath([real_root, target]) == real_root
-    if inside or follow:
-        yield _row(entry.path, status)
+    is_inside = os.path.commonpath([real_root, target]) == real_root
+    if is_inside or follow_links:
+        yield _listing_row(entry.path, status)
     else:
-        yield _printable(entry.path), -1, OUTSIDE_LINK
+        yield _escape_invalid_utf8(entry.path), -1, OUTSIDE_LINK
 
 
-def _row(path: str, status: os.stat_result) -> tuple[str, int, str]:
-    shown = _printable(path)
-    return (shown, status.st_size, etag_of(status)) if shown == path else (shown, -1, BAD_NAME)
+def _listing_row(path: str, status: os.stat_result) -> tuple[str, int, str]:
+    uri = _escape_invalid_utf8(path)
+    return (uri, status.st_size, file_etag(status)) if uri == path else (uri, -1, BAD_NAME)
 
 
-def _printable(path: str) -> str:
+def _escape_invalid_utf8(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file, for reading."""
-    with translated(path):
+    """Open the file for reading."""
+    with translate_errors(path):
         return open(path, "rb")
 
 
 def write(path: str, data: bytes) -> None:
-    """Write so that after a crash either the old or the whole new file is there."""
-    with translated(path):
+    """Replace the file atomically: after a crash it has either the old or all of the new bytes."""
+    with translate_errors(path):
         temporary = _write_temporary(path, data)
         try:
             os.replace(temporary, path)
@@ -133,8 +139,8 @@ def write(path: str, data: bytes) -> None:
 
 
 def write_if_absent(path: str, data: bytes) -> bool:
-    """Create the file, complete, unless it exists; True when this call created it."""
-    with translated(path):
+    """Create the complete file unless it exists; True if this call created it."""
+    with translate_errors(path):
         temporary = _write_temporary(path, data)
         try:
             os.link(temporary, path)  # fails when the name exists: the atomic test-and-set
@@ -165,8 +171,8 @@ def _create_exclusively(path: str, data: bytes) -> bool:
 def _write_temporary(path: str, data: bytes) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    # Starts with a dot, so that listings never show what a killed process left behind. The mode
-    # follows the umask, which the mkstemp of the standard library would not.
+    # The name starts with a dot so that listings never show what a killed process left behind. The
+    # mode follows the umask, unlike that of the standard library's mkstemp.
     temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -192,8 +198,8 @@ def _sync_folder(folder: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Remove the file; absent is fine."""
-    with translated(path):
+    """Delete the file if it exists."""
+    with translate_errors(path):
         try:
             os.unlink(path)
         except FileNotFoundError:

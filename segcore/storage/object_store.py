@@ -1,8 +1,8 @@
-"""Objects on S3, Google Cloud Storage and Azure through obstore, with errors for people.
+"""Objects on S3, Google Cloud Storage and Azure through obstore, with readable errors.
 
-S3 credentials come from the chain of botocore (environment, profile, container or instance
-role), so whatever works for the AWS command line works here. `gs://` and `az://` take their
-credentials from the environment variables obstore documents; this project has not exercised them.
+S3 credentials come from botocore's chain (environment, profile, container or instance role), so
+whatever works for the AWS command line works here. `gs://` and `az://` take their credentials from
+the environment variables that obstore documents; the tests of this project do not cover them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from segcore.storage.uris import redact, split
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
-_STATUS = re.compile(r"status code: (\d{3})")
+_ERROR_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
+_HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _DENIED_CODES = {
     "AccessDenied",
     "ExpiredToken",
@@ -46,29 +46,30 @@ _DENIED_CODES = {
 _CREDENTIALS_HINT = (
     "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role of this machine."
 )
-# One PUT up to here; larger objects go up in parts, and still appear only when complete.
+# Objects up to this size are written by one PUT. Larger ones are uploaded in parts and still become
+# visible only when they are complete.
 _SINGLE_PUT_BYTES = 64 << 20
-_LIST_CHUNK = 1000
-_CONNECT = timedelta(seconds=10)
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 15.0
-_NONCE = "segcore-nonce"
-_EXHAUSTED = re.compile(r"after (\d+) retries")
-_PASSING_CODES = {"IncompleteBody", "NoSuchUpload", "RequestTimeout", "SlowDown"}
+_LIST_CHUNK_OBJECTS = 1000
+_CONNECT_TIMEOUT = timedelta(seconds=10)
+_FIRST_RETRY_DELAY_S, _MAX_RETRY_DELAY_S = 0.1, 15.0
+_NONCE_ATTRIBUTE = "segcore-nonce"
+_RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
+_TRANSIENT_CODES = {"IncompleteBody", "NoSuchUpload", "RequestTimeout", "SlowDown"}
 _Result = TypeVar("_Result")
 
 
 def connect(uri: str, options: Any) -> Any:
-    """The obstore store of the bucket that `uri` names; `options` is a `StorageOptions`.
+    """The obstore store of the bucket of `uri`; `options` is a `StorageOptions`.
 
     Raises:
-        AccessDenied: No credentials were found and `anonymous` is off.
+        AccessDenied: No credentials were found and `options.anonymous` is false.
         StorageError: The store cannot be set up.
     """
     scheme, bucket, _ = split(uri)
     timeout = timedelta(seconds=options.timeout_s)
-    client: ClientConfig = {"timeout": timeout, "connect_timeout": min(timeout, _CONNECT)}
-    # Each pause lies between the first and `base` times the last one. With 2, the default, they
-    # hardly grow: eight of them are often over before a server has started again.
+    client: ClientConfig = {"timeout": timeout, "connect_timeout": min(timeout, _CONNECT_TIMEOUT)}
+    # Each delay lies between the first one and `base` times the previous one. With the default of
+    # 2 they hardly grow: eight retries often end before a server has restarted.
     retry: RetryConfig = {
         "max_retries": options.retries,
         "retry_timeout": timedelta(minutes=5),
@@ -81,7 +82,7 @@ def connect(uri: str, options: Any) -> Any:
             f"{scheme}://{bucket}", client_options=client, retry_config=retry
         )
     except (BaseError, ValueError) as error:
-        raise StorageError(f"Cannot open {scheme}://{bucket}: {_first_line(error)}") from error
+        raise StorageError(f"Cannot open {scheme}://{bucket}: {_short_reason(error)}") from error
 
 
 def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryConfig) -> Any:
@@ -99,21 +100,22 @@ def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryCon
                     f"No AWS credentials were found for s3://{bucket}.",
                     _CREDENTIALS_HINT + " For a public bucket set storage.anonymous=true.",
                 )
-            # botocore renews 15 minutes before the end, so that 5 minutes never serve stale keys
+            # botocore renews credentials 15 minutes before they expire, so caching them for
+            # 5 minutes never yields expired ones
             provider = Boto3CredentialProvider(session, ttl=timedelta(minutes=5))
             credentials = {"credential_provider": provider}
     except botocore.exceptions.BotoCoreError as error:
         raise AccessDenied(f"AWS credentials cannot be used: {error}", _CREDENTIALS_HINT) from error
-    env = os.environ
+    environment = os.environ
     endpoint = (
         options.endpoint_url
-        or env.get("AWS_ENDPOINT_URL_S3")
-        or env.get("AWS_ENDPOINT_URL")
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
         or profile.get("endpoint_url")
     )
     config: S3Config = {
         "region": options.region
-        or env.get("AWS_REGION")
+        or environment.get("AWS_REGION")
         or session.get_config_variable("region")
         or "us-east-1"
     }
@@ -126,7 +128,7 @@ def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryCon
 
 
 def s3_store(bucket: str, endpoint: str, access_key: str, secret_key: str) -> Any:
-    """Store of a server with known credentials, asked once without retries."""
+    """The store of a server whose credentials are known; requests are not retried."""
     return obstore.store.S3Store(
         bucket,
         config={
@@ -141,83 +143,84 @@ def s3_store(bucket: str, endpoint: str, access_key: str, secret_key: str) -> An
 
 
 @contextmanager
-def translated(uri: str) -> Iterator[None]:
-    """Turn errors of obstore into the errors of segcore, without secrets."""
+def translate_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of obstore into those of segcore, without secrets."""
     try:
         yield
     except SegcoreError:
         raise
     except (BaseError, OSError, ValueError) as error:
-        raise _translate(error, uri) from error
+        raise _to_segcore_error(error, uri) from error
 
 
-def _translate(error: Exception, uri: str) -> StorageError:
-    shown = redact(uri)
+def _to_segcore_error(error: Exception, uri: str) -> StorageError:
+    safe_uri = redact(uri)
     text = str(error)
-    code = match.group(1) if (match := _CODE.search(text)) else ""
-    status = match.group(1) if (match := _STATUS.search(text)) else ""
+    code = match.group(1) if (match := _ERROR_CODE.search(text)) else ""
+    status = match.group(1) if (match := _HTTP_STATUS.search(text)) else ""
     if code == "NoSuchBucket":
-        return ObjectNotFound(f"{shown}: there is no such bucket.")
-    denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-    if denied or code in _DENIED_CODES or status in ("401", "403"):
+        return ObjectNotFound(f"{safe_uri}: there is no such bucket.")
+    is_denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if is_denied or code in _DENIED_CODES or status in ("401", "403"):
         reason = f" ({code})" if code else ""
-        return AccessDenied(f"No permission for {shown}{reason}.", _CREDENTIALS_HINT)
+        return AccessDenied(f"No permission for {safe_uri}{reason}.", _CREDENTIALS_HINT)
     if isinstance(error, FileNotFoundError) or status == "404":
-        return ObjectNotFound(f"{shown} does not exist.")
+        return ObjectNotFound(f"{safe_uri} does not exist.")
     if status in ("301", "307") or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
         return StorageError(
-            f"{shown}: the bucket is in another region.", "Set storage.region or AWS_REGION."
+            f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
         )
     if not status and "sending request" in text:
         return StorageError(
-            f"{shown}: the storage server cannot be reached.",
+            f"{safe_uri}: the storage server cannot be reached.",
             "Check storage.endpoint_url (or AWS_ENDPOINT_URL) and the network.",
         )
-    return StorageError(f"{shown}: {code or _first_line(error)}")
+    return StorageError(f"{safe_uri}: {code or _short_reason(error)}")
 
 
-def _patiently(store: Any, action: Callable[[], _Result]) -> _Result:
-    """Do what may be done twice, again after each passing failure, with growing random pauses.
+def _with_retries(store: Any, action: Callable[[], _Result]) -> _Result:
+    """Run an idempotent action, and retry it after transient failures with random backoff.
 
-    obstore retries by itself what HTTP calls safe, and bodies of GET that break off. It does not
-    retry when a listing or an error breaks off, nor a POST (delete) or a conditional PUT whose
-    connection is lost: those are retried here, at most as often as one of its requests.
+    obstore itself retries the requests that HTTP calls safe, and GET bodies that break off. It does
+    not retry a listing or an error response that breaks off, nor a POST (delete) or a conditional
+    PUT whose connection is lost. Those are retried here, at most as often as obstore retries one
+    request.
     """
     retries = int((store.retry_config or {}).get("max_retries", 0))
     for attempt in range(retries):
         try:
             return action()
         except GenericError as error:
-            if not _is_passing(error, retries):
+            if not _is_transient(error, retries):
                 raise
-        pause(attempt)
+        sleep_before_retry(attempt)
     return action()
 
 
-def pause(attempt: int) -> None:
-    """Wait before retry number `attempt` (from 0): exponential, full jitter."""
-    time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)))
+def sleep_before_retry(attempt: int) -> None:
+    """Sleep before retry number `attempt` (from 0): exponential backoff with full jitter."""
+    time.sleep(random.uniform(0, min(_MAX_RETRY_DELAY_S, _FIRST_RETRY_DELAY_S * 2**attempt)))
 
 
-def _is_passing(error: BaseError, retries: int) -> bool:
-    """Whether the same request may well succeed now, and obstore has not tried it enough."""
+def _is_transient(error: BaseError, retries: int) -> bool:
+    """Whether the request may succeed if repeated and obstore has not used up its retries."""
     text = str(error).partition("Debug source:")[0]
-    tried = _EXHAUSTED.search(text)
-    if tried and int(tried.group(1)) >= retries:
+    exhausted = _RETRIES_EXHAUSTED.search(text)
+    if exhausted and int(exhausted.group(1)) >= retries:
         return False
-    code, status = _CODE.search(text), _STATUS.search(text)
+    code, status = _ERROR_CODE.search(text), _HTTP_STATUS.search(text)
     if status is None:
         return "HTTP error" in text or "response body" in text
-    return status.group(1)[0] == "5" or bool(code and code.group(1) in _PASSING_CODES)
+    return status.group(1)[0] == "5" or bool(code and code.group(1) in _TRANSIENT_CODES)
 
 
-def _first_line(error: Exception) -> str:
+def _short_reason(error: Exception) -> str:
     line = str(error).partition("\n")[0].partition("<?xml")[0].strip()
-    return re.sub(r"https?://\S+", lambda found: redact(found.group()), line)[:300]
+    return re.sub(r"https?://\S+", lambda match: redact(match.group()), line)[:300]
 
 
 def clean_etag(meta: Any) -> str:
-    """ETag without its quotes; "" when the store gives none."""
+    """The ETag without its quotes; "" if the store does not give one."""
     return (meta["e_tag"] or "").strip('"')
 
 
@@ -225,114 +228,115 @@ def stat(store: Any, uri: str) -> tuple[int, str]:
     """(size in bytes, etag)."""
     if not split(uri)[2]:
         raise ObjectNotFound(f"{uri} is a bucket, not an object.")
-    with translated(uri):
-        meta = _patiently(store, lambda: obstore.head(store, split(uri)[2]))
+    with translate_errors(uri):
+        meta = _with_retries(store, lambda: obstore.head(store, split(uri)[2]))
     return int(meta["size"]), clean_etag(meta)
 
 
 def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str]]:
     """(uri, size, etag) of all objects below the prefix, in the order of the store."""
-    for found, size, etag, _ in walk_dated(store, uri):
-        yield found, size, etag
+    for object_uri, size, etag, _ in walk_with_times(store, uri):
+        yield object_uri, size, etag
 
 
-def walk_dated(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
-    """The same with the time of the last change, seconds since 1970 by the store's clock."""
+def walk_with_times(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
+    """Like `walk`, with the time of the last change in seconds since 1970 by the store's clock."""
     scheme, bucket, key = split(uri)
     retries = int((store.retry_config or {}).get("max_retries", 0))
-    last: str | None = None
+    last_key: str | None = None
     attempt = 0
-    with translated(uri):
+    with translate_errors(uri):
         while True:
             try:
                 chunks = obstore.list(
-                    store, prefix=key or None, offset=last, chunk_size=_LIST_CHUNK
+                    store, prefix=key or None, offset=last_key, chunk_size=_LIST_CHUNK_OBJECTS
                 )
                 for chunk in chunks:
                     for meta in chunk:
-                        place = f"{scheme}://{bucket}/{meta['path']}"
-                        changed = meta["last_modified"].timestamp()
-                        yield place, int(meta["size"]), clean_etag(meta), changed
-                        last = meta["path"]
+                        object_uri = f"{scheme}://{bucket}/{meta['path']}"
+                        changed_s = meta["last_modified"].timestamp()
+                        yield object_uri, int(meta["size"]), clean_etag(meta), changed_s
+                        last_key = meta["path"]
                     attempt = 0
                 return
-            except GenericError as error:  # a page broke off: go on behind the last name
-                if attempt >= retries or not _is_passing(error, retries):
+            except GenericError as error:  # a page broke off: continue after the last key
+                if attempt >= retries or not _is_transient(error, retries):
                     raise
-            pause(attempt)
+            sleep_before_retry(attempt)
             attempt += 1
 
 
 def read(store: Any, uri: str, check_size: Callable[[int], None]) -> bytes:
-    """The whole object in one request; `check_size` sees its size before the body is fetched."""
+    """The whole object in one request; `check_size` gets its size before the body is fetched."""
 
     def get() -> bytes:
         result = obstore.get(store, split(uri)[2])
         check_size(int(result.meta["size"]))
         return bytes(result.bytes())
 
-    with translated(uri):
-        return _patiently(store, get)
+    with translate_errors(uri):
+        return _with_retries(store, get)
 
 
 def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
-    """`length` bytes from `start`; fewer at the end of the object."""
+    """`length` bytes from byte `start` on; fewer at the end of the object."""
     if length <= 0:
         return b""
     try:
-        with translated(uri):
+        with translate_errors(uri):
             key, end = split(uri)[2], start + length
             return bytes(
-                _patiently(store, lambda: obstore.get_range(store, key, start=start, end=end))
+                _with_retries(store, lambda: obstore.get_range(store, key, start=start, end=end))
             )
     except StorageError as error:
         if "InvalidRange" in error.message:
-            return b""  # starts at or behind the end
+            return b""  # starts at or after the end
         raise
 
 
 def write(store: Any, uri: str, data: bytes) -> None:
-    """Replace the object."""
+    """Create or replace the object."""
     key = split(uri)[2]
     multipart = len(data) > _SINGLE_PUT_BYTES
-    with translated(uri):
+    with translate_errors(uri):
         try:
-            _patiently(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
+            _with_retries(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
         except FileNotFoundError:
             if not multipart:
                 raise
-            # the answer to the last step was lost, and that step, sent again, found no upload
+            # The response to the completing request was lost, and the repeated request found that
+            # the upload no longer exists.
             obstore.put(store, key, data, use_multipart=True)
 
 
 def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
-    """One PUT with `If-None-Match: *`; True when this call created the object.
+    """One PUT with `If-None-Match: *`; True if this call created the object.
 
-    A PUT whose answer was lost is sent again, and then finds its own object: a nonce in the
-    object's metadata tells whose it is.
+    A PUT whose response was lost is sent again and then finds the object that it created itself: a
+    nonce in the object's metadata tells who created it.
     """
     key, nonce = split(uri)[2], secrets.token_hex(16)
-    mine = {_NONCE: nonce}
+    attributes = {_NONCE_ATTRIBUTE: nonce}
 
     def put() -> None:
-        obstore.put(store, key, data, attributes=mine, mode="create", use_multipart=False)
+        obstore.put(store, key, data, attributes=attributes, mode="create", use_multipart=False)
 
-    with translated(uri):
+    with translate_errors(uri):
         try:
-            _patiently(store, put)
+            _with_retries(store, put)
         except AlreadyExistsError:
             try:
-                found = _patiently(store, lambda: obstore.get(store, key))
-            except FileNotFoundError:  # deleted since
+                existing = _with_retries(store, lambda: obstore.get(store, key))
+            except FileNotFoundError:  # deleted in the meantime
                 return False
-            return bool(found.attributes.get(_NONCE) == nonce)
+            return bool(existing.attributes.get(_NONCE_ATTRIBUTE) == nonce)
     return True
 
 
 def delete(store: Any, uri: str) -> None:
-    """Remove the object; absent is fine."""
-    with translated(uri):
+    """Delete the object if it exists."""
+    with translate_errors(uri):
         try:
-            _patiently(store, lambda: obstore.delete(store, split(uri)[2]))
+            _with_retries(store, lambda: obstore.delete(store, split(uri)[2]))
         except FileNotFoundError:
             return

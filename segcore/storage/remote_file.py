@@ -1,4 +1,4 @@
-"""A remote object as a seekable file, fetched by several range requests at once."""
+"""A remote object as a seekable file, read by concurrent range requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 # One connection to an object store gives some 50 to 100 MB/s after a round trip of tens of
-# milliseconds. Much smaller pieces are all round trip; larger ones keep the first image waiting.
-_PIECE_BYTES = 2 << 20
-_AT_ONCE = 12  # requests of one file; with the pieces, what it holds in memory: 24 MiB
+# milliseconds. With much smaller ranges the round trips dominate; with larger ones the first image
+# comes later.
+_RANGE_BYTES = 2 << 20
+_MAX_CONCURRENT_REQUESTS = 12  # per file, which therefore holds at most 24 MiB in memory
 
 
 class RemoteFile(io.RawIOBase):
@@ -20,100 +21,106 @@ class RemoteFile(io.RawIOBase):
 
     Args:
         fetch: (start, length) -> bytes from there; fewer at the end of the object.
-        size: Of the object, bytes.
+        size: Size of the object in bytes.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self._fetch, self._size = fetch, size
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Byte at which the next read begins."""
-        return self._at
+        """The byte at which the next read starts."""
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Next read elsewhere; nothing is fetched yet."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        """Move the position of the next read; does not fetch anything."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"seek to the negative position {base + offset}")
-        self._at = base + offset
-        return self._at
+        self._position = base + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill what comes in one go; 0 at the end."""
-        length = min(len(buffer), self._size - self._at)
+        """Read the bytes of one range into `buffer` and return their number; 0 at the end."""
+        length = min(len(buffer), self._size - self._position)
         if length <= 0:
             return 0
-        data = self._bytes(self._at, length)
+        data = self._read_range(self._position, length)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
-    def _bytes(self, start: int, length: int) -> bytes | memoryview:
-        """At least one byte from `start`, at most `length`; none where the object has shrunk."""
+    def _read_range(self, start: int, length: int) -> bytes | memoryview:
+        """At least one byte from `start`, at most `length`; none if the object has shrunk."""
         return self._fetch(start, length)
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _RequestedRange:
     start: int
     stop: int
     data: Future[bytes]
 
 
-class FastRemoteFile(RemoteFile):
-    """The same with long reads as several requests at once, and with reading ahead.
+class PrefetchingRemoteFile(RemoteFile):
+    """Splits long reads into concurrent requests, and reads ahead.
 
     Args:
-        fetch, size: As above; `fetch` is called by several threads.
-        until: What lies before this byte is fetched before it is asked for, as soon as reading
-            comes near. 0: nothing is.
+        fetch: As for `RemoteFile`; called from several threads.
+        size: Size of the object in bytes.
+        prefetch_until: Bytes before this position are fetched before they are read, as soon as
+            reading comes near them. 0 turns prefetching off.
     """
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int, until: int = 0) -> None:
+    def __init__(
+        self, fetch: Callable[[int, int], bytes], size: int, prefetch_until: int = 0
+    ) -> None:
         super().__init__(fetch, size)
-        self._until = min(until, size)
-        self._pieces: deque[_Piece] = deque()  # without gaps between them
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "segcore-range")
+        self._prefetch_until = min(prefetch_until, size)
+        self._ranges: deque[_RequestedRange] = deque()  # adjacent to each other
+        self._pool = ThreadPoolExecutor(_MAX_CONCURRENT_REQUESTS, "segcore-range")
 
-    def _bytes(self, start: int, length: int) -> memoryview:
-        self._drop_all_but(start)
-        # short of `until`, a read may end there: what lies behind is perhaps not wanted
-        self._extend(start, self._until if start < self._until else start + length)
-        piece = self._pieces[0]
+    def _read_range(self, start: int, length: int) -> memoryview:
+        self._discard_before(start)
+        # A read that starts before `prefetch_until` may end there: the bytes after it may never be
+        # needed.
+        is_prefetched = start < self._prefetch_until
+        self._request_until(start, self._prefetch_until if is_prefetched else start + length)
+        first = self._ranges[0]
         try:
-            data = piece.data.result()
+            data = first.data.result()
         except BaseException:
-            self._drop_all_but(self._size)  # who tries again asks the store again
+            self._discard_before(self._size)  # so that another attempt sends new requests
             raise
-        begin = start - piece.start
+        begin = start - first.start
         return memoryview(data)[begin : begin + length]
 
-    def _drop_all_but(self, start: int) -> None:
-        """Forget the pieces before `start`; all, when it lies in none of them."""
-        near = bool(self._pieces) and self._pieces[0].start <= start < self._pieces[-1].stop
-        while self._pieces and not (near and start < self._pieces[0].stop):
-            self._pieces.popleft().data.cancel()
+    def _discard_before(self, start: int) -> None:
+        """Discard the ranges before `start`; all of them if none contains it."""
+        is_covered = bool(self._ranges) and self._ranges[0].start <= start < self._ranges[-1].stop
+        while self._ranges and not (is_covered and start < self._ranges[0].stop):
+            self._ranges.popleft().data.cancel()
 
-    def _extend(self, start: int, stop: int) -> None:
-        """Ask for pieces from `start` to `stop`, as many as may be under way."""
-        at = self._pieces[-1].stop if self._pieces else start
-        while at < stop and len(self._pieces) < _AT_ONCE:
-            end = min(at + _PIECE_BYTES, stop)
-            self._pieces.append(_Piece(at, end, self._pool.submit(self._fetch, at, end - at)))
-            at = end
+    def _request_until(self, start: int, stop: int) -> None:
+        """Request the ranges from `start` to `stop`, as many as may be in flight."""
+        position = self._ranges[-1].stop if self._ranges else start
+        while position < stop and len(self._ranges) < _MAX_CONCURRENT_REQUESTS:
+            end = min(position + _RANGE_BYTES, stop)
+            data = self._pool.submit(self._fetch, position, end - position)
+            self._ranges.append(_RequestedRange(position, end, data))
+            position = end
 
     def close(self) -> None:
-        """Also drops what was fetched in vain; does not wait for requests under way."""
+        """Discard prefetched bytes; does not wait for requests in flight."""
         if not self.closed:
-            self._pieces.clear()
+            self._ranges.clear()
             self._pool.shutdown(wait=False, cancel_futures=True)
         super().close()

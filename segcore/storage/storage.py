@@ -1,8 +1,8 @@
-"""The only door to bytes: list, read, read a range, write atomically; on disk or object stores.
+"""All access to bytes: list, read, read a range, write atomically; on disk or in object stores.
 
 A URI is an absolute local path, `s3://bucket/key`, `gs://…` or `az://…` (the last two share the
-code but are not exercised by the tests of this project). Errors are `ObjectNotFound`,
-`AccessDenied` and `StorageError`, each one sentence; none of them shows a secret.
+code, but the tests of this project do not cover them). Errors are `ObjectNotFound`, `AccessDenied`
+and `StorageError`, each one sentence; none of them shows a secret.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.storage import local_disk, object_store
 from segcore.storage.listing import Listing
-from segcore.storage.remote_file import FastRemoteFile, RemoteFile
+from segcore.storage.remote_file import PrefetchingRemoteFile, RemoteFile
 from segcore.storage.uris import is_remote, normalize, split
 
-_LISTING_BATCH = 10_000
-_STREAM_BUFFER = 1 << 20
+_LISTING_BATCH_ROWS = 10_000
+_STREAM_BUFFER_BYTES = 1 << 20
 
 
 class ObjectTooLarge(StorageError):
-    """The object is larger than the caller is ready to hold in memory."""
+    """The object is larger than the caller is willing to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class ObjectInfo:
 
     Attributes:
         uri: Canonical URI.
-        size: Bytes; -1 when it cannot be known (a broken or refused link).
-        etag: Version; of a file `<mtime ns, hex>-<size, hex>`. One that starts with "!" marks
-            what is listed but may not be read (`OUTSIDE_LINK` and others of `local_disk`).
+        size: Bytes; -1 if it cannot be known (a broken or refused link).
+        etag: Version; for a file `<mtime in ns, hex>-<size, hex>`. An etag that starts with "!"
+            marks an entry that is listed but must not be read (`OUTSIDE_LINK` and the other markers
+            in `local_disk`).
     """
 
     uri: str
@@ -47,25 +48,29 @@ class ObjectInfo:
 
 
 class StorageOptions(BaseModel):
-    """How object stores are reached (configuration section `storage`)."""
+    """How object stores are accessed (configuration section `storage`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint_url: str | None = Field(
-        default=None, description="S3 endpoint; default AWS_ENDPOINT_URL, then AWS itself."
+        default=None, description="S3 endpoint; by default AWS_ENDPOINT_URL, then AWS itself."
     )
     region: str | None = Field(
-        default=None, description="Default AWS_REGION, the profile, us-east-1."
+        default=None,
+        description="S3 region; by default AWS_REGION, then the profile's, then us-east-1.",
     )
     anonymous: bool = Field(default=False, description="Do not sign requests (public buckets).")
-    retries: int = Field(default=8, ge=0, le=50, description="Retries of one request.")
-    timeout_s: float = Field(default=60.0, gt=0, description="Time limit of one request, seconds.")
+    retries: int = Field(default=8, ge=0, le=50, description="How often one request is retried.")
+    timeout_s: float = Field(
+        default=60.0, gt=0, description="Time limit of one request in seconds."
+    )
 
 
 class Storage:
     """Local disk and object stores behind the same few methods.
 
-    May be pickled (clients are made again, lazily, in each process) and used from many threads.
+    Can be pickled (each process creates its own clients when it first needs them) and used from
+    many threads.
     """
 
     def __init__(self, options: StorageOptions | None = None) -> None:
@@ -81,14 +86,14 @@ class Storage:
 
     def _store(self, uri: str) -> Any:
         scheme, bucket, _ = split(uri)
-        name = f"{scheme}://{bucket}"
+        bucket_uri = f"{scheme}://{bucket}"
         with self._lock:
-            if name not in self._stores:
-                self._stores[name] = object_store.connect(uri, self.options)
-            return self._stores[name]
+            if bucket_uri not in self._stores:
+                self._stores[bucket_uri] = object_store.connect(uri, self.options)
+            return self._stores[bucket_uri]
 
     def stat(self, uri: str) -> ObjectInfo:
-        """Size and version of one object; a folder counts as absent."""
+        """Size and version of one object; a folder counts as missing."""
         uri = normalize(uri)
         if is_remote(uri):
             size, etag = object_store.stat(self._store(uri), uri)
@@ -97,7 +102,7 @@ class Storage:
         return ObjectInfo(uri, size, etag)
 
     def exists(self, uri: str) -> bool:
-        """Whether an object (not a folder) of this name exists."""
+        """Whether an object (not a folder) with this URI exists."""
         try:
             self.stat(uri)
         except ObjectNotFound:
@@ -105,10 +110,10 @@ class Storage:
         return True
 
     def listing(self, prefix: str, follow_links: bool = False) -> Listing:
-        """All objects below the folder `prefix`, recursively; compact, sorted by uri.
+        """All objects below the folder `prefix`, recursively; compact, sorted by URI.
 
-        An absent folder gives no rows. On disk, names that start with a dot are skipped, and
-        links are handled as `local_disk.walk` says.
+        A missing folder has no rows. On disk, names that start with a dot are skipped, and links
+        are handled as described at `local_disk.walk`.
         """
         prefix = normalize(prefix)
         if is_remote(prefix):
@@ -117,20 +122,21 @@ class Storage:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The rows of `listing`, one by one."""
-        for batch in self.listing(prefix).to_batches(_LISTING_BATCH):
+        for batch in self.listing(prefix).to_batches(_LISTING_BATCH_ROWS):
             columns = (batch.column(name).to_pylist() for name in Listing.schema.names)
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
 
     def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
-        """All objects below the folder `prefix` and when each was last changed.
+        """All objects below the folder `prefix`, each with the time of its last change.
 
-        Seconds since 1970 by the clock of the store (local files: of the file system).
+        Times are in seconds since 1970 by the clock of the store (local files: of the file system).
         """
         prefix = normalize(prefix)
         if is_remote(prefix):
-            for uri, size, etag, changed in object_store.walk_dated(self._store(prefix), prefix):
-                yield ObjectInfo(uri, size, etag), changed
+            rows = object_store.walk_with_times(self._store(prefix), prefix)
+            for uri, size, etag, changed_s in rows:
+                yield ObjectInfo(uri, size, etag), changed_s
             return
         for uri, size, etag in local_disk.walk(prefix, False):
             changed_ns = etag.partition("-")[0]
@@ -141,7 +147,7 @@ class Storage:
         """The whole object.
 
         Raises:
-            ObjectTooLarge: It has more than `max_bytes`; nothing of it was read.
+            ObjectTooLarge: It has more than `max_bytes` bytes; none of them were read.
         """
         uri = normalize(uri)
 
@@ -152,45 +158,45 @@ class Storage:
         if is_remote(uri):
             return object_store.read(self._store(uri), uri, check_size)
         check_size(local_disk.stat(uri)[0])
-        with local_disk.open_file(uri) as file, local_disk.translated(uri):
-            # bounded again: a pipe or a growing file has no size worth trusting
+        with local_disk.open_file(uri) as file, local_disk.translate_errors(uri):
+            # bounded again, as the size of a pipe or of a growing file cannot be trusted
             data = file.read() if max_bytes is None else file.read(max_bytes + 1)
         check_size(len(data))
         return data
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start` on; fewer where the object ends."""
+        """`length` bytes from byte `start` on; fewer at the end of the object."""
         uri = normalize(uri)
         if is_remote(uri):
             return object_store.read_range(self._store(uri), uri, start, length)
-        with local_disk.open_file(uri) as file, local_disk.translated(uri):
+        with local_disk.open_file(uri) as file, local_disk.translate_errors(uri):
             file.seek(start)
             return file.read(length)
 
     def open(self, uri: str, buffer_bytes: int = 4 << 20) -> BinaryIO:
-        """The object as a seekable file; remote ones are read by `buffer_bytes` at a time."""
+        """The object as a seekable file; a remote one is read `buffer_bytes` at a time."""
         uri = normalize(uri)
         if not is_remote(uri):
             return local_disk.open_file(uri)
-        file = RemoteFile(self._fetcher(uri), self.stat(uri).size)
+        file = RemoteFile(self._range_reader(uri), self.stat(uri).size)
         return io.BufferedReader(file, buffer_bytes)
 
-    def stream(self, info: ObjectInfo, until: int = 0) -> BinaryIO:
-        """An object as a seekable file for those who read much of it.
+    def stream(self, info: ObjectInfo, prefetch_until: int = 0) -> BinaryIO:
+        """An object as a seekable file for callers that read much of it.
 
-        Of a remote one, long reads are several requests at once, and the bytes before `until` are
-        fetched before they are asked for.
+        For a remote object, a long read is split into concurrent requests, and the bytes before
+        position `prefetch_until` are fetched before they are read.
         """
         if not is_remote(info.uri):
             return local_disk.open_file(info.uri)
-        file = FastRemoteFile(self._fetcher(info.uri), info.size, until)
-        return io.BufferedReader(file, _STREAM_BUFFER)
+        file = PrefetchingRemoteFile(self._range_reader(info.uri), info.size, prefetch_until)
+        return io.BufferedReader(file, _STREAM_BUFFER_BYTES)
 
-    def _fetcher(self, uri: str) -> Callable[[int, int], bytes]:
+    def _range_reader(self, uri: str) -> Callable[[int, int], bytes]:
         return partial(object_store.read_range, self._store(uri), uri)
 
     def write(self, uri: str, data: bytes) -> None:
-        """Replace the object at once: readers see the old or the whole new content."""
+        """Replace the object atomically: readers see either the old or all of the new content."""
         uri = normalize(uri)
         if is_remote(uri):
             object_store.write(self._store(uri), uri, data)
@@ -198,14 +204,14 @@ class Storage:
             local_disk.write(uri, data)
 
     def write_if_absent(self, uri: str, data: bytes) -> bool:
-        """Create the object unless it exists; of many racers exactly one gets True."""
+        """Create the object unless it exists; of concurrent callers exactly one gets True."""
         uri = normalize(uri)
         if is_remote(uri):
             return object_store.write_if_absent(self._store(uri), uri, data)
         return local_disk.write_if_absent(uri, data)
 
     def delete(self, uri: str) -> None:
-        """Remove the object; absent is fine."""
+        """Delete the object if it exists."""
         uri = normalize(uri)
         if is_remote(uri):
             object_store.delete(self._store(uri), uri)

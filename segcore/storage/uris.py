@@ -1,4 +1,4 @@
-"""URIs of objects and folders: one canonical form, joining, and hiding of secrets.
+"""URIs of objects and folders: canonical form, joining, and removal of secrets.
 
 Canonical form: an absolute path for local files (no `file://`), `scheme://bucket/key` without a
 trailing slash for remote ones. The key is taken literally: nothing is percent-decoded.
@@ -22,7 +22,7 @@ REMOTE_SCHEMES = ("s3", "gs", "az")
 
 
 def scheme_of(uri: str) -> str:
-    """Lower-case scheme of a URI, aliases resolved; "file" for a plain path."""
+    """The scheme of a URI in lower case, with aliases resolved; "file" for a plain path."""
     match = _SCHEME.match(uri)
     if match is None:
         return "file"
@@ -31,12 +31,12 @@ def scheme_of(uri: str) -> str:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI names an object store (whatever has a scheme other than `file`)."""
+    """Whether the URI names an object store (any scheme other than `file`)."""
     return scheme_of(uri) != "file"
 
 
 def redact(uri: str) -> str:
-    """The URI as it may be shown: without user information and without signed query strings."""
+    """The URI without user information and signed query strings, safe to show."""
     match = _SCHEME.match(uri)
     if match is None:
         return _SECRET_QUERY.sub("?…", uri)
@@ -53,14 +53,14 @@ def normalize(uri_or_path: str | os.PathLike[str]) -> str:
     """Canonical form of a path or URI.
 
     Raises:
-        UsageError: Unknown scheme, no bucket, credentials inside the URI, or a key with empty,
-            `.` or `..` segments.
+        UsageError: The scheme is unknown, the bucket is missing, the URI contains credentials, or
+            the key has empty, `.` or `..` segments.
     """
     text = os.fspath(uri_or_path)
     if not text:
         raise UsageError("The path or URI is empty.")
     if "\0" in text:
-        raise UsageError(f"{redact(text)!r} holds a NUL character.")
+        raise UsageError(f"{redact(text)!r} contains a NUL character.")
     scheme = scheme_of(text)
     if scheme == "file":
         return _normalize_local(text)
@@ -75,7 +75,7 @@ def normalize(uri_or_path: str | os.PathLike[str]) -> str:
     if "@" in bucket or ":" in bucket:
         raise UsageError(
             f"{redact(text)}: credentials do not belong in a URI.",
-            "Give them by environment variables, a profile or an instance role.",
+            "Use environment variables, a profile or an instance role.",
         )
     if not bucket:
         raise UsageError(f"{redact(text)} names no bucket.", f"Write {scheme}://bucket/path.")
@@ -102,14 +102,14 @@ def split(uri: str) -> tuple[str, str, str]:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` with `parts` below it; parts may hold several segments.
+    """`base` with `parts` appended; a part may have several segments.
 
     Raises:
-        UsageError: A part is absolute, names a scheme, or has `..` or empty segments.
+        UsageError: A part is absolute, has a scheme, or has empty, `.` or `..` segments.
     """
     for part in parts:
         segments = part.split("/")
-        if not part or _SCHEME.match(part) or any(s in ("", ".", "..") for s in segments):
+        if not part or _SCHEME.match(part) or any(name in ("", ".", "..") for name in segments):
             raise UsageError(f"{redact(part)!r} is not a plain relative path.")
         if os.sep != "/" and os.sep in part:
             raise UsageError(f"{part!r} is not a plain relative path.")
@@ -118,7 +118,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """Folder that holds this object; the bucket itself at the top of a bucket."""
+    """The folder of this object; for an object at the top of a bucket, the bucket itself."""
     if not is_remote(uri):
         return os.path.dirname(uri)
     scheme, bucket, key = split(uri)
@@ -127,5 +127,5 @@ def parent(uri: str) -> str:
 
 
 def basename(uri: str) -> str:
-    """Last segment."""
+    """The last segment."""
     return uri.rstrip("/").rpartition("/")[2]

@@ -1,1 +1,1 @@
-"""Archives with known masks, and a real S3 server on loopback."""
+"""Synthetic archives with known masks, and a real S3 server on loopback."""

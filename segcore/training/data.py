@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segcore.errors import ImageError, UsageError
+from segcore.evaluation.average_precision import to_rle
 from segcore.images import decode_image
 from segcore.training.augment import random_crop
 from segcore.training.config import AugmentConfig
-from segcore.training.loss import Targets
+from segcore.training.targets import GroundTruth, Targets
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LabelledImage:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) int32; value g + 1 belongs to instance g. Where masks overlap the smaller
+        labels: (H, W) int32; value g + 1 belongs to instance g. Where masks overlap, the smaller
             instance is in front.
         classes: (G,) int64 class indices.
         weight: How often the image is drawn, relative to others.
@@ -42,7 +44,7 @@ def read_coco(path: Path) -> dict:
     """The annotation file as a dictionary.
 
     Raises:
-        UsageError: It cannot be read, is no JSON, or is no COCO data set.
+        UsageError: It cannot be read, is not JSON, or is not a COCO data set.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -50,9 +52,9 @@ def read_coco(path: Path) -> dict:
         raise UsageError(f"cannot read the annotations {path}: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
-    lacking = [k for k in ("images", "annotations", "categories") if k not in document]
-    if lacking:
-        raise UsageError(f"{path} is not a COCO data set: it has no {', '.join(lacking)}")
+    missing = [k for k in ("images", "annotations", "categories") if k not in document]
+    if missing:
+        raise UsageError(f"{path} is not a COCO data set: it has no {', '.join(missing)}")
     return document
 
 
@@ -62,56 +64,58 @@ def read_image(folder: Path, name: str, annotations: Path) -> np.ndarray:
     Raises:
         UsageError: The image that `annotations` names cannot be read or decoded.
     """
-    file = folder / Path(name).name
+    path = folder / Path(name).name
     try:
-        return decode_image(file.read_bytes())
+        return decode_image(path.read_bytes())
     except (OSError, ImageError) as error:
         raise UsageError(
-            f"cannot read the image {file}, which {annotations} names: {error}"
+            f"cannot read the image {path}, which is listed in {annotations}: {error}"
         ) from None
-
-
-def _mask(annotation: dict, height: int, width: int) -> np.ndarray:
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.decode(segmentation).astype(bool)
 
 
 def load_images(annotations: Path, images: Path) -> tuple[list[LabelledImage], list[str]]:
     """All images of a COCO file, decoded, and the names of the classes in order of their ids.
 
-    Crowd annotations are left out. An optional `image_type` key of an image entry makes rarer
-    types be drawn more often (square root of the share).
+    Crowd annotations are left out. Where image entries have the optional key `image_type`, images
+    of rarer types are drawn more often (inversely to the square root of the type's share).
 
     Raises:
         UsageError: A file is missing or damaged, or there is no instance at all.
     """
     document = read_coco(annotations)
     categories = sorted(document["categories"], key=lambda c: c["id"])
-    index = {c["id"]: i for i, c in enumerate(categories)}
-    by_image: dict[int, list[dict]] = {}
+    class_index = {c["id"]: i for i, c in enumerate(categories)}
+    annotations_by_image: dict[int, list[dict]] = defaultdict(list)
     for annotation in document["annotations"]:
         if not annotation.get("iscrowd"):
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-    kinds = [entry.get("image_type", "") for entry in document["images"]]
-    share = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
-    result = []
-    for entry, kind in zip(document["images"], kinds, strict=True):
+            annotations_by_image[annotation["image_id"]].append(annotation)
+    types = [entry.get("image_type", "") for entry in document["images"]]
+    share = {type_: types.count(type_) / len(types) for type_ in set(types)}
+    labelled = []
+    for entry, type_ in zip(document["images"], types, strict=True):
         image = read_image(images, entry["file_name"], annotations)
-        height, width = image.shape[:2]
-        labels = np.zeros((height, width), np.int32)
-        masks = [(a, _mask(a, height, width)) for a in by_image.get(entry["id"], [])]
-        masks.sort(key=lambda pair: -int(pair[1].sum()))
-        for g, (_, mask) in enumerate(masks):
-            labels[mask] = g + 1
-        classes = np.array([index[a["category_id"]] for a, _ in masks], np.int64)
-        result.append(LabelledImage(image, labels, classes, share[kind] ** -0.5))
-    if not any(len(item.classes) for item in result):
-        raise UsageError(f"{annotations} holds no instance to learn from")
-    return result, [c["name"] for c in categories]
+        labels, classes = _draw_labels(
+            annotations_by_image[entry["id"]], image.shape[0], image.shape[1], class_index
+        )
+        labelled.append(LabelledImage(image, labels, classes, share[type_] ** -0.5))
+    if not any(len(item.classes) for item in labelled):
+        raise UsageError(f"{annotations} has no instance to train on")
+    return labelled, [c["name"] for c in categories]
+
+
+def _draw_labels(
+    annotations: list[dict], height: int, width: int, class_index: dict[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`LabelledImage.labels` and `LabelledImage.classes`."""
+    masks = [
+        (a, coco_mask.decode(to_rle(a["segmentation"], height, width)).astype(bool))
+        for a in annotations
+    ]
+    masks.sort(key=lambda item: -int(item[1].sum()))
+    labels = np.zeros((height, width), np.int32)
+    for g, (_, mask) in enumerate(masks):
+        labels[mask] = g + 1
+    return labels, np.array([class_index[a["category_id"]] for a, _ in masks], np.int64)
 
 
 class CropDataset(Dataset):
@@ -132,55 +136,58 @@ class CropDataset(Dataset):
         return self.samples
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """-> image (3, S, S) uint8, labels (S, S) int32, boxes (G, 4) float32, classes (G,)."""
+        """Image (3, S, S) uint8, labels (S, S) int32, boxes (G, 4) float32, classes (G,) int64."""
         rng = np.random.default_rng((self.seed, self.epoch, i))
-        item = self.images[rng.choice(len(self.images), p=self.probabilities)]
-        image, labels = random_crop(item.image, item.labels, self.config, rng)
-        labels, boxes, kept = compact(labels, len(item.classes))
+        source = self.images[rng.choice(len(self.images), p=self.probabilities)]
+        image, labels = random_crop(source.image, source.labels, self.config, rng)
+        labels, boxes, kept = renumber_instances(labels, len(source.classes))
         return (
             torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             torch.from_numpy(labels),
             torch.from_numpy(boxes),
-            torch.from_numpy(item.classes[kept]),
+            torch.from_numpy(source.classes[kept]),
         )
 
 
-def compact(
-    labels: np.ndarray, count: int, min_pixels: int = 8
+def renumber_instances(
+    labels: np.ndarray, n_instances: int, min_pixels: int = 8
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Renumber the instances left in a crop.
+    """Renumber the instances that remain in a crop.
 
     Args:
-        labels: (S, S) int32, values 0 ... count.
-        count: Number of instances before cropping.
+        labels: (S, S) int32, values 0 ... n_instances.
+        n_instances: Before cropping.
         min_pixels: Instances with fewer pixels become background.
 
     Returns:
         Labels with values 0 ... G, boxes (G, 4) float32 x1 y1 x2 y2, kept indices (G,).
     """
     y, x = np.nonzero(labels)
-    value = labels[y, x] - 1
-    kept = np.flatnonzero(np.bincount(value, minlength=count) >= min_pixels)
-    low = np.full((count, 2), np.iinfo(np.int64).max)
-    high = np.full((count, 2), -1)
+    instance = labels[y, x] - 1
+    kept = np.flatnonzero(np.bincount(instance, minlength=n_instances) >= min_pixels)
+    low = np.full((n_instances, 2), np.iinfo(np.int64).max)
+    high = np.full((n_instances, 2), -1)
     for axis, position in enumerate((x, y)):
-        np.minimum.at(low[:, axis], value, position)
-        np.maximum.at(high[:, axis], value, position)
+        np.minimum.at(low[:, axis], instance, position)
+        np.maximum.at(high[:, axis], instance, position)
     boxes = np.concatenate((low[kept], high[kept] + 1), axis=1).astype(np.float32)
-    renumber = np.zeros(count + 1, np.int32)
-    renumber[kept + 1] = np.arange(1, len(kept) + 1)
-    return renumber[labels], boxes, kept
+    new_labels = np.zeros(n_instances + 1, np.int32)
+    new_labels[kept + 1] = np.arange(1, len(kept) + 1)
+    return new_labels[labels], boxes, kept
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Targets]:
     """Crops -> images (B, 3, S, S) uint8 and padded targets."""
-    slots = max(1, *(len(boxes) for _, _, boxes, _ in items))
-    boxes = torch.zeros(len(items), slots, 4)
-    classes = torch.zeros(len(items), slots, dtype=torch.int64)
-    valid = torch.zeros(len(items), slots, dtype=torch.bool)
-    for b, (_, _, box, cls) in enumerate(items):
-        boxes[b, : len(box)] = box
-        classes[b, : len(box)] = cls
-        valid[b, : len(box)] = True
+    n_slots = max(1, *(len(boxes) for _, _, boxes, _ in items))
+    truth = GroundTruth(
+        boxes=torch.zeros(len(items), n_slots, 4),
+        classes=torch.zeros(len(items), n_slots, dtype=torch.int64),
+        valid=torch.zeros(len(items), n_slots, dtype=torch.bool),
+    )
+    for b, (_, _, boxes, classes) in enumerate(items):
+        truth.boxes[b, : len(boxes)] = boxes
+        truth.classes[b, : len(boxes)] = classes
+        truth.valid[b, : len(boxes)] = True
+    images = torch.stack([image for image, _, _, _ in items])
     labels = torch.stack([labels for _, labels, _, _ in items])
-    return torch.stack([image for image, _, _, _ in items]), Targets(boxes, classes, valid, labels)
+    return images, Targets(truth, labels)

@@ -1,89 +1,79 @@
-"""From trained weights to a checkpoint that people load, with its card."""
+"""Trained weights -> a checkpoint that people load, with its card."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from segcore.evaluation.average_precision import Scores
 from segcore.models.checkpoints import save_safetensors
+from segcore.text import plural
 from segcore.training.card import write_card
 from segcore.training.config import TrainConfig
 from segcore.training.data import read_coco
-from segcore.training.validate import LabelledSet, categories_meta, measure_accuracy, short
+from segcore.training.validate import (
+    LabelledSet,
+    checkpoint_categories,
+    measure_accuracy,
+    short,
+)
+
+_MAX_CLASS_NAMES = 5  # in the card
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What came out of a training run."""
+    """The result of a training run: the files to publish, and the scores of the checkpoint."""
 
     checkpoint: Path
     card: Path
     scores: Scores
 
 
-def shrink(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convolution kernels as float16, everything else (norm statistics, biases) as it is."""
+def halve_kernels(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convolution kernels as float16, everything else (norm statistics, biases) unchanged."""
     return {name: t.half() if t.ndim > 1 else t for name, t in weights.items()}
 
 
 def export_checkpoint(
     config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet, config_file: str
 ) -> Exported:
-    """Write `<output>/<name>.safetensors` and its card; measured as stored, not as trained.
+    """Write `<output>/<name>.safetensors` and its card.
+
+    The scores are those of the weights as stored, in float16.
 
     Args:
         config: The run's configuration.
         weights: State dict to export.
         labelled: The validation set.
-        config_file: Named in the card.
+        config_file: Path of the configuration, for the card.
     """
-    small = shrink(weights)
-    stored = {name: t.float() for name, t in small.items()}
-    scores = measure_accuracy(config, stored, labelled)
-    v = config.validation
+    stored = halve_kernels(weights)
+    scores = measure_accuracy(config, {name: t.float() for name, t in stored.items()}, labelled)
     meta = {
         "architecture": config.architecture,
-        "categories": categories_meta(
-            sorted(labelled.document["categories"], key=lambda c: c["id"])
-        ),
+        "categories": checkpoint_categories(labelled.document),
         "name": config.name,
         "licence": config.licence,
-        "imgsz": v.imgsz,
+        "imgsz": config.validation.imgsz,
         "conf": config.conf,
-        "iou": v.iou,
-        "max_det": v.max_det,
+        "iou": config.validation.iou,
+        "max_det": config.validation.max_det,
     }
     folder = Path(config.output)
     checkpoint = folder / f"{config.name}.safetensors"
-    save_safetensors(checkpoint, small, meta)
+    save_safetensors(checkpoint, stored, meta)
     card = folder / f"{config.name}.md"
-    write_card(card, config, _facts(config, checkpoint, weights, labelled, scores, config_file))
-    return Exported(checkpoint, card, scores)
-
-
-def _facts(
-    config: TrainConfig,
-    checkpoint: Path,
-    weights: dict[str, Tensor],
-    labelled: LabelledSet,
-    scores: Scores,
-    config_file: str,
-) -> dict[str, Any]:
     data = checkpoint.read_bytes()
     train = read_coco(config.data.train)
-    names = [c["name"] for c in labelled.document["categories"]]
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return {
+    facts = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data) / 1e6,
-        "parameters": sum(t.numel() for k, t in weights.items() if not k.endswith(buffers)),
-        "classes": f"{len(names)} class{'es' if len(names) > 1 else ''} "
-        f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})",
+        "parameters": _count_parameters(weights),
+        "classes": _describe_classes([c["name"] for c in labelled.document["categories"]]),
         "train_images": len(train["images"]),
         "train_instances": len(train["annotations"]),
         "val_images": scores.n_images,
@@ -91,3 +81,17 @@ def _facts(
         "config_file": config_file,
         **short(scores),
     }
+    write_card(card, config, facts)
+    return Exported(checkpoint, card, scores)
+
+
+def _count_parameters(weights: dict[str, Tensor]) -> int:
+    """Without the buffers of batch normalisation."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(t.numel() for name, t in weights.items() if not name.endswith(buffers))
+
+
+def _describe_classes(names: list[str]) -> str:
+    more = ", ..." if len(names) > _MAX_CLASS_NAMES else ""
+    names_text = ", ".join(names[:_MAX_CLASS_NAMES])
+    return f"{plural(len(names), 'class', 'classes')} ({names_text}{more})"

@@ -1,106 +1,41 @@
-"""The training loop: optimise, average, measure, save, go on after a stop."""
+"""The training loop: optimise, average, validate, save; a stopped run can be resumed."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
-from segcore.models.checkpoints import read_checkpoint
+from segcore.models.registry import read_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
-from segcore.training.config import OptimizerConfig, TrainConfig
+from segcore.training.config import TrainConfig
 from segcore.training.data import CropDataset, collate, load_images
+from segcore.training.files import EpochResult, RunFiles
 from segcore.training.loss import SegmentationLoss
-
-
-@dataclass
-class EpochResult:
-    """One line of `log.jsonl`."""
-
-    epoch: int
-    step: int
-    minutes: float
-    lr: float
-    losses: dict[str, float]
-    scores: dict[str, float] = field(default_factory=dict)
-
-
-class WeightAverage:
-    """Exponential moving average of parameters and buffers (Polyak averaging)."""
-
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.config = config
-        self.tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model; faster in the first steps, when weights are still far off."""
-        decay = self.config.ema_decay * (1 - math.exp(-(step + 1) / self.config.ema_ramp_steps))
-        for name, value in model.state_dict().items():
-            mine = self.tensors[name]
-            if mine.dtype.is_floating_point:
-                mine.lerp_(value, 1 - decay)
-            else:
-                mine.copy_(value)
-
-
-def start_from(model: YOLO11Seg, checkpoint: str) -> int:
-    """Take over the tensors of a checkpoint file that have the same shape; returns how many.
-
-    The class heads of another set of classes are left as they are.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-        UsageError: It is of another architecture.
-    """
-    given = read_checkpoint(checkpoint)
-    mine = model.state_dict()
-    fitting = {
-        name: tensor.to(mine[name].dtype)
-        for name, tensor in given.state_dict.items()
-        if name in mine and tensor.shape == mine[name].shape
-    }
-    if len(fitting) < len(mine) * 0.9:
-        raise UsageError(
-            f"{checkpoint} is a {given.meta.architecture}; only {len(fitting)} of {len(mine)} "
-            "tensors fit.",
-            "Set `architecture` to that of the checkpoint, or leave `init` out.",
-        )
-    model.load_state_dict(fitting, strict=False)
-    return len(fitting)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for convolution kernels only; none for norms and biases."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
+from segcore.training.optimizer import average_weights, build_optimizer, learning_rate
+from segcore.training.targets import Targets
 
 Validate = Callable[[dict[str, Tensor]], dict[str, float]]
 Progress = Callable[[int, int, int, float], None]
 
+_MIN_SHARED_TENSORS = 0.9  # share of tensors that a checkpoint of the same architecture has
+
 
 class Trainer:
-    """State of one training run in `config.output`.
+    """One training run, with its files in `config.output`.
 
     Args:
         config: The whole configuration.
-        validate: Averaged weights -> scores; the score `mask_ap` chooses the best epoch.
+        validate: Averaged weights -> scores; the score `mask_ap` chooses the best epoch. None: the
+            last epoch counts as the best.
         progress: Called after each step with epoch (from 0), step, steps of the epoch, loss.
     """
 
@@ -111,123 +46,44 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         self.config = config
-        self.validate = validate
+        self.validate = validate if config.validation.every else None
         self.progress = progress
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
-        images, self.class_names = load_images(config.data.train, config.data.images)
+        images, class_names = load_images(config.data.train, config.data.images)
         self.dataset = CropDataset(
             images, config.augment, config.samples_per_epoch or len(images), config.seed
         )
-        self.model = self._model().to(self.device)
+        self.model = build_model(config, len(class_names)).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = WeightAverage(self.model, config.optimizer)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.optimizer.weight_decay), lr=config.optimizer.lr
-        )
+        self.averaged_model = average_weights(self.model, config.optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
         self.loss = SegmentationLoss(config.loss)
-        self.epoch = self.step = 0
-        self.minutes = 0.0
-        self.best = -1.0
-        self.folder = Path(config.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def _model(self) -> YOLO11Seg:
-        model = build_network(self.config.architecture, len(self.class_names))
-        model.head.initialize_biases()
-        if self.config.init:
-            start_from(model, self.config.init)
-        return model
-
-    def resume(self) -> bool:
-        """Take up the last state in the output folder, if there is one."""
-        path = self.folder / "last.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["architecture"] != self.config.architecture:
-            raise UsageError(
-                f"{path} is a {state['architecture']}, the configuration asks for "
-                f"{self.config.architecture}",
-                "Use another output folder, or delete this one.",
-            )
-        self.model.load_state_dict(state["model"])
-        self.average.tensors = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("epoch", "step", "minutes", "best"):
-            setattr(self, name, state[name])
-        return True
-
-    def discard(self) -> None:
-        """Remove what an earlier run left in the output folder."""
-        for name in ("last.pt", "best.pt", "log.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
-
-    def save(self) -> None:
-        """Write the state so that a stop at any moment leaves a whole file."""
-        state = {
-            "architecture": self.config.architecture,
-            "model": self.model.state_dict(),
-            "average": self.average.tensors,
-            "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in ("epoch", "step", "minutes", "best")},
-        }
-        _replace(self.folder / "last.pt", partial(torch.save, state))
+        self.files = RunFiles(Path(config.output))
+        self.epoch = 0  # complete epochs
+        self.step = 0  # optimizer steps done
+        self.minutes = 0.0  # spent on steps
+        self.best_score = -1.0
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end; returns the averaged weights of the best epoch.
 
-        Resumable: state is saved after each epoch, and `resume` takes it up.
+        The state is saved after each epoch; `resume` restores it.
         """
         while not self.finished:
-            losses = self._epoch()
-            scores = self._measure()
-            if scores.get("mask_ap", math.inf) > self.best and (scores or not self.measures):
-                self.best = scores.get("mask_ap", self.best)
-                _replace(self.folder / "best.pt", partial(torch.save, self.average.tensors))
+            losses = self.train_one_epoch()
+            scores = self.validate_epoch()
+            self.save_if_best(scores)
             self.save()
             lr = self.optimizer.param_groups[0]["lr"]
-            result = EpochResult(self.epoch, self.step, self.minutes, lr, losses, scores)
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(asdict(result)) + "\n")
-        return torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+            self.files.append_log(
+                EpochResult(self.epoch, self.step, self.minutes, lr, losses, scores)
+            )
+        return self.files.load_best()
 
-    @property
-    def measures(self) -> bool:
-        """Whether epochs are compared at all; if not, the last one counts as the best."""
-        return self.validate is not None and self.config.validation.every > 0
-
-    def _measure(self) -> dict[str, float]:
-        if not self.measures or self.validate is None:
-            return {}
-        if self.epoch % self.config.validation.every and not self.finished:
-            return {}
-        return self.validate(self.average.tensors)
-
-    @property
-    def share(self) -> float:
-        """How much of the schedule is done, 0 to 1: by epochs or by minutes, whichever is more."""
-        per_epoch = max(1, self.config.samples_per_epoch or len(self.dataset)) / max(
-            1, self.config.batch_size
-        )
-        share = self.step / (self.config.epochs * max(1, int(per_epoch)))
-        if self.config.max_minutes:
-            share = max(share, self.minutes / self.config.max_minutes)
-        return min(1.0, share)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule is over."""
-        return self.share >= 1.0
-
-    def _set_lr(self) -> None:
-        o = self.config.optimizer
-        warm = min(1.0, (self.step + 1) / max(1, o.warmup_steps))
-        decay = o.final_lr + (1 - o.final_lr) * (1 + math.cos(math.pi * self.share)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = o.lr * warm * decay
-
-    def _epoch(self) -> dict[str, float]:
+    def train_one_epoch(self) -> dict[str, float]:
+        """One pass over the data set, or what is left of the schedule; means of the losses."""
+        self.model.train()
         self.dataset.epoch = self.epoch
         loader = DataLoader(
             self.dataset,
@@ -236,28 +92,35 @@ class Trainer:
             num_workers=self.config.workers,
             drop_last=len(self.dataset) >= self.config.batch_size,
         )
-        self.model.train()
-        sums: dict[str, float] = {}
+        sums: dict[str, float] = defaultdict(float)
+        n_steps = 0
         started = time.monotonic() - self.minutes * 60
-        for i, (images, targets) in enumerate(loader):
-            self._set_lr()
-            parts = self._step(images, targets)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
+        for images, targets in loader:
+            losses = self.train_step(images, targets)
+            n_steps += 1
             self.minutes = (time.monotonic() - started) / 60
+            for name, value in losses.items():
+                sums[name] += value
             if self.progress:
-                self.progress(self.epoch, i + 1, len(loader), sum(parts.values()))
+                self.progress(self.epoch, n_steps, len(loader), sum(losses.values()))
             if self.finished:
                 break
         self.epoch += 1
-        return {name: round(value / (i + 1), 5) for name, value in sums.items()}
+        return {name: round(value / n_steps, 5) for name, value in sums.items()}
 
-    def _step(self, images: Tensor, targets: Any) -> dict[str, float]:
-        x = images.to(self.device, memory_format=torch.channels_last).float() / 255
-        reduced = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-            heads = self.model(x)
-        loss, parts = self.loss(heads, targets.to(self.device))
+    def train_step(self, images: Tensor, targets: Targets) -> dict[str, float]:
+        """One step of the optimizer on a batch; the parts of its loss.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.optimizer, self.step, self.schedule_progress)
+        batch = images.to(self.device, memory_format=torch.channels_last).float() / 255
+        use_bfloat16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16):
+            heads = self.model(batch)
+        loss, losses = self.loss(heads, targets.to(self.device))
         if not math.isfinite(float(loss.detach())):
             raise UsageError(
                 f"the loss became {float(loss.detach())} at step {self.step}",
@@ -267,13 +130,116 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
+        self.averaged_model.update_parameters(self.model)
         self.step += 1
-        self.average.update(self.model, self.step)
-        return parts
+        return losses
+
+    @property
+    def schedule_progress(self) -> float:
+        """How much of the schedule is done, 0 to 1: by epochs or by minutes, whichever is more."""
+        steps_per_epoch = max(1, len(self.dataset) // self.config.batch_size)
+        progress = self.step / (self.config.epochs * steps_per_epoch)
+        if self.config.max_minutes:
+            progress = max(progress, self.minutes / self.config.max_minutes)
+        return min(1.0, progress)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is complete."""
+        return self.schedule_progress >= 1.0
+
+    def validate_epoch(self) -> dict[str, float]:
+        """Scores of the averaged weights; empty where this epoch is not validated."""
+        is_due = self.finished or self.epoch % (self.config.validation.every or 1) == 0
+        if self.validate is None or not is_due:
+            return {}
+        return self.validate(self.averaged_weights())
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """State dict of the averaged model; it changes with each step."""
+        return dict(self.averaged_model.module.state_dict())
+
+    def save_if_best(self, scores: dict[str, float]) -> None:
+        """Save the averaged weights where they are the best so far."""
+        if self.validate is None:
+            self.files.save_best(self.averaged_weights())
+        elif scores and scores.get("mask_ap", math.inf) > self.best_score:
+            self.best_score = scores.get("mask_ap", self.best_score)
+            self.files.save_best(self.averaged_weights())
+
+    def save(self) -> None:
+        """Save everything that `resume` needs."""
+        self.files.save_state(
+            {
+                "architecture": self.config.architecture,
+                "model": self.model.state_dict(),
+                "average": self.averaged_weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "minutes": self.minutes,
+                "best": self.best_score,
+            }
+        )
+
+    def resume(self) -> bool:
+        """Restore the state in the output folder; returns whether there is one.
+
+        Raises:
+            UsageError: It is of another architecture.
+        """
+        state = self.files.load_state(self.device)
+        if state is None:
+            return False
+        if state["architecture"] != self.config.architecture:
+            raise UsageError(
+                f"{self.files.state} is a {state['architecture']}, but the configuration asks for "
+                f"{self.config.architecture}",
+                "Use another output folder, or delete this one.",
+            )
+        self.model.load_state_dict(state["model"])
+        self.averaged_model.module.load_state_dict(state["average"])
+        self.averaged_model.n_averaged.fill_(state["step"] + 1)  # see `average_weights`
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.minutes, self.best_score = state["minutes"], state["best"]
+        return True
+
+    def discard(self) -> None:
+        """Remove what an earlier run left in the output folder."""
+        self.files.remove()
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `path`, then move into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+def build_model(config: TrainConfig, n_classes: int) -> YOLO11Seg:
+    """The network to train, with the weights of `config.init` where it is set."""
+    model = build_network(config.architecture, n_classes)
+    model.head.initialize_biases()
+    if config.init:
+        load_matching_weights(model, config.init)
+    return model
+
+
+def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> int:
+    """Copy the tensors of a checkpoint file that have the same shape; returns how many.
+
+    Class heads keep their initial weights where the classes differ.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        UsageError: It is of another architecture.
+    """
+    source = read_checkpoint(checkpoint)
+    own = model.state_dict()
+    matching = {
+        name: tensor.to(own[name].dtype)
+        for name, tensor in source.state_dict.items()
+        if name in own and tensor.shape == own[name].shape
+    }
+    if len(matching) < len(own) * _MIN_SHARED_TENSORS:
+        raise UsageError(
+            f"{checkpoint} is a {source.meta.architecture}; only {len(matching)} of {len(own)} "
+            "tensors fit.",
+            "Set `architecture` to that of the checkpoint, or leave `init` out.",
+        )
+    model.load_state_dict(matching, strict=False)
+    return len(matching)

@@ -1,4 +1,4 @@
-"""Measure weights in training with the very code that segments archives."""
+"""Measure weights in training with the same code that segments archives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segcore.training.data import read_coco, read_image
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images of a COCO file, decoded, with the file itself.
+    """A COCO file and its images, decoded.
 
     Attributes:
         document: The COCO data set.
@@ -47,16 +47,18 @@ def load_validation(data: DataConfig) -> LabelledSet:
 def measure_accuracy(
     config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet
 ) -> Scores:
-    """Mask and box AP of a state dict on a labelled set, thresholds as `config.validation`."""
-    categories = sorted(labelled.document["categories"], key=lambda c: c["id"])
+    """Mask and box AP of a state dict on a labelled set; thresholds from `config.validation`."""
     meta = CheckpointMeta(
         architecture=config.architecture,
-        categories=tuple(categories_meta(categories)),
+        categories=tuple(checkpoint_categories(labelled.document)),
         name=config.name,
     )
-    v = config.validation
     options = ModelOptions(
-        imgsz=v.imgsz, conf=v.conf, iou=v.iou, max_det=v.max_det, device=config.device
+        imgsz=config.validation.imgsz,
+        conf=config.validation.conf,
+        iou=config.validation.iou,
+        max_det=config.validation.max_det,
+        device=config.device,
     )
     state = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     model = YoloSegModel(Checkpoint(meta, state, sha256="", source="weights in training"), options)
@@ -64,33 +66,36 @@ def measure_accuracy(
     with torch.inference_mode():
         for image_id, image in labelled.images.items():
             prepared = [model.preprocess(image)]
-            (found,) = model.postprocess(model.forward(prepared), prepared)
-            detections += as_detections(image_id, found)
-    return mask_and_box_ap(labelled.document, labelled.images, detections, v.max_det)
+            (instances,) = model.postprocess(model.forward(prepared), prepared)
+            detections += as_detections(image_id, instances)
+    return mask_and_box_ap(
+        labelled.document, labelled.images, detections, config.validation.max_det
+    )
 
 
-def categories_meta(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The two fields that a checkpoint keeps of each COCO category."""
+def checkpoint_categories(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a checkpoint keeps of the categories of a COCO document: id and name, ordered by id."""
+    categories = sorted(document["categories"], key=lambda c: c["id"])
     return [{"id": int(c["id"]), "name": str(c["name"])} for c in categories]
 
 
-def as_detections(image_id: int, found: Instances) -> list[dict[str, Any]]:
-    """Instances of one image as COCO result entries."""
-    size = [found.height, found.width]
+def as_detections(image_id: int, instances: Instances) -> list[dict[str, Any]]:
+    """Instances of one image as COCO results."""
+    size = [instances.height, instances.width]
     return [
         {
             "image_id": image_id,
-            "category_id": int(found.category_ids[i]),
-            "score": float(found.scores[i]),
-            "bbox": found.boxes[i].tolist(),
-            "segmentation": {"size": size, "counts": found.counts[i].decode()},
+            "category_id": int(instances.category_ids[i]),
+            "score": float(instances.scores[i]),
+            "bbox": instances.boxes[i].tolist(),
+            "segmentation": {"size": size, "counts": instances.counts[i].decode()},
         }
-        for i in range(len(found))
+        for i in range(len(instances))
     ]
 
 
 def short(scores: Scores) -> dict[str, float]:
-    """The numbers that go into the log of a run."""
+    """The scores that go into the log and the card of a run."""
     return {
         f"{kind}_{name}": round(float(getattr(getattr(scores, kind), name)), 5)
         for kind in ("mask", "box")

@@ -11,7 +11,7 @@ from segcore.errors import UsageError
 from segcore.images import DecodeOptions, decode_image
 from segcore.output.layout import EditionLayout
 from segcore.output.results import Results
-from segcore.planning.plan import decode_plan
+from segcore.planning.plan_files import decode_plan
 from segcore.sources import SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage
@@ -23,61 +23,68 @@ def read_originals(
     source: SourceOptions = SourceOptions(),
     decoding: DecodeOptions = DecodeOptions(),
 ) -> dict[str, np.ndarray]:
-    """Decode images of a run as the run did.
+    """Decode images of a run at full size.
 
-    The archive is read from where it lay then; only units that hold wanted images are read.
+    The archive is read from where it was during the run; only units that hold these images are
+    read.
 
     Args:
         image_ids: Of the `images` table; failed ones cannot be read.
+        source: As in the run.
+        decoding: Limits, as in the run.
 
     Returns:
         image_id -> (H, W, 3) uint8 RGB.
 
     Raises:
-        UsageError: An id is not in these results, or the archive changed or is gone.
+        UsageError: An id is not in these results, or the archive has changed or is gone.
         ImageError: An image cannot be read or decoded (any more).
     """
-    wanted = set(image_ids)
-    by_unit: dict[str, set[str]] = defaultdict(set)
+    requested = set(image_ids)
+    ids_by_unit: dict[str, set[str]] = defaultdict(set)
     for table in results.images(["image_id", "unit"]):
         for row in table.to_pylist():
-            if row["image_id"] in wanted:
-                by_unit[row["unit"]].add(row["image_id"])
-    absent = wanted.difference(*by_unit.values())
-    if absent:
-        raise UsageError(f"{results.prefix} has no image {min(absent)}.")
-    units = _units(results.storage, results.prefix)
-    found: dict[str, np.ndarray] = {}
-    for name, ids in by_unit.items():
-        if name not in units:
-            raise UsageError(f"No plan of {results.prefix} holds unit {name}.")
-        found |= _read(units[name], ids, results.storage, source, decoding)
-    return found
+            if row["image_id"] in requested:
+                ids_by_unit[row["unit"]].add(row["image_id"])
+    unknown = requested.difference(*ids_by_unit.values())
+    if unknown:
+        raise UsageError(f"{results.prefix} has no image {min(unknown)}.")
+    units = _planned_units(results.storage, results.prefix)
+    images: dict[str, np.ndarray] = {}
+    for unit_id, unit_image_ids in ids_by_unit.items():
+        if unit_id not in units:
+            raise UsageError(f"No plan of {results.prefix} contains unit {unit_id}.")
+        images |= _read_images(units[unit_id], unit_image_ids, results.storage, source, decoding)
+    return images
 
 
-def _units(storage: Storage, prefix: str) -> dict[str, Unit]:
+def _planned_units(storage: Storage, prefix: str) -> dict[str, Unit]:
     """Units of all plans of an edition, by id."""
-    plans = [info.uri for info in storage.list(EditionLayout(prefix).plans_folder)]
+    plan_uris = [info.uri for info in storage.list(EditionLayout(prefix).plans_folder)]
     return {
         unit.unit: unit
-        for uri in plans
+        for uri in plan_uris
         if uri.endswith(".parquet")
         for unit in decode_plan(storage.read(uri), uri).units
     }
 
 
-def _read(
-    unit: Unit, ids: set[str], storage: Storage, source: SourceOptions, decoding: DecodeOptions
+def _read_images(
+    unit: Unit,
+    image_ids: set[str],
+    storage: Storage,
+    source: SourceOptions,
+    decoding: DecodeOptions,
 ) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     for sample in read_unit(unit, storage, source):
-        if sample.image_id in ids:
+        if sample.image_id in image_ids:
             if sample.error is not None:
                 raise sample.error
-            found[sample.image_id] = decode_image(sample.data or b"", decoding)
-        if len(found) == len(ids):
-            return found
+            images[sample.image_id] = decode_image(sample.data or b"", decoding)
+        if len(images) == len(image_ids):
+            return images
     raise UsageError(
-        f"{min(ids - set(found))} is no longer in the archive.",
-        "It changed after the run; run again.",
+        f"{min(image_ids - set(images))} is no longer in the archive.",
+        "The archive has changed since the run; run segcore segment again.",
     )

@@ -1,4 +1,4 @@
-"""Masks drawn over their images, and sheets of them for a first look."""
+"""Masks drawn over their images, and contact sheets of such pictures."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ COLOURS = (
     (255, 128, 171),
     (29, 233, 182),
 )
-_PAPER, _INK, _FAINT = (250, 250, 250), (25, 25, 25), (110, 110, 110)
-_FILL = 0.30  # opacity of a mask; its outline is opaque
-_PAD = 14
+_BACKGROUND, _TEXT, _SECONDARY_TEXT = (250, 250, 250), (25, 25, 25), (110, 110, 110)  # RGB
+_FILL_OPACITY = 0.30  # of a mask; its outline is opaque
+_BRIGHTNESS_PERCENTILE = 99.8
+_DARK_BELOW, _BRIGHTENED_TO = 200, 240  # values of that percentile
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+# Layout of a contact sheet, in pixels.
+_PADDING = 14
+_CAPTION_HEIGHT = 50
+_HEADING_HEIGHT, _HEADING_HEIGHT_WITH_NOTE = 52, 76
+_TITLE_BASELINE, _NOTE_BASELINE = 36, 62  # from the top of the sheet
+_CAPTION_BASELINES = 20, 40  # from the bottom of the picture
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet.
+    """One picture of a contact sheet.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -47,7 +55,7 @@ class Tile:
 
 
 def overlay(image: np.ndarray, counts: Sequence[str | bytes], scale: float = 1.0) -> np.ndarray:
-    """Masks over an image: see-through fill and an opaque outline, one colour each.
+    """Masks over an image: each in one colour, with a translucent fill and an opaque outline.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
@@ -67,25 +75,25 @@ def overlay(image: np.ndarray, counts: Sequence[str | bytes], scale: float = 1.0
     outlines = []
     for number, text in enumerate(counts):
         mask = masks.decode(text, height, width)
-        # through float, so that an enlarged outline is smooth and not a staircase
-        enlarged = cv2.resize(mask.astype(np.float32), size, interpolation=_interpolation(scale))
-        inside = (enlarged >= 0.5).astype(np.uint8)
+        # Resized as float, so that an enlarged outline is smooth and not a staircase.
+        coverage = cv2.resize(mask.astype(np.float32), size, interpolation=_interpolation(scale))
+        inside = (coverage >= 0.5).astype(np.uint8)
         colour = COLOURS[number % len(COLOURS)]
         tinted[inside > 0] = colour
-        found, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        outlines.append((found, colour))
-    drawn = cv2.addWeighted(tinted, _FILL, drawn, 1 - _FILL, 0)
-    for found, colour in outlines:
-        cv2.drawContours(drawn, found, -1, colour, 1, cv2.LINE_8)
+        contours, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        outlines.append((contours, colour))
+    drawn = cv2.addWeighted(tinted, _FILL_OPACITY, drawn, 1 - _FILL_OPACITY, 0)
+    for contours, colour in outlines:
+        cv2.drawContours(drawn, contours, -1, colour, 1, cv2.LINE_8)
     return drawn
 
 
-def stretch(image: np.ndarray) -> np.ndarray:
+def brighten(image: np.ndarray) -> np.ndarray:
     """Brighten a dark image for display: its 99.8th percentile becomes nearly white."""
-    top = float(np.percentile(image, 99.8))
-    if not 0 < top < 200:
+    level = float(np.percentile(image, _BRIGHTNESS_PERCENTILE))
+    if not 0 < level < _DARK_BELOW:
         return image
-    return np.clip(image.astype(np.float32) * (240 / top), 0, 255).astype(np.uint8)
+    return np.clip(image.astype(np.float32) * (_BRIGHTENED_TO / level), 0, 255).astype(np.uint8)
 
 
 def contact_sheet(
@@ -94,6 +102,10 @@ def contact_sheet(
     """A grid of overlays with a heading, for people who have never seen the archive.
 
     Dark images are brightened. Pictures keep their proportions inside a square of `side` pixels.
+
+    Args:
+        title, note: The lines of the heading.
+        columns: Pictures in a row, at most.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -105,22 +117,24 @@ def contact_sheet(
         raise ValueError("a contact sheet needs at least one tile")
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    caption = 50
-    heading = 76 if note else 52
-    width = _PAD + columns * (side + _PAD)
-    sheet = np.full((heading + rows * (side + caption + _PAD), width, 3), _PAPER, np.uint8)
-    _write(sheet, title, (_PAD, 36), 0.85, _INK, width - 2 * _PAD, thickness=2)
+    heading_height = _HEADING_HEIGHT_WITH_NOTE if note else _HEADING_HEIGHT
+    cell_width, cell_height = side + _PADDING, side + _CAPTION_HEIGHT + _PADDING
+    width = _PADDING + columns * cell_width
+    text_width = width - 2 * _PADDING
+    sheet = np.full((heading_height + rows * cell_height, width, 3), _BACKGROUND, np.uint8)
+    _write(sheet, title, (_PADDING, _TITLE_BASELINE), 0.85, _TEXT, text_width, thickness=2)
     if note:
-        _write(sheet, note, (_PAD, 62), 0.5, _FAINT, width - 2 * _PAD)
+        _write(sheet, note, (_PADDING, _NOTE_BASELINE), 0.5, _SECONDARY_TEXT, text_width)
     for number, tile in enumerate(tiles):
-        x = _PAD + (number % columns) * (side + _PAD)
-        y = heading + (number // columns) * (side + caption + _PAD)
-        height_, width_ = tile.image.shape[:2]
-        picture = overlay(stretch(tile.image), tile.counts, side / max(height_, width_))
-        top, left = y + (side - picture.shape[0]), x  # on the line of the captions
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        _write(sheet, tile.title, (x, y + side + 20), 0.5, _INK, side)
-        _write(sheet, tile.subtitle, (x, y + side + 40), 0.45, _FAINT, side)
+        row, column = divmod(number, columns)
+        x, y = _PADDING + column * cell_width, heading_height + row * cell_height
+        picture = overlay(brighten(tile.image), tile.counts, side / max(tile.image.shape[:2]))
+        picture_height, picture_width = picture.shape[:2]
+        bottom = y + side  # pictures stand on their captions
+        sheet[bottom - picture_height : bottom, x : x + picture_width] = picture
+        title_baseline, subtitle_baseline = (bottom + offset for offset in _CAPTION_BASELINES)
+        _write(sheet, tile.title, (x, title_baseline), 0.5, _TEXT, side)
+        _write(sheet, tile.subtitle, (x, subtitle_baseline), 0.45, _SECONDARY_TEXT, side)
     return sheet
 
 
@@ -139,19 +153,20 @@ def _interpolation(scale: float) -> int:
 def _write(
     sheet: np.ndarray,
     text: str,
-    at: tuple[int, int],
-    size: float,
+    origin: tuple[int, int],
+    font_scale: float,
     colour: tuple[int, int, int],
-    room: int,
+    max_width: int,
     thickness: int = 1,
 ) -> None:
-    """One line of text with its baseline at x, y, cut to `room` pixels from the left.
+    """Write one line of text whose baseline begins at `origin` (x, y).
 
-    OpenCV's fonts know ASCII only; the end of a name tells more than its beginning.
+    Text wider than `max_width` pixels loses its beginning: the end of a name tells more. OpenCV's
+    fonts have ASCII characters only.
     """
     text = text.encode("ascii", "replace").decode()
     shown = text
-    while cv2.getTextSize(shown, _FONT, size, thickness)[0][0] > room and len(text) > 1:
+    while cv2.getTextSize(shown, _FONT, font_scale, thickness)[0][0] > max_width and len(text) > 1:
         text = text[1:]
         shown = "..." + text
-    cv2.putText(sheet, shown, at, _FONT, size, colour, thickness, cv2.LINE_AA)
+    cv2.putText(sheet, shown, origin, _FONT, font_scale, colour, thickness, cv2.LINE_AA)

@@ -11,11 +11,16 @@ from typing import Any
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.instances import Instances
 from segcore.models.base import Model
-from segcore.worker.prefetch import PreparedSample, is_out_of_memory
+from segcore.models.torch_runtime import free_cached_device_memory
+from segcore.worker.memory import is_out_of_memory
+from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.watchdog import Watchdog
 
+Batch = list[tuple[int, PreparedSample]]  # each image with its position in the unit
+Outcomes = list[Instances | ImageError]  # one for each image of a batch, in order
+
 _MAX_WAITING_BATCHES = 4
-OUT_OF_MEMORY_ALONE = "memory ran out for this image alone"
+_OUT_OF_MEMORY_MESSAGE = "memory ran out for this image alone"
 
 
 class DeviceLost(Exception):
@@ -23,168 +28,174 @@ class DeviceLost(Exception):
 
 
 class BatchRunner:
-    """Runs prepared images through a model and survives what a batch can do.
+    """Runs prepared images through a model, whatever a batch does.
 
-    When memory runs out the batch is halved, for good. When the model raises, its images are
-    tried one by one, and the one that raises again gets the error.
+    When memory runs out the batch size is halved, for good. When the model raises, the images of
+    the batch are tried one by one, and the one that raises again gets the error.
+
+    Attributes:
+        batch_size: Images that go into the model together, at most.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self.size = max(1, model.batch_size)
+        self.batch_size = max(1, model.batch_size)
 
-    def run(self, prepared: Sequence[Any]) -> list[Instances | ImageError]:
-        """One result for each prepared image, in order.
+    def run(self, prepared: Sequence[Any]) -> Outcomes:
+        """One outcome for each prepared image, in order.
 
         Raises:
             DeviceLost: The process must be replaced.
         """
-        results: list[Instances | ImageError] = []
+        outcomes: Outcomes = []
         start = 0
         while start < len(prepared):
-            batch = prepared[start : start + self.size]
-            results += self._batch(batch)
+            batch = prepared[start : start + self.batch_size]
+            outcomes += self._run_batch(batch)
             start += len(batch)
-        return results
+        return outcomes
 
-    def _batch(self, batch: Sequence[Any]) -> list[Instances | ImageError]:
+    def _run_batch(self, batch: Sequence[Any]) -> Outcomes:
         error = None
         try:
             raw = self._model.forward(batch)
-            found = list(self._model.postprocess(raw, batch))
-            if len(found) != len(batch):
-                raise ValueError(f"model gave {len(found)} results for {len(batch)} images")
-            return list(found)
+            detections = list(self._model.postprocess(raw, batch))
+            if len(detections) != len(batch):
+                raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
+            return list(detections)
         except Exception as caught:
             error = caught.with_traceback(None)  # the traceback would keep the batch's tensors
         if error is not None:
-            code, message = _judge(error)
+            code, message = _classify_error(error)
         del error
         if len(batch) == 1:
-            _free()
+            free_cached_device_memory()
             if code is ErrorCode.OUT_OF_MEMORY:  # this image is to blame, not the batch size
-                self.size = max(1, self._model.batch_size)
+                self.batch_size = max(1, self._model.batch_size)
             return [ImageError(code, message)]
         if code is ErrorCode.OUT_OF_MEMORY:
-            _free()
-            self.size = max(1, min(self.size, len(batch)) // 2)
+            free_cached_device_memory()
+            self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
             return self.run(batch)
-        return [result for one in batch for result in self._batch([one])]
-
-
-Batch = list[tuple[int, PreparedSample]]
-Outcomes = list[Instances | ImageError]
+        return [outcome for image in batch for outcome in self._run_batch([image])]
 
 
 class ConcurrentBatches:
-    """How many batches may be in a model at once, whichever units they come from.
+    """Runs batches of any units in one model, no more at once than it may have.
 
-    More than one only for models that are `thread_safe`: while one batch is in the network, another
-    one can be in its masks.
+    More than one at once only for models that are `thread_safe`: while one batch is in the
+    network, the masks of another one are made.
+
+    Attributes:
+        max_batches: Most batches in the model at once.
+        batch_key: The model's `batch_key`; where it has none, all images may share batches.
+        runner: What runs each batch.
     """
 
-    def __init__(self, model: Model, count: int, watchdog: Watchdog) -> None:
-        self.count = count if getattr(model, "thread_safe", False) else 1
-        self.key: Callable[[Any], Hashable] = getattr(model, "batch_key", lambda prepared: None)
+    def __init__(self, model: Model, max_batches: int, watchdog: Watchdog) -> None:
+        self.max_batches = max_batches if getattr(model, "thread_safe", False) else 1
+        self.batch_key: Callable[[Any], Hashable] = getattr(
+            model, "batch_key", lambda prepared: None
+        )
         self.runner = BatchRunner(model)
         self._watchdog = watchdog
-        self._free = threading.Semaphore(self.count)
+        self._free_slots = threading.Semaphore(self.max_batches)
 
     @property
     def prefetch_images(self) -> int:
-        """Images that reading may be ahead, so that no lane waits for it."""
-        return (self.count + 1) * self.runner.size
+        """Images that must be read ahead so that the model never waits for reading."""
+        return (self.max_batches + 1) * self.runner.batch_size
 
     def run(self, batch: Batch) -> Outcomes:
-        """Results of a batch, once there is a lane for it.
+        """Wait until the model may take another batch, and return the outcomes of this one.
 
         Raises:
             DeviceLost: See `BatchRunner`.
         """
-        with self._free, self._watchdog.working(len(batch)):
+        with self._free_slots, self._watchdog.guard(len(batch)):
             return self.runner.run([image.value for _, image in batch])
 
 
 class Batcher:
-    """Prepared images on their way through the model: alike ones together, some batches at once.
+    """Collects the prepared images of a unit into batches of like ones and runs these.
 
-    Images wait until a batch of those with the same `Model.batch_key` is full, and no longer than
-    `_MAX_WAITING_BATCHES` batches in all. Results come in the order in which batches were started.
+    Images wait until a batch of those with the same `Model.batch_key` is full, but no more than
+    `_MAX_WAITING_BATCHES` batches wait in all. Outcomes are delivered in the order in which their
+    batches were started. Used as a context manager: a normal exit runs all that still wait, an
+    exception drops them.
 
     Args:
-        take: Gets each batch (place and image) with its results, in the caller's thread.
+        deliver: Gets each batch with its outcomes, in the thread that calls `add` or leaves the
+            block.
     """
 
     def __init__(
-        self, max_concurrent_batches: ConcurrentBatches, take: Callable[[Batch, Outcomes], None]
+        self, concurrent_batches: ConcurrentBatches, deliver: Callable[[Batch, Outcomes], None]
     ) -> None:
-        self._key = max_concurrent_batches.key
-        self._runner = max_concurrent_batches.runner
-        self._run = max_concurrent_batches.run
-        self._take = take
-        self._lanes = max_concurrent_batches.count
-        self._pool = ThreadPoolExecutor(self._lanes, "forward") if self._lanes > 1 else None
+        self._batch_key = concurrent_batches.batch_key
+        self._runner = concurrent_batches.runner
+        self._run = concurrent_batches.run
+        self._deliver = deliver
+        self._max_running = concurrent_batches.max_batches
+        self._pool = (
+            ThreadPoolExecutor(self._max_running, "forward") if self._max_running > 1 else None
+        )
         self._waiting: dict[Hashable, Batch] = {}
         self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
 
-    def add(self, place: int, image: PreparedSample) -> None:
-        """Put an image in line; `take` may be called.
+    def add(self, position: int, image: PreparedSample) -> None:
+        """Add an image; `deliver` may be called for earlier ones.
 
         Raises:
             DeviceLost: See `BatchRunner`.
         """
-        key = self._key(image.value)
-        self._waiting.setdefault(key, []).append((place, image))
-        if len(self._waiting[key]) >= self._runner.size:
+        key = self._batch_key(image.value)
+        self._waiting.setdefault(key, []).append((position, image))
+        batch_size = self._runner.batch_size
+        if len(self._waiting[key]) >= batch_size:
             self._start(key)
-        elif sum(map(len, self._waiting.values())) >= _MAX_WAITING_BATCHES * self._runner.size:
+        elif sum(map(len, self._waiting.values())) >= _MAX_WAITING_BATCHES * batch_size:
             self._start(max(self._waiting, key=lambda name: len(self._waiting[name])))
 
     def __enter__(self) -> Batcher:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Let all that wait go through; after an error, drop it."""
         try:
             if kind is None:
                 for key in list(self._waiting):
                     self._start(key)
                 while self._running:
-                    self._collect()
+                    self._deliver_oldest()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 
     def _start(self, key: Hashable) -> None:
+        """Start the waiting batch of `key`."""
         batch = self._waiting.pop(key)
         if self._pool is None:
-            self._take(batch, self._run(batch))
+            self._deliver(batch, self._run(batch))
             return
         self._running.append((batch, self._pool.submit(self._run, batch)))
-        if len(self._running) > self._lanes:
-            self._collect()
+        if len(self._running) > self._max_running:
+            self._deliver_oldest()
 
-    def _collect(self) -> None:
+    def _deliver_oldest(self) -> None:
+        """Wait for the batch that was started first, and deliver its outcomes."""
         batch, outcomes = self._running.popleft()
-        self._take(batch, outcomes.result())
+        self._deliver(batch, outcomes.result())
 
 
-def _judge(error: Exception) -> tuple[ErrorCode, str]:
-    """What an exception of the model means for its batch."""
+def _classify_error(error: Exception) -> tuple[ErrorCode, str]:
+    """What an exception of the model means for its batch: an error code and a message.
+
+    Raises:
+        DeviceLost: The exception says so.
+    """
     text = str(error)
     if is_out_of_memory(error):
-        return ErrorCode.OUT_OF_MEMORY, OUT_OF_MEMORY_ALONE
+        return ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE
     if "CUDA error" in text or "device-side assert" in text:
         raise DeviceLost(describe_error(error))
     return ErrorCode.MODEL_ERROR, describe_error(error)
-
-
-def _free() -> None:
-    """Give cached blocks back to the device, where there is one."""
-    import gc
-
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

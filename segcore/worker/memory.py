@@ -1,43 +1,54 @@
-"""Memory of this process: how much it may take, and what it gives back."""
+"""Memory of this process: how much it may take, what it gives back, and signs that it ran out."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-# Numbers of glibc's malloc.h.
+# Parameter numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)  # glibc refuses more
-_KEPT_BYTES = 512 << 20
+_MAX_MMAP_THRESHOLD_BYTES = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)  # glibc refuses more
+_MAX_RETAINED_BYTES = 512 << 20
+
+_OUT_OF_MEMORY_PHRASES = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "insufficient memory",
+)
 
 
-def limit_memory(size: int) -> None:
-    """Let allocations over `size` bytes in all fail in this process, where they can be handled,
-    instead of bringing the machine to where something is killed.
+def limit_memory(max_bytes: int) -> None:
+    """Make allocations beyond `max_bytes` in total fail in this process.
+
+    There they can be handled. Without a limit the machine runs out of memory, and the system kills
+    some process.
     """
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        size = min(size, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard_limit != resource.RLIM_INFINITY:
+        max_bytes = min(max_bytes, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, hard_limit))
 
 
 def limit_malloc_arenas() -> None:
-    """Let glibc in processes started from now on use 4 arenas, if the environment names no number.
+    """Let glibc use 4 arenas in processes started from now on, unless the environment says else.
 
-    By default they are 8 for each core. What a thread frees in its own is of no use to others, and
-    each unit has new threads: an actor on two cores grew by 12 % over 20,000 images.
+    The default is 8 for each core. Memory that a thread frees in its own arena is of no use to
+    other threads, and each unit has new threads: an actor on two cores grew by 12 % over 20,000
+    images.
     """
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory, up to 512 MB, for the next image instead of giving it back each time.
+    """Keep up to 512 MiB of freed memory for the next image instead of returning it each time.
 
-    A network on a CPU allocates the same tensors for every image. Where glibc hands them back to
-    the system in between (it depends on the order of allocations), each image pays for thousands
-    of page faults: 5 to 20 % of its time, measured. Does nothing without glibc.
+    A network on a CPU allocates the same tensors for every image. Where glibc returns them to the
+    system in between (that depends on the order of allocations), each image pays for thousands of
+    page faults: 5 to 20 % of its time, measured. Without glibc this does nothing.
 
     Returns:
         Whether it could be set.
@@ -47,5 +58,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another system, another C library
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    thresholds = {_M_TRIM_THRESHOLD: _KEPT_BYTES, _M_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD}
-    return all(mallopt(name, value) == 1 for name, value in thresholds.items())
+    parameters = {
+        _M_TRIM_THRESHOLD: _MAX_RETAINED_BYTES,
+        _M_MMAP_THRESHOLD: _MAX_MMAP_THRESHOLD_BYTES,
+    }
+    return all(mallopt(parameter, value) == 1 for parameter, value in parameters.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library's exception says that memory, of the host or the device, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    message = str(error).lower()
+    return any(phrase in message for phrase in _OUT_OF_MEMORY_PHRASES)

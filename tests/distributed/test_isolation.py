@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from segcore.config import load_config
 from segcore.inspection.verify import verify_output
@@ -15,60 +11,49 @@ from segcore.output.report import RunReport
 from segcore.run.segment import segment
 from segcore.storage import Storage
 from tests.support.archives import parquet_bytes, tar_bytes
+from tests.support.bright_images import bright_png, write_files
 from tests.support.fake_models import DEADLY, DEADLY_EARLY, GREEDY, HANGS, RAISES
 
 pytestmark = pytest.mark.ray
 
 
-def _png(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> bytes:
-    pixels = np.zeros((40 + seed % 7, 56, 3), np.uint8)
-    pixels[5 : 9 + seed % 5, 7:20, 1] = 220
-    pixels[0, 0] = first
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+def _png(seed: int, first_pixel: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    return bright_png(40 + seed % 7, 56, first_pixel, box=(5, 9 + seed % 5, 7, 20))
 
 
 def _contents(**bad: tuple[int, int, int]) -> dict[str, bytes]:
-    """12 good images, and bad ones at their places in the order of names."""
-    images = {f"{i:02d}.png": _png(i) for i in range(12)}
-    return dict(sorted({**images, **{f"{n[1:]}.png": _png(3, c) for n, c in bad.items()}}.items()))
+    """12 good images, and bad ones: ``_02a=DEADLY`` is 02a.png, in the order of names."""
+    good_images = {f"{i:02d}.png": _png(i) for i in range(12)}
+    bad_images = {f"{name[1:]}.png": _png(3, first_pixel) for name, first_pixel in bad.items()}
+    return dict(sorted({**good_images, **bad_images}.items()))
 
 
 def _segment(
     source: str, output: str, *sets: str, model: str = "tests.support.fake_models:BrightModel"
 ) -> RunReport:
     flags = {"i": ("input", source), "o": ("output", output), "m": ("model.name", model)}
-    fixed = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.9"]
-    return segment(load_config(sets=[*fixed, *sets], flags=flags))
+    common_sets = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.9"]
+    return segment(load_config(sets=[*common_sets, *sets], flags=flags))
 
 
-def _rows(report: RunReport) -> dict[str, dict]:
-    found = [
+def _table_rows(report: RunReport, table: str) -> list[dict]:
+    return [
         row
-        for info in Storage().list(f"{report.prefix}/images")
+        for info in Storage().list(f"{report.prefix}/{table}")
         for row in pq.read_table(info.uri).to_pylist()
     ]
-    rows = {row["image_id"].replace("#", "/").rpartition("/")[2]: row for row in found}
-    assert len(rows) == len(found)
-    return rows
 
 
-def _instances(report: RunReport) -> list[dict]:
-    return sorted(
-        (
-            row
-            for info in Storage().list(f"{report.prefix}/instances")
-            for row in pq.read_table(info.uri).to_pylist()
-        ),
-        key=lambda row: row["image_id"],
-    )
+def _image_rows(report: RunReport) -> dict[str, dict]:
+    """The rows of `images` by the last part of the image id, each only once."""
+    rows = _table_rows(report, "images")
+    by_name = {row["image_id"].replace("#", "/").rpartition("/")[2]: row for row in rows}
+    assert len(by_name) == len(rows)
+    return by_name
 
 
-def _folder(path, contents: dict[str, bytes]) -> str:
-    for name, data in contents.items():
-        Storage().write(str(path / name), data)
-    return str(path)
+def _instance_rows(report: RunReport) -> list[dict]:
+    return sorted(_table_rows(report, "instances"), key=lambda row: row["image_id"])
 
 
 @pytest.mark.faults
@@ -76,14 +61,14 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
     contents = _contents(
         _02a=DEADLY, _02b=DEADLY_EARLY, _05a=RAISES, _10a=GREEDY, _11z=HANGS
     )  # both units have some
-    source = _folder(tmp_path / "in", contents)
+    source = write_files(tmp_path / "in", contents)
     output = str(tmp_path / "out")
     report = _segment(source, output, "run.image_timeout_s=4", "ray.max_actor_bytes=2000000000")
 
     assert report.exit_code == 0
     assert (report.images, report.ok, report.failed) == (17, 12, 5)
     assert report.failures == {"crashed": 2, "model_error": 1, "out_of_memory": 1, "timed_out": 1}
-    rows = _rows(report)
+    rows = _image_rows(report)
     assert sorted(rows) == sorted(contents)
     codes = {name: row["error_code"] for name, row in rows.items() if row["status"] == "failed"}
     assert codes == {
@@ -95,15 +80,15 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
     }
     assert "4 s" in rows["11z.png"]["error_message"]
     assert verify_output(Storage(), output).exit_code == 0
-    # The neighbours are what they would have been without them.
+    # The results of the other images are what they would have been without the bad ones.
     for name in codes:
         (tmp_path / "in" / name).unlink()
-    calm = _segment(source, str(tmp_path / "calm"))
-    assert _instances(report) == _instances(calm)
+    report_without = _segment(source, str(tmp_path / "out-without"))
+    assert _instance_rows(report) == _instance_rows(report_without)
 
 
 @pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.chaos)])
-def test_shards_too(ray_session, tmp_path, kind):
+def test_images_of_shards_fail_alone_too(ray_session, tmp_path, kind):
     contents = _contents(_04a=DEADLY)
     source = tmp_path / f"in.{kind}"
     columns = {"key": list(contents), "image": list(contents.values())}
@@ -112,20 +97,20 @@ def test_shards_too(ray_session, tmp_path, kind):
     output = str(tmp_path / "out")
     report = _segment(str(source), output)
     assert (report.images, report.ok, report.failures) == (13, 12, {"crashed": 1})
-    assert len(_rows(report)) == 13
+    assert len(_image_rows(report)) == 13
     assert verify_output(Storage(), output).exit_code == 0
 
 
 @pytest.mark.faults
 def test_a_model_that_dies_on_any_image_blames_none(ray_session, tmp_path):
-    source = _folder(tmp_path / "in", _contents())
+    source = write_files(tmp_path / "in", _contents())
     sets = ("run.attempts=1", "ray.max_actors=1", "plan.images=100")
     report = _segment(
         source, str(tmp_path / "out"), *sets, model="tests.support.fake_models:DyingModel"
     )
     assert report.exit_code == 1
     assert (report.images, report.units_missing) == (0, 1)
-    said = " ".join(report.advice())
-    assert "1 of 1 unit has no result" in said
-    assert "the machine or the model is at fault" in said
+    advice = " ".join(report.advice())
+    assert "1 of 1 unit has no result" in advice
+    assert "the machine or the model is at fault" in advice
     assert not (tmp_path / "out" / "latest.json").exists()

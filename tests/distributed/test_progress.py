@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import threading
 
-from segcore.distributed import progress as telemetry
+from segcore.distributed import progress
 from segcore.distributed.progress import (
     ProgressCounter,
     ProgressGoal,
@@ -11,56 +11,52 @@ from segcore.distributed.progress import (
     progress_line,
     show_progress,
 )
-from segcore.text import format_duration
 
 
 def test_a_retried_unit_is_counted_once():
-    board = ProgressCounter()
-    board.report("a", 5, 1, 50)
-    board.report("b", 2, 0, 10)
-    assert board.snapshot() == ProgressSnapshot(7, 1, 60, 0, 0)
-    board.report("a", 3, 0, 30)  # its actor died; another one began again
-    assert board.snapshot() == ProgressSnapshot(5, 0, 40, 0, 0)
-    board.close("a", 9, 1, 90, 1000)
-    board.report("a", 1, 0, 1)  # a late message of the dead actor
-    board.close("a", 9, 1, 90, 1000)
-    assert board.snapshot() == ProgressSnapshot(11, 1, 100, 1, 1000)
+    counter = ProgressCounter()
+    counter.report("a", 5, 1, 50)
+    counter.report("b", 2, 0, 10)
+    assert counter.snapshot() == ProgressSnapshot(7, 1, 60, 0, 0)
+    counter.report("a", 3, 0, 30)  # its actor died; another one began again
+    assert counter.snapshot() == ProgressSnapshot(5, 0, 40, 0, 0)
+    counter.complete("a", 9, 1, 90, 1000)
+    counter.report("a", 1, 0, 1)  # a late message of the dead actor
+    counter.complete("a", 9, 1, 90, 1000)
+    assert counter.snapshot() == ProgressSnapshot(11, 1, 100, 1, 1000)
 
 
-def test_words_with_a_known_number_of_images():
+def test_the_line_with_a_known_number_of_images():
     line = progress_line(ProgressSnapshot(409, 3, 9000, 1, 10), ProgressGoal(1000, 4, 100), 10.0)
-    assert line == ("412 / 1,000 images · 41.2/s · 409 ok · 3 failed · 1 / 4 units · ETA 0:14")
+    assert line == "412 / 1,000 images · 41.2/s · 409 ok · 3 failed · 1 / 4 units · ETA 0:14"
 
 
-def test_words_without_a_known_number_go_by_bytes():
-    line = progress_line(ProgressSnapshot(10, 0, 0, 1, 25), ProgressGoal(None, 4, 100), 10.0)
+def test_without_a_known_number_of_images_the_estimate_goes_by_bytes():
+    goal = ProgressGoal(None, 4, 100)
+    line = progress_line(ProgressSnapshot(10, 0, 0, 1, 25), goal, 10.0)
     assert line == "10 images · 1.0/s · 10 ok · 0 failed · 1 / 4 units · ETA 0:30"
-    assert progress_line(ProgressSnapshot(), ProgressGoal(None, 4, 100), 0.0).endswith("ETA -")
+    assert progress_line(ProgressSnapshot(), goal, 0.0).endswith("ETA -")
 
 
-def test_clock():
-    assert [format_duration(s) for s in (0, 59.6, 3599, 3600)] == [
-        "0:00",
-        "1:00",
-        "59:59",
-        "1:00:00",
-    ]
+def test_the_line_of_one_image_is_singular():
+    line = progress_line(ProgressSnapshot(1, 0, 2, 1, 10), ProgressGoal(1, 1, 10), 1.0)
+    assert line == "1 / 1 image · 1.0/s · 1 ok · 0 failed · 1 / 1 unit · ETA 0:00"
 
 
-def test_plain_lines_when_stderr_is_no_terminal(monkeypatch):
-    monkeypatch.setattr(telemetry, "PLAIN_INTERVAL_S", 0.01)
+def test_plain_lines_where_stderr_is_not_a_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.01)
     stream = io.StringIO()
-    asked = threading.Event()
-    answers = [None, ProgressSnapshot(), ProgressSnapshot(1, 0, 2, 0, 0)]
+    all_read = threading.Event()
+    snapshots = [None, ProgressSnapshot(), ProgressSnapshot(1, 0, 2, 0, 0)]
 
-    def read() -> ProgressSnapshot | None:
-        if answers:
-            return answers.pop(0)
-        asked.set()
+    def read_snapshot() -> ProgressSnapshot | None:
+        if snapshots:
+            return snapshots.pop(0)
+        all_read.set()
         return None
 
-    with show_progress(read, ProgressGoal(2, 1, 1), stream):
-        assert asked.wait(10)
+    with show_progress(read_snapshot, ProgressGoal(2, 1, 1), stream):
+        assert all_read.wait(10)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("starting workers")

@@ -1,4 +1,4 @@
-"""Every Python example in docs/output.md runs on a real output, as it stands there."""
+"""Every Python example in docs/output.md runs unchanged on a real output."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.support.paths import ROOT
 
 DOC = ROOT / "docs" / "output.md"
 BLOCK = re.compile(r"^```python( setup)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_BLOCKS = BLOCK.findall(DOC.read_text())
-SETUP = "".join(code for kind, code in _BLOCKS if kind)
-EXAMPLES = [code for kind, code in _BLOCKS if not kind]
+BLOCKS = BLOCK.findall(DOC.read_text())
+SETUP = "".join(code for kind, code in BLOCKS if kind)
+EXAMPLES = [code for kind, code in BLOCKS if not kind]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +37,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_list_of_error_codes_is_the_list() -> None:
+def test_the_error_codes_on_the_page_are_all_there_are() -> None:
     table = DOC.read_text().partition("## Why images fail")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(code) for code in ErrorCode]
 
 
-def test_there_are_examples() -> None:
-    together = "".join(EXAMPLES)
+def test_there_are_examples_for_every_library() -> None:
+    all_examples = "".join(EXAMPLES)
     assert SETUP
     for name in ("pandas", "duckdb", "polars", "pycocotools", "segcore"):
-        assert f"import {name}" in together or f"from {name}" in together
+        assert f"import {name}" in all_examples or f"from {name}" in all_examples
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
@@ -59,8 +59,8 @@ def test_the_example_runs(
     if "polars" in code:
         pytest.importorskip("polars")
     monkeypatch.chdir(output)
-    names: dict[str, object] = {}
-    exec(compile(SETUP + code, str(DOC), "exec"), names)
+    namespace: dict[str, object] = {}
+    exec(compile(SETUP + code, str(DOC), "exec"), namespace)
     printed = capsys.readouterr().out
     if "print(" in code:
         assert "nucleus" in printed or "corrupt" in printed
@@ -69,10 +69,10 @@ def test_the_example_runs(
         assert {r["category_id"] for r in results} == {1}
         assert len(results) > 20
     if "outline" in code:
-        assert names["outline"]
+        assert namespace["outline"]
 
 
-def test_the_columns_are_all_there() -> None:
+def test_every_column_is_explained() -> None:
     text = DOC.read_text()
     images, instances = text.split("`instances`: one row")
     for section, schema in ((images, IMAGES_SCHEMA), (instances, INSTANCES_SCHEMA)):

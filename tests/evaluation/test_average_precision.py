@@ -1,4 +1,4 @@
-"""AP: equal to pycocotools' own numbers, silent, and dense images are not truncated."""
+"""AP equals the numbers of pycocotools, prints nothing, and does not truncate dense images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _scene(seed: int, n_images: int = 6, n_classes: int = 3, crowd: bool = True)
         "categories": [{"id": 3 * k + 1, "name": f"c{k}"} for k in range(n_classes)],
         "annotations": [],
     }
-    found = []
+    detections = []
     for image in truth["images"]:
         for _ in range(int(rng.integers(0, 25))):
             x, y, r = rng.uniform(0, 320), rng.uniform(0, 240), 2 ** rng.uniform(2, 6.3)
@@ -52,7 +52,7 @@ def _scene(seed: int, n_images: int = 6, n_classes: int = 3, crowd: bool = True)
             for _ in range(int(rng.integers(0, 3))):
                 dx, dy, dr = rng.normal(0, 0.12, 3) * r
                 moved = _disc(240, 320, x + dx, y + dy, r + dr)
-                found.append(
+                detections.append(
                     {
                         "image_id": image["id"],
                         "category_id": category if rng.random() < 0.9 else 1,
@@ -61,14 +61,16 @@ def _scene(seed: int, n_images: int = 6, n_classes: int = 3, crowd: bool = True)
                         "bbox": coco_mask.toBbox(moved).tolist(),
                     }
                 )
-    return truth, found
+    return truth, detections
 
 
-def _reference(truth: dict, found: list[dict], kind: str) -> tuple[np.ndarray, COCOeval]:
+def _pycocotools_stats(
+    truth: dict, detections: list[dict], kind: str
+) -> tuple[np.ndarray, COCOeval]:
     coco = COCO()
     coco.dataset = copy.deepcopy(truth)
     coco.createIndex()
-    results = copy.deepcopy(found)
+    results = copy.deepcopy(detections)
     if kind == "segm":
         for result in results:
             del result["bbox"]
@@ -79,15 +81,18 @@ def _reference(truth: dict, found: list[dict], kind: str) -> tuple[np.ndarray, C
     return evaluation.stats, evaluation
 
 
+AP_FIELDS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_pycocotools(seed: int) -> None:
-    truth, found = _scene(seed)
-    scores = mask_and_box_ap(truth, [i["id"] for i in truth["images"]], found, max_dets=100)
-    for kind, ours in (("segm", scores.mask), ("bbox", scores.box)):
-        stats, evaluation = _reference(truth, found, kind)
-        numbers = [ours.ap, ours.ap50, ours.ap75, ours.ap_small, ours.ap_medium, ours.ap_large]
+    truth, detections = _scene(seed)
+    scores = mask_and_box_ap(truth, [i["id"] for i in truth["images"]], detections, max_dets=100)
+    for kind, precisions in (("segm", scores.mask), ("bbox", scores.box)):
+        stats, evaluation = _pycocotools_stats(truth, detections, kind)
+        numbers = [getattr(precisions, name) for name in AP_FIELDS]
         np.testing.assert_allclose(numbers, stats[:6], rtol=0, atol=1e-12)
-        assert ours.recall == pytest.approx(stats[8], abs=1e-12)
+        assert precisions.recall == pytest.approx(stats[8], abs=1e-12)
         for k, row in enumerate(scores.per_class):
             precision = evaluation.eval["precision"][:, :, k, 0, 2]
             row_ap = row.mask.ap if kind == "segm" else row.box.ap
@@ -96,11 +101,11 @@ def test_equals_pycocotools(seed: int) -> None:
 
 
 def test_prints_nothing_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    truth, found = _scene(1)
-    before = copy.deepcopy((truth, found))
-    mask_and_box_ap(truth, [i["id"] for i in truth["images"]], found)
+    truth, detections = _scene(1)
+    before = copy.deepcopy((truth, detections))
+    mask_and_box_ap(truth, [i["id"] for i in truth["images"]], detections)
     assert capfd.readouterr() == ("", "")
-    assert (truth, found) == before
+    assert (truth, detections) == before
 
 
 def test_max_dets_of_100_truncates_dense_images() -> None:
@@ -109,16 +114,16 @@ def test_max_dets_of_100_truncates_dense_images() -> None:
         "categories": [{"id": 1, "name": "nucleus"}],
         "annotations": [],
     }
-    found = []
+    detections = []
     for number in range(196):
         x, y = 20 * (number % 14) + 1, 20 * (number // 14) + 1
-        # ids from 0: pycocotools alone would take id 0 for "not matched"
+        # Ids from 0: pycocotools alone would read id 0 as "not matched".
         square = [[x, y, x + 10, y, x + 10, y + 10, x, y + 10]]
         truth["annotations"].append(
             {"id": number, "image_id": 1, "category_id": 1, "segmentation": square}
         )
         rle = coco_mask.merge(coco_mask.frPyObjects(square, 300, 300))
-        found.append(
+        detections.append(
             {
                 "image_id": 1,
                 "category_id": 1,
@@ -127,8 +132,8 @@ def test_max_dets_of_100_truncates_dense_images() -> None:
                 "bbox": [x, y, 10, 10],
             }
         )
-    assert mask_and_box_ap(truth, [1], found).mask.ap == pytest.approx(1.0)
-    assert mask_and_box_ap(truth, [1], found, max_dets=100).mask.ap == pytest.approx(
+    assert mask_and_box_ap(truth, [1], detections).mask.ap == pytest.approx(1.0)
+    assert mask_and_box_ap(truth, [1], detections, max_dets=100).mask.ap == pytest.approx(
         52 / 101, abs=0.01
     )
 
@@ -154,12 +159,12 @@ def test_images_without_detections_lower_recall_and_absent_classes_are_nan() -> 
     assert empty.n_detections == 0
 
 
-def test_errors_name_the_value() -> None:
-    truth, found = _scene(3)
+def test_errors_name_the_wrong_value() -> None:
+    truth, detections = _scene(3)
     ids = [i["id"] for i in truth["images"]]
     with pytest.raises(UsageError, match="4711"):
-        mask_and_box_ap(truth, [4711], found)
+        mask_and_box_ap(truth, [4711], detections)
     with pytest.raises(UsageError, match="category id 5"):
-        mask_and_box_ap(truth, ids, [found[0] | {"category_id": 5}])
+        mask_and_box_ap(truth, ids, [detections[0] | {"category_id": 5}])
     with pytest.raises(UsageError, match=r"\(10, 10\)"):
-        mask_and_box_ap(truth, ids, [found[0] | {"segmentation": _disc(10, 10, 5, 5, 3)}])
+        mask_and_box_ap(truth, ids, [detections[0] | {"segmentation": _disc(10, 10, 5, 5, 3)}])

@@ -1,4 +1,4 @@
-"""Evaluating an output: images and classes are matched safely, and what cannot be is said."""
+"""Evaluating an output: images and classes are matched safely, and what cannot be is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from segcore.errors import ErrorCode, ImageError, UsageError
 from segcore.evaluation.average_precision import mask_and_box_ap
-from segcore.evaluation.evaluate import evaluate, match_categories
+from segcore.evaluation.evaluate import evaluate
+from segcore.evaluation.matching import match_categories
 from segcore.instances import Instances
 from segcore.output.parts import Parts
 from segcore.output.results import open_results
@@ -51,7 +52,7 @@ SQUARES = {
 }
 
 
-def _truth(names: dict[str, str] | None = None, category: str = "nucleus") -> dict:
+def _ground_truth(names: dict[str, str] | None = None, category: str = "nucleus") -> dict:
     images, annotations = [], []
     for number, name in enumerate(NAMES, start=1):
         file_name = (names or {}).get(name, name)
@@ -74,13 +75,14 @@ def _truth(names: dict[str, str] | None = None, category: str = "nucleus") -> di
 
 
 def _result(image_id: str, squares: list[tuple[int, int, int]] | None) -> ImageResult:
+    """Result of one image; a failed one where `squares` is None."""
     if squares is None:
         error = ImageError(ErrorCode.CORRUPT, "The pixels cannot be decoded.")
         return ImageResult(image_id, image_id, "e", error=error)
     return ImageResult(image_id, image_id, "e", 80, 60, _instances(squares))
 
 
-def _write(
+def _write_output(
     output: Path,
     units: list[tuple[str, list[ImageResult]]],
     categories: tuple[tuple[int, str], ...] = ((1, "nucleus"),),
@@ -100,19 +102,19 @@ def _write(
         storage.write(str(output / "latest.json"), json.dumps({"edition": edition}).encode())
 
 
-def _save(folder: Path, truth: dict) -> str:
+def _write_truth(folder: Path, truth: dict) -> str:
     path = folder / "truth.json"
     path.write_text(json.dumps(truth))
     return str(path)
 
 
-def _perfect(shard: str = "/data/s.tar") -> list[tuple[str, list[ImageResult]]]:
+def _perfect_units(shard: str = "/data/s.tar") -> list[tuple[str, list[ImageResult]]]:
     return [(shard, [_result(f"{shard}#{name}", SQUARES[name]) for name in NAMES])]
 
 
 def test_a_perfect_output_scores_one(tmp_path: Path) -> None:
-    _write(tmp_path / "out", _perfect())
-    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    _write_output(tmp_path / "out", _perfect_units())
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, _ground_truth()))
     assert report.scores.mask.ap == pytest.approx(1.0)
     assert report.scores.box.ap == pytest.approx(1.0)
     assert report.scores.per_class[0].name == "nucleus"
@@ -121,27 +123,27 @@ def test_a_perfect_output_scores_one(tmp_path: Path) -> None:
     assert report.notes == ()
 
 
-def test_the_same_numbers_as_from_plain_lists(tmp_path: Path) -> None:
+def test_scores_equal_those_of_detections_in_memory(tmp_path: Path) -> None:
     moved = {
         "a.png": [(3, 2, 10), (22, 21, 30)],
         "b.png": [(50, 5, 12), (5, 6, 12)],
         "c.png": [(41, 10, 19)],
     }
     rows = [_result(f"/d/s.tar#{name}", moved[name]) for name in NAMES]
-    _write(tmp_path / "out", [("/d/s.tar", rows)])
-    truth = _truth()
-    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+    _write_output(tmp_path / "out", [("/d/s.tar", rows)])
+    truth = _ground_truth()
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
     detections = []
     for number, name in enumerate(NAMES, start=1):
-        found = _instances(moved[name])
-        for k in range(len(found)):
+        instances = _instances(moved[name])
+        for k in range(len(instances)):
             detections.append(
                 {
                     "image_id": number,
                     "category_id": 1,
-                    "score": float(found.scores[k]),
-                    "segmentation": {"size": [60, 80], "counts": found.counts[k]},
-                    "bbox": found.boxes[k].tolist(),
+                    "score": float(instances.scores[k]),
+                    "segmentation": {"size": [60, 80], "counts": instances.counts[k]},
+                    "bbox": instances.boxes[k].tolist(),
                 }
             )
     expected = mask_and_box_ap(truth, [1, 2, 3], detections)
@@ -149,16 +151,16 @@ def test_the_same_numbers_as_from_plain_lists(tmp_path: Path) -> None:
     assert 0.1 < expected.mask.ap < 0.9
 
 
-def test_failed_images_count_as_undetected_and_strangers_are_left_out(tmp_path: Path) -> None:
+def test_failed_images_count_as_undetected_and_unknown_images_are_left_out(tmp_path: Path) -> None:
     shard = "/data/s.tar"
     rows = [
         _result(f"{shard}#a.png", SQUARES["a.png"]),
         _result(f"{shard}#b.png", None),
         _result(f"{shard}#c.png", SQUARES["c.png"]),
-        _result(f"{shard}#stranger.png", [(1, 1, 5)]),
+        _result(f"{shard}#unknown.png", [(1, 1, 5)]),
     ]
-    _write(tmp_path / "out", [(shard, rows)])
-    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    _write_output(tmp_path / "out", [(shard, rows)])
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, _ground_truth()))
     assert (report.images, report.failed, report.not_in_ground_truth) == (3, 1, 1)
     assert report.scores.mask.recall == pytest.approx(4 / 5)
     assert report.scores.n_detections == 4
@@ -166,16 +168,16 @@ def test_failed_images_count_as_undetected_and_strangers_are_left_out(tmp_path: 
 
 
 def test_images_that_the_output_lacks_are_an_error_unless_allowed(tmp_path: Path) -> None:
-    _write(tmp_path / "out", [("/d/s.tar", [_result("/d/s.tar#a.png", SQUARES["a.png"])])])
-    truth = _save(tmp_path, _truth())
+    _write_output(tmp_path / "out", [("/d/s.tar", [_result("/d/s.tar#a.png", SQUARES["a.png"])])])
+    truth = _write_truth(tmp_path, _ground_truth())
     with pytest.raises(UsageError, match=r"2 images .*b\.png, c\.png") as caught:
         evaluate(Storage(), str(tmp_path / "out"), truth)
     assert "--allow-missing" in caught.value.hint
     report = evaluate(Storage(), str(tmp_path / "out"), truth, allow_missing=True)
     assert (report.images, report.not_in_output) == (1, 2)
     assert report.scores.mask.ap == pytest.approx(1.0)
-    _write(tmp_path / "other", [("/d/s.tar", [_result("/d/s.tar#z.png", [])])])
-    with pytest.raises(UsageError, match="3 images"):  # nothing at all to measure
+    _write_output(tmp_path / "other", [("/d/s.tar", [_result("/d/s.tar#z.png", [])])])
+    with pytest.raises(UsageError, match="3 images"):  # nothing is left to measure
         evaluate(Storage(), str(tmp_path / "other"), truth, allow_missing=True)
 
 
@@ -194,52 +196,57 @@ def test_file_names_match_keys_and_paths(
     tmp_path: Path, image_ids: tuple[str, ...], file_names: tuple[str, ...]
 ) -> None:
     rows = [_result(i, SQUARES[name]) for i, name in zip(image_ids, NAMES, strict=True)]
-    _write(tmp_path / "out", [("/d/s.tar" if "#" in image_ids[0] else "", rows)])
-    truth = _save(tmp_path, _truth(dict(zip(NAMES, file_names, strict=True))))
+    _write_output(tmp_path / "out", [("/d/s.tar" if "#" in image_ids[0] else "", rows)])
+    truth = _write_truth(tmp_path, _ground_truth(dict(zip(NAMES, file_names, strict=True))))
     assert evaluate(Storage(), str(tmp_path / "out"), truth).scores.mask.ap == pytest.approx(1.0)
 
 
-def test_names_that_do_not_tell_images_apart_are_refused(tmp_path: Path) -> None:
-    truth = _save(tmp_path, _truth())
-    twice = [*_perfect("/d/one.tar"), ("/d/two.tar", [_result("/d/two.tar#a.png", [])])]
-    _write(tmp_path / "out", twice)
+def test_ambiguous_file_names_are_refused(tmp_path: Path) -> None:
+    truth = _write_truth(tmp_path, _ground_truth())
+    same_name_twice = [
+        *_perfect_units("/d/one.tar"),
+        ("/d/two.tar", [_result("/d/two.tar#a.png", [])]),
+    ]
+    _write_output(tmp_path / "out", same_name_twice)
     with pytest.raises(UsageError, match=r"told apart .*a\.png"):
         evaluate(Storage(), str(tmp_path / "out"), truth)
     folders = {"a.png": "v/1.png", "b.png": "t/1.png"}
-    _write(tmp_path / "flat", [("/d/s.tar", [_result("/d/s.tar#1.png", [])])])
+    _write_output(tmp_path / "flat", [("/d/s.tar", [_result("/d/s.tar#1.png", [])])])
     with pytest.raises(UsageError, match=r"told apart .*1\.png"):
-        evaluate(Storage(), str(tmp_path / "flat"), _save(tmp_path, _truth(folders)))
+        evaluate(Storage(), str(tmp_path / "flat"), _write_truth(tmp_path, _ground_truth(folders)))
 
 
-def test_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    _write(tmp_path / "out", _perfect())
-    truth = _truth()
+def test_a_different_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    _write_output(tmp_path / "out", _perfect_units())
+    truth = _ground_truth()
     truth["images"][1]["width"] = 81
     with pytest.raises(UsageError, match=r"b\.png is 80 x 60 pixels, not 81 x 60"):
-        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+        evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
 
 
-def test_classes_match_by_name_then_id(tmp_path: Path) -> None:
-    truth = [{"id": 7, "name": "Nucleus"}, {"id": 8, "name": "cell"}]
-    assert match_categories({1: "nucleus", 2: "debris"}, truth) == ({1: 7}, False)
-    assert match_categories({7: "x", 8: "y"}, truth) == ({7: 7, 8: 8}, True)
+def test_classes_are_matched_by_name_or_else_by_id(tmp_path: Path) -> None:
+    categories = [{"id": 7, "name": "Nucleus"}, {"id": 8, "name": "cell"}]
+    assert match_categories({1: "nucleus", 2: "debris"}, categories) == ({1: 7}, False)
+    assert match_categories({7: "x", 8: "y"}, categories) == ({7: 7, 8: 8}, True)
     with pytest.raises(UsageError, match=r"debris.*Nucleus, cell"):
-        match_categories({1: "debris"}, truth)
-    _write(tmp_path / "out", _perfect())
-    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth(category="zelle")))
+        match_categories({1: "debris"}, categories)
+    _write_output(tmp_path / "out", _perfect_units())
+    report = evaluate(
+        Storage(), str(tmp_path / "out"), _write_truth(tmp_path, _ground_truth(category="zelle"))
+    )
     assert report.scores.mask.ap == pytest.approx(1.0)
     assert "by their ids" in report.notes[0]
 
 
 def test_detections_of_unknown_classes_are_left_out_and_counted(tmp_path: Path) -> None:
-    units = _perfect()
-    other = ImageResult(
+    units = _perfect_units()
+    debris = ImageResult(
         "/d/t.tar#c.png", "u", "e", 80, 60, _instances([(1, 1, 9), (9, 9, 9)], category=2)
     )
     units[0][1].pop()
-    units.append(("/d/t.tar", [other]))
-    _write(tmp_path / "out", units, categories=((1, "nucleus"), (2, "debris")))
-    report = evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, _truth()))
+    units.append(("/d/t.tar", [debris]))
+    _write_output(tmp_path / "out", units, categories=((1, "nucleus"), (2, "debris")))
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, _ground_truth()))
     assert report.other_classes == 2
     assert report.scores.n_detections == 3
     assert "debris" in report.notes[0]
@@ -247,18 +254,18 @@ def test_detections_of_unknown_classes_are_left_out_and_counted(tmp_path: Path) 
 
 def test_the_edition_is_chosen_by_name_pointer_or_being_the_only_one(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    _write(output, _perfect(), latest=False)
+    _write_output(output, _perfect_units(), latest=False)
     storage = Storage()
     assert open_results(storage, str(output)).name == EDITION
     assert open_results(storage, str(output / EDITION)).name == EDITION
-    _write(output, _perfect(), latest=False, edition="other-1")
+    _write_output(output, _perfect_units(), latest=False, edition="other-1")
     with pytest.raises(UsageError, match="2 editions") as caught:
         open_results(storage, str(output))
     assert "other-1" in caught.value.hint
     assert open_results(storage, str(output), "other-1").name == "other-1"
     with pytest.raises(UsageError, match="no edition nix"):
         open_results(storage, str(output), "nix")
-    _write(output, _perfect(), latest=True, edition="other-1")
+    _write_output(output, _perfect_units(), latest=True, edition="other-1")
     assert open_results(storage, str(output)).name == "other-1"
     with pytest.raises(UsageError, match="holds no edition"):
         open_results(storage, str(tmp_path / "nothing"))
@@ -266,18 +273,22 @@ def test_the_edition_is_chosen_by_name_pointer_or_being_the_only_one(tmp_path: P
 
 def test_an_uncommitted_unit_is_not_read(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    _write(output, [*_perfect(), ("/d/t.tar", [_result("/d/t.tar#d.png", [(1, 1, 5)])])])
+    _write_output(
+        output, [*_perfect_units(), ("/d/t.tar", [_result("/d/t.tar#d.png", [(1, 1, 5)])])]
+    )
     before = open_results(Storage(), str(output))
     assert sum(t.num_rows for t in before.instances()) == 6
-    lost = make_unit("tar", shard="/d/t.tar", etag="e", stop=1, n_images=None, n_bytes=0).unit
-    (output / EDITION / "images" / f"{lost}.parquet").unlink()
+    uncommitted = make_unit(
+        "tar", shard="/d/t.tar", etag="e", stop=1, n_images=None, n_bytes=0
+    ).unit
+    (output / EDITION / "images" / f"{uncommitted}.parquet").unlink()
     after = open_results(Storage(), str(output))
     assert sum(t.num_rows for t in after.instances()) == 5
     assert sum(t.num_rows for t in after.images()) == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("not json", "is not JSON"),
         ("[]", "no list `images`"),
@@ -285,41 +296,43 @@ def test_an_uncommitted_unit_is_not_read(tmp_path: Path) -> None:
         ('{"images": [], "annotations": [], "categories": []}', "nothing to measure"),
     ],
 )
-def test_a_file_that_is_no_ground_truth_is_refused(tmp_path: Path, text: str, words: str) -> None:
-    _write(tmp_path / "out", _perfect())
+def test_a_file_that_is_not_a_ground_truth_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    _write_output(tmp_path / "out", _perfect_units())
     (tmp_path / "truth.json").write_text(text)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
 
 
 def test_an_unreadable_annotation_is_named(tmp_path: Path) -> None:
-    _write(tmp_path / "out", _perfect())
-    truth = _truth()
+    _write_output(tmp_path / "out", _perfect_units())
+    truth = _ground_truth()
     truth["annotations"][3]["segmentation"] = []
     with pytest.raises(UsageError, match="annotation 4"):
-        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+        evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
     truth["annotations"][3]["segmentation"] = {"size": [9, 9], "counts": "Q3"}
     with pytest.raises(UsageError, match=r"annotation 4 .*\(9, 9\)"):
-        evaluate(Storage(), str(tmp_path / "out"), _save(tmp_path, truth))
+        evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
 
 
 def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:
-    _write(tmp_path / "out", _perfect())
-    truth = _save(tmp_path, _truth())
+    _write_output(tmp_path / "out", _perfect_units())
+    truth = _write_truth(tmp_path, _ground_truth())
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "segcore", "evaluate", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-    done = run(str(tmp_path / "out"), truth, "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    completed = run(str(tmp_path / "out"), truth, "--json")
+    assert completed.returncode == 0, completed.stderr
+    document = json.loads(completed.stdout)
     assert document["scores"]["mask"]["ap50"] == pytest.approx(1.0)
-    assert done.stderr == ""
-    done = run(str(tmp_path / "out"), truth)
-    assert "nucleus" in done.stdout
-    assert "1.000" in done.stdout
-    done = run(str(tmp_path / "missing"), truth)
-    assert done.returncode == 2
-    assert "holds no edition" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert completed.stderr == ""
+    completed = run(str(tmp_path / "out"), truth)
+    assert "nucleus" in completed.stdout
+    assert "1.000" in completed.stdout
+    completed = run(str(tmp_path / "missing"), truth)
+    assert completed.returncode == 2
+    assert "holds no edition" in completed.stderr
+    assert "Traceback" not in completed.stderr

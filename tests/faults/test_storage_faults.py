@@ -40,7 +40,7 @@ def _through(proxy: FaultProxy, retries: int = 12) -> Storage:
 def test_every_operation_survives_every_fault(
     fault: str, s3: LoopbackS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_file, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(remote_file, "_RANGE_BYTES", 20_000)
     direct = Storage()
     data = os.urandom(200_000)
     direct.write(f"{s3_prefix}/x", data)
@@ -54,7 +54,7 @@ def test_every_operation_survives_every_fault(
             assert storage.stat(f"{s3_prefix}/x").size == len(data)
             with storage.open(f"{s3_prefix}/x", 50_000) as file:
                 assert file.read() == data
-            with storage.stream(storage.stat(f"{s3_prefix}/x"), until=len(data)) as file:
+            with storage.stream(storage.stat(f"{s3_prefix}/x"), len(data)) as file:
                 assert file.read() == data
             listed = [info.size for info in storage.list(f"{s3_prefix}/listed")]
             assert listed == list(range(7))

@@ -1,4 +1,4 @@
-"""Decoding of real files of every kind, and of what is left of them."""
+"""Decoding real files of every kind, whole, cut and damaged."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ RGB = pixels()
 GREY = np.repeat(np.asarray(Image.fromarray(RGB).convert("L"))[..., None], 3, axis=2)
 
 
-def refuse(data, options=None):
+def refusal_code(data, options=None):
+    """Code of the ImageError that decoding raises."""
     with pytest.raises(ImageError) as caught:
         decode_image(data, options)
     assert caught.value.message
     return caught.value.code
 
 
-def cv2_rgb(data):
+def decode_with_opencv(data):
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
 
@@ -84,7 +85,7 @@ def test_lossless_kinds_give_the_exact_pixels(name):
     "name", ["jpeg", "jpeg_progressive", "jpeg_grey", "jpeg_restarts", "webp", "tiff_jpeg"]
 )
 def test_lossy_kinds_are_identical_to_opencv(name):
-    assert (decode_image(FILES[name]) == cv2_rgb(FILES[name])).all()
+    assert (decode_image(FILES[name]) == decode_with_opencv(FILES[name])).all()
 
 
 def test_photographs_are_identical_to_opencv(shared_data):
@@ -92,21 +93,23 @@ def test_photographs_are_identical_to_opencv(shared_data):
     assert len(paths) == 20
     for path in paths:
         data = path.read_bytes()
-        assert (decode_image(data) == cv2_rgb(data)).all()
+        assert (decode_image(data) == decode_with_opencv(data)).all()
 
 
 def test_cmyk_with_and_without_the_adobe_inversion():
     data = save(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100)
     assert np.abs(decode_image(data).astype(int) - RGB).max() <= 2
     at = data.index(b"\xff\xee")  # without the Adobe segment the samples are ink, not light
-    plain = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    without_adobe = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
     inks = 255 - np.asarray(Image.open(io.BytesIO(data))).astype(int)
     light = inks[..., :3] * inks[..., 3:]
-    # both readings come from the same coded samples: one is the inverse of the other
+    # Both readings come from the same coded samples: one is the inverse of the other.
     stored = 255 - inks
     assert np.abs(decode_image(data).astype(int) - light / 255).max() <= 0.5
     assert (
-        np.abs(decode_image(plain).astype(int) - stored[..., :3] * stored[..., 3:] / 255).max()
+        np.abs(
+            decode_image(without_adobe).astype(int) - stored[..., :3] * stored[..., 3:] / 255
+        ).max()
         <= 0.5
     )
 
@@ -121,40 +124,34 @@ def test_transparent_colours_are_kept():
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_16_bit_keeps_the_high_byte(extension, channels):
-    deep = np.random.default_rng(2).integers(0, 65536, (20, 30, channels), dtype=np.uint16)
-    stored = deep if channels == 1 else deep[..., [2, 1, 0, 3][:channels]]
+    samples = np.random.default_rng(2).integers(0, 65536, (20, 30, channels), dtype=np.uint16)
+    stored = samples if channels == 1 else samples[..., [2, 1, 0, 3][:channels]]
     data = cv2.imencode(extension, stored)[1].tobytes()
-    expected = (deep[..., :3] >> 8).astype(np.uint8)
+    expected = (samples[..., :3] >> 8).astype(np.uint8)
     assert (decode_image(data) == np.broadcast_to(expected, (20, 30, 3))).all()
 
 
 def test_tiff_samples_of_other_depths():
+    def first_channel(data, bits, **options):
+        return decode_image(tiny_tiff(data, bits, **options))[..., 0]
+
     ramp = np.arange(16).reshape(2, 8)
-    deep = (ramp * 4096 + 77).astype(np.uint16)
-    high = (deep >> 8).astype(np.uint8)
-    assert (decode_image(tiny_tiff(deep.tobytes(), 16))[..., 0] == high).all()
-    assert (
-        decode_image(tiny_tiff(deep.astype(">u2").tobytes(), 16, order=">"))[..., 0] == high
-    ).all()
-    assert (decode_image(tiny_tiff(deep.tobytes(), 16, photometric=0))[..., 0] == 255 - high).all()
-    eight = (ramp * 16).astype(np.uint8)
-    assert (decode_image(tiny_tiff(eight.tobytes(), 8, photometric=0))[..., 0] == 255 - eight).all()
-    four = bytes(a << 4 | b for a, b in ramp.reshape(-1, 2).tolist())
-    assert (decode_image(tiny_tiff(four, 4))[..., 0] == ramp * 17).all()
-    assert decode_image(tiny_tiff(b"\xa5\x0f", 1))[0, :, 0].tolist() == [
-        255,
-        0,
-        255,
-        0,
-        0,
-        255,
-        0,
-        255,
-    ]
-    twelve = b"".join(
+    bits_16 = (ramp * 4096 + 77).astype(np.uint16)
+    high_byte = (bits_16 >> 8).astype(np.uint8)
+    big_endian = bits_16.astype(">u2").tobytes()
+    assert (first_channel(bits_16.tobytes(), 16) == high_byte).all()
+    assert (first_channel(big_endian, 16, order=">") == high_byte).all()
+    assert (first_channel(bits_16.tobytes(), 16, photometric=0) == 255 - high_byte).all()
+    bits_8 = (ramp * 16).astype(np.uint8)
+    assert (first_channel(bits_8.tobytes(), 8, photometric=0) == 255 - bits_8).all()
+    bits_4 = bytes(a << 4 | b for a, b in ramp.reshape(-1, 2).tolist())
+    assert (first_channel(bits_4, 4) == ramp * 17).all()
+    bits_1 = first_channel(b"\xa5\x0f", 1)
+    assert (bits_1[0] == np.array([1, 0, 1, 0, 0, 1, 0, 1]) * 255).all()
+    bits_12 = b"".join(
         (a << 12 | b).to_bytes(3, "big") for a, b in (ramp * 256 + 5).reshape(-1, 2).tolist()
     )
-    assert (decode_image(tiny_tiff(twelve, 12))[..., 0] == ramp * 16).all()
+    assert (first_channel(bits_12, 12) == ramp * 16).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -172,9 +169,9 @@ def test_exif_orientation_is_applied(kind, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(RGB, kind, exif=exif, **options)
-    plain = Image.fromarray(decode_image(save(RGB, kind, **options)))
-    plain.getexif()[0x0112] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(plain))
+    as_stored = Image.fromarray(decode_image(save(RGB, kind, **options)))
+    as_stored.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(as_stored))
     image = decode_image(data)
     assert image.shape == expected.shape
     assert (image == expected).all()
@@ -192,27 +189,27 @@ def test_broken_exif_does_not_fail_the_image(exif):
 
 @pytest.mark.parametrize("name", FILES)
 def test_truncation_is_an_error_at_every_point(name):
-    data, whole = FILES[name], decode_image(FILES[name])
-    points = {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 12, len(data))}
-    refused = 0
-    for stop in sorted(points):
+    data, expected = FILES[name], decode_image(FILES[name])
+    cut_points = {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 12, len(data))}
+    n_refused = 0
+    for stop in sorted(cut_points):
         try:
             image = decode_image(data[:stop])
         except ImageError:
-            refused += 1
-        else:  # only what comes after the pixels may be missing: padding, later pages
+            n_refused += 1
+        else:  # only what follows the pixels may be missing: padding, later pages
             assert name.startswith(("bmp", "tiff"))
-            assert (image == whole).all()
-    assert refused >= len(points) // 3
+            assert (image == expected).all()
+    assert n_refused >= len(cut_points) // 3
 
 
-def test_truncated_images_are_called_so():
+def test_truncated_images_are_reported_as_truncated():
     for name in ("jpeg", "png", "webp", "tiff", "bmp"):
-        assert refuse(FILES[name][: len(FILES[name]) // 2]) in (
+        assert refusal_code(FILES[name][: len(FILES[name]) // 2]) in (
             ErrorCode.TRUNCATED,
             ErrorCode.CORRUPT,
         )
-        assert refuse(FILES[name][:-10]) == ErrorCode.TRUNCATED
+        assert refusal_code(FILES[name][:-10]) == ErrorCode.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -220,23 +217,23 @@ def test_truncated_images_are_called_so():
     [("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_deflate"})],
 )
 @pytest.mark.parametrize("damage", [b"\xff\x00" * 200, bytes(range(256)), bytes(300)])
-def test_a_corrupt_middle_is_an_error_and_not_garbage(kind, options, damage):
+def test_a_corrupt_middle_is_an_error_and_never_wrong_pixels(kind, options, damage):
     noise = np.random.default_rng(3).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     data = bytearray(save(noise, kind, **options))
     data[len(data) // 2 : len(data) // 2 + len(damage)] = damage
-    assert refuse(bytes(data)) == ErrorCode.CORRUPT
+    assert refusal_code(bytes(data)) == ErrorCode.CORRUPT
 
 
-def test_bytes_left_over_in_a_jpeg_are_damage_but_not_after_its_end():
+def test_surplus_bytes_are_damage_inside_a_jpeg_but_not_after_its_end():
     data = FILES["jpeg"]
     assert data.endswith(b"\xff\xd9")
-    # a decoder that lost its place leaves bytes over as well: the two cannot be told apart
-    assert refuse(data[:-2] + b"\x55" * 40 + b"\xff\xd9") == ErrorCode.CORRUPT
+    # A decoder that lost its place leaves bytes over as well: the two cannot be told apart.
+    assert refusal_code(data[:-2] + b"\x55" * 40 + b"\xff\xd9") == ErrorCode.CORRUPT
     assert (decode_image(data + b"trailing") == decode_image(data)).all()
 
 
-def huge_headers():
-    """A header of 60,000 x 60,000 on each format; decoding would need 10 GB."""
+def huge_images():
+    """A file of each format whose header says 60,000 x 60,000; decoding would take 10 GB."""
     side = 60_000
     png = bytearray(FILES["png_grey"])
     png[16:24] = struct.pack(">II", side, side)
@@ -253,29 +250,29 @@ def huge_headers():
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "tiff", "tiles"])
-def test_pixels_are_limited_before_they_are_allocated(kind):
-    assert refuse(bytes(huge_headers()[kind])) == ErrorCode.TOO_MANY_PIXELS
+def test_the_pixel_limit_is_checked_before_memory_is_allocated(kind):
+    assert refusal_code(bytes(huge_images()[kind])) == ErrorCode.TOO_MANY_PIXELS
 
 
-def test_limits_are_those_given():
-    exact = DecodeOptions(max_pixels=HEIGHT * WIDTH, max_bytes=len(FILES["png"]))
-    assert decode_image(FILES["png"], exact).shape == RGB.shape
-    less = DecodeOptions(max_pixels=HEIGHT * WIDTH - 1)
-    assert refuse(FILES["png"], less) == ErrorCode.TOO_MANY_PIXELS
-    short = DecodeOptions(max_bytes=len(FILES["png"]) - 1)
-    assert refuse(FILES["png"], short) == ErrorCode.TOO_MANY_BYTES
+def test_limits_are_exact():
+    at_limit = DecodeOptions(max_pixels=HEIGHT * WIDTH, max_bytes=len(FILES["png"]))
+    assert decode_image(FILES["png"], at_limit).shape == RGB.shape
+    fewer_pixels = DecodeOptions(max_pixels=HEIGHT * WIDTH - 1)
+    assert refusal_code(FILES["png"], fewer_pixels) == ErrorCode.TOO_MANY_PIXELS
+    fewer_bytes = DecodeOptions(max_bytes=len(FILES["png"]) - 1)
+    assert refusal_code(FILES["png"], fewer_bytes) == ErrorCode.TOO_MANY_BYTES
 
 
-def test_jpeg_with_very_many_scans_is_refused():
+def test_a_jpeg_with_very_many_scans_is_refused():
     data = FILES["jpeg_progressive"]
     at = data.rindex(b"\xff\xda")
-    assert refuse(data[:at] + data[at:-2] * 600 + b"\xff\xd9") == ErrorCode.CORRUPT
+    assert refusal_code(data[:at] + data[at:-2] * 600 + b"\xff\xd9") == ErrorCode.CORRUPT
 
 
-def test_run_length_bmp_with_too_few_bytes_is_refused_at_once():
+def test_a_run_length_bmp_with_too_few_bytes_is_refused_before_decoding():
     bomb = bytearray(FILES["bmp_runs"])
     bomb[18:26] = struct.pack("<ii", 12_000, 12_000)
-    assert refuse(bytes(bomb)) == ErrorCode.TRUNCATED
+    assert refusal_code(bytes(bomb)) == ErrorCode.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -312,14 +309,14 @@ def test_run_length_bmp_with_too_few_bytes_is_refused_at_once():
         ),
     ],
 )
-def test_refusals_have_the_right_reason(data, code):
-    assert refuse(data) == code
+def test_refused_images_have_the_right_error_code(data, code):
+    assert refusal_code(data) == code
 
 
-def test_12_bit_jpeg_is_unsupported():
+def test_a_12_bit_jpeg_is_unsupported():
     data = bytearray(FILES["jpeg"])
     data[data.index(b"\xff\xc0") + 4] = 12
-    assert refuse(bytes(data)) == ErrorCode.UNSUPPORTED_FORMAT
+    assert refusal_code(bytes(data)) == ErrorCode.UNSUPPORTED_FORMAT
 
 
 MUTATED = mutations(FILES, per_file=12)
@@ -343,7 +340,7 @@ def test_malformed_files_decode_to_their_header_or_raise_image_error():
 
 
 def test_native_decoders_are_silent():
-    """In a process of its own: what libraries write to stderr does not pass through Python."""
+    """In a separate process: what libraries write to stderr does not pass through Python."""
     program = (
         "from tests.support.image_files import corpus, mutations\n"
         "from segcore.errors import ImageError\n"
@@ -356,10 +353,11 @@ def test_native_decoders_are_silent():
         "            pass\n"
         "print('done')\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    output = (completed.returncode, completed.stdout, completed.stderr)
+    assert output == (0, "done\n", "")
 
 
 def test_threads_give_the_same_pixels():

@@ -1,4 +1,4 @@
-"""Large JPEGs decoded at what the model sees: which pixels come out, and what of results."""
+"""Large JPEGs decoded to what the model sees: the pixels, and the results made from them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from segcore.sources import Sample, SourceOptions
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
 from segcore.testing.synthetic import render
-from segcore.worker.prefetch import Prefetcher, Preprocessor
-from segcore.worker.unit_worker import ReadOptions, UnitWorker
+from segcore.worker.prefetch import Prefetcher
+from segcore.worker.preprocessing import Preprocessor
+from segcore.worker.read_options import ReadOptions
+from segcore.worker.unit_worker import UnitWorker
 from tests.support.fake_models import BrightModel
 from tests.support.image_files import corpus, mutations, save
 
@@ -42,7 +44,7 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def reduced(data: bytes, height: int, width: int) -> DecodedImage:
+def decode_at_least(data: bytes, height: int, width: int) -> DecodedImage:
     return decode_image_reduced(data, lambda *size: (height, width))
 
 
@@ -57,56 +59,56 @@ def block_means(image: np.ndarray, factor: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("size", "needed", "shape"),
     [
-        ((480, 640), (60, 80), (60, 80)),  # as many as are needed, not one more
+        ((480, 640), (60, 80), (60, 80)),  # exactly as many as are needed
         ((480, 640), (60, 81), (120, 160)),
         ((480, 640), (240, 320), (240, 320)),
         ((480, 640), (241, 320), (480, 640)),
-        ((480, 640), (9, 12), (60, 80)),  # no more than 8
-        ((475, 633), (60, 80), (60, 80)),  # a part of a pixel counts
+        ((480, 640), (9, 12), (60, 80)),  # the factor is at most 8
+        ((475, 633), (60, 80), (60, 80)),  # sides are rounded up
         ((475, 633), (100, 100), (119, 159)),
         ((640, 1), (80, 1), (80, 1)),
         ((1, 640), (1, 100), (1, 160)),
         ((15, 16), (1, 1), (2, 2)),
     ],
 )
-def test_the_smallest_that_has_the_pixels_needed(size, needed, shape):
+def test_the_smallest_size_with_enough_pixels_is_chosen(size, needed, shape):
     image = smooth(*size)
-    found = reduced(save(image, "JPEG", quality=95, subsampling=0), *needed)
-    assert found.pixels.shape == (*shape, 3)
-    assert (found.height, found.width) == size
-    assert found.pixels.dtype == np.uint8
-    assert found.pixels.flags.c_contiguous
-    assert found.pixels.flags.writeable
+    decoded = decode_at_least(save(image, "JPEG", quality=95, subsampling=0), *needed)
+    assert decoded.pixels.shape == (*shape, 3)
+    assert (decoded.height, decoded.width) == size
+    assert decoded.pixels.dtype == np.uint8
+    assert decoded.pixels.flags.c_contiguous
+    assert decoded.pixels.flags.writeable
     factor = round(max(size) / max(shape))
-    assert np.abs(found.pixels - block_means(image, factor)).mean() < 3
+    assert np.abs(decoded.pixels - block_means(image, factor)).mean() < 3
 
 
 FILES = corpus()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_all_kinds_but_jpeg_come_in_full(name):
+def test_all_formats_but_jpeg_are_decoded_at_full_size(name):
     image = decode_image(FILES[name])
-    found = reduced(FILES[name], 1, 1)
-    assert (found.height, found.width) == image.shape[:2]
+    decoded = decode_at_least(FILES[name], 1, 1)
+    assert (decoded.height, decoded.width) == image.shape[:2]
     if name.startswith("jpeg"):
-        assert found.pixels.shape == (6, 8, 3)
+        assert decoded.pixels.shape == (6, 8, 3)
         mean = block_means(image, 8)
-        assert np.abs(found.pixels[:5, :7] - mean[:5, :7]).mean() < 8
+        assert np.abs(decoded.pixels[:5, :7] - mean[:5, :7]).mean() < 8
     else:
-        assert (found.pixels == image).all()
+        assert (decoded.pixels == image).all()
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])
-def test_images_that_are_not_large_enough_are_decoded_as_ever(name):
-    assert (reduced(FILES[name], 23, 32).pixels == decode_image(FILES[name])).all()
+def test_jpegs_that_are_not_large_enough_are_decoded_at_full_size(name):
+    assert (decode_at_least(FILES[name], 23, 32).pixels == decode_image(FILES[name])).all()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L"])
-def test_colour_spaces(mode):
+def test_all_colour_spaces_are_reduced(mode):
     data = save(Image.fromarray(smooth(480, 640)).convert(mode), "JPEG", quality=95)
-    found = reduced(data, 100, 100).pixels
-    assert np.abs(found - block_means(decode_image(data), 4)).max() < 6
+    pixels = decode_at_least(data, 100, 100).pixels
+    assert np.abs(pixels - block_means(decode_image(data), 4)).max() < 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -116,25 +118,28 @@ def test_exif_orientation_is_applied(orientation, size):
     exif[0x0112] = orientation
     data = save(smooth(*size), "JPEG", quality=95, subsampling=0, exif=exif)
     upright = decode_image(data)
-    asked = []
+    requested_sizes = []
 
     def content_size(height, width):
-        asked.append((height, width))
+        requested_sizes.append((height, width))
         return (40, 60) if height < width else (60, 40)
 
-    found = decode_image_reduced(data, content_size)
-    assert asked == [upright.shape[:2]]
-    assert (found.height, found.width) == upright.shape[:2]
-    # what lies beyond the image must be at its end: a side seen in reverse is divided evenly
-    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    ends = (found.height if rows else 0, found.width if columns else 0)
-    factor = next(f for f in (8, 4, 2, 1) if all(end % f == 0 for end in ends))
-    assert found.pixels.shape[:2] == tuple(-(-side // factor) for side in upright.shape[:2])
-    assert np.abs(found.pixels - block_means(upright, factor)).max() < 25
-    assert np.abs(found.pixels - block_means(upright, factor)).mean() < 2
+    decoded = decode_image_reduced(data, content_size)
+    assert requested_sizes == [upright.shape[:2]]
+    assert (decoded.height, decoded.width) == upright.shape[:2]
+    # What lies beyond the image must be at its end: a reversed side is divided evenly.
+    rows_reversed, columns_reversed = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    reversed_sides = (
+        decoded.height if rows_reversed else 0,
+        decoded.width if columns_reversed else 0,
+    )
+    factor = next(f for f in (8, 4, 2, 1) if all(side % f == 0 for side in reversed_sides))
+    assert decoded.pixels.shape[:2] == tuple(-(-side // factor) for side in upright.shape[:2])
+    assert np.abs(decoded.pixels - block_means(upright, factor)).max() < 25
+    assert np.abs(decoded.pixels - block_means(upright, factor)).mean() < 2
 
 
-def judged(decoder: Callable[[bytes], object], data: bytes) -> ErrorCode | None:
+def refusal_code(decoder: Callable[[bytes], object], data: bytes) -> ErrorCode | None:
     try:
         decoder(data)
     except ImageError as error:
@@ -143,27 +148,27 @@ def judged(decoder: Callable[[bytes], object], data: bytes) -> ErrorCode | None:
 
 
 @pytest.mark.parametrize("needed", [(1, 1), (12, 16), (23, 31)])
-def test_what_is_refused_in_full_is_refused_reduced(needed):
+def test_what_is_refused_at_full_size_is_refused_reduced(needed):
     jpegs = {name: data for name, data in FILES.items() if name.startswith("jpeg")}
     limits = DecodeOptions(max_pixels=2_000_000)
-    cut = [data[:stop] for data in jpegs.values() for stop in range(0, len(data), 23)]
+    truncated = [data[:stop] for data in jpegs.values() for stop in range(0, len(data), 23)]
     damaged = [data for _, data in mutations(jpegs, per_file=80)]
     codes = set()
-    for data in [*cut, *damaged]:
-        in_full = judged(partial(decode_image, options=limits), data)
-        less = partial(decode_image_reduced, content_size=lambda *size: needed, options=limits)
-        assert judged(less, data) == in_full
-        codes.add(in_full)
+    for data in [*truncated, *damaged]:
+        expected = refusal_code(partial(decode_image, options=limits), data)
+        decoder = partial(decode_image_reduced, content_size=lambda *size: needed, options=limits)
+        assert refusal_code(decoder, data) == expected
+        codes.add(expected)
     assert {None, ErrorCode.CORRUPT, ErrorCode.TRUNCATED} <= codes
 
 
-def test_limits_are_those_of_the_image_in_full():
+def test_limits_apply_to_the_full_image():
     data = save(smooth(80, 80), "JPEG")
     options = DecodeOptions(max_pixels=80 * 80 - 1, scale="reduced")
     with pytest.raises(ImageError) as caught:
         decode_image_reduced(data, lambda *size: (10, 10), options)
     assert caught.value.code == ErrorCode.TOO_MANY_PIXELS
-    assert decode_image(data, REDUCED).shape == (80, 80, 3)  # `decode_image` gives all there is
+    assert decode_image(data, REDUCED).shape == (80, 80, 3)  # `decode_image` ignores the scale
 
 
 def nuclei(height: int, width: int) -> np.ndarray:
@@ -177,9 +182,9 @@ def model() -> Model:
     return load_model("nuclei-yolo11n", ModelOptions(device="cpu", imgsz=256, conf=0.2))
 
 
-def instances(model: Model, data: bytes, options: DecodeOptions):
-    preparation = Preprocessor(model.preprocess, options)
-    prepared = [preparation.finish(preparation.decode(data))]
+def segment(model: Model, data: bytes, options: DecodeOptions):
+    preprocessor = Preprocessor(model.preprocess, options)
+    prepared = [preprocessor.preprocess(preprocessor.decode(data))]
     return model.postprocess(model.forward(prepared), prepared)[0]
 
 
@@ -192,72 +197,73 @@ def instances(model: Model, data: bytes, options: DecodeOptions):
         (8, (1200, 1600), (400, 300)),
     ],
 )
-def test_results_are_on_the_canvas_of_the_image_in_full(model, orientation, size, decoded):
+def test_results_are_on_the_canvas_of_the_full_image(model, orientation, size, decoded):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(nuclei(*size), "JPEG", quality=92, exif=exif)
     shape = decode_image(data).shape[:2]
-    full, less = (instances(model, data, options) for options in (DecodeOptions(), REDUCED))
+    full, reduced = (segment(model, data, options) for options in (DecodeOptions(), REDUCED))
     assert Preprocessor(model.preprocess, REDUCED).decode(data).pixels.shape[:2] == decoded
     assert len(full) > 10
-    assert abs(len(full) - len(less)) <= len(full) // 10
-    assert (less.height, less.width) == shape
-    ours, theirs = (
-        [{"size": list(shape), "counts": counts} for counts in found.counts]
-        for found in (less, full)
+    assert abs(len(full) - len(reduced)) <= len(full) // 10
+    assert (reduced.height, reduced.width) == shape
+    reduced_rles, full_rles = (
+        [{"size": list(shape), "counts": counts} for counts in instances.counts]
+        for instances in (reduced, full)
     )
-    overlap = coco_mask.iou(ours, theirs, [0] * len(theirs))  # refuses masks of another canvas
+    # pycocotools refuses masks of another canvas.
+    overlap = coco_mask.iou(reduced_rles, full_rles, [0] * len(full_rles))
     assert np.mean(overlap.max(axis=1) >= 0.85) > 0.8  # the same nuclei at the same places
-    ends = less.boxes[:, :2] + less.boxes[:, 2:]
+    ends = reduced.boxes[:, :2] + reduced.boxes[:, 2:]
     assert (ends.max(axis=0) > 0.8 * np.array(shape[::-1])).all()  # over the whole image
-    assert [coco_mask.area(mask) for mask in ours] == less.areas.tolist()
+    assert [coco_mask.area(mask) for mask in reduced_rles] == reduced.areas.tolist()
 
 
-def a_unit(folder: Path, files: dict[str, bytes]) -> Unit:
+def make_unit_of(folder: Path, files: dict[str, bytes]) -> Unit:
+    """Write the files; the unit of loose images that they are."""
     members = []
     for name, data in files.items():
         uri = str(folder / name)
         Storage().write(uri, data)
         info = Storage().stat(uri)
         members.append(Member(uri, uri, info.etag, info.size))
-    many = len(members)
-    return make_unit("objects", stop=many, n_images=many, n_bytes=1, members=members)
+    n_images = len(members)
+    return make_unit("objects", stop=n_images, n_images=n_images, n_bytes=1, members=members)
 
 
-def test_tables_of_images_that_are_small_enough_are_identical(model, tmp_path):
+def test_small_images_give_identical_tables(model, tmp_path):
     files = {
         "a.jpg": save(nuclei(300, 500), "JPEG"),
         "b.png": save(nuclei(600, 800), "PNG"),
         "c.jpg": save(nuclei(200, 250), "JPEG"),
         "d.jpg": b"\xff\xd8\xff\xe0 is no image",
     }
-    unit = a_unit(tmp_path, files)
+    unit = make_unit_of(tmp_path, files)
     tables = []
     for options in (DecodeOptions(), REDUCED):
-        target = tmp_path / options.scale
-        parts = Parts(Storage(), str(target), "e", "r", "CC0-1.0", ((1, "nucleus"),))
-        reading = ReadOptions(Storage(), SourceOptions(), options, 2, 1 << 24)
-        counts = UnitWorker(model, reading, parts).segment(unit)
+        output = tmp_path / options.scale
+        parts = Parts(Storage(), str(output), "e", "r", "CC0-1.0", ((1, "nucleus"),))
+        read_options = ReadOptions(Storage(), SourceOptions(), options, 2, 1 << 24)
+        counts = UnitWorker(model, read_options, parts).segment(unit)
         assert (counts.ok, counts.failed) == (3, 1)
         assert counts.instances > 20
-        tables.append([path.read_bytes() for path in sorted(target.rglob("*.parquet"))])
+        tables.append([path.read_bytes() for path in sorted(output.rglob("*.parquet"))])
     assert tables[0] == tables[1]
     assert len(tables[0]) == 2
 
 
-def test_rows_have_the_size_of_the_image_in_full(model, tmp_path):
-    unit = a_unit(tmp_path, {"a.jpg": save(nuclei(1200, 1601), "JPEG")})
+def test_rows_have_the_size_of_the_full_image(model, tmp_path):
+    unit = make_unit_of(tmp_path, {"a.jpg": save(nuclei(1200, 1601), "JPEG")})
     parts = Parts(Storage(), str(tmp_path / "out"), "e", "r", "CC0-1.0", ((1, "nucleus"),))
-    reading = ReadOptions(Storage(), SourceOptions(), REDUCED, 2, 1 << 24)
-    assert UnitWorker(model, reading, parts).segment(unit).instances > 10
+    read_options = ReadOptions(Storage(), SourceOptions(), REDUCED, 2, 1 << 24)
+    assert UnitWorker(model, read_options, parts).segment(unit).instances > 10
     (row,) = pq.read_table(tmp_path / "out" / "images" / f"{unit.unit}.parquet").to_pylist()
     assert (row["height"], row["width"]) == (1200, 1601)
 
 
-def test_a_model_that_sees_images_in_full_only_is_refused_before_anything_starts(tmp_path):
+def test_a_model_that_needs_full_images_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "in").mkdir()
-    save_to = tmp_path / "in" / "a.jpg"
-    save_to.write_bytes(save(smooth(40, 40), "JPEG"))
+    (tmp_path / "in" / "a.jpg").write_bytes(save(smooth(40, 40), "JPEG"))
     settings = {
         "input": str(tmp_path / "in"),
         "output": str(tmp_path / "out"),
@@ -273,19 +279,19 @@ def test_a_model_that_sees_images_in_full_only_is_refused_before_anything_starts
     assert job.edition.name != make_edition(job.model.info, DecodeOptions()).name
 
 
-def test_readers_refuse_such_a_model_too():
-    ahead = Prefetcher(threads=1, window=1, max_decoded_bytes=1 << 20)
+def test_the_prefetcher_refuses_such_a_model_too():
+    prefetcher = Prefetcher(threads=1, window=1, max_decoded_bytes=1 << 20)
     with pytest.raises(UsageError):
-        next(ahead.stream([], BrightModel().preprocess, REDUCED))
+        next(prefetcher.stream([], BrightModel().preprocess, REDUCED))
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [(KeyError("no"), ErrorCode.MODEL_ERROR), (MemoryError(), ErrorCode.OUT_OF_MEMORY)],
 )
-def test_a_content_size_that_raises_is_the_models_error(error, code):
+def test_an_error_of_content_size_fails_that_image_alone(error, code):
     @dataclasses.dataclass
-    class Picky:
+    class FailingPreprocess:
         def __call__(self, image, size=None):
             return size
 
@@ -294,8 +300,8 @@ def test_a_content_size_that_raises_is_the_models_error(error, code):
                 raise error
             return 1, 1
 
-    ahead = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
     samples = [Sample(str(h), "", "", save(smooth(h, 8), "JPEG")) for h in (8, 16, 24)]
-    found = list(ahead.stream(samples, Picky(), REDUCED))
-    assert [item.error and item.error.code for item in found] == [None, code, None]
-    assert found[2].value == (24, 8)
+    prepared = list(prefetcher.stream(samples, FailingPreprocess(), REDUCED))
+    assert [item.error and item.error.code for item in prepared] == [None, code, None]
+    assert prepared[2].value == (24, 8)

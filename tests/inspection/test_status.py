@@ -12,8 +12,8 @@ import pytest
 
 from segcore.errors import AccessDenied
 from segcore.inspection.status import Status, read_status
+from segcore.lease.hold import hold_lease
 from segcore.lease.holder import Holder
-from segcore.lease.lease import hold_lease
 from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING, RunReport
 from segcore.storage import ObjectInfo, Storage, join
@@ -62,7 +62,7 @@ def test_without_a_lease_nobody_is_at_work(report: RunReport) -> None:
 
 
 def test_a_run_of_this_machine(report: RunReport) -> None:
-    with hold_lease(storage, report.prefix, 60):
+    with hold_lease(storage, _lease_folder(report), 60):
         status = read_status(storage, report.output)
     assert _states(status) == ("running", "held")
     assert status.pace is not None

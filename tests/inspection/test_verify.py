@@ -18,7 +18,7 @@ import pytest
 from segcore.inspection.problems import KINDS, Verification
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
-from segcore.lease.lease import hold_lease
+from segcore.lease.hold import hold_lease
 from segcore.output.layout import EditionLayout, Table
 from segcore.output.report import RUNNING, RunReport
 from segcore.output.tables import encode_part
@@ -385,7 +385,7 @@ def test_status_of_a_finished_run(folder: str) -> None:
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = _run(folder)
-    with hold_lease(storage, out.report.prefix, 60):
+    with hold_lease(storage, out.layout.lease_folder, 60):
         _watch_a_run(out)
 
 

@@ -1,4 +1,4 @@
-"""The lease between real processes that are killed, stopped, or have the wrong time."""
+"""The lease between real processes that are killed, stopped, or have a wrong clock."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from pathlib import Path
 import pytest
 
 from segcore.lease.holder import Holder
-from segcore.lease.lease import FOLDER, Lease, LeaseHeld
+from segcore.lease.lease import Lease, LeaseHeld
 from segcore.lease.observation import GONE, read_lease
-from segcore.storage import join
-from tests.support.lease_files import at_once, put, storage, take
+from tests.support.lease_files import (
+    acquire_lease,
+    lease_folder,
+    no_wait_clock,
+    storage,
+    write_lease_file,
+)
 from tests.support.paths import PYTHONPATH
 
-HOLD = """
+HOLDER_SCRIPT = """
     import signal, sys, threading
     {before}
     from segcore.errors import SegcoreError
-    from segcore.lease.lease import hold_lease
+    from segcore.lease.hold import hold_lease
     from segcore.storage import Storage
     try:
         with hold_lease(Storage(), sys.argv[1], float(sys.argv[2])) as lease:
@@ -34,112 +39,117 @@ HOLD = """
     except SegcoreError as error:
         print(type(error).__name__, error.message, flush=True)
 """
-WAIT_TO_CHECK = "sys.stdin.readline(); lease.check()"
+CHECK_ON_INPUT = "sys.stdin.readline(); lease.check()"
 
 
-class Child:
-    """A process that holds a lease and does some work."""
+class HolderProcess:
+    """A process that holds the lease of an edition and does some work."""
 
-    def __init__(self, folder: str, ttl_s: float, work: str, before: str = "") -> None:
-        script = textwrap.dedent(HOLD).format(work=work, before=before)
+    def __init__(self, prefix: str, ttl_s: float, work: str, before: str = "") -> None:
+        script = textwrap.dedent(HOLDER_SCRIPT).format(work=work, before=before)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", script, folder, str(ttl_s)],
+            [sys.executable, "-c", script, lease_folder(prefix), str(ttl_s)],
             env=os.environ | {"PYTHONPATH": PYTHONPATH},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self.line() == "held"
+        assert self.read_line() == "held"
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def go_on(self) -> None:
+    def send_line(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
 
 
 @pytest.fixture
-def child(folder: str) -> Iterator[Callable[..., Child]]:
-    started: list[Child] = []
+def start_holder(folder: str) -> Iterator[Callable[..., HolderProcess]]:
+    started: list[HolderProcess] = []
 
-    def start(*args: object, **options: object) -> Child:
-        started.append(Child(folder, *args, **options))  # type: ignore[arg-type]
+    def start(*args: object, **options: object) -> HolderProcess:
+        started.append(HolderProcess(folder, *args, **options))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
-    for one in started:
-        one.process.kill()
-        one.process.communicate()
+    for holder in started:
+        holder.process.kill()
+        holder.process.communicate()
 
 
-def test_a_killed_one_on_this_machine_is_free_at_once(folder: str, child) -> None:
-    holder = child(600, WAIT_TO_CHECK)
+def test_the_lease_of_a_killed_process_on_this_machine_is_free_at_once(
+    folder: str, start_holder
+) -> None:
+    holder = start_holder(600, CHECK_ON_INPUT)
     with pytest.raises(LeaseHeld, match=f"process {holder.process.pid}"):
-        take(folder, 600, at_once())
-    holder.send(signal.SIGKILL)
-    os.waitid(os.P_PID, holder.process.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie
-    assert read_lease(join(folder, FOLDER), storage, 600).state == GONE
-    take(folder, 600, at_once()).check()
+        acquire_lease(folder, 600, no_wait_clock())
+    holder.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, holder.process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still a zombie
+    assert read_lease(storage, lease_folder(folder), 600).state == GONE
+    acquire_lease(folder, 600, no_wait_clock()).check()
 
 
-def test_another_process_with_its_number_is_not_the_holder(tmp_path: Path) -> None:
-    me = Holder.here(60)
-    assert me.exists() is True
-    assert (
-        me.model_copy(update={"process_start_ticks": me.process_start_ticks + 1}).exists() is False
-    )
-    assert me.model_copy(update={"machine": ""}).exists() is None
-    assert me.model_copy(update={"host": "other"}).exists() is None
-    put(str(tmp_path), me.model_copy(update={"process_start_ticks": me.process_start_ticks + 1}))
-    take(str(tmp_path), 60, at_once())
+def test_another_process_with_the_same_pid_is_not_the_holder(tmp_path: Path) -> None:
+    current = Holder.here(60)
+    other_start = {"process_start_ticks": current.process_start_ticks + 1}
+    assert current.exists() is True
+    assert current.model_copy(update=other_start).exists() is False
+    assert current.model_copy(update={"machine": ""}).exists() is None
+    assert current.model_copy(update={"host": "other"}).exists() is None
+    write_lease_file(str(tmp_path), current.model_copy(update=other_start))
+    acquire_lease(str(tmp_path), 60, no_wait_clock())
 
 
-def _take_when_free(folder: str) -> Lease:
+def _acquire_when_free(folder: str) -> Lease:
     while True:
         try:
-            return take(folder, 60)
+            return acquire_lease(folder, 60)
         except LeaseHeld:
             time.sleep(0.1)
 
 
-def test_a_stopped_one_that_wakes_up_notices_before_it_acts(folder: str, child) -> None:
-    holder = child(1.0, WAIT_TO_CHECK)
-    holder.send(signal.SIGSTOP)
-    mine = _take_when_free(folder)
-    holder.go_on()
-    holder.send(signal.SIGCONT)
-    said = holder.line()
-    assert said.startswith("LeaseLost Another run took over")
-    assert f"process {os.getpid()}" in said
+def test_a_stopped_process_that_wakes_up_notices_the_loss_before_it_acts(
+    folder: str, start_holder
+) -> None:
+    holder = start_holder(1.0, CHECK_ON_INPUT)
+    holder.send_signal(signal.SIGSTOP)
+    lease = _acquire_when_free(folder)
+    holder.send_line()
+    holder.send_signal(signal.SIGCONT)
+    line = holder.read_line()
+    assert line.startswith("LeaseLost Another run took over")
+    assert f"process {os.getpid()}" in line
     holder.process.wait()
-    mine.check()
+    lease.check()
 
 
-def test_a_stopped_one_at_work_is_interrupted_when_it_wakes_up(folder: str, child) -> None:
-    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"  # as in a job in the background
-    holder = child(1.0, "threading.Event().wait()", before=ignored)
-    holder.send(signal.SIGINT)
-    holder.send(signal.SIGSTOP)
-    mine = _take_when_free(folder)
-    holder.send(signal.SIGCONT)
-    assert holder.line().startswith("LeaseLost Another run took over")
-    mine.check()
+def test_a_stopped_process_is_interrupted_in_its_work_when_it_wakes_up(
+    folder: str, start_holder
+) -> None:
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"  # as in a background job
+    holder = start_holder(1.0, "threading.Event().wait()", before=ignored)
+    holder.send_signal(signal.SIGINT)
+    holder.send_signal(signal.SIGSTOP)
+    lease = _acquire_when_free(folder)
+    holder.send_signal(signal.SIGCONT)
+    assert holder.read_line().startswith("LeaseLost Another run took over")
+    lease.check()
 
 
 @pytest.mark.parametrize("hours", [-9, 9])
-def test_a_holder_with_the_wrong_time_is_judged_all_the_same(
-    folder: str, child, monkeypatch: pytest.MonkeyPatch, hours: int
+def test_a_wrong_clock_of_the_holder_does_not_matter(
+    folder: str, start_holder, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    wrong = f"import time; real = time.time; time.time = lambda: real() + {hours * 3600}"
-    holder = child(2.0, WAIT_TO_CHECK, before=wrong)
-    monkeypatch.setattr("segcore.lease.holder._machine", lambda: "another")
+    wrong_clock = f"import time; real = time.time; time.time = lambda: real() + {hours * 3600}"
+    holder = start_holder(2.0, CHECK_ON_INPUT, before=wrong_clock)
+    monkeypatch.setattr("segcore.lease.holder._machine_id", lambda: "another")
     with pytest.raises(LeaseHeld, match=f"process {holder.process.pid}"):
-        take(folder)
-    holder.send(signal.SIGKILL)
-    take(folder).check()  # after its time, as that it is dead cannot be told from "another"
+        acquire_lease(folder)
+    holder.send_signal(signal.SIGKILL)
+    acquire_lease(folder).check()  # only once it expired: seen from "another", it may be alive

@@ -1,4 +1,4 @@
-"""Runs and the lease: the second one is told, and one that lost it deletes nothing."""
+"""Runs and the lease: a second run is refused, and one that lost the lease deletes nothing."""
 
 from __future__ import annotations
 
@@ -19,90 +19,94 @@ import pytest
 from segcore.config import Config, load_config
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
-from segcore.lease.lease import FOLDER, LeaseHeld, LeaseLost, hold_lease
+from segcore.lease.hold import hold_lease
+from segcore.lease.lease import LeaseHeld, LeaseLost
 from segcore.output.report import RunReport
 from segcore.run.job import prepare_job, refresh_job
 from segcore.run.segment import preview, segment
 from segcore.storage import join
 from tests.support import serial_run
-from tests.support.lease_files import elsewhere, put, storage
+from tests.support.lease_files import foreign_holder, lease_folder, storage, write_lease_file
 from tests.support.paths import PYTHONPATH
 
 
-def _images(folder: str, n: int) -> str:
+def _write_images(folder: str, n_images: int) -> None:
     rng = np.random.default_rng(1)
-    for i in range(n):
+    for i in range(n_images):
         pixels = np.zeros((24, 32, 3), np.uint8)
         y, x = rng.integers(1, 12, 2)
         pixels[y : y + 9, x : x + 12, 1] = 220
         storage.write(f"{folder}/{i:03d}.png", cv2.imencode(".png", pixels)[1].tobytes())
-    return folder
 
 
-def _config(folder: Path, *sets: str) -> Config:
+def _config(folder: Path, *settings: str) -> Config:
     flags = {
         "input": ("input", str(folder / "in")),
         "output": ("output", str(folder / "out")),
         "model": ("model.name", "tests.support.fake_models:BrightModel"),
     }
-    return load_config(sets=["plan.images=4", *sets], flags=flags)
+    return load_config(sets=["plan.images=4", *settings], flags=flags)
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> RunReport:
-    """A run of 10 images that ended, and whose input has changed since."""
-    _images(str(tmp_path / "in"), 10)
+    """A finished run of 10 images whose input has changed since."""
+    _write_images(str(tmp_path / "in"), 10)
     report = serial_run.segment(_config(tmp_path))
     storage.write(join(report.prefix, "runs", f"{report.run}.json"), report.to_json())
     (tmp_path / "in" / "000.png").rename(tmp_path / "in" / "new.png")
     return report
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in folder.rglob("*.*") if p.parent.name != FOLDER}
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """The content of all files except those of the lease, by path."""
+    paths = [path for path in folder.rglob("*.*") if path.parent.name != "lease"]
+    return {str(path): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_run_changes_nothing(tmp_path: Path, finished: RunReport, overwrite: bool) -> None:
-    before = _files(tmp_path)
-    with hold_lease(storage, finished.prefix, 60):
+def test_a_second_run_is_refused_and_changes_nothing(
+    tmp_path: Path, finished: RunReport, overwrite: bool
+) -> None:
+    before = _read_files(tmp_path)
+    with hold_lease(storage, lease_folder(finished.prefix), 60):
         with pytest.raises(LeaseHeld) as caught:
             segment(_config(tmp_path), overwrite=overwrite)
-        assert preview(_config(tmp_path), overwrite=overwrite).units  # asks nobody
+        assert preview(_config(tmp_path), overwrite=overwrite).units  # needs no lease
     assert caught.value.exit_code == 1
-    assert _files(tmp_path) == before
+    assert _read_files(tmp_path) == before
 
 
 def test_a_dry_run_takes_no_lease(tmp_path: Path) -> None:
-    _images(str(tmp_path / "in"), 3)
+    _write_images(str(tmp_path / "in"), 3)
     preview(_config(tmp_path))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", ["carry_over", "run_passes"])
+@pytest.mark.parametrize("step", ["carry_over", "run_passes"])
 def test_a_run_that_lost_its_lease_deletes_and_publishes_nothing(
-    tmp_path: Path, finished: RunReport, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, finished: RunReport, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    parts = {path for path in _files(tmp_path) if "/images/" in path}
+    parts = {path for path in _read_files(tmp_path) if "/images/" in path}
     latest = (tmp_path / "out" / "latest.json").read_bytes()
 
-    def overtaken(*args: object) -> set[str]:
-        put(finished.prefix, elsewhere(60.0), 99)
+    def take_over(*args: object) -> set[str]:
+        write_lease_file(finished.prefix, foreign_holder(60.0), 99)
         return set()
 
-    monkeypatch.setattr(f"segcore.run.segment.{place}", overtaken)
+    monkeypatch.setattr(f"segcore.run.segment.{step}", take_over)
     with pytest.raises(LeaseLost, match="host far-away"):
         segment(_config(tmp_path))
-    if place == "carry_over":
-        assert parts <= set(_files(tmp_path))
+    if step == "carry_over":
+        assert parts <= set(_read_files(tmp_path))
     assert (tmp_path / "out" / "latest.json").read_bytes() == latest
     records = Path(finished.prefix, "runs").iterdir()
     statuses = {json.loads(path.read_bytes())["status"] for path in records}
     assert statuses == {"success", "running"}
 
 
-def test_after_waiting_a_run_sees_what_the_other_one_did(tmp_path: Path) -> None:
-    _images(str(tmp_path / "in"), 10)
+def test_a_run_that_waited_sees_what_the_other_one_committed(tmp_path: Path) -> None:
+    _write_images(str(tmp_path / "in"), 10)
     config = _config(tmp_path)
     job = prepare_job(config)
     assert job.committed == frozenset()
@@ -120,27 +124,28 @@ def test_after_waiting_a_run_sees_what_the_other_one_did(tmp_path: Path) -> None
 
 
 class Command:
-    """`segcore segment` as a terminal would start it."""
+    """`segcore segment`, started as by a terminal."""
 
-    def __init__(self, folder: Path, log: str, delay: float = 0.0) -> None:
-        self.log, self.folder = folder / log, folder
-        words = ["segment", str(folder / "in"), str(folder / "out"), "--actors", "1", "--json"]
-        words += ["--model", "tests.support.fake_models:BrightModel", "--set", "plan.images=2"]
+    def __init__(self, folder: Path, log_name: str, delay_s: float = 0.0) -> None:
+        self.log, self.folder = folder / log_name, folder
+        arguments = ["segment", str(folder / "in"), str(folder / "out"), "--actors", "1", "--json"]
+        arguments += ["--model", "tests.support.fake_models:BrightModel", "--set", "plan.images=2"]
         with self.log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "segcore", *words],
-                env=os.environ | {"PYTHONPATH": PYTHONPATH, "FAKE_MODEL_DELAY": str(delay)},
+                [sys.executable, "-m", "segcore", *arguments],
+                env=os.environ | {"PYTHONPATH": PYTHONPATH, "FAKE_MODEL_DELAY": str(delay_s)},
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
                 start_new_session=True,
             )
 
-    def end(self) -> tuple[int, str, str]:
+    def wait(self) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
         stdout, _ = self.process.communicate()
         return self.process.returncode, stdout, self.log.read_text()
 
-    def work(self) -> None:
+    def wait_for_first_unit(self) -> None:
         while not list(self.folder.glob("out/*/images/*.parquet")):
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
@@ -149,29 +154,29 @@ class Command:
 @pytest.mark.ray
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_of_two_commands_one_goes_on_and_after_kill_9_the_next_does(tmp_path: Path) -> None:
-    _images(str(tmp_path / "in"), 40)
+def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    _write_images(str(tmp_path / "in"), 40)
     output = str(tmp_path / "out")
-    first = Command(tmp_path, "1.log", delay=2.0)  # 80 s of work, cut short
-    first.work()
+    first = Command(tmp_path, "1.log", delay_s=2.0)  # 80 s of work, cut short
+    first.wait_for_first_unit()
 
-    code, stdout, stderr = Command(tmp_path, "2.log").end()
+    code, stdout, stderr = Command(tmp_path, "2.log").wait()
     assert (code, stdout) == (1, "")
     assert f"host {socket.gethostname()}, process {first.process.pid}" in stderr
     assert "Traceback" not in stderr
     assert first.process.poll() is None
-    seen = read_status(storage, output)
-    assert seen.lease is not None
-    assert (seen.state, seen.lease.state) == ("running", "held")
-    assert seen.lease.pid == first.process.pid
+    running = read_status(storage, output)
+    assert running.lease is not None
+    assert (running.state, running.lease.state) == ("running", "held")
+    assert running.lease.pid == first.process.pid
 
     os.killpg(first.process.pid, signal.SIGKILL)
-    first.end()
+    first.wait()
     dead = read_status(storage, output)
     assert dead.lease is not None
     assert (dead.state, dead.lease.state, dead.pace) == ("died", "gone", None)
 
-    code, stdout, stderr = Command(tmp_path, "3.log").end()
+    code, stdout, stderr = Command(tmp_path, "3.log").wait()
     assert code == 0, stderr
     assert "Waiting" not in stderr
     report = json.loads(stdout)

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from segcore import masks
 from segcore.masks import Window
-from segcore.masks.device import edges as device_edges
-from segcore.masks.device import encode as device
-from segcore.masks.device import strings as device_text
-from segcore.masks.device.edges import Crops, mix
-from segcore.masks.device.encode import ImageMasks, encode_images
+from segcore.masks.device import encode as device_encode
+from segcore.masks.device.edges import NO_KEY, DeviceCrops, mix
+from segcore.masks.device.encode import BYTE_LIMIT, ImageMasks, encode_images
+from segcore.masks.device.strings import write_strings
 from segcore.masks.edges import encode_edges
 from segcore.masks.rle import MAX_CANVAS
 from tests.masks.test_from_logits import KINDS, draw_boxes, draw_logits
@@ -27,25 +26,25 @@ CUDA = pytest.param(
 
 
 @pytest.fixture(params=["cpu", CUDA])
-def where(request):
+def device(request):
     return request.param
 
 
-def check(scenes, where, **limit):
-    """Encode (logits, boxes, canvas, window) of several images at once; how many strings."""
+def check_encoding(scenes, device, **limit):
+    """Compare (logits, boxes, canvas, window) of several images with NumPy; how many strings."""
     images = [
-        ImageMasks(torch.from_numpy(planes).to(where), None, boxes, canvas, window)
+        ImageMasks(torch.from_numpy(planes).to(device), None, boxes, canvas, window)
         for planes, boxes, canvas, window in scenes
     ]
-    found = encode_images(images, **limit)
-    assert len(found) == len(scenes)
-    for got, (planes, boxes, canvas, window) in zip(found, scenes, strict=True):
-        expected = masks.encode_logits(planes, boxes, canvas, window, by="numpy")
-        assert got.keep.tolist() == expected.keep.tolist()
-        assert got.counts == expected.counts
-        assert got.areas.tolist() == expected.areas.tolist()
-        assert got.areas.dtype == got.keep.dtype == np.int64
-    return sum(len(got.counts) for got in found)
+    results = encode_images(images, **limit)
+    assert len(results) == len(scenes)
+    for encoded, (planes, boxes, canvas, window) in zip(results, scenes, strict=True):
+        expected = masks.encode_logits(planes, boxes, canvas, window, backend="numpy")
+        assert encoded.keep.tolist() == expected.keep.tolist()
+        assert encoded.counts == expected.counts
+        assert encoded.areas.tolist() == expected.areas.tolist()
+        assert encoded.areas.dtype == encoded.keep.dtype == np.int64
+    return sum(len(encoded.counts) for encoded in results)
 
 
 def draw_scene(rng, kind, side=300):
@@ -66,25 +65,26 @@ def draw_scene(rng, kind, side=300):
 @given(
     seed=st.integers(0, 2**32 - 1),
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-    byte_limit=st.sampled_from([1, 1 << 14, device.BYTE_LIMIT]),
+    byte_limit=st.sampled_from([1, 1 << 14, BYTE_LIMIT]),
 )
 def test_equals_numpy(seed, kinds, byte_limit):
     rng = np.random.default_rng(seed)
-    check([draw_scene(rng, kind) for kind in kinds], "cpu", byte_limit=byte_limit)
+    check_encoding([draw_scene(rng, kind) for kind in kinds], "cpu", byte_limit=byte_limit)
 
 
-def test_equals_numpy_in_many_scenes(where):
+def test_equals_numpy_in_many_scenes(device):
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, kind, 200) for kind in KINDS * 40]
-    for together in (1, len(scenes)):
+    for n_images in (1, len(scenes)):
         strings = sum(
-            check(scenes[i : i + together], where) for i in range(0, len(scenes), together)
+            check_encoding(scenes[i : i + n_images], device)
+            for i in range(0, len(scenes), n_images)
         )
         assert strings > 250
 
 
-def test_instances_as_models_give_them(where):
-    """Ragged blobs in boxes of their own; four shapes of images with their letterboxes at once."""
+def test_equals_numpy_on_instances_like_those_of_models(device):
+    """Ragged blobs, each in its box; images of four shapes with their letterboxes at once."""
     rng = np.random.default_rng(1)
     shapes = [
         ((480, 640), Window.of_letterbox(80, 0, 560, 640)),
@@ -94,9 +94,9 @@ def test_instances_as_models_give_them(where):
     ]
     noise = draw_logits(rng, "smooth", 60, 160, 160)
     total = 0
-    for _ in range(2 if where == "cpu" else 20):
-        total += check([blobs(rng, noise, 40, *shape) for shape in shapes], where)
-    assert total > (250 if where == "cpu" else 2500)
+    for _ in range(2 if device == "cpu" else 20):
+        total += check_encoding([blobs(rng, noise, 40, *shape) for shape in shapes], device)
+    assert total > (250 if device == "cpu" else 2500)
 
 
 def blobs(rng, noise, n, canvas, window):
@@ -107,37 +107,38 @@ def blobs(rng, noise, n, canvas, window):
     boxes = np.clip(boxes, 0, np.tile(sides, 2)).astype(f32)
     origin = np.array([window.left, window.top]) / window.upsample
     scale = (np.array([window.right, window.bottom]) / window.upsample - origin) / sides
-    at, radius = origin + centre * scale, (size * scale).mean(axis=1) / 2
+    middle, radius = origin + centre * scale, (size * scale).mean(axis=1) / 2
     y, x = np.mgrid[:160, :160]
-    away = (x - at[:, :1, None]) ** 2 + (y - at[:, 1:, None]) ** 2
-    planes = 1 - away / radius[:, None, None] ** 2 + 0.5 * noise[rng.permutation(len(noise))[:n]]
+    squared_distance = (x - middle[:, :1, None]) ** 2 + (y - middle[:, 1:, None]) ** 2
+    planes = 1 - squared_distance / radius[:, None, None] ** 2
+    planes = planes + 0.5 * noise[rng.permutation(len(noise))[:n]]
     return planes.astype(f32), boxes, canvas, window
 
 
 @pytest.mark.parametrize("canvas", [(3000, 4000), (1, 5000), (5000, 1), (70_000, 3), (1, 1)])
-def test_uncommon_canvases(canvas, where):
+def test_equals_numpy_on_uncommon_canvases(canvas, device):
     rng = np.random.default_rng(2)
     planes = np.concatenate([draw_logits(rng, kind, 2, 120, 160) for kind in KINDS])
     boxes = draw_boxes(rng, 8, canvas)
     boxes[::2] = (0, 0, canvas[1], canvas[0])
-    assert check([(planes, boxes, canvas, None)], where) > 0
+    assert check_encoding([(planes, boxes, canvas, None)], device) > 0
 
 
-def test_extreme_numbers(where):
+def test_equals_numpy_on_extreme_numbers(device):
     values = np.array([0, -0.0, 1e-45, -1e-45, 4e-45, -4e-45, 1e-38, -1e-38, 1, 3e38, -3e38], f32)
     rng = np.random.default_rng(3)
     for upsample in (1, 4):
         planes = rng.choice(values, (40, 12, 9))
         window = Window(0, 0, 12 * upsample, 9 * upsample, upsample)
         for canvas in [(100, 150), (12, 9), (2000, 3)]:
-            check([(planes, draw_boxes(rng, 40, canvas), canvas, window)], where)
+            check_encoding([(planes, draw_boxes(rng, 40, canvas), canvas, window)], device)
 
 
-def test_text_of_the_longest_runs(where):
-    """Numbers of seven characters, and places beyond 32 bits, from edges alone."""
+def test_the_longest_runs_are_written(device):
+    """Numbers of seven characters, and positions beyond 32 bits, from edges alone."""
     rng = np.random.default_rng(9)
     pixels = np.array([MAX_CANVAS, MAX_CANVAS, 1000, MAX_CANVAS, 3, 2**31])
-    places = [
+    positions = [
         np.array([0, MAX_CANVAS]),
         np.sort(rng.choice(2**32 - 1, 40, replace=False)),
         np.array([], int),
@@ -146,54 +147,55 @@ def test_text_of_the_longest_runs(where):
         np.array([1, 2**31 - 1]),
     ]
     starts = np.cumsum(pixels + 1) - (pixels + 1)
-    keys = np.concatenate([p + start for p, start in zip(places, starts, strict=True)])
-    keys = np.append(keys, [device_edges.NOTHING] * 5)
-    zeros = torch.zeros(len(pixels), dtype=torch.int64, device=where)
-    crops = Crops(*[zeros] * len(Crops._fields))._replace(
-        pixels=torch.from_numpy(pixels).to(where), key_at=torch.from_numpy(starts).to(where)
+    keys = np.concatenate([p + start for p, start in zip(positions, starts, strict=True)])
+    keys = np.append(keys, [NO_KEY] * 5)
+    zeros = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    crops = DeviceCrops(*[zeros] * len(DeviceCrops._fields))._replace(
+        pixels=torch.from_numpy(pixels).to(device), key_at=torch.from_numpy(starts).to(device)
     )
-    text = device_text.write(torch.from_numpy(keys).to(where), crops, MAX_CANVAS)
-    strings, at = text.chars.cpu().numpy().tobytes(), 0
-    for length, area, place, canvas in zip(
-        text.lengths.tolist(), text.areas.tolist(), places, pixels, strict=True
+    strings = write_strings(torch.from_numpy(keys).to(device), crops, MAX_CANVAS)
+    text, at = strings.chars.cpu().numpy().tobytes(), 0
+    for length, area, edges, canvas in zip(
+        strings.lengths.tolist(), strings.areas.tolist(), positions, pixels, strict=True
     ):
-        expected = encode_edges(place, int(canvas))
-        assert [strings[at : at + length]] == (expected.counts or [b""])
+        expected = encode_edges(edges, int(canvas))
+        assert [text[at : at + length]] == (expected.counts or [b""])
         assert [area] == (expected.areas.tolist() or [0])
         at += length
-    assert at == len(strings)
+    assert at == len(text)
 
 
-def test_mix_rounds_once(where):
+def test_mix_rounds_once(device):
     rng = np.random.default_rng(4)
     low, high = (rng.standard_normal(100_000).astype(f32) for _ in range(2))
     high[:50_000] = -low[:50_000] * rng.choice([1, 1.0000001, 0.5], 50_000).astype(f32)
     w = rng.random(100_000).astype(f32)
     arrays = low, f32(1) - w, high, w
-    got = mix(*(torch.from_numpy(a).to(where) for a in arrays)).cpu().numpy()
-    assert got.tobytes() == masks.bilinear.mix(*arrays).tobytes()
+    mixed = mix(*(torch.from_numpy(a).to(device) for a in arrays)).cpu().numpy()
+    assert mixed.tobytes() == masks.bilinear.mix(*arrays).tobytes()
 
 
-def test_products_are_of_each_image_alone(where):
-    """Coefficients x prototypes; neither the limit nor the neighbours change what is computed."""
+def test_products_depend_on_each_image_alone(device):
+    """Coefficients x prototypes; neither the limit nor the other images change the result."""
     rng = np.random.default_rng(5)
     images, logits = [], []
     for n in (3, 0, 11, 300):
-        prototypes = torch.from_numpy(draw_logits(rng, "smooth", 32, 40, 40)).to(where)
-        coefficients = torch.from_numpy(rng.standard_normal((n, 32)).astype(f32)).to(where)
+        prototypes = torch.from_numpy(draw_logits(rng, "smooth", 32, 40, 40)).to(device)
+        coefficients = torch.from_numpy(rng.standard_normal((n, 32)).astype(f32)).to(device)
         boxes = draw_boxes(rng, n, (333, 222))
         images.append(ImageMasks(prototypes, coefficients, boxes, (333, 222)))
         logits.append((coefficients @ prototypes.flatten(1)).view(n, 40, 40).cpu().numpy())
     for limit in (1, 1 << 22, 1 << 30):
-        for got, image, planes in zip(encode_images(images, limit), images, logits, strict=True):
+        results = encode_images(images, limit)
+        for encoded, image, planes in zip(results, images, logits, strict=True):
             expected = masks.encode_logits(planes, image.boxes, image.canvas)
-            assert got.counts == expected.counts
-            assert got.keep.tolist() == expected.keep.tolist()
+            assert encoded.counts == expected.counts
+            assert encoded.keep.tolist() == expected.keep.tolist()
 
 
-def test_nothing_to_encode(where):
+def test_images_without_masks_to_encode(device):
     assert encode_images([]) == []
-    none = (np.zeros((0, 4, 4), f32), np.zeros((0, 4), f32), (10, 12), None)
+    no_instance = (np.zeros((0, 4, 4), f32), np.zeros((0, 4), f32), (10, 12), None)
     negative = (np.full((2, 4, 4), -1, f32), np.full((2, 4), (1, 1, 3, 3), f32), (10, 12), None)
     outside = (
         np.ones((3, 4, 4), f32),
@@ -201,34 +203,39 @@ def test_nothing_to_encode(where):
         (10, 12),
         None,
     )
-    one = (np.ones((1, 1, 1), f32), np.array([[0, 0, 1, 1]], f32), (1, 1), None)
-    for scenes in ([none], [negative], [outside], [none, negative, one, outside, none, one]):
-        check(scenes, where)
+    full = (np.ones((1, 1, 1), f32), np.array([[0, 0, 1, 1]], f32), (1, 1), None)
+    mixed = [no_instance, negative, full, outside, no_instance, full]
+    for scenes in ([no_instance], [negative], [outside], mixed):
+        check_encoding(scenes, device)
 
 
-def test_logits_that_are_views(where):
+def test_logits_that_are_views(device):
     rng = np.random.default_rng(6)
     planes, boxes = draw_logits(rng, "smooth", 6, 40, 30), draw_boxes(rng, 6, (90, 80))
-    turned = torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 1, 0))).to(where)
-    (got,) = encode_images([ImageMasks(turned.permute(2, 1, 0), None, boxes, (90, 80))])
-    assert got.counts == masks.encode_logits(planes, boxes, (90, 80)).counts
+    transposed = torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 1, 0))).to(device)
+    (encoded,) = encode_images([ImageMasks(transposed.permute(2, 1, 0), None, boxes, (90, 80))])
+    assert encoded.counts == masks.encode_logits(planes, boxes, (90, 80)).counts
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("upsample", [1, 4])
-def test_refuses_what_is_not_finite_where_a_box_needs_it(value, upsample, where):
+def test_logits_that_are_not_finite_are_refused_where_a_box_needs_them(value, upsample, device):
     planes = np.ones((3, 8, 8), f32)
     planes[1, 4, 4] = value
     window = Window(0, 0, 8 * upsample, 8 * upsample, upsample)
-    for corner, bad in [((0, 0, 20, 20), True), ((0, 0, 4, 4), False), ((3, 0, 4, 20), False)]:
-        scene = (planes, np.full((3, 4), corner, f32), (20, 20), window)
-        if not bad:
-            assert check([scene], where) == 3
+    for box, is_needed in [
+        ((0, 0, 20, 20), True),
+        ((0, 0, 4, 4), False),
+        ((3, 0, 4, 20), False),
+    ]:
+        scene = (planes, np.full((3, 4), box, f32), (20, 20), window)
+        if not is_needed:
+            assert check_encoding([scene], device) == 3
             continue
         with pytest.raises(ValueError, match="not finite"):
-            masks.encode_logits(*scene, by="numpy")
+            masks.encode_logits(*scene, backend="numpy")
         with pytest.raises(ValueError, match="not finite"):
-            check([scene], where)
+            check_encoding([scene], device)
 
 
 @pytest.mark.parametrize(
@@ -242,31 +249,31 @@ def test_refuses_what_is_not_finite_where_a_box_needs_it(value, upsample, where)
         ({"window": Window(0, 0, 5, 4)}, "not inside"),
     ],
 )
-def test_refuses(change, message):
-    good = ImageMasks(torch.ones(2, 4, 4), None, np.full((2, 4), (0, 0, 4, 4), f32), (8, 8))
+def test_invalid_arguments_are_refused(change, message):
+    valid = ImageMasks(torch.ones(2, 4, 4), None, np.full((2, 4), (0, 0, 4, 4), f32), (8, 8))
     with pytest.raises(ValueError, match=message):
-        encode_images([good._replace(**change)])
+        encode_images([valid._replace(**change)])
 
 
-def test_what_is_waited_for_does_not_grow_with_the_images(monkeypatch):
-    """Two waits for a chunk and one for the batch."""
+def test_the_number_of_waits_does_not_grow_with_the_number_of_images(monkeypatch):
+    """The host waits twice for a chunk and once for the batch."""
     rng = np.random.default_rng(7)
     waits = []
-    download, to_int = device.download, torch.Tensor.__int__
-    monkeypatch.setattr(device, "download", lambda t: waits.append(1) or download(t))
+    download, to_int = device_encode.download, torch.Tensor.__int__
+    monkeypatch.setattr(device_encode, "download", lambda t: waits.append(1) or download(t))
     monkeypatch.setattr(torch.Tensor, "__int__", lambda t: waits.append(1) or to_int(t))
     for name in ("item", "tolist", "nonzero", "__bool__"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
             torch.Tensor, name, lambda t, *a, f=original: waits.append(1) or f(t, *a)
         )
-    for images in (1, 20):
+    for n_images in (1, 20):
         scenes = [(draw_logits(rng, "smooth", 3, 30, 30), draw_boxes(rng, 3, (90, 80)), (90, 80))]
         waits.clear()
         encode_images(
             [
                 ImageMasks(torch.from_numpy(planes), None, boxes, canvas)
-                for planes, boxes, canvas in scenes * images
+                for planes, boxes, canvas in scenes * n_images
             ]
         )
         assert len(waits) == 3

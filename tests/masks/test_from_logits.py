@@ -9,14 +9,14 @@ from pycocotools import mask as coco
 
 from segcore import masks
 from segcore.masks import Window
-from segcore.masks.bilinear import axis, mix
+from segcore.masks.bilinear import mix, resample_axis
 
 f32 = np.float32
-IMPLEMENTATIONS = sorted({"numpy", masks.implementation()})
+BACKENDS = sorted({"numpy", masks.implementation()})
 
 
 def torch_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N, h, w) -> (N, H, W) by torch; at least 4 planes, as other kernels serve fewer."""
+    """(N, h, w) -> (N, H, W) by torch; padded to 4 planes, as torch has other kernels for fewer."""
     n = len(planes)
     padded = np.concatenate([planes, np.zeros((max(0, 4 - n), *planes.shape[1:]), f32)])
     resized = torch.nn.functional.interpolate(
@@ -26,14 +26,14 @@ def torch_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def plain_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The documented fp32 formula at full size: needed where torch takes another kernel."""
-    y, x = axis(planes.shape[1], size[0]), axis(planes.shape[2], size[1])
+    """The documented fp32 formula at full size; for sizes where torch uses another kernel."""
+    y, x = resample_axis(planes.shape[1], size[0]), resample_axis(planes.shape[2], size[1])
     rows = mix(planes[:, :, x.low], x.weight_low, planes[:, :, x.high], x.weight_high)
     return mix(rows[:, y.low], y.weight_low[:, None], rows[:, y.high], y.weight_high[:, None])
 
 
 def reference(logits, boxes, canvas, window=None, resize=torch_resize):
-    """The definition, at full size."""
+    """The definition, at full size: strings, areas, and which masks have a pixel."""
     if window is not None:
         u = window.upsample
         if u > 1:
@@ -68,25 +68,26 @@ def draw_logits(rng, kind, n, h, w):
 
 
 def draw_boxes(rng, n, canvas):
-    H, W = canvas
-    a = rng.uniform(-0.2, 1.2, (n, 2)) * (W, H)
-    b = a + rng.exponential(0.3, (n, 2)) * (W, H)
-    boxes = np.concatenate([a, b], 1).astype(f32)
-    how = rng.integers(0, 6, n)
-    boxes[how == 0] = (0, 0, W, H)
-    boxes[how == 1] = np.round(boxes[how == 1])
-    boxes[how == 2] += f32(0.5)
-    boxes[(how == 3) & (rng.random(n) < 0.2)] += f32(3 * max(H, W))  # outside
+    height, width = canvas
+    corners = rng.uniform(-0.2, 1.2, (n, 2)) * (width, height)
+    opposite = corners + rng.exponential(0.3, (n, 2)) * (width, height)
+    boxes = np.concatenate([corners, opposite], 1).astype(f32)
+    kind = rng.integers(0, 6, n)
+    boxes[kind == 0] = (0, 0, width, height)
+    boxes[kind == 1] = np.round(boxes[kind == 1])
+    boxes[kind == 2] += f32(0.5)
+    boxes[(kind == 3) & (rng.random(n) < 0.2)] += f32(3 * max(height, width))  # outside
     return boxes
 
 
-def check(logits, boxes, canvas, window=None, resize=torch_resize):
+def check_encoding(logits, boxes, canvas, window=None, resize=torch_resize):
+    """Compare each implementation with the definition; how many masks have a pixel."""
     counts, areas, keep = reference(logits, boxes, canvas, window, resize)
-    for by in IMPLEMENTATIONS:
-        got = masks.encode_logits(logits, boxes, canvas, window, by=by)
-        assert got.keep.tolist() == keep
-        assert got.counts == counts
-        assert got.areas.tolist() == areas
+    for backend in BACKENDS:
+        encoded = masks.encode_logits(logits, boxes, canvas, window, backend=backend)
+        assert encoded.keep.tolist() == keep
+        assert encoded.counts == counts
+        assert encoded.areas.tolist() == areas
     return len(counts)
 
 
@@ -105,19 +106,23 @@ def test_identical_to_torch_on_random_shapes(kind):
         if sum(canvas) <= 128:
             canvas = (canvas[0] + 128, canvas[1])
         n = int(rng.integers(1, 12))
-        strings += check(draw_logits(rng, kind, n, h, w), draw_boxes(rng, n, canvas), canvas)
+        strings += check_encoding(
+            draw_logits(rng, kind, n, h, w), draw_boxes(rng, n, canvas), canvas
+        )
     assert strings > 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_canvases(kind):
+def test_small_canvases_follow_the_formula(kind):
     rng = np.random.default_rng(10 + KINDS.index(kind))
     strings = 0
     for _ in range(150):
-        h, w, H, W = (int(v) for v in rng.integers(1, 20, 4))
+        h, w, *canvas = (int(v) for v in rng.integers(1, 20, 4))
         n = int(rng.integers(1, 6))
         logits = draw_logits(rng, kind, n, h, w)
-        strings += check(logits, draw_boxes(rng, n, (H, W)), (H, W), resize=plain_resize)
+        strings += check_encoding(
+            logits, draw_boxes(rng, n, canvas), tuple(canvas), resize=plain_resize
+        )
     assert strings > 100
 
 
@@ -133,7 +138,7 @@ def test_windows_are_cut_before_resizing(upsample):
             canvas = tuple(int(v) for v in rng.integers(1, 300, 2))
             n = int(rng.integers(1, 6))
             logits = draw_logits(rng, kind, n, h, w)
-            check(logits, draw_boxes(rng, n, canvas), canvas, window, plain_resize)
+            check_encoding(logits, draw_boxes(rng, n, canvas), canvas, window, plain_resize)
 
 
 def test_upsampled_window_is_identical_to_torch():
@@ -143,10 +148,10 @@ def test_upsampled_window_is_identical_to_torch():
     for content in [(140, 0, 500, 640), (141, 0, 499, 640), (0, 106, 640, 534), (138, 0, 502, 640)]:
         window = Window.of_letterbox(*content)
         logits = draw_logits(rng, "integers", 5, 160, 160)
-        assert check(logits, draw_boxes(rng, 5, (480, 853)), (480, 853), window) > 0
+        assert check_encoding(logits, draw_boxes(rng, 5, (480, 853)), (480, 853), window) > 0
 
 
-def test_of_letterbox_upsamples_only_where_padding_is_off_the_stride():
+def test_of_letterbox_upsamples_only_where_padding_ends_between_samples():
     assert Window.of_letterbox(140, 0, 500, 640) == (35, 0, 125, 160, 1)
     assert Window.of_letterbox(142, 0, 498, 640) == (71, 0, 249, 320, 2)
     assert Window.of_letterbox(141, 0, 499, 640) == (141, 0, 499, 640, 4)
@@ -155,25 +160,25 @@ def test_of_letterbox_upsamples_only_where_padding_is_off_the_stride():
 
 
 @pytest.mark.parametrize("canvas", [(3000, 4000), (1, 5000), (5000, 1), (1080, 1920)])
-def test_large_canvases(canvas):
+def test_large_canvases_are_encoded_exactly(canvas):
     rng = np.random.default_rng(7)
     logits = np.concatenate([draw_logits(rng, kind, 1, 120, 160) for kind in KINDS])
     boxes = draw_boxes(rng, 4, canvas)
     boxes[0] = (0, 0, canvas[1], canvas[0])
-    check(logits, boxes, canvas, None, plain_resize if min(canvas) == 1 else torch_resize)
+    check_encoding(logits, boxes, canvas, None, plain_resize if min(canvas) == 1 else torch_resize)
 
 
 def test_chunking_does_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(8)
     logits = draw_logits(rng, "noise", 20, 40, 50)
     boxes = draw_boxes(rng, 20, (300, 400))
-    whole = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
-    monkeypatch.setattr("segcore.masks.from_logits._GROUP_SAMPLES", 70)
-    monkeypatch.setattr("segcore.masks.from_logits._BATCH_SAMPLES", 3000)
-    cut = masks.encode_logits(logits, boxes, (300, 400), by="numpy")
-    assert cut.counts == whole.counts
-    assert cut.areas.tolist() == whole.areas.tolist()
-    assert cut.keep.tolist() == whole.keep.tolist()
+    at_once = masks.encode_logits(logits, boxes, (300, 400), backend="numpy")
+    monkeypatch.setattr("segcore.masks.numpy_kernel._GROUP_SAMPLES", 70)
+    monkeypatch.setattr("segcore.masks.numpy_kernel._BATCH_SAMPLES", 3000)
+    in_pieces = masks.encode_logits(logits, boxes, (300, 400), backend="numpy")
+    assert in_pieces.counts == at_once.counts
+    assert in_pieces.areas.tolist() == at_once.areas.tolist()
+    assert in_pieces.keep.tolist() == at_once.keep.tolist()
 
 
 def test_each_mask_depends_on_itself_alone():
@@ -181,18 +186,18 @@ def test_each_mask_depends_on_itself_alone():
     logits = draw_logits(rng, "integers", 12, 40, 40)
     boxes = draw_boxes(rng, 12, (200, 300))
     together = masks.encode_logits(logits, boxes, (200, 300))
-    alone = [
+    one_by_one = [
         masks.encode_logits(logits[i : i + 1], boxes[i : i + 1], (200, 300)) for i in range(12)
     ]
-    assert together.counts == [c for one in alone for c in one.counts]
+    assert together.counts == [counts for encoded in one_by_one for counts in encoded.counts]
 
 
 def test_empty_and_invisible_masks_are_dropped():
     logits = np.stack([np.full((4, 4), v, f32) for v in (1, -1, 0, 1, 1, 1)])
     boxes = np.array([[1, 1, 3, 3]] * 3 + [[5, 5, 5, 9], [40, 0, 50, 9], [np.nan, 0, 9, 9]], f32)
-    got = masks.encode_logits(logits, boxes, (10, 12))
-    assert got.keep.tolist() == [0]
-    assert got.areas.tolist() == [4]
+    encoded = masks.encode_logits(logits, boxes, (10, 12))
+    assert encoded.keep.tolist() == [0]
+    assert encoded.areas.tolist() == [4]
     none = masks.encode_logits(np.zeros((0, 4, 4), f32), np.zeros((0, 4), f32), (10, 12))
     assert none.counts == []
     assert none.keep.shape == none.areas.shape == (0,)
@@ -210,12 +215,12 @@ def test_empty_and_invisible_masks_are_dropped():
         ({"logits": np.full((2, 4, 4), np.nan, f32)}, "not finite"),
     ],
 )
-def test_refuses(change, message):
-    good = {
+def test_invalid_arguments_are_refused(change, message):
+    valid = {
         "logits": np.ones((2, 4, 4), f32),
         "boxes": np.full((2, 4), (0, 0, 4, 4), f32),
         "canvas": (8, 8),
     }
-    for by in IMPLEMENTATIONS:
+    for backend in BACKENDS:
         with pytest.raises(ValueError, match=message):
-            masks.encode_logits(**(good | change), by=by)
+            masks.encode_logits(**(valid | change), backend=backend)

@@ -1,3 +1,5 @@
+"""Areas and boxes of many strings at once against decoding each of them."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,10 +24,10 @@ def _measure(texts: list[bytes], sizes: list[tuple[int, int]]) -> MaskMeasures:
 @given(st.lists(bitmaps, max_size=6))
 def test_areas_and_boxes_are_those_of_the_bitmaps(images: list[np.ndarray]) -> None:
     texts = [masks.encode(image) for image in images]
-    found = _measure(texts, [image.shape for image in images])
-    assert found.valid.all()
-    assert found.areas.tolist() == [int(image.sum()) for image in images]
-    assert [tuple(box) for box in found.boxes.tolist()] == [
+    measures = _measure(texts, [image.shape for image in images])
+    assert measures.valid.all()
+    assert measures.areas.tolist() == [int(image.sum()) for image in images]
+    assert [tuple(box) for box in measures.boxes.tolist()] == [
         masks.bbox(text, *image.shape) for text, image in zip(texts, images, strict=True)
     ]
 
@@ -36,10 +38,10 @@ def test_areas_and_boxes_are_those_of_the_bitmaps(images: list[np.ndarray]) -> N
         max_size=6,
     )
 )
-def test_a_malformed_string_is_told_and_spoils_no_other(
+def test_a_malformed_string_is_reported_and_does_not_affect_the_others(
     items: list[tuple[np.ndarray, bytes, int, int]],
 ) -> None:
-    texts, sizes, good = [], [], []
+    texts, sizes, expected_areas = [], [], []
     for image, extra, at, wider in items:
         text = masks.encode(image)
         text = text[:at] + extra + text[at:]
@@ -49,17 +51,17 @@ def test_a_malformed_string_is_told_and_spoils_no_other(
         try:
             mask = masks.decode(text, height, width)
         except ValueError:
-            good.append(None)
+            expected_areas.append(None)
         else:
-            good.append(int(mask.sum()))
-    found = _measure(texts, sizes)
-    assert found.valid.tolist() == [area is not None for area in good]
-    assert found.areas.tolist() == [area or 0 for area in good]
+            expected_areas.append(int(mask.sum()))
+    measures = _measure(texts, sizes)
+    assert measures.valid.tolist() == [area is not None for area in expected_areas]
+    assert measures.areas.tolist() == [area or 0 for area in expected_areas]
 
 
-def test_a_large_canvas_and_none() -> None:
+def test_a_large_canvas_and_no_string_at_all() -> None:
     text = masks.counts_to_string(np.array([10**8, 5, 4 * 10**8 - 5]))
-    found = _measure([text], [(20_000, 25_000)])
-    assert (found.valid[0], found.areas[0]) == (True, 5)
-    assert found.boxes[0].tolist() == [5000, 0, 1, 5]
+    measures = _measure([text], [(20_000, 25_000)])
+    assert (measures.valid[0], measures.areas[0]) == (True, 5)
+    assert measures.boxes[0].tolist() == [5000, 0, 1, 5]
     assert len(_measure([], []).valid) == 0

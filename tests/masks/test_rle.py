@@ -26,38 +26,38 @@ def blobs(seed):
     return (noise > np.quantile(noise, rng.random())).astype(np.uint8)
 
 
-def check(bitmap):
+def check_round_trip(bitmap):
     h, w = bitmap.shape
-    theirs = coco.encode(np.asfortranarray(bitmap))
-    ours = masks.encode(bitmap)
-    assert ours == theirs["counts"]
-    assert masks.encode(bitmap.astype(bool)) == ours
-    decoded = masks.decode(ours, h, w)
+    expected = coco.encode(np.asfortranarray(bitmap))
+    counts = masks.encode(bitmap)
+    assert counts == expected["counts"]
+    assert masks.encode(bitmap.astype(bool)) == counts
+    decoded = masks.decode(counts, h, w)
     assert decoded.dtype == np.uint8
     assert (decoded == bitmap).all()
-    assert masks.area(ours) == coco.area(theirs)
-    assert masks.bbox(ours, h, w) == tuple(coco.toBbox(theirs))
-    assert masks.counts_to_string(masks.string_to_counts(ours)) == ours
+    assert masks.area(counts) == coco.area(expected)
+    assert masks.bbox(counts, h, w) == tuple(coco.toBbox(expected))
+    assert masks.counts_to_string(masks.string_to_counts(counts)) == counts
 
 
 @given(bitmaps)
 @settings(max_examples=300, deadline=None)
 def test_identical_to_pycocotools_on_small_bitmaps(bitmap):
-    check(bitmap)
+    check_round_trip(bitmap)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_identical_to_pycocotools_on_blobs(seed):
-    check(blobs(seed))
+    check_round_trip(blobs(seed))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70_000), (70_000, 1), (2100, 2100)])
 @pytest.mark.parametrize("value", [0, 1])
-def test_long_runs(shape, value):
-    check(np.full(shape, value, np.uint8))
+def test_identical_to_pycocotools_on_long_runs(shape, value):
+    check_round_trip(np.full(shape, value, np.uint8))
     mixed = np.full(shape, value, np.uint8)
     mixed[-1, -1] = 1 - value
-    check(mixed)
+    check_round_trip(mixed)
 
 
 @given(st.binary(max_size=60), st.integers(1, 60), st.integers(1, 60))
@@ -78,10 +78,10 @@ def test_mutated_strings_decode_as_pycocotools_or_raise(bitmap, data):
     at = data.draw(st.integers(0, len(raw) - 1))
     raw[at] = data.draw(st.integers(48, 111))
     try:
-        ours = masks.decode(bytes(raw), h, w)
+        decoded = masks.decode(bytes(raw), h, w)
     except ValueError:
         return  # pycocotools reads or writes out of bounds on many of these
-    assert (ours == coco.decode({"size": [h, w], "counts": bytes(raw)})).all()
+    assert (decoded == coco.decode({"size": [h, w], "counts": bytes(raw)})).all()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_malformed_strings_say_what_is_wrong(counts, message):
         masks.decode(counts, 4, 4)
 
 
-def test_refuses_other_shapes():
+def test_other_shapes_are_refused():
     for shape in [(3,), (0, 4), (2, 2, 1)]:
         with pytest.raises(ValueError, match=r"shape \(H, W\)"):
             masks.encode(np.zeros(shape, bool))
@@ -138,10 +138,10 @@ def test_simplified_polygons_stay_close():
     y, x = np.mgrid[:200, :300]
     disc = (x - 140) ** 2 + (y - 90) ** 2 < 60**2
     exact = masks.to_polygons(masks.encode(disc), 200, 300)
-    loose = masks.to_polygons(masks.encode(disc), 200, 300, tolerance=1.0)
-    assert len(loose) == 1
-    assert len(loose[0]) < len(exact[0]) / 3
-    back = masks.decode(masks.from_polygons([loose[0].ravel().tolist()], 200, 300), 200, 300)
+    simplified = masks.to_polygons(masks.encode(disc), 200, 300, tolerance=1.0)
+    assert len(simplified) == 1
+    assert len(simplified[0]) < len(exact[0]) / 3
+    back = masks.decode(masks.from_polygons([simplified[0].ravel().tolist()], 200, 300), 200, 300)
     assert (back & disc).sum() / (back | disc).sum() > 0.97
 
 
@@ -153,8 +153,8 @@ def test_polygons_are_rasterised_as_pycocotools_does():
             (rng.uniform(-0.3, 1.3, (rng.integers(3, 12), 2)) * (w, h)).ravel().tolist()
             for _ in range(rng.integers(1, 4))
         ]
-        theirs = coco.decode(coco.frPyObjects(polygons, h, w)).any(axis=2)
-        assert (masks.decode(masks.from_polygons(polygons, h, w), h, w) == theirs).all()
+        expected = coco.decode(coco.frPyObjects(polygons, h, w)).any(axis=2)
+        assert (masks.decode(masks.from_polygons(polygons, h, w), h, w) == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_polygons_are_rasterised_as_pycocotools_does():
         ([[0, 0, 1, 1, 1e9, 2]], "far outside"),
     ],
 )
-def test_refuses_malformed_polygons(polygons, message):
+def test_malformed_polygons_are_refused(polygons, message):
     with pytest.raises(ValueError, match=message):
         masks.from_polygons(polygons, 10, 10)
 
 
-def test_a_part_inside_of_a_hole_is_part_of_the_filled_outline():
+def test_a_part_inside_a_hole_belongs_to_the_filled_outline():
     bitmap = np.ones((9, 9), np.uint8)
     bitmap[2:7, 2:7] = 0
     bitmap[4, 4] = 1

@@ -21,13 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from segcore.planning.plan import (
-    decode_plan,
-    encode_plan,
-    make_plan,
-    remaining_units,
-    summarize_plan,
-)
+from segcore.planning.plan import make_plan, remaining_units, summarize_plan
+from segcore.planning.plan_files import decode_plan, encode_plan
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import UnitLimits
 from segcore.storage.listing import Listing
@@ -84,7 +79,7 @@ def plan_step(
     at = timed("list", at)
     previous = decode_plan(Path(before).read_bytes(), before) if before else None
     at = timed("load", at)
-    source = ObjectsSource(input="s3://archive/photos", kind="images", table=listing)
+    source = ObjectsSource(input="s3://archive/photos", kind="images", listing=listing)
     del listing
     plan = make_plan(source, UnitLimits(), previous)
     del source
@@ -92,7 +87,8 @@ def plan_step(
     data = encode_plan(plan)
     Path(after).write_bytes(data)
     at = timed("save", at)
-    kept = set(previous.units.ids()) - set(plan.stale.ids()) if previous else set()
+    previous_ids = set(previous.units.ids()) if previous else set()
+    kept = previous_ids & set(plan.units.ids())
     counts = summarize_plan(plan, kept | plan.carried.keys())
     assert len(remaining_units(plan, kept | plan.carried.keys())) == counts.todo_units
     timed("count", at)
@@ -102,7 +98,7 @@ def plan_step(
             "units": counts.units,
             "units_kept": len(kept),
             "units_carried": len(plan.carried),
-            "units_stale": len(plan.stale),
+            "units_stale": len(previous_ids - kept),
             "images_to_do": counts.todo_images,
             "plan_bytes": len(data),
             "seconds": times,

@@ -27,7 +27,7 @@ from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
-from segcore.worker.prefetch import Preprocessor
+from segcore.worker.preprocessing import Preprocessor
 
 PHOTOS = 12
 WIDTHS = (1600, 4000, 4003, 6000)  # reduced by 2, 4, 4 with a rest, 8
@@ -57,7 +57,7 @@ def preparations(model: Model) -> tuple[Preprocessor, Preprocessor]:
 
 def segment(model: Model, preparation: Preprocessor, data: bytes) -> Instances:
     """Bytes -> instances."""
-    prepared = [preparation.finish(preparation.decode(data))]
+    prepared = [preparation.preprocess(preparation.decode(data))]
     return model.postprocess(model.forward(prepared), prepared)[0]
 
 

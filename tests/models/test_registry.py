@@ -1,4 +1,4 @@
-"""Names, paths, handed-in bytes and classes of the user -> models."""
+"""Names, paths, bytes passed by the caller and classes of the user -> models."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from segcore.errors import CheckpointError, UsageError
 from segcore.models import downloads, registry
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import save_safetensors
+from segcore.models.families import PublishedModel
 from segcore.models.registry import BUNDLED, bundled_names, known_names, load_model
 from segcore.models.yolo.network import build_network
+from tests.support.checkpoint_files import half
 
 CPU = ModelOptions(device="cpu")
 OFFLINE = "http://127.0.0.1:9"  # nothing listens there
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def checkpoint_file(tmp_path_factory):
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     meta = {"architecture": "yolo11n-seg", "categories": [{"id": 1, "name": "a"}], "imgsz": 64}
-    weights = build_network("yolo11n-seg", 1).state_dict()
-    save_safetensors(path, {k: v.half() if v.ndim else v for k, v in weights.items()}, meta)
+    save_safetensors(path, half(build_network("yolo11n-seg", 1).state_dict()), meta)
     return path
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _cache_of_the_test(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGCORE_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_local_file_runs(file):
-    model = load_model(str(file), CPU)
+def test_a_model_from_a_local_file_runs(checkpoint_file):
+    model = load_model(str(checkpoint_file), CPU)
     assert isinstance(model, Model)
     assert model.info.name == "tiny"
     prepared = [model.preprocess(np.zeros((40, 60, 3), np.uint8))]
@@ -45,13 +46,14 @@ def test_a_local_file_runs(file):
     assert (instances.height, instances.width) == (40, 60)
 
 
-def test_bytes_handed_in_give_the_same_model(file):
-    model = load_model("s3://bucket/folder/mine.safetensors", CPU, data=file.read_bytes())
+def test_bytes_passed_by_the_caller_give_the_same_model(checkpoint_file):
+    data = checkpoint_file.read_bytes()
+    model = load_model("s3://bucket/folder/mine.safetensors", CPU, data=data)
     assert model.info.name == "mine"
-    assert model.info.weights_sha256 == load_model(str(file), CPU).info.weights_sha256
+    assert model.info.weights_sha256 == load_model(str(checkpoint_file), CPU).info.weights_sha256
 
 
-def test_remote_objects_without_their_bytes():
+def test_object_uris_need_their_bytes():
     with pytest.raises(CheckpointError, match="must be read by the caller"):
         load_model("s3://bucket/mine.safetensors", CPU)
 
@@ -65,7 +67,7 @@ def test_the_bundled_models_load():
         assert (BUNDLED / f"{name}.safetensors").stat().st_size < 8_000_000
 
 
-def test_unknown_names_list_what_is_known():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(CheckpointError, match="no model and no file named 'yolo11n_seg'") as caught:
         load_model("yolo11n_seg", CPU)
     assert caught.value.hint.startswith("Did you mean yolo11n-seg?")
@@ -74,32 +76,34 @@ def test_unknown_names_list_what_is_known():
         load_model("gone.pt", CPU)
 
 
-def published_at(monkeypatch, url):
-    published = registry.PublishedModel("yolo11n-seg", url, "AGPL-3.0", 32.0)
+def publish_at(monkeypatch, url):
+    published = PublishedModel("yolo11n-seg", url, "AGPL-3.0", 32.0)
     monkeypatch.setitem(registry.PUBLISHED, "yolo11n-seg", published)
     return published
 
 
-def test_published_weights_offline_say_which_file_to_place_where(monkeypatch, capsys, file):
+def test_without_a_connection_the_error_says_which_file_to_place_where(
+    monkeypatch, capsys, checkpoint_file
+):
     monkeypatch.setattr(downloads.time, "sleep", lambda _seconds: None)
-    published = published_at(monkeypatch, f"{OFFLINE}/yolo11n-seg.pt")
+    published = publish_at(monkeypatch, f"{OFFLINE}/yolo11n-seg.pt")
     with pytest.raises(CheckpointError, match="Cannot fetch") as caught:
         load_model("yolo11n-seg", CPU)
-    assert str(published.cached) in caught.value.hint
+    assert str(published.cached_path) in caught.value.hint
     assert "AGPL-3.0" in capsys.readouterr().err
-    # The advice works, and no connection is made.
-    shutil.copy(file, published.cached)
+    # Following the hint works, and no connection is made.
+    shutil.copy(checkpoint_file, published.cached_path)
     info = load_model("yolo11n-seg", CPU).info
     assert (info.name, info.licence) == ("yolo11n-seg", "AGPL-3.0")
-    assert downloads.pinned_sha256(published.cached) == info.weights_sha256
+    assert downloads.pinned_sha256(published.cached_path) == info.weights_sha256
 
 
-def test_published_weights_that_changed_are_refused(monkeypatch, file):
-    published = published_at(monkeypatch, f"{OFFLINE}/yolo11n-seg.pt")
-    published.cached.parent.mkdir(parents=True)
-    shutil.copy(file, published.cached)
+def test_published_weights_that_changed_are_refused(monkeypatch, checkpoint_file):
+    published = publish_at(monkeypatch, f"{OFFLINE}/yolo11n-seg.pt")
+    published.cached_path.parent.mkdir(parents=True)
+    shutil.copy(checkpoint_file, published.cached_path)
     load_model("yolo11n-seg", CPU)
-    published.cached.write_bytes(b"something else")
+    published.cached_path.write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="is not the file that was expected"):
         load_model("yolo11n-seg", CPU)
 
@@ -109,7 +113,7 @@ def test_links_are_fetched_over_https_only():
         load_model("http://example.org/mine.pt", CPU)
 
 
-ADAPTER = """
+USER_MODULE = """
     from segcore.instances import Instances
     from segcore.models.base import Category, ModelInfo
 
@@ -138,32 +142,38 @@ ADAPTER = """
 
 
 @pytest.fixture
-def adapter(tmp_path, monkeypatch):
-    (tmp_path / "my_adapter.py").write_text(textwrap.dedent(ADAPTER))
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(textwrap.dedent(USER_MODULE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield
-    sys.modules.pop("my_adapter", None)
+    sys.modules.pop("my_models", None)
 
 
-@pytest.mark.usefixtures("adapter")
-def test_a_class_of_the_user():
-    model = load_model("my_adapter:Nothing", ModelOptions(conf=0.1))
+@pytest.mark.usefixtures("user_module")
+def test_a_class_of_the_user_is_loaded():
+    model = load_model("my_models:Nothing", ModelOptions(conf=0.1))
     assert isinstance(model, Model)
     assert model.info.parameters == {"conf": 0.1}
 
 
-@pytest.mark.usefixtures("adapter")
+@pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("my_adapter:Gone", "has no 'Gone'"),
-        ("my_adapter:Broken", "cannot be made: .*no such weights"),
-        ("my_adapter:Half", "is not a model of segcore: it has no batch_size, preprocess"),
-        ("my_adapter:number", "cannot be made"),
+        ("my_models:Gone", "has no 'Gone'"),
+        ("my_models:Broken", "cannot be created: .*no such weights"),
+        ("my_models:Half", "is not a model of segcore: it has no batch_size, preprocess"),
+        ("my_models:number", "cannot be created"),
         ("no_such_module:Model", "Cannot import 'no_such_module'"),
     ],
 )
-def test_classes_that_cannot_be_used(name, message):
+def test_classes_that_cannot_be_used_are_refused(name, message):
     with pytest.raises(UsageError, match=message):
         load_model(name, CPU)
+
+
+def test_every_architecture_belongs_to_one_family():
+    architectures = [name for family in registry.FAMILIES for name in family.architectures]
+    assert len(architectures) == len(set(architectures))
+    assert set(registry.PUBLISHED) <= set(architectures)

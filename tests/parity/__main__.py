@@ -1,12 +1,12 @@
-"""Makes an environment with the peers (segcore never depends on ultralytics) and compares.
+"""Creates an environment with the peers (segcore never depends on ultralytics) and compares.
 
     python -m tests.parity                      # all models; the first run downloads the peers
     python -m tests.parity --models n,s,v2 --images 6
-    python -m tests.parity --python VENV/bin/python   # an environment that has it already
-    python -m tests.parity --only-segment             # peers' results of the last time
+    python -m tests.parity --python VENV/bin/python   # an environment that has the peers already
+    python -m tests.parity --only-segment             # against the peers' results of the last run
 
-Models are the sizes n, s, m, l, x of YOLO11-seg and the layouts v1, v2 of Mask R-CNN. Results: a
-table on stdout, JSON in `build/parity`. Exit code 1 when a promise is broken.
+Models are the sizes n, s, m, l, x of YOLO11-seg and the layouts v1, v2 of Mask R-CNN. Results are a
+table on stdout and JSON in `build/parity`. The exit code is 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -18,51 +18,60 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.parity import whole
+from tests.parity import segment_command
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "parity"
 VENV = ROOT / ".venv-peers"
-SCRIPTS = {"yolo11.py": ("n", "s", "m", "l", "x"), "maskrcnn.py": ("v1", "v2")}
+MODELS = {"tests.parity.yolo11": ("n", "s", "m", "l", "x"), "tests.parity.maskrcnn": ("v1", "v2")}
 
 
-def environment() -> Path:
-    """Python of the peers' environment, made on first use (several GB)."""
+def peers_python() -> Path:
+    """Python of the peers' environment, which is created on first use (several GB)."""
     python = VENV / "bin" / "python"
-    done = VENV / "complete"
-    if not done.exists():
-        print("making the peers' environment (some minutes, several GB)", file=sys.stderr)
+    complete = VENV / "complete"
+    if not complete.exists():
+        print("creating the peers' environment (some minutes, several GB)", file=sys.stderr)
         venv.create(VENV, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "install", "--quiet"]
-        # The build of torch that torchvision from the same index was made for.
+        # Together, so that torchvision gets the build of torch that it was made for.
         subprocess.run([*pip, "ultralytics", "torch", "torchvision"], check=True)
         subprocess.run([*pip, "--editable", str(ROOT)], check=True)
-        done.touch()
+        complete.touch()
     return python
 
 
-def run_peers(arguments: argparse.Namespace, asked: list[str]) -> bool:
-    """Runs the scripts beside this file in the peers' environment; whether all promises hold."""
-    python = arguments.python or environment()
-    settings = {"YOLO_CONFIG_DIR": str(BUILD), "YOLO_OFFLINE": "true", "PYTHONPATH": str(ROOT)}
-    settings["OMP_NUM_THREADS"] = "1"
-    good = True
-    for script, models in SCRIPTS.items():
-        chosen = [model for model in models if model in asked]
+def peers_environment(build: Path) -> dict[str, str]:
+    """Environment variables for programs that call the peers: one thread, no downloads."""
+    return {
+        **os.environ,
+        "YOLO_CONFIG_DIR": str(build),
+        "YOLO_OFFLINE": "true",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def compare_with_peers(arguments: argparse.Namespace, requested: list[str]) -> bool:
+    """Runs the comparisons in the peers' environment; whether all promises hold."""
+    python = arguments.python or peers_python()
+    all_hold = True
+    for module, models in MODELS.items():
+        chosen = [model for model in models if model in requested]
         if not chosen:
             continue
         command = [
-            str(python),
-            str(Path(__file__).with_name(script)),
+            *(str(python), "-m", module),
             *("--models", ",".join(chosen), "--images", str(arguments.images)),
             *("--folder", str(arguments.folder), "--build", str(BUILD)),
         ]
-        good &= subprocess.run(command, env={**os.environ, **settings}, check=False).returncode == 0
-    return good
+        process = subprocess.run(command, env=peers_environment(BUILD), check=False)
+        all_hold &= process.returncode == 0
+    return all_hold
 
 
 def main() -> int:
-    """Compares inside the peers' environment, then through the command."""
+    """Compares in the peers' environment, then through the command `segcore segment`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", type=Path, help="interpreter that has ultralytics")
     parser.add_argument("--models", default="n,s,m,l,x,v1,v2")
@@ -74,17 +83,17 @@ def main() -> int:
         "--folder", type=Path, default=ROOT.parent / "shared" / "data" / "coco-sample" / "images"
     )
     arguments = parser.parse_args()
-    asked = arguments.models.split(",")
-    unknown = set(asked) - {model for models in SCRIPTS.values() for model in models}
+    requested = arguments.models.split(",")
+    unknown = set(requested) - {model for models in MODELS.values() for model in models}
     if unknown:
         parser.error(f"unknown models {', '.join(sorted(unknown))}")
     if not arguments.folder.is_dir():
         print(f"parity needs a folder of JPEG photographs; none at {arguments.folder}")
         return 2
     BUILD.mkdir(parents=True, exist_ok=True)
-    failed = not arguments.only_segment and not run_peers(arguments, asked)
-    failed |= not whole.check(asked, arguments.folder, BUILD)
-    return int(failed)
+    peers_failed = not arguments.only_segment and not compare_with_peers(arguments, requested)
+    command_failed = not segment_command.compare_with_peers(requested, arguments.folder, BUILD)
+    return int(peers_failed or command_failed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far two programs agree on instances; for segcore's environment and the peers'."""
+"""How far two programs agree on instances; used in segcore's environment and in the peers'."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import torch
 from pycocotools import mask as coco
 
 from segcore.instances import Instances
 
-SCORE, BOX_PX, IOU, SHARE = 1e-3, 0.05, 0.999, 0.995
+# The promise: scores and boxes (pixels) of matching instances differ by less than this, and this
+# share of their masks has at least this IoU.
+MAX_SCORE_DIFFERENCE, MAX_BOX_DIFFERENCE_PX, MIN_IOU, MIN_SHARE = 1e-3, 0.05, 0.999, 0.995
+MIN_DETECTIONS = 100  # of the peer in all images; with fewer, agreement says little
 
 
 class Detections(NamedTuple):
@@ -25,14 +30,14 @@ class Detections(NamedTuple):
     counts: list[bytes]
 
     @classmethod
-    def of(cls, found: Instances) -> Detections:
-        """segcore's, whose boxes are x, y, width, height."""
-        boxes = found.boxes + np.pad(found.boxes[:, :2], ((0, 0), (2, 0)))
-        size = (found.height, found.width)
-        return cls(size, boxes, found.scores, found.category_ids, found.counts)
+    def from_instances(cls, instances: Instances) -> Detections:
+        """From those of segcore, whose boxes are x, y, width, height."""
+        boxes = instances.boxes + np.pad(instances.boxes[:, :2], ((0, 0), (2, 0)))
+        size = (instances.height, instances.width)
+        return cls(size, boxes, instances.scores, instances.category_ids, instances.counts)
 
     def to_json(self) -> dict[str, Any]:
-        """Exact: fp32 survives the way through decimals."""
+        """JSON without loss: float32 values survive as decimals."""
         return {
             "size": self.size,
             "boxes": np.asarray(self.boxes, float).tolist(),
@@ -43,7 +48,7 @@ class Detections(NamedTuple):
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Detections:
-        """What `to_json` gave."""
+        """From what `to_json` returned."""
         return cls(
             tuple(row["size"]),
             np.array(row["boxes"], np.float32).reshape(-1, 4),
@@ -53,47 +58,54 @@ class Detections(NamedTuple):
         )
 
 
-def save(
+def read_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8, by the decoder that the peers use."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def save_detections(
     path: Path, images: Mapping[str, Detections], checkpoint: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Writes what a program found with this checkpoint, by file name of the image."""
+    """Writes what a program detected with this checkpoint, by file name of the image."""
     document = {
         "checkpoint": checkpoint.name,
         "settings": dict(settings),
-        "images": {name: found.to_json() for name, found in images.items()},
+        "images": {name: detections.to_json() for name, detections in images.items()},
     }
     path.write_text(json.dumps(document) + "\n")
 
 
-def pairs(reference: Detections, found: Detections) -> list[tuple[int, int]]:
+def match_instances(reference: Detections, detections: Detections) -> list[tuple[int, int]]:
     """Instances of both with one class and nearly the same score and box; each at most once."""
-    out, free = [], list(range(len(found.counts)))
+    matches, unmatched = [], list(range(len(detections.counts)))
     for i in range(len(reference.counts)):
-        near = [
-            (float(np.abs(reference.boxes[i] - found.boxes[j]).max()), j)
-            for j in free
-            if reference.classes[i] == found.classes[j]
-            and abs(float(reference.scores[i]) - float(found.scores[j])) < SCORE
+        candidates = [
+            (float(np.abs(reference.boxes[i] - detections.boxes[j]).max()), j)
+            for j in unmatched
+            if reference.classes[i] == detections.classes[j]
+            and abs(float(reference.scores[i]) - float(detections.scores[j])) < MAX_SCORE_DIFFERENCE
         ]
-        distance, j = min(near, default=(BOX_PX, -1))
-        if distance < BOX_PX:
-            out.append((i, j))
-            free.remove(j)
-    return out
+        distance, j = min(candidates, default=(MAX_BOX_DIFFERENCE_PX, -1))
+        if distance < MAX_BOX_DIFFERENCE_PX:
+            matches.append((i, j))
+            unmatched.remove(j)
+    return matches
 
 
-def compare(reference: Detections, found: Detections) -> dict[str, Any]:
-    """Counts and worst cases of one image; of masks that differ, by how much."""
-    rles = [[{"size": list(d.size), "counts": c} for c in d.counts] for d in (reference, found)]
+def compare_image(reference: Detections, detections: Detections) -> dict[str, Any]:
+    """Counts and worst cases of one image, and by how much masks differ that are not equal."""
+    rles = [
+        [{"size": list(d.size), "counts": c} for c in d.counts] for d in (reference, detections)
+    ]
     # segcore drops masks without a pixel.
-    kept = [i for i, rle in enumerate(rles[0]) if coco.area(rle)]
-    place = {i: n for n, i in enumerate(kept)}
-    matched = [(i, j) for i, j in pairs(reference, found) if i in place]
+    not_empty = [i for i, rle in enumerate(rles[0]) if coco.area(rle)]
+    rank = {i: n for n, i in enumerate(not_empty)}
+    matches = [(i, j) for i, j in match_instances(reference, detections) if i in rank]
     out: dict[str, Any] = {
-        "peer": len(kept),
-        "segcore": len(found.counts),
-        "matched": len(matched),
-        "same_place": sum(place[i] == j for i, j in matched),
+        "peer": len(not_empty),
+        "segcore": len(detections.counts),
+        "matched": len(matches),
+        "same_rank": sum(rank[i] == j for i, j in matches),
         "same_strings": 0,
         "iou_0.999": 0,
         "score": 0.0,
@@ -101,24 +113,26 @@ def compare(reference: Detections, found: Detections) -> dict[str, Any]:
         "iou": 1.0,
         "differences": [],
     }
-    for i, j in matched:
-        box = np.abs(reference.boxes[i] - found.boxes[j]).max()
-        out["box_px"] = max(out["box_px"], float(box))
-        score = abs(float(reference.scores[i]) - float(found.scores[j]))
-        out["score"] = max(out["score"], score)
+    for i, j in matches:
+        box_difference = np.abs(reference.boxes[i] - detections.boxes[j]).max()
+        out["box_px"] = max(out["box_px"], float(box_difference))
+        score_difference = abs(float(reference.scores[i]) - float(detections.scores[j]))
+        out["score"] = max(out["score"], score_difference)
         a, b = rles[0][i], rles[1][j]
         iou = 1.0
         if a["counts"] == b["counts"]:
             out["same_strings"] += 1
         else:
             iou = float(coco.iou([a], [b], [0])[0, 0])
-            out["differences"].append(difference(a, b, reference.boxes[i], found.boxes[j], iou))
+            out["differences"].append(
+                describe_difference(a, b, reference.boxes[i], detections.boxes[j], iou)
+            )
         out["iou"] = min(out["iou"], iou)
-        out["iou_0.999"] += iou >= IOU
+        out["iou_0.999"] += iou >= MIN_IOU
     return out
 
 
-def difference(
+def describe_difference(
     a: dict[str, Any], b: dict[str, Any], box: np.ndarray, other: np.ndarray, iou: float
 ) -> dict[str, Any]:
     """Two masks whose strings differ; `other_crop`: a box coordinate rounds to another pixel."""
@@ -132,9 +146,9 @@ def difference(
     }
 
 
-def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def sum_images(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums and worst cases over the images."""
-    sums = ("peer", "segcore", "matched", "same_place", "same_strings", "iou_0.999")
+    sums = ("peer", "segcore", "matched", "same_rank", "same_strings", "iou_0.999")
     return {
         **{key: sum(row[key] for row in rows) for key in sums},
         **{key: max(row[key] for row in rows) for key in ("score", "box_px")},
@@ -143,12 +157,15 @@ def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def broken(sums: Mapping[str, Any]) -> list[str]:
-    """Promises about whole images that do not hold; scores and boxes are part of matching."""
+def broken_promises(sums: Mapping[str, Any]) -> list[str]:
+    """Promises about the end-to-end results that do not hold.
+
+    Scores and boxes are part of matching.
+    """
     checks = {
-        "hundreds of detections": sums["peer"] >= 100,
-        "whole": sums["peer"] == sums["segcore"] == sums["matched"],
-        "whole: masks": sums["iou_0.999"] >= SHARE * sums["matched"],
+        "hundreds of detections": sums["peer"] >= MIN_DETECTIONS,
+        "end to end": sums["peer"] == sums["segcore"] == sums["matched"],
+        "end to end: masks": sums["iou_0.999"] >= MIN_SHARE * sums["matched"],
     }
     return [name for name, holds in checks.items() if not holds]
 
@@ -156,9 +173,16 @@ def broken(sums: Mapping[str, Any]) -> list[str]:
 HEADING = "peer/ours/match  same RLE  IoU>=.999  d score  d box px  min IoU"
 
 
-def line(sums: Mapping[str, Any]) -> str:
+def format_row(sums: Mapping[str, Any]) -> str:
     """A row of the table under `HEADING`."""
     return (
         f"{sums['peer']:4}/{sums['segcore']:4}/{sums['matched']:4}   {sums['same_strings']:8}"
         f"  {sums['iou_0.999']:9}  {sums['score']:.1e}   {sums['box_px']:.1e}  {sums['iou']:.5f}"
     )
+
+
+def relative_difference(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference over the largest value; infinity for different shapes."""
+    if reference.shape != other.shape:
+        return float("inf")
+    return float((reference - other).abs().max() / reference.abs().max())

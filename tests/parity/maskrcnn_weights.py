@@ -1,4 +1,4 @@
-"""A Mask R-CNN of torchvision's with random weights that find something in real images."""
+"""A Mask R-CNN of torchvision with random weights that detect something in real images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from segcore.models.maskrcnn.network import V1, V2
 
-PASSING = 0.6  # share of proposals with a class over the threshold
-OLDER = (
+PASSING_SHARE = 0.6  # of the proposals, with a class over the threshold
+OLDER_NAMES = (  # of the tensors in the published file of the first layout
     (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
     (r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.", r"\1."),
     (
@@ -26,13 +26,13 @@ OLDER = (
 )
 
 
-def tensor(image: np.ndarray) -> Tensor:
+def to_tensor(image: np.ndarray) -> Tensor:
     """What torchvision takes: (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255)
 
 
 def make_peer(architecture: str, images: list[np.ndarray], size: int) -> MaskRCNN:
-    """A network of torchvision's with varied detections."""
+    """A network of torchvision that gives varied detections."""
     torch.manual_seed(5)
     sizes = {"min_size": size, "max_size": round(size * 1333 / 800)}
     if architecture == V2:
@@ -56,9 +56,9 @@ def make_peer(architecture: str, images: list[np.ndarray], size: int) -> MaskRCN
 
 
 def calibrate(peer: MaskRCNN, images: list[np.ndarray]) -> None:
-    """Statistics of norms, then spread and level of each stage's outputs, stage by stage."""
-    inputs, _ = peer.transform([tensor(image) for image in images])
-    features = collect(peer.backbone, inputs.tensors)
+    """Sets the statistics of norms, then spread and level of the outputs, stage by stage."""
+    inputs, _ = peer.transform([to_tensor(image) for image in images])
+    features = collect_statistics(peer.backbone, inputs.tensors)
     head = peer.rpn.head
     maps = [head.conv(level) for level in features.values()]
     rescale(head.bbox_pred, maps, 0.3)
@@ -69,18 +69,18 @@ def calibrate(peer: MaskRCNN, images: list[np.ndarray]) -> None:
     proposals, _ = peer.rpn(inputs, features)
     heads = peer.roi_heads
     pooled = heads.box_roi_pool(features, proposals, inputs.image_sizes)
-    vectors = collect(heads.box_head, pooled)
+    vectors = collect_statistics(heads.box_head, pooled)
     rescale(heads.box_predictor.cls_score, [vectors], 3.0)
     rescale(heads.box_predictor.bbox_pred, [vectors], 0.8)
     set_background(heads.box_predictor.cls_score, vectors)
     pooled = heads.mask_roi_pool(features, [p[:100] for p in proposals], inputs.image_sizes)
-    maps = collect(heads.mask_head, pooled)
+    maps = collect_statistics(heads.mask_head, pooled)
     predictor = heads.mask_predictor
     rescale(predictor.mask_fcn_logits, [predictor.conv5_mask(maps).relu()], 2.0)
 
 
-def collect(module: nn.Module, x: Tensor) -> Tensor:
-    """Output of a module once its norms have the statistics of this input."""
+def collect_statistics(module: nn.Module, x: Tensor) -> Tensor:
+    """Gives the norms of a module the statistics of this input; returns its output."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None  # cumulative average
@@ -99,22 +99,22 @@ def rescale(layer: nn.Module, inputs: list[Tensor], spread: float) -> None:
 
 
 def set_background(layer: nn.Linear, vectors: Tensor) -> None:
-    """Level of the background at which `PASSING` proposals have a class over 0.05."""
+    """Sets the background so that `PASSING_SHARE` of the proposals have a class over 0.05."""
     logits = layer(vectors)
     low, high = -20.0, 20.0
     for _ in range(30):
         middle = (low + high) / 2
         logits[:, 0] = middle
         share = (logits.softmax(1)[:, 1:].amax(1) > 0.05).float().mean()
-        low, high = (middle, high) if share > PASSING else (low, middle)
+        low, high = (middle, high) if share > PASSING_SHARE else (low, middle)
     layer.weight[0] = 0
     layer.bias[0] = low
 
 
-def save(peer: MaskRCNN, architecture: str, path: Path) -> None:
-    """The state dict, for the first layout under the published file's names."""
+def save_state_dict(peer: MaskRCNN, architecture: str, path: Path) -> None:
+    """Writes the state dict; for the first layout, with the names of the published file."""
     state = peer.state_dict()
     if architecture == V1:
-        for pattern, older in OLDER:
-            state = {re.sub(pattern, older, name): value for name, value in state.items()}
+        for pattern, older_name in OLDER_NAMES:
+            state = {re.sub(pattern, older_name, name): value for name, value in state.items()}
     torch.save(state, path)

@@ -1,0 +1,1 @@
+"""Times segcore against the peers; see `__main__`, and `speed` for what is measured."""

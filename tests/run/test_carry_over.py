@@ -16,7 +16,8 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.output.parts import Parts
 from segcore.output.tables import ImageResult
-from segcore.planning.plan import Plan, decode_plan, encode_plan, make_plan
+from segcore.planning.plan import Plan, make_plan
+from segcore.planning.plan_files import decode_plan, encode_plan
 from segcore.run.carry_over import carry_over
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import Unit, UnitLimits
@@ -29,7 +30,7 @@ LIMITS = UnitLimits(images=4)
 
 def _plan(listing: dict[str, str], previous: Plan | None = None) -> Plan:
     rows = Listing.from_rows((uri, 10, etag) for uri, etag in listing.items())
-    return make_plan(ObjectsSource(input="/in", kind="images", table=rows), LIMITS, previous)
+    return make_plan(ObjectsSource(input="/in", kind="images", listing=rows), LIMITS, previous)
 
 
 def _result(uri: str, etag: str) -> ImageResult:
@@ -135,4 +136,4 @@ def test_every_unchanged_image_is_kept_or_carried(
     by_id = {unit.unit: {m.uri for m in unit.members} for unit in [*first.units, *plan.units]}
     for unit, old in plan.carried.items():
         assert by_id[unit] < by_id[old]
-        assert old in set(plan.stale.ids())
+        assert old not in set(plan.units.ids())

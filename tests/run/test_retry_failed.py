@@ -22,7 +22,9 @@ from segcore.run.segment import segment
 from segcore.sources import SourceOptions, open_source
 from segcore.sources.units import UnitLimits
 from segcore.storage import Storage
-from segcore.worker.unit_worker import ImageWorker, ReadOptions, UnitReader, UnitWorker
+from segcore.worker.image_worker import ImageWorker
+from segcore.worker.read_options import ReadOptions
+from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.bright_runs import bright_config, part_files
 from tests.support.fake_models import RAISES, BrightModel
@@ -76,8 +78,8 @@ def _times(prefix: Path) -> dict[Path, int]:
 def _segment_image_by_image(worker: ImageWorker, unit, retry_failed: bool):
     worker.open(unit, 0, retry_failed)
     results = []
-    while worker.advance() is not None:
-        results.append(worker.finish())
+    while worker.read_next() is not None:
+        results.append(worker.segment())
     return worker.commit(unit, results, retry_failed)
 
 
@@ -102,7 +104,9 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
             counts = _segment_image_by_image(ImageWorker(model, read_options, parts), unit, True)
         elif path == "split":
             read = UnitReader(model, read_options, parts).read(unit, retry_failed=True)
-            counts = UnitWorker(model, read_options, parts).finish(unit, read, retry_failed=True)
+            counts = UnitWorker(model, read_options, parts).segment_prepared(
+                unit, read, retry_failed=True
+            )
         else:
             counts = UnitWorker(model, read_options, parts).segment(unit, retry_failed=True)
         failed.update(counts.failures)

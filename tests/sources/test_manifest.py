@@ -38,7 +38,7 @@ def _manifests(column: str = "uri") -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", list(_manifests()))
-def test_every_format_relative_to_the_manifest(folder: str, name: str) -> None:
+def test_every_format_is_read_with_names_relative_to_the_manifest(folder: str, name: str) -> None:
     uris = _write_images(folder)
     storage.write(join(folder, name), _manifests()[name])
     source, samples = open_and_read(join(folder, name), storage)
@@ -48,29 +48,29 @@ def test_every_format_relative_to_the_manifest(folder: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
-def test_columns_by_name(folder: str, name: str) -> None:
+def test_the_column_can_be_named(folder: str, name: str) -> None:
     uris = _write_images(folder)
     uri = join(folder, name)
     storage.write(uri, _manifests("where is it")[name])
     _, samples = open_and_read(uri, storage, uri_column="where is it")
     assert [s.uri for s in samples] == uris
-    for options, says in (
-        ({}, "no column looks like a URI; columns are"),
-        ({"uri_column": "zz"}, "no column 'zz'; columns are '"),
+    for options, message in (
+        ({}, "no column is known to hold URIs; the columns are '"),
+        ({"uri_column": "zz"}, "no column 'zz'; its columns are '"),
     ):
-        with pytest.raises(UsageError, match=says) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             open_and_read(uri, storage, **options)
         assert "source.uri_column" in caught.value.hint
 
 
-def test_absolute_entries_and_repeated_ones(folder: str) -> None:
+def test_duplicate_entries_are_read_once(folder: str) -> None:
     uris = _write_images(folder)
     text = "\n".join([*uris, "a é.png", "./b/2.png", "b/../b/2.png"])
     storage.write(join(folder, "sub.txt"), text.encode())
-    # a manifest in a bucket may not name local files, but these are of its own kind
+    # a manifest in a bucket may not name local files, but these have its own scheme
     source, samples = open_and_read(join(folder, "sub.txt"), storage)
     assert [s.uri for s in samples] == uris
-    assert source.notes == ["3 repeated entries are read once."]
+    assert source.notes == [f"Ignored 3 duplicate entries of {join(folder, 'sub.txt')}."]
 
 
 def test_local_entries_are_looked_up_and_remote_ones_are_not(folder: str) -> None:
@@ -78,13 +78,13 @@ def test_local_entries_are_looked_up_and_remote_ones_are_not(folder: str) -> Non
     storage.write(join(folder, "m.txt"), b"b/2.png\nmissing.png")
     source, samples = open_and_read(join(folder, "m.txt"), storage)
     (unit,) = source.units(UnitLimits())
-    known = [(m.size >= 0, m.etag != "") for m in unit.members]
-    local = not folder.startswith("s3")
-    assert known == [(local, local), (False, False)]
+    is_known = [(member.size >= 0, member.etag != "") for member in unit.members]
+    is_local = not folder.startswith("s3")
+    assert is_known == [(is_local, is_local), (False, False)]
     assert codes(samples) == {join(folder, "missing.png"): "not_found"}
 
 
-def test_entries_may_not_leave_the_folder(folder: str) -> None:
+def test_entries_may_not_lead_outside_the_folder(folder: str) -> None:
     storage.write(join(folder, "outside.png"), b"outside")
     storage.write(join(folder, "in/inside.png"), b"inside")
     uri = join(folder, "in/m.txt")
@@ -112,7 +112,7 @@ def test_a_remote_manifest_cannot_reach_local_files(s3_prefix: str, tmp_path: ob
 
 
 @pytest.mark.s3
-def test_a_local_manifest_of_remote_images(s3_prefix: str, tmp_path: object) -> None:
+def test_a_local_manifest_can_name_remote_images(s3_prefix: str, tmp_path: object) -> None:
     uris = _write_images(s3_prefix)
     with open(f"{tmp_path}/m.txt", "w", encoding="utf-8") as file:
         file.write("\n".join(uris))
@@ -122,7 +122,7 @@ def test_a_local_manifest_of_remote_images(s3_prefix: str, tmp_path: object) -> 
     assert set(codes(samples).values()) == {"unsafe_uri"}
 
 
-def test_links_out_of_the_folder(tmp_path: object) -> None:
+def test_links_may_not_lead_outside_the_folder(tmp_path: object) -> None:
     storage.write(f"{tmp_path}/secret.png", b"secret")
     storage.write(f"{tmp_path}/in/m.txt", b"link.png")
     os.symlink(f"{tmp_path}/secret.png", f"{tmp_path}/in/link.png")
@@ -151,10 +151,10 @@ def test_strange_entries_are_failed_rows_without_secrets(tmp_path: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
-        ("m.csv", b"", "no column looks like a URI; columns are none at all"),
-        ("m.csv", b"n,uri\n1,a.png\n2\n", "line 3: no column 'uri'; 1 of 2 columns"),
+        ("m.csv", b"", "has no columns"),
+        ("m.csv", b"n,uri\n1,a.png\n2\n", "line 3: no column 'uri'; it has 1 of 2 columns"),
         ("m.csv", b'uri\n"a.png\n', "not valid CSV"),
         ("m.csv", b"uri\n\xff\xfe.png\n", "not UTF-8"),
         ("m.txt", b"\xff\xfe.png\n", "not UTF-8"),
@@ -162,26 +162,28 @@ def test_strange_entries_are_failed_rows_without_secrets(tmp_path: object) -> No
         ("m.jsonl", b'{"uri": "a.png"}\n{"uri": ', "line 2: not valid JSON"),
         ("m.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("m.jsonl", b'{"uri": "a.png"}\n{"path": "b.png"}', "line 2: no key 'uri'"),
-        ("m.jsonl", b'{"uri": 3}', "line 1: the URI is not a text"),
-        ("m.parquet", parquet_bytes({"uri": [3], "text": ["x"]}), "'uri' holds int64"),
+        ("m.jsonl", b'{"uri": 3}', "line 1: the URI is not a string"),
+        ("m.parquet", parquet_bytes({"uri": [3], "text": ["x"]}), "'uri' holds int64, not strings"),
         ("m.parquet", b"rubbish", "cannot be read as Parquet"),
     ],
 )
-def test_a_bad_manifest_is_one_sentence(
-    tmp_path: object, name: str, content: bytes, says: str
+def test_a_bad_manifest_is_a_readable_error(
+    tmp_path: object, name: str, content: bytes, message: str
 ) -> None:
     storage.write(f"{tmp_path}/{name}", content)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         open_source(f"{tmp_path}/{name}", SourceOptions(kind="manifest"), storage)
 
 
-def test_a_manifest_without_entries_is_an_empty_archive(tmp_path: object) -> None:
+def test_a_manifest_without_entries_is_an_error(tmp_path: object) -> None:
     storage.write(f"{tmp_path}/m.txt", b"# nothing\n")
     with pytest.raises(UsageError, match="names no images"):
         open_source(f"{tmp_path}/m.txt", SourceOptions(), storage)
 
 
-def test_missing_and_forbidden_manifests(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_forbidden_manifests_are_errors(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ObjectNotFound, match="does not exist"):
         open_source(join(folder, "m.csv"), SourceOptions(), storage)
     if folder.startswith("s3"):
@@ -199,7 +201,7 @@ def test_missing_and_forbidden_manifests(folder: str, monkeypatch: pytest.Monkey
         ({"n": [1]}, "parquet"),
     ],
 )
-def test_a_parquet_file_is_a_manifest_when_it_holds_no_bytes(
+def test_a_parquet_file_without_bytes_is_a_manifest(
     tmp_path: object, columns: dict[str, Any], kind: str
 ) -> None:
     storage.write(f"{tmp_path}/x.parquet", parquet_bytes(columns))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from segcore.distributed.cluster import PoolSize
+from segcore.distributed.pool import PoolSize
 from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
 from segcore.run.passes import source_for
 from segcore.sources import SourceOptions, objects, open_source, read_unit
@@ -15,23 +15,23 @@ from tests.support.archives import codes, image_bytes, open_and_read, parquet_by
 storage = Storage(StorageOptions(retries=0))
 
 
-def test_a_folder_of_images(folder: str) -> None:
+def test_a_folder_of_images_is_read_without_hidden_and_other_files(folder: str) -> None:
     names = ["b/2.PNG", "a.jpg", "c d/é.tiff", "x.webp", "x.bmp", "x.jpeg", "x.tif"]
     for seed, name in enumerate(names):
         storage.write(join(folder, name), image_bytes(seed, name.rpartition(".")[2].lower()))
     storage.write(join(folder, "notes.txt"), b"not an image")
-    storage.write(join(folder, ".hidden.png"), b"not shown")
-    storage.write(join(folder, ".cache/x.png"), b"not shown")
+    storage.write(join(folder, ".hidden.png"), b"hidden")
+    storage.write(join(folder, ".cache/x.png"), b"hidden")
     source, samples = open_and_read(folder, storage)
     assert source.kind == "images"
     assert [s.image_id for s in samples] == sorted(join(folder, name) for name in names)
     assert all(s.error is None and s.uri == s.image_id and s.etag for s in samples)
     by_id = {s.image_id: s.data for s in samples}
     assert by_id[join(folder, "a.jpg")] == image_bytes(1, "jpg")
-    assert source.notes == [f"1 other files under {folder} are left out."]
+    assert source.notes == [f"Skipped 1 other file in {folder}."]
 
 
-def test_a_single_image(folder: str) -> None:
+def test_a_single_image_is_an_archive(folder: str) -> None:
     uri = join(folder, "a.png")
     storage.write(uri, image_bytes())
     storage.write(join(folder, "b.png"), image_bytes())
@@ -60,7 +60,7 @@ def test_units_respect_their_limits(tmp_path: object, limits: UnitLimits, sizes:
     assert list(source.units(limits)) == units
 
 
-def test_broken_objects_do_not_take_others_down(folder: str) -> None:
+def test_an_unreadable_object_does_not_affect_others(folder: str) -> None:
     for name in ("1-good.png", "2-empty.png", "3-large.png", "4-gone.png", "5-good.png"):
         storage.write(join(folder, name), b"x" * {"2": 0, "3": 50}.get(name[0], 10))
     options = SourceOptions(max_image_bytes=20)
@@ -74,14 +74,14 @@ def test_broken_objects_do_not_take_others_down(folder: str) -> None:
     }
 
 
-def test_an_outage_raises_and_makes_no_failed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_raises_and_gives_no_failed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
-    dead = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", retries=0))
+    unreachable = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", retries=0))
     members = [Member(f"s3://b/{i}", f"s3://b/{i}", "", -1) for i in range(5)]
     unit = make_unit("objects", stop=5, n_images=5, n_bytes=0, members=members)
     with pytest.raises(StorageError, match="cannot be reached"):
-        list(read_unit(unit, dead, SourceOptions()))
+        list(read_unit(unit, unreachable, SourceOptions()))
 
 
 def test_one_read_error_is_one_failed_row(
@@ -103,20 +103,20 @@ def test_one_read_error_is_one_failed_row(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("away", [{0: 1}, {1: 1, 2: 1}, {3: 1}, {0: 1, 1: 1, 3: 1}])
-def test_an_image_whose_request_failed_is_asked_for_once_more(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch, away: dict[int, int]
+@pytest.mark.parametrize("failure_counts", [{0: 1}, {1: 1, 2: 1}, {3: 1}, {0: 1, 1: 1, 3: 1}])
+def test_an_image_whose_request_failed_is_requested_once_more(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, failure_counts: dict[int, int]
 ) -> None:
-    """A short outage: some requests are unlucky with all of their retries, others are not."""
+    """In a short outage some requests fail with all of their retries, and others do not."""
     names = [f"{tmp_path}/{name}.png" for name in "abcd"]
     for name in names:
         storage.write(name, name.encode())
-    left = {names[i]: times for i, times in away.items()}
+    failures_left = {names[i]: count for i, count in failure_counts.items()}
     read = Storage.read
 
     def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
-        if left.get(uri):
-            left[uri] -= 1
+        if failures_left.get(uri):
+            failures_left[uri] -= 1
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
@@ -125,49 +125,49 @@ def test_an_image_whose_request_failed_is_asked_for_once_more(
     assert [s.data for s in samples] == [name.encode() for name in names]
 
 
-def test_an_outage_at_the_end_of_a_unit_is_no_failed_row(
+def test_an_outage_at_the_end_of_a_unit_gives_no_failed_rows(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "abcd":
         storage.write(f"{tmp_path}/{name}.png", name.encode())
     read = Storage.read
-    gone = False
+    is_down = False
 
-    def outage(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
-        nonlocal gone
-        gone = gone or uri.endswith("d.png")
-        if gone:
+    def fail_from_last(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        nonlocal is_down
+        is_down = is_down or uri.endswith("d.png")
+        if is_down:
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", outage)
+    monkeypatch.setattr(Storage, "read", fail_from_last)
     with pytest.raises(StorageError, match="cannot be reached"):
         open_and_read(str(tmp_path), storage)
 
 
-@pytest.mark.parametrize(("size", "held"), [(100, 4), (600, 1), (5000, 1), (-1, 1)])
-def test_encoded_images_held_ahead_are_bounded_in_bytes(
-    monkeypatch: pytest.MonkeyPatch, size: int, held: int
+@pytest.mark.parametrize(("size", "max_ahead"), [(100, 4), (600, 1), (5000, 1), (-1, 1)])
+def test_reading_ahead_is_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, size: int, max_ahead: int
 ) -> None:
-    """Up to 450 bytes; 8 images by their number."""
-    monkeypatch.setattr(objects, "_HELD_BYTES", 450)
-    begun: list[str] = []
+    """At most 450 bytes are read ahead; by number it would be 8 images."""
+    monkeypatch.setattr(objects, "_MAX_PREFETCH_BYTES", 450)
+    requested: list[str] = []
 
     def read(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
-        begun.append(uri)
+        requested.append(uri)
         return b"x"
 
     monkeypatch.setattr(Storage, "read", read)
     members = [Member(f"s3://b/{i:02}", f"s3://b/{i:02}", "", size) for i in range(20)]
     unit = make_unit("objects", stop=20, n_images=20, n_bytes=0, members=members)
     samples = read_unit(unit, storage, SourceOptions(read_threads=4))
-    for taken, (sample, member) in enumerate(zip(samples, members, strict=True)):
+    for n_taken, (sample, member) in enumerate(zip(samples, members, strict=True)):
         assert sample.image_id == member.image_id
-        assert len(begun) <= taken + held
-    assert len(begun) == 20
+        assert len(requested) <= n_taken + max_ahead
+    assert len(requested) == 20
 
 
-def test_more_is_asked_for_at_once_where_there_is_a_gpu() -> None:
+def test_more_images_are_read_concurrently_for_a_gpu() -> None:
     cpu, gpu = PoolSize(1, 1, 1, 0, "cpu"), PoolSize(1, 1, 1, 1, "cuda")
     assert source_for(SourceOptions(), cpu).read_threads is None
     assert source_for(SourceOptions(), gpu).read_threads == 64
@@ -175,7 +175,7 @@ def test_more_is_asked_for_at_once_where_there_is_a_gpu() -> None:
 
 
 @pytest.mark.s3
-def test_losing_permission_is_not_a_unit_of_failed_rows(
+def test_losing_permission_raises_and_gives_no_failed_rows(
     s3_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "ab":
@@ -186,7 +186,7 @@ def test_losing_permission_is_not_a_unit_of_failed_rows(
         list(read_unit(unit, Storage(StorageOptions(retries=0)), SourceOptions()))
 
 
-def test_links_out_of_the_folder_are_failed_rows_unless_allowed(tmp_path: object) -> None:
+def test_links_that_lead_outside_are_failed_rows_unless_allowed(tmp_path: object) -> None:
     storage.write(f"{tmp_path}/secret/x.png", b"outside")
     storage.write(f"{tmp_path}/in/a.png", b"inside")
     os.symlink(f"{tmp_path}/in/a.png", f"{tmp_path}/in/b.png")
@@ -197,7 +197,7 @@ def test_links_out_of_the_folder_are_failed_rows_unless_allowed(tmp_path: object
     assert [s.data for s in samples] == [b"inside", b"inside", None]
     assert codes(samples) == {f"{root}/c.png": "unsafe_uri"}
     assert "allow_outside" in str(samples[2].error)
-    assert "1 links to folders" in source.notes[0]
+    assert source.notes[0].startswith(f"Skipped 1 link to a folder in {root} ")
     source, samples = open_and_read(root, storage, allow_outside=True)
     assert [s.data for s in samples] == [b"inside", b"inside", b"outside", b"outside"]
     assert source.notes == []
@@ -212,20 +212,20 @@ def test_names_that_are_not_utf8_are_failed_rows(tmp_path: object) -> None:
     assert codes(samples) == {f"{tmp_path}/bad\\udcff.png": "unsafe_uri"}
 
 
-def test_nothing_there(folder: str) -> None:
+def test_an_input_without_images_is_an_error(folder: str) -> None:
     with pytest.raises(ObjectNotFound, match="does not exist") as caught:
         open_source(join(folder, "*.png"), SourceOptions(), storage)
     assert "Wildcards" in caught.value.hint
     storage.write(join(folder, "a.xml"), b"1")
     storage.write(join(folder, "b.xml"), b"1")
-    with pytest.raises(UsageError, match=r"No images found under .*\.jpg, .*2 x \.xml"):
+    with pytest.raises(UsageError, match=r"No images found in .*\.jpg, .*found 2 x \.xml\."):
         open_source(folder, SourceOptions(), storage)
-    with pytest.raises(UsageError, match=r"does not follow from its name"):
+    with pytest.raises(UsageError, match="cannot be told from its name"):
         open_source(join(folder, "a.xml"), SourceOptions(), storage)
 
 
-def test_an_empty_folder(tmp_path: object) -> None:
-    with pytest.raises(UsageError, match=r"No images found .* nothing at all"):
+def test_an_empty_folder_is_an_error(tmp_path: object) -> None:
+    with pytest.raises(UsageError, match=r"No images found .* found no files\."):
         open_source(str(tmp_path), SourceOptions(), storage)
 
 
@@ -235,13 +235,13 @@ def test_compressed_archives_are_refused(folder: str) -> None:
         open_source(join(folder, "a.tar.gz"), SourceOptions(), storage)
 
 
-def test_a_mixture_must_be_chosen_from(folder: str) -> None:
+def test_a_mixture_of_kinds_needs_a_choice(folder: str) -> None:
     storage.write(join(folder, "a.png"), image_bytes())
     storage.write(join(folder, "b.tar"), tar_bytes([("c.png", image_bytes(1))]))
     storage.write(join(folder, "d.parquet"), parquet_bytes({"image": [image_bytes(2)]}))
-    with pytest.raises(UsageError, match="mixture: 1 tar shards, 1 Parquet files, 1 images") as e:
+    with pytest.raises(UsageError, match="mixture: 1 tar shard, 1 Parquet file, 1 image") as caught:
         open_source(folder, SourceOptions(), storage)
-    assert "--set source.kind=tar" in e.value.hint
+    assert "--set source.kind=tar" in caught.value.hint
     for kind, seed in (("images", 0), ("tar", 1), ("parquet", 2)):
         source, samples = open_and_read(folder, storage, kind=kind)
         assert source.kind == kind
@@ -250,7 +250,7 @@ def test_a_mixture_must_be_chosen_from(folder: str) -> None:
         open_source(folder, SourceOptions(kind="coco"), storage)
 
 
-def test_other_extensions_on_request(folder: str) -> None:
+def test_other_extensions_can_be_set(folder: str) -> None:
     storage.write(join(folder, "a.IMG"), b"1")
     storage.write(join(folder, "b.png"), b"2")
     _, samples = open_and_read(folder, storage, extensions=(".img",))
@@ -259,7 +259,7 @@ def test_other_extensions_on_request(folder: str) -> None:
         SourceOptions(extensions=("*",))
 
 
-def test_unknown_schemes_and_secrets() -> None:
+def test_an_unsupported_scheme_is_an_error_without_secrets() -> None:
     with pytest.raises(UsageError, match="https:// is not supported") as caught:
         open_source("https://h/a?X-Amz-Signature=SECRET", SourceOptions(), storage)
     assert "SECRET" not in caught.value.message

@@ -21,7 +21,7 @@ def _keys(samples: list[Any], uri: str) -> list[str]:
     return [s.image_id.removeprefix(uri + "#") for s in samples]
 
 
-def test_plain_bytes_and_a_key_column(folder: str) -> None:
+def test_plain_bytes_are_named_by_the_key_column(folder: str) -> None:
     for shard in range(2):
         columns = {
             "label": [1, 2, 3],
@@ -39,7 +39,7 @@ def test_plain_bytes_and_a_key_column(folder: str) -> None:
     assert [(u.start, u.stop, u.n_images) for u in units] == [(0, 1, 3)] * 2
 
 
-def test_hugging_face_layout(folder: str) -> None:
+def test_the_hugging_face_layout_is_read(folder: str) -> None:
     rows = [{"bytes": image_bytes(i), "path": f"p{i}.png"} for i in range(4)]
     rows += [{"bytes": None, "path": "only-a-path.png"}, None, {"bytes": b"", "path": None}]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -59,7 +59,7 @@ def test_hugging_face_layout(folder: str) -> None:
 @pytest.mark.parametrize(
     "kind", [pa.binary(), pa.large_binary(), pa.binary(3), pa.dictionary(pa.int32(), pa.binary())]
 )
-def test_columns_by_name(tmp_path: object, kind: pa.DataType) -> None:
+def test_the_columns_can_be_named(tmp_path: object, kind: pa.DataType) -> None:
     uri = f"{tmp_path}/a.parquet"
     table = pa.table(
         {"image": [b"no"], "thumb": pa.array([b"yes"], kind), "id": ["a"], "number": [7]}
@@ -69,56 +69,56 @@ def test_columns_by_name(tmp_path: object, kind: pa.DataType) -> None:
     assert [(s.data, s.image_id) for s in samples] == [(b"yes", f"{uri}#7")]
 
 
-def test_the_wrong_column_is_one_sentence(folder: str) -> None:
+def test_a_wrong_column_is_a_readable_error(folder: str) -> None:
     uri = join(folder, "a.parquet")
     storage.write(uri, parquet_bytes({"a": [b"1"], "b": [b"2"], "text": ["x"], "f": [0.5]}))
     cases: list[tuple[dict[str, str], str]] = [
-        ({}, r"no column is clearly the one with image bytes; columns are a \(binary\)"),
-        ({"image_column": "zz"}, "has no column 'zz'; columns are a"),
-        ({"image_column": "text"}, "'text' holds no image bytes"),
+        ({}, r"no column is clearly the one with image bytes; its columns are a \(binary\)"),
+        ({"image_column": "zz"}, "has no column 'zz'; its columns are a"),
+        ({"image_column": "text"}, "'text' does not hold image bytes"),
         ({"image_column": "a", "key_column": "zz"}, "has no column 'zz'"),
-        ({"image_column": "a", "key_column": "f"}, "'f' is no text or integer"),
+        ({"image_column": "a", "key_column": "f"}, "'f' does not hold strings or integers"),
     ]
-    for options, says in cases:
-        with pytest.raises(UsageError, match=says) as caught:
+    for options, message in cases:
+        with pytest.raises(UsageError, match=message) as caught:
             open_and_read(uri, storage, **options)
         assert caught.value.message.startswith(uri)
 
 
-def test_row_groups_are_grouped_and_names_do_not_depend_on_the_cut(tmp_path: object) -> None:
+def test_image_ids_do_not_depend_on_how_row_groups_are_cut_into_units(tmp_path: object) -> None:
     uri = f"{tmp_path}/a.parquet"
     keys = [f"k{i % 13}" if i % 5 else None for i in range(40)]
     images = [bytes([i]) * 500 for i in range(40)]
     storage.write(uri, parquet_bytes({"key": keys, "image": images}, rows_per_group=4))
-    source, whole = open_and_read(uri, storage)
-    assert len({s.image_id for s in whole}) == 40
-    assert [s.data for s in whole] == images
-    assert _keys(whole, uri)[0] == "row0"
-    assert _keys(whole, uri)[14] == "k1~2"
+    source, uncut = open_and_read(uri, storage)
+    assert len({s.image_id for s in uncut}) == 40
+    assert [s.data for s in uncut] == images
+    assert _keys(uncut, uri)[0] == "row0"
+    assert _keys(uncut, uri)[14] == "k1~2"
     for limits in (UnitLimits(images=8), UnitLimits(images=1), UnitLimits(bytes=300)):
         units = list(source.units(limits))
         assert len(units) >= 5
         assert [u.stop for u in units[:-1]] == [u.start for u in units[1:]]
-        cut, notes = [], Counter[str]()
+        from_cut_units, notes = [], Counter[str]()
         for unit in units:
             samples = list(read_unit(unit, storage, SourceOptions(), notes))
             assert len(samples) == unit.n_images
-            cut += samples
-        assert cut == whole
-        assert notes["duplicate_names"] == sum(s.warning == "duplicate_name" for s in whole) > 0
+            from_cut_units += samples
+        assert from_cut_units == uncut
+        assert notes["duplicate_names"] == sum(s.warning == "duplicate_name" for s in uncut) > 0
 
 
-def test_other_columns_give_other_units(tmp_path: object) -> None:
+def test_another_image_column_gives_other_units(tmp_path: object) -> None:
     uri = f"{tmp_path}/a.parquet"
     storage.write(uri, parquet_bytes({"image": [b"1"], "thumb": [b"2"]}))
-    names = {
-        next(open_source(uri, SourceOptions(image_column=c), storage).units(UnitLimits())).unit
-        for c in ("image", "thumb", None)
+    unit_ids = {
+        next(open_source(uri, SourceOptions(image_column=column), storage).units(UnitLimits())).unit
+        for column in ("image", "thumb", None)
     }
-    assert len(names) == 2
+    assert len(unit_ids) == 2
 
 
-def test_large_rows_are_failed_rows(tmp_path: object) -> None:
+def test_rows_over_the_limit_are_failed_rows(tmp_path: object) -> None:
     uri = f"{tmp_path}/a.parquet"
     storage.write(uri, parquet_bytes({"image": [b"x" * 100, b"y"]}))
     _, samples = open_and_read(uri, storage, max_image_bytes=50)
@@ -157,7 +157,7 @@ def test_a_damaged_row_group_fails_its_rows_under_their_own_keys(tmp_path: objec
 @pytest.mark.parametrize(
     ("rows", "total"), [([2, 3], 6), ([2, -1], 1), ([2, 1 << 40], 2 + (1 << 40))]
 )
-def test_a_footer_that_lies_is_a_damaged_shard(
+def test_a_shard_with_a_false_footer_is_a_failed_row(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, rows: list[int], total: int
 ) -> None:
     uri = f"{tmp_path}/a.parquet"
@@ -172,7 +172,7 @@ def test_a_footer_that_lies_is_a_damaged_shard(
     assert [u.n_images for u in source.units(UnitLimits())] == [1]
 
 
-def test_a_damaged_key_column_leaves_the_images(tmp_path: object) -> None:
+def test_images_are_read_if_the_key_column_is_damaged(tmp_path: object) -> None:
     uri = f"{tmp_path}/a.parquet"
     images = [image_bytes(i) for i in range(4)]
     keys = ["key one is long enough to find", "k2", "k3", "k4"]

@@ -17,21 +17,21 @@ from segcore.storage import Storage, StorageOptions, join
 from tests.support.archives import codes, image_bytes, open_and_read, tar_bytes
 
 storage = Storage(StorageOptions(retries=1))
-TINY = UnitLimits(images=3, bytes=4096)  # cuts tars of a few members
+SMALL_UNITS = UnitLimits(images=3, bytes=4096)  # cuts tars of a few members
 
 
 def _content(samples: list[Sample], uri: str) -> dict[str, bytes | None]:
     return {s.image_id.removeprefix(uri + "#"): s.data for s in samples}
 
 
-def test_webdataset_shards(folder: str) -> None:
+def test_webdataset_shards_are_read_without_other_members(folder: str) -> None:
     for shard in range(2):
         members = [
             ("0001.jpg", image_bytes(shard, "jpg")),
             ("0001.json", b"{}"),
             ("0001.cls", b"3"),
             ("sub/0002.PNG", image_bytes(shard)),
-            ("sub/._0002.png", b"rubbish of another system"),
+            ("sub/._0002.png", b"a resource fork of macOS"),
         ]
         storage.write(join(folder, f"{shard}.tar"), tar_bytes(members))
     source, samples = open_and_read(folder, storage)
@@ -60,47 +60,48 @@ def test_cut_and_whole_shards_give_the_same_images(folder: str, format_: int) ->
     members += [("03.txt", b"1"), (f"{long}04.png", b"again"), (f"{long}04.png", b"and again")]
     uri = join(folder, "a.tar")
     storage.write(uri, tar_bytes(members, format=format_))
-    source, whole = open_and_read(uri, storage)
-    units = list(source.units(TINY))
+    source, uncut = open_and_read(uri, storage)
+    units = list(source.units(SMALL_UNITS))
     assert len(units) > 5
     assert units[0].start == 0
     assert units[-1].stop == storage.stat(uri).size
     assert all(a.stop == b.start for a, b in itertools.pairwise(units))
-    cut = []
+    from_cut_units = []
     for unit in units:
         samples = list(read_unit(unit, storage, SourceOptions()))
         assert len(samples) == unit.n_images <= 3
-        cut += samples
-    assert cut == whole
-    assert _content(whole, uri)[f"{long}07.png"] == bytes([7]) * 700
-    assert _content(whole, uri)[f"{long}04.png~2"] == b"again"
-    assert _content(whole, uri)[f"{long}04.png~3"] == b"and again"
-    assert [s.warning for s in whole[-2:]] == ["duplicate_name"] * 2
-    assert len({s.image_id for s in whole}) == len(whole) == 22
+        from_cut_units += samples
+    assert from_cut_units == uncut
+    assert _content(uncut, uri)[f"{long}07.png"] == bytes([7]) * 700
+    assert _content(uncut, uri)[f"{long}04.png~2"] == b"again"
+    assert _content(uncut, uri)[f"{long}04.png~3"] == b"and again"
+    assert [s.warning for s in uncut[-2:]] == ["duplicate_name"] * 2
+    assert len({s.image_id for s in uncut}) == len(uncut) == 22
 
 
-def test_cutting_is_repeatable(tmp_path: object) -> None:
+def test_cutting_a_shard_again_gives_the_same_units(tmp_path: object) -> None:
     uri = f"{tmp_path}/a.tar"
     storage.write(uri, tar_bytes([(f"{i}.png", b"x" * 999) for i in range(30)]))
     source = open_source(uri, SourceOptions(), storage)
-    assert list(source.units(TINY)) == list(source.units(TINY))
+    assert list(source.units(SMALL_UNITS)) == list(source.units(SMALL_UNITS))
 
 
-@pytest.mark.parametrize("limits", [UnitLimits(), TINY])
+@pytest.mark.parametrize("limits", [UnitLimits(), SMALL_UNITS])
 def test_a_truncated_shard_yields_its_good_members(folder: str, limits: UnitLimits) -> None:
     data = tar_bytes([(f"{i}.png", bytes([i]) * 1000) for i in range(10)])
     uri = join(folder, "a.tar")
-    # a member is a header of 512 and 1024 of content: inside content, inside a header, between
-    for at in (1536 * 6 + 700, 1536 * 6 + 100, 1536 * 6):
-        storage.write(uri, data[:at])
+    # A member is a header of 512 bytes and 1024 bytes of content. Cut it inside the content, inside
+    # the header, and between members.
+    for cut in (1536 * 6 + 700, 1536 * 6 + 100, 1536 * 6):
+        storage.write(uri, data[:cut])
         source, samples = open_and_read(uri, storage, limits)
         assert _content(samples[:-1], uri) == {f"{i}.png": bytes([i]) * 1000 for i in range(6)}
         assert codes(samples) == {f"{uri}#{1536 * 6}": "shard_truncated"}
-        known = [u.n_images for u in source.units(limits)]
-        assert known[-1] is None
+        *_, last_unit = source.units(limits)
+        assert last_unit.n_images is None
 
 
-@pytest.mark.parametrize("limits", [UnitLimits(), TINY])
+@pytest.mark.parametrize("limits", [UnitLimits(), SMALL_UNITS])
 def test_a_damaged_header_is_a_failed_row(folder: str, limits: UnitLimits) -> None:
     data = bytearray(tar_bytes([(f"{i}.png", bytes([i]) * 1000) for i in range(10)]))
     data[1536 * 4 + 10] ^= 0xFF
@@ -115,7 +116,7 @@ def test_a_damaged_header_is_a_failed_row(folder: str, limits: UnitLimits) -> No
     ("data", "code"),
     [(b"", "shard_truncated"), (b"x", "shard_truncated"), (b"hello" * 1000, "shard_corrupt")],
 )
-def test_what_is_no_tar_is_one_failed_row(folder: str, data: bytes, code: str) -> None:
+def test_a_file_that_is_not_a_tar_is_one_failed_row(folder: str, data: bytes, code: str) -> None:
     uri = join(folder, "a.tar")
     storage.write(uri, data)
     _, samples = open_and_read(uri, storage)
@@ -149,7 +150,7 @@ def test_unsafe_members_are_failed_rows(tmp_path: object) -> None:
         ("good2.png", b"5"),
     ]
     storage.write(uri, tar_bytes(members, format=tarfile.GNU_FORMAT))
-    for limits in (UnitLimits(), TINY):
+    for limits in (UnitLimits(), SMALL_UNITS):
         _, samples = open_and_read(uri, storage, limits)
         names = ["../up", "/etc/abs", "a/../../up", "sym", "hard", "dev", "fifo"]
         assert codes(samples) == {f"{uri}#{name}.png": "unsafe_member" for name in names}
@@ -157,13 +158,13 @@ def test_unsafe_members_are_failed_rows(tmp_path: object) -> None:
         assert good == {"good.png": b"1", "good2.png": b"5"}
 
 
-def test_sparse_members_are_refused(tmp_path: object) -> None:
+def test_sparse_members_are_failed_rows(tmp_path: object) -> None:
     header = tarfile.TarInfo("sparse.png")
     header.size = 512
     block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
     block[156:157] = tarfile.GNUTYPE_SPARSE
     block[386:398], block[398:410] = b"00000000000\0", b"00000001000\0"  # offset 0, 512 bytes
-    block[483:495] = b"77777777777\0"  # pretends to be 8 GB once unpacked
+    block[483:495] = b"77777777777\0"  # claims to be 8 GB when unpacked
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     uri = f"{tmp_path}/a.tar"
@@ -183,7 +184,7 @@ def test_members_over_the_limit_are_not_read(tmp_path: object) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
 @pytest.mark.parametrize("size", [8 << 30, -512])
-def test_headers_with_absurd_sizes_do_not_hang_or_fill_memory(
+def test_absurd_sizes_in_headers_neither_hang_nor_fill_the_memory(
     tmp_path: object, kind: bytes, size: int
 ) -> None:
     header = tarfile.TarInfo("x.png")
@@ -196,7 +197,7 @@ def test_headers_with_absurd_sizes_do_not_hang_or_fill_memory(
     assert list(codes(samples).values()) == ["shard_corrupt"]
 
 
-def test_a_negative_member_size_is_damage(tmp_path: object) -> None:
+def test_a_negative_member_size_is_a_failed_row(tmp_path: object) -> None:
     header = tarfile.TarInfo("x.png")
     header.size = -1024
     uri = f"{tmp_path}/a.tar"
@@ -215,7 +216,7 @@ _BASE = tar_bytes([(f"{i}.png", bytes([i]) * 600) for i in range(5)], format=tar
     patch=st.binary(min_size=1, max_size=20),
     end=st.integers(0, len(_BASE)),
 )
-def test_any_damage_ends_in_samples_never_in_a_crash(
+def test_any_damage_gives_samples_and_never_crashes(
     tmp_path: object, at: int, patch: bytes, end: int
 ) -> None:
     data = bytearray(_BASE[:end])
@@ -227,7 +228,7 @@ def test_any_damage_ends_in_samples_never_in_a_crash(
     notes: Counter[str] = Counter()
     samples = list(read_tar(unit, storage, SourceOptions(), notes))
     good = [s for s in samples if s.error is None]
-    # whatever is missing is accounted for by a failed row
+    # every image that is missing is accounted for by a failed row
     assert len(good) < len(samples) or len(good) + notes["ignored_members"] == 5
     assert len({s.image_id for s in samples}) == len(samples)
 
@@ -253,7 +254,7 @@ def test_nothing_is_written_to_disk(tmp_path: object, monkeypatch: pytest.Monkey
     assert samples[0].data == b"1"
 
 
-def test_names_from_other_encodings(tmp_path: object) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: object) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as t:
         t.addfile(tarfile.TarInfo("é.png"))

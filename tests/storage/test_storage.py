@@ -16,7 +16,7 @@ from segcore.testing.loopback_s3 import LoopbackS3
 storage = Storage(StorageOptions(retries=1))
 
 
-def test_what_is_written_is_read_back(folder: str) -> None:
+def test_written_bytes_are_read_back(folder: str) -> None:
     uri = join(folder, "a b", "é?#%41.bin")
     for data in (b"first", b"", b"x" * 100_000):
         storage.write(uri, data)
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(folder: str) -> None:
     assert not storage.exists(uri)
 
 
-def test_ranges_end_where_the_object_ends(folder: str) -> None:
+def test_ranges_end_at_the_end_of_the_object(folder: str) -> None:
     uri = join(folder, "x")
     storage.write(uri, bytes(range(100)))
     assert storage.read_range(uri, 10, 5) == bytes(range(10, 15))
@@ -54,14 +54,14 @@ def test_open_gives_a_seekable_file(folder: str) -> None:
 
 
 def test_listing_is_recursive_sorted_and_bounded_by_the_folder(folder: str) -> None:
-    # a store that lists folder by folder gives a/x before a-1: the order must not depend on it
+    # A store that lists folder by folder returns a/x before a-1; the order must not depend on that.
     names = ["a/x", "a-1", "a.b", "a/b/c", "ab/x", "Z", "é"]
     for name in names:
         storage.write(join(folder, "in", name), name.encode())
     storage.write(join(folder, "in2"), b"a neighbour with the same prefix")
-    found = list(storage.list(join(folder, "in")))
-    assert [info.uri for info in found] == sorted(join(folder, "in", name) for name in names)
-    for info in found:
+    infos = list(storage.list(join(folder, "in")))
+    assert [info.uri for info in infos] == sorted(join(folder, "in", name) for name in names)
+    for info in infos:
         assert info == storage.stat(info.uri)
     assert next(storage.list(join(folder, "in", "a"))).uri == join(folder, "in", "a/b/c")
     assert list(storage.list(join(folder, "nothing"))) == []
@@ -69,15 +69,15 @@ def test_listing_is_recursive_sorted_and_bounded_by_the_folder(folder: str) -> N
 
 @pytest.mark.s3
 def test_long_listings_are_complete(s3_prefix: str) -> None:
-    wanted = {join(s3_prefix, f"{i:04}") for i in range(1_010)}  # more than one page of S3
+    uris = {join(s3_prefix, f"{i:04}") for i in range(1_010)}  # more than one page of S3
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda uri: storage.write(uri, b"x"), wanted))
-    assert {info.uri for info in storage.list(s3_prefix)} == wanted
+        list(pool.map(lambda uri: storage.write(uri, b"x"), uris))
+    assert {info.uri for info in storage.list(s3_prefix)} == uris
 
 
-def test_an_absent_object_is_object_not_found(folder: str) -> None:
+def test_a_missing_object_is_object_not_found(folder: str) -> None:
     uri = join(folder, "nope")
-    for action in (storage.stat, storage.read, lambda u: storage.read_range(u, 0, 1)):
+    for action in (storage.stat, storage.read, lambda missing: storage.read_range(missing, 0, 1)):
         with pytest.raises(ObjectNotFound, match="nope does not exist"):
             action(uri)
     storage.write(join(folder, "sub", "x"), b"1")
@@ -85,7 +85,7 @@ def test_an_absent_object_is_object_not_found(folder: str) -> None:
         storage.stat(join(folder, "sub"))  # a folder is not an object
 
 
-def test_too_large_is_refused_before_reading(folder: str) -> None:
+def test_an_object_over_the_limit_is_refused_before_reading(folder: str) -> None:
     uri = join(folder, "x")
     storage.write(uri, b"12345")
     assert storage.read(uri, max_bytes=5) == b"12345"
@@ -93,16 +93,16 @@ def test_too_large_is_refused_before_reading(folder: str) -> None:
         storage.read(uri, max_bytes=4)
 
 
-def test_of_many_racers_one_creates_the_object(folder: str) -> None:
-    uri, racers = join(folder, "lease"), 32
-    barrier = threading.Barrier(racers)
+def test_of_many_concurrent_writers_one_creates_the_object(folder: str) -> None:
+    uri, n_writers = join(folder, "lease"), 32
+    barrier = threading.Barrier(n_writers)
 
-    def race(number: int) -> int | None:
+    def try_to_create(number: int) -> int | None:
         barrier.wait()
         return number if storage.write_if_absent(uri, b"%d" % number) else None
 
-    with ThreadPoolExecutor(racers) as pool:
-        winners = [n for n in pool.map(race, range(racers)) if n is not None]
+    with ThreadPoolExecutor(n_writers) as pool:
+        winners = [n for n in pool.map(try_to_create, range(n_writers)) if n is not None]
     assert len(winners) == 1
     assert storage.read(uri) == b"%d" % winners[0]
     assert storage.write_if_absent(uri, b"late") is False
@@ -112,11 +112,11 @@ def test_readers_never_see_half_an_object(folder: str) -> None:
     uri, contents = join(folder, "x"), [bytes([i]) * 200_000 for i in range(3)]
     storage.write(uri, contents[0])
     done = threading.Event()
-    seen = []
+    contents_read = []
 
     def read() -> None:
         while not done.is_set():
-            seen.append(storage.read(uri))
+            contents_read.append(storage.read(uri))
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -125,8 +125,8 @@ def test_readers_never_see_half_an_object(folder: str) -> None:
             storage.write(uri, data)
     done.set()
     reader.join()
-    assert seen
-    assert set(seen) <= set(contents)
+    assert contents_read
+    assert set(contents_read) <= set(contents)
 
 
 def test_a_pickled_storage_works(folder: str) -> None:
@@ -139,7 +139,7 @@ def test_a_pickled_storage_works(folder: str) -> None:
 # --- disk only
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write(str(tmp_path / "x"), b"old")
@@ -179,13 +179,13 @@ def test_write_if_absent_without_hard_links(
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tmp_path: Path) -> None:
+def test_a_file_that_is_deleted_during_the_listing_is_not_listed(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).write_bytes(b"x")
     rows = local_disk.walk(str(tmp_path), False)
     first = next(rows)[0]
-    gone = next(path for path in tmp_path.iterdir() if str(path) != first)
-    gone.unlink()
+    deleted = next(path for path in tmp_path.iterdir() if str(path) != first)
+    deleted.unlink()
     assert {first, *(row[0] for row in rows)} == {str(path) for path in tmp_path.iterdir()}
 
 
@@ -196,7 +196,7 @@ def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
     assert [info.uri for info in storage.list(str(tmp_path))] == [str(tmp_path / "x")]
 
 
-def test_links_are_listed_by_where_they_lead(tmp_path: Path) -> None:
+def test_links_are_listed_by_their_targets(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     for path in (root / "real", outside):
         path.mkdir(parents=True)
@@ -207,22 +207,22 @@ def test_links_are_listed_by_where_they_lead(tmp_path: Path) -> None:
     (root / "folder").symlink_to(outside)
     (root / "loop").symlink_to(root)
 
-    def listed(follow: bool) -> dict[str, tuple[int, str]]:
-        table = storage.listing(str(root), follow_links=follow).to_table()
-        return {r["uri"][len(str(root)) + 1 :]: (r["size"], r["etag"]) for r in table.to_pylist()}
+    def list_root(follow_links: bool) -> dict[str, tuple[int, str]]:
+        rows = storage.listing(str(root), follow_links).to_table().to_pylist()
+        return {row["uri"][len(str(root)) + 1 :]: (row["size"], row["etag"]) for row in rows}
 
-    plain = listed(follow=False)
-    assert plain["inside"][0] == plain["real/f"][0] == 1
-    assert plain["out"] == (-1, local_disk.OUTSIDE_LINK)
-    assert plain["broken"] == (-1, "")
-    assert plain["folder"] == plain["loop"] == (-1, local_disk.LINKED_FOLDER)
-    followed = listed(follow=True)
+    unfollowed = list_root(follow_links=False)
+    assert unfollowed["inside"][0] == unfollowed["real/f"][0] == 1
+    assert unfollowed["out"] == (-1, local_disk.OUTSIDE_LINK)
+    assert unfollowed["broken"] == (-1, "")
+    assert unfollowed["folder"] == unfollowed["loop"] == (-1, local_disk.LINKED_FOLDER)
+    followed = list_root(follow_links=True)
     assert followed["out"][0] == followed["folder/f"][0] == 1
     assert set(followed) == {"inside", "out", "broken", "real/f", "folder/f"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission_on_disk(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_access_denied(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     (tmp_path / "x").chmod(0)
     with pytest.raises(AccessDenied, match="No permission for"):
@@ -268,7 +268,7 @@ def test_anonymous_requests_are_not_signed(s3_prefix: str) -> None:
 
 
 @pytest.mark.s3
-def test_no_credentials_at_all(
+def test_missing_credentials_are_access_denied(
     s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -281,7 +281,7 @@ def test_no_credentials_at_all(
 
 
 @pytest.mark.s3
-def test_credentials_and_endpoint_of_a_profile(
+def test_credentials_and_endpoint_come_from_the_profile(
     s3: LoopbackS3, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write(s3_prefix + "/x", b"1")
@@ -303,7 +303,7 @@ def test_credentials_and_endpoint_of_a_profile(
 
 
 @pytest.mark.s3
-def test_a_missing_bucket_and_a_bucket_as_object(s3: LoopbackS3) -> None:
+def test_a_missing_bucket_and_a_bucket_read_as_object_are_not_found(s3: LoopbackS3) -> None:
     with pytest.raises(ObjectNotFound, match="no such bucket"):
         list(storage.list("s3://absent-bucket/x"))
     with pytest.raises(ObjectNotFound, match="is a bucket"):
@@ -311,7 +311,9 @@ def test_a_missing_bucket_and_a_bucket_as_object(s3: LoopbackS3) -> None:
 
 
 @pytest.mark.s3
-def test_large_objects_go_up_in_parts(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_objects_are_uploaded_in_parts(
+    s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("segcore.storage.object_store._SINGLE_PUT_BYTES", 1 << 20)
     data = os.urandom(12 << 20)
     storage.write(s3_prefix + "/x", data)

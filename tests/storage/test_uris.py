@@ -21,17 +21,17 @@ from segcore.storage.uris import basename, is_remote, join, normalize, parent, r
         ("gcs://bucket/x", "gs://bucket/x"),
     ],
 )
-def test_canonical_forms(given_uri: str, expected: str) -> None:
+def test_normalize_returns_the_canonical_form(given_uri: str, expected: str) -> None:
     assert normalize(given_uri) == expected
 
 
-def test_relative_paths_start_at_the_working_folder() -> None:
+def test_relative_paths_start_at_the_working_directory() -> None:
     assert normalize("x/y") == os.path.join(os.getcwd(), "x", "y")
     assert normalize("~/y") == os.path.expanduser("~/y")
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
+    ("uri", "reason"),
     [
         ("", "empty"),
         ("http://host/x", "http:// is not supported"),
@@ -44,8 +44,8 @@ def test_relative_paths_start_at_the_working_folder() -> None:
         ("/a\0b", "NUL"),
     ],
 )
-def test_refused_uris_say_why(uri: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says) as caught:
+def test_errors_say_why_a_uri_is_refused(uri: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
         normalize(uri)
     assert "SECRETVALUE" not in caught.value.message
 
@@ -66,7 +66,7 @@ def test_redact_hides_secrets_and_keeps_the_rest(uri: str) -> None:
     assert "path/a.png" in redact(uri)
 
 
-def test_redact_leaves_harmless_names_alone() -> None:
+def test_redact_does_not_change_harmless_names() -> None:
     for uri in ("s3://bucket/what?.png", "/a/b?c=d.png", "s3://bucket/a@b.png"):
         assert redact(uri) == uri
 
@@ -79,7 +79,7 @@ def test_join_refuses_to_leave_its_base(part: str) -> None:
 
 
 @given(st.lists(st.text("ab./: ~", min_size=1), max_size=4))
-def test_join_result_lies_below_its_base_or_is_refused(parts: list[str]) -> None:
+def test_join_stays_below_its_base_or_refuses(parts: list[str]) -> None:
     for base in ("/base", "s3://bucket/base"):
         try:
             joined = join(base, *parts)
@@ -89,7 +89,7 @@ def test_join_result_lies_below_its_base_or_is_refused(parts: list[str]) -> None
         assert normalize(joined).startswith(base)
 
 
-def test_parent_and_basename() -> None:
+def test_parent_basename_and_is_remote() -> None:
     assert parent("s3://b/a/c.json") == "s3://b/a"
     assert parent("s3://b/c.json") == "s3://b"
     assert parent("/x/c.json") == "/x"

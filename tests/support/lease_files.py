@@ -1,4 +1,4 @@
-"""Leases for tests: written by hand, and taken without a run."""
+"""Leases for tests: files of holders that do not exist, and leases acquired without a run."""
 
 from __future__ import annotations
 
@@ -6,30 +6,39 @@ import time
 
 import pytest
 
+from segcore.lease.acquire import acquire
+from segcore.lease.clock import SteadyClock
 from segcore.lease.holder import Holder
-from segcore.lease.lease import FOLDER, Clock, Lease, acquire
+from segcore.lease.lease import Lease
 from segcore.storage import Storage, join
 
 storage = Storage()
 
 
-def elsewhere(ttl_s: float = 1.0, **changes: object) -> Holder:
-    """A holder on a machine of which nothing is known here."""
-    there = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
-    return Holder.here(ttl_s).model_copy(update=there)
+def lease_folder(prefix: str) -> str:
+    """URI of the folder of the lease of an edition."""
+    return join(prefix, "lease")
 
 
-def put(folder: str, holder: Holder, generation: int = 3) -> str:
-    uri = join(folder, FOLDER, f"{generation:08d}.json")
+def foreign_holder(ttl_s: float = 1.0, **changes: object) -> Holder:
+    """A holder on another machine, of which nothing is known here."""
+    foreign = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
+    return Holder.here(ttl_s).model_copy(update=foreign)
+
+
+def write_lease_file(prefix: str, holder: Holder, generation: int = 3) -> str:
+    """Write the file of a generation as its holder would; returns its URI."""
+    uri = join(lease_folder(prefix), f"{generation:08d}.json")
     storage.write(uri, holder.to_json())
     return uri
 
 
-def take(folder: str, ttl_s: float = 1.0, clock: Clock | None = None) -> Lease:
-    args = (storage, join(folder, FOLDER), ttl_s, lambda text: None)
+def acquire_lease(prefix: str, ttl_s: float = 1.0, clock: SteadyClock | None = None) -> Lease:
+    """The lease of an edition, without heartbeats."""
+    args = (storage, lease_folder(prefix), ttl_s, lambda text: None)
     return acquire(*args) if clock is None else acquire(*args, clock)
 
 
-def at_once() -> Clock:
-    """A clock with which nobody can wait."""
-    return Clock(time.monotonic, lambda seconds: pytest.fail("it waited"))
+def no_wait_clock() -> SteadyClock:
+    """A clock that fails the test when something waits."""
+    return SteadyClock(time.monotonic, lambda seconds: pytest.fail("it waited"))

@@ -1,9 +1,9 @@
-"""A world in which several contenders want one lease, and in which nothing may be relied on.
+"""A simulated world in which several contenders want one lease and nothing can be relied on.
 
-One thing happens at a time, and chance decides which: a contender does its next step, time goes
-by, a request fails before or after its effect, a write that was given up arrives later, a
-contender is stopped for minutes or dies. Every clock shows another time. The code under test is
-the real one; only the storage, the clocks and the processes are played.
+One thing happens at a time, and chance decides which: a contender does its next step, time passes,
+a request fails before or after its effect, a write that was given up arrives later, a contender is
+stopped for minutes or dies. Every clock shows another time. The code under test is the real one;
+only the storage, the clocks and the processes are simulated.
 """
 
 from __future__ import annotations
@@ -16,49 +16,59 @@ from dataclasses import dataclass, field
 import pytest
 
 from segcore.errors import ObjectNotFound, StorageError
+from segcore.lease.acquire import acquire
+from segcore.lease.clock import SteadyClock
 from segcore.lease.holder import Holder
-from segcore.lease.lease import Clock, Lease, LeaseHeld, LeaseLost, acquire
+from segcore.lease.lease import Lease, LeaseHeld, LeaseLost
 from segcore.storage import ObjectInfo, Storage
 
 FOLDER = "/edition/lease"
 TTL_S = 60.0
 
 
-class _Over(BaseException):
-    """The world ends; unwinds the threads."""
+class _SimulationEnded(BaseException):
+    """Unwinds the threads of the contenders at the end."""
 
 
 @dataclass
 class Contender:
-    """One run that wants the lease again and again."""
+    """A process that wants the lease again and again.
+
+    Attributes:
+        clock_offset: Its clock minus that of the world, seconds.
+        checked: Whether `Lease.check` has passed since it acquired the lease.
+        wakes_at: Nothing happens to it before this time of the world.
+        turn: Released when it may do its next step.
+        passed_at: When it passed `Lease.check`.
+    """
 
     world: World
     number: int
-    offset: float
+    clock_offset: float
     lease: Lease | None = None
     checked: bool = False
     dead: bool = False
-    wakes: float = 0.0
-    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    wins: list[float] = field(default_factory=list)
+    wakes_at: float = 0.0
+    turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    passed_at: list[float] = field(default_factory=list)
 
-    def clock(self) -> Clock:
-        return Clock(lambda: self.world.now + self.offset, self.sleep)
+    def clock(self) -> SteadyClock:
+        return SteadyClock(lambda: self.world.now + self.clock_offset, self.sleep)
 
     def sleep(self, seconds: float) -> None:
-        self.wakes = self.world.now + seconds
-        self.world.pause(self)
+        self.wakes_at = self.world.now + seconds
+        self.world.end_step(self)
 
-    def believes(self) -> bool:
-        """Whether it may act on the lease at this moment, as far as it knows."""
+    def believes_to_hold(self) -> bool:
+        """Whether it may act on the lease now, as far as it knows."""
         if self.dead or self.lease is None or not self.checked or self.lease.lost:
             return False
-        return self.lease._until - self.offset > self.world.now
+        return self.lease._expires_at - self.clock_offset > self.world.now
 
     def live(self) -> None:
-        """Want the lease, hold it for a while, let it go or die."""
+        """Acquire the lease, hold it for a while, and release it or die."""
         chance = self.world.chance
-        storage = SimStorage(self.world, self)
+        storage = SimulatedStorage(self.world, self)
         while not self.dead:
             try:
                 self.lease = acquire(storage, FOLDER, TTL_S, lambda text: None, self.clock())
@@ -79,18 +89,25 @@ class Contender:
         for _ in range(chance.randint(1, 6)):
             lease.check()
             self.checked = True
-            self.world.judge(self)
-            self.wins.append(self.world.now)
+            self.world.check_is_alone(self)
+            self.passed_at.append(self.world.now)
             for _ in range(chance.randint(0, 4)):
                 self.sleep(chance.choice([TTL_S / 4, TTL_S / 4, 2 * TTL_S]))
                 try:
-                    lease.beat()
+                    lease.renew()
                 except StorageError:
                     continue
 
 
 class World:
-    """Storage, time and contenders; `run` lets `steps` things happen."""
+    """Storage, time and contenders; `run` makes a number of things happen.
+
+    Attributes:
+        failure: How the guarantee was broken; "" if it was not.
+        knows_the_dead: Whether contenders can tell that a dead process is dead.
+        delayed_writes: (time, effect) of writes that were given up and still arrive.
+        step_done: Released when a contender has done its step.
+    """
 
     def __init__(
         self, seed: int, contenders: int = 3, *, faults: float = 0.05, deaths: bool = True
@@ -98,139 +115,148 @@ class World:
         self.chance = random.Random(seed)
         self.now = 0.0
         self.faults, self.deaths = faults, deaths
-        self.local = self.chance.random() < 0.5  # whether the dead are known to be dead
-        self.store_offset = self.chance.uniform(-1e5, 1e9)
+        self.knows_the_dead = self.chance.random() < 0.5
+        self.storage_clock_offset = self.chance.uniform(-1e5, 1e9)
         self.objects: dict[str, tuple[bytes, int, float]] = {}
-        self.late: list[tuple[float, Callable[[], None]]] = []
+        self.delayed_writes: list[tuple[float, Callable[[], None]]] = []
         self.versions = 0
-        self.over = False
+        self.has_ended = False
         self.failure: str = ""
-        self.back = threading.Semaphore(0)
+        self.step_done = threading.Semaphore(0)
         self.contenders = [
             Contender(self, n, self.chance.uniform(-1e6, 1e6)) for n in range(contenders)
         ]
 
     def put(self, uri: str, data: bytes) -> None:
         self.versions += 1
-        dated = float(int(self.now + self.store_offset))  # as S3: whole seconds
-        self.objects[uri] = (data, self.versions, dated)
+        changed_s = float(int(self.now + self.storage_clock_offset))  # whole seconds, as on S3
+        self.objects[uri] = (data, self.versions, changed_s)
 
-    def pause(self, who: Contender) -> None:
-        """Hand over to the world until it is this contender's turn again."""
-        if not self.over:
-            self.back.release()
-            who.go.acquire()
-        if self.over:
-            raise _Over
+    def end_step(self, contender: Contender) -> None:
+        """Let the world continue until it is this contender's turn again."""
+        if not self.has_ended:
+            self.step_done.release()
+            contender.turn.acquire()
+        if self.has_ended:
+            raise _SimulationEnded
 
-    def judge(self, who: Contender) -> None:
-        """The promise: whoever `check` let pass is alone."""
-        others = [one.number for one in self.contenders if one is not who and one.believes()]
+    def check_is_alone(self, contender: Contender) -> None:
+        """The guarantee: a contender that passed `Lease.check` is the only holder."""
+        others = [
+            other.number
+            for other in self.contenders
+            if other is not contender and other.believes_to_hold()
+        ]
         if others:
-            self.failure = f"at {self.now:.1f} s {who.number} and {others} believe to hold it"
-            raise _Over
+            self.failure = f"at {self.now:.1f} s {contender.number} and {others} believe to hold it"
+            raise _SimulationEnded
 
     def run(self, steps: int) -> None:
-        """Let that many things happen; `failure` says whether the promise was broken."""
+        """Make that many things happen; `failure` says whether the guarantee was broken."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Holder, "exists", lambda holder: self._exists(holder))
             self._run(steps)
 
     @property
-    def wins(self) -> int:
-        """How often somebody was let pass."""
-        return sum(len(one.wins) for one in self.contenders)
+    def checks_passed(self) -> int:
+        """How often a contender passed `Lease.check`."""
+        return sum(len(contender.passed_at) for contender in self.contenders)
 
     def _exists(self, holder: Holder) -> bool | None:
-        """The dead are known to be dead; of the living, nothing is known from elsewhere."""
-        held = [one for one in self.contenders if one.dead and one.lease is not None]
-        gone = {one.lease._holder.id for one in held if one.lease is not None}
-        return False if holder.id in gone and self.local else None
+        """The dead may be known to be dead; nothing is known about the living."""
+        dead_ids = {
+            contender.lease._holder.id
+            for contender in self.contenders
+            if contender.dead and contender.lease is not None
+        }
+        return False if holder.id in dead_ids and self.knows_the_dead else None
 
     def _run(self, steps: int) -> None:
-        threads = {one.number: self._thread(one) for one in self.contenders}
+        threads = {contender.number: self._make_thread(contender) for contender in self.contenders}
         for thread in threads.values():
             thread.start()
         try:
             for _ in range(steps):
                 ready = [
-                    one
-                    for one in self.contenders
-                    if one.wakes <= self.now and threads[one.number].is_alive()
+                    contender
+                    for contender in self.contenders
+                    if contender.wakes_at <= self.now and threads[contender.number].is_alive()
                 ]
-                if self.failure or not any(t.is_alive() for t in threads.values()):
+                if self.failure or not any(thread.is_alive() for thread in threads.values()):
                     break
-                # Mostly somebody goes on; at times all are slow, or one for a long time.
+                # Mostly one contender continues; sometimes all are slow, or one is for a long time.
                 if not ready or self.chance.random() < 0.1:
                     self._let_time_pass(ready)
                     continue
-                one = self.chance.choice(ready)
-                one.go.release()
-                self.back.acquire()
+                self.chance.choice(ready).turn.release()
+                self.step_done.acquire()
         finally:
-            self.over = True
-            for one in self.contenders:
-                one.go.release()
+            self.has_ended = True
+            for contender in self.contenders:
+                contender.turn.release()
             for thread in threads.values():
                 thread.join()
 
     def _let_time_pass(self, ready: list[Contender]) -> None:
-        if ready and self.chance.random() < 0.5:  # stopped, before it knows
-            self.chance.choice(ready).wakes = self.now + self.chance.choice([5.0, 90.0, 200.0])
-        coming = [one.wakes for one in self.contenders if one.wakes > self.now]
-        step = min(coming, default=self.now) - self.now
-        self.now += self.chance.choice([step, min(step, 0.5), 0.1])
-        due = [late for late in self.late if late[0] <= self.now]
-        self.late = [late for late in self.late if late[0] > self.now]
+        if ready and self.chance.random() < 0.5:  # a process is stopped without notice
+            self.chance.choice(ready).wakes_at = self.now + self.chance.choice([5.0, 90.0, 200.0])
+        wake_times = [
+            contender.wakes_at for contender in self.contenders if contender.wakes_at > self.now
+        ]
+        until_next_s = min(wake_times, default=self.now) - self.now
+        self.now += self.chance.choice([until_next_s, min(until_next_s, 0.5), 0.1])
+        due = [write for write in self.delayed_writes if write[0] <= self.now]
+        self.delayed_writes = [write for write in self.delayed_writes if write[0] > self.now]
         for _, effect in due:
             effect()
 
-    def _thread(self, one: Contender) -> threading.Thread:
-        def work() -> None:
-            one.go.acquire()
+    def _make_thread(self, contender: Contender) -> threading.Thread:
+        def live() -> None:
+            contender.turn.acquire()
             try:
-                if not self.over:
-                    one.live()
-            except _Over:
+                if not self.has_ended:
+                    contender.live()
+            except _SimulationEnded:
                 pass
             except BaseException as error:
-                self.failure = f"{one.number}: {error!r}"
+                self.failure = f"{contender.number}: {error!r}"
             finally:
-                self.back.release()
+                self.step_done.release()
 
-        return threading.Thread(target=work, daemon=True)
+        return threading.Thread(target=live, daemon=True)
 
 
-class SimStorage(Storage):
-    """The storage as one contender meets it: time passes before and after each effect."""
+class SimulatedStorage(Storage):
+    """The storage as one contender sees it: time passes before and after each effect."""
 
-    def __init__(self, world: World, who: Contender) -> None:
+    def __init__(self, world: World, contender: Contender) -> None:
         super().__init__()
-        self.world, self.who = world, who
+        self.world, self.contender = world, contender
 
-    def _step(self) -> None:
-        self.world.pause(self.who)
+    def _end_step(self) -> None:
+        self.world.end_step(self.contender)
 
     def _fails(self) -> bool:
         return self.world.chance.random() < self.world.faults
 
-    def _do(self, effect: Callable[[], object]) -> object:
-        self._step()
+    def _request(self, effect: Callable[[], object]) -> object:
+        self._end_step()
         if self._fails():
-            raise StorageError("refused")
+            raise StorageError("the request was refused")
         result = effect()
-        self._step()
+        self._end_step()
         if self._fails():
-            raise StorageError("the answer was lost")
+            raise StorageError("the response was lost")
         return result
 
     def write(self, uri: str, data: bytes) -> None:
-        self._step()
+        self._end_step()
         if self._fails():
-            delay = self.world.chance.choice([0.0, 10.0, 100.0])
-            self.world.late.append((self.world.now + delay, lambda: self.world.put(uri, data)))
-            raise StorageError("timed out; it may arrive later")
-        self._do(lambda: self.world.put(uri, data))
+            delay_s = self.world.chance.choice([0.0, 10.0, 100.0])
+            arrives_at = self.world.now + delay_s
+            self.world.delayed_writes.append((arrives_at, lambda: self.world.put(uri, data)))
+            raise StorageError("timed out; the write may arrive later")
+        self._request(lambda: self.world.put(uri, data))
 
     def write_if_absent(self, uri: str, data: bytes) -> bool:
         def create() -> bool:
@@ -239,10 +265,10 @@ class SimStorage(Storage):
             self.world.put(uri, data)
             return True
 
-        return bool(self._do(create))
+        return bool(self._request(create))
 
     def delete(self, uri: str) -> None:
-        self._do(lambda: self.world.objects.pop(uri, None))
+        self._request(lambda: self.world.objects.pop(uri, None))
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         def get() -> bytes:
@@ -250,12 +276,12 @@ class SimStorage(Storage):
                 raise ObjectNotFound(uri)
             return self.world.objects[uri][0]
 
-        found = self._do(get)
-        assert isinstance(found, bytes)
-        return found
+        data = self._request(get)
+        assert isinstance(data, bytes)
+        return data
 
     def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
-        found = self._do(lambda: dict(self.world.objects))
-        assert isinstance(found, dict)
-        for uri, (data, version, dated) in found.items():
-            yield ObjectInfo(uri, len(data), str(version)), dated
+        objects = self._request(lambda: dict(self.world.objects))
+        assert isinstance(objects, dict)
+        for uri, (data, version, changed_s) in objects.items():
+            yield ObjectInfo(uri, len(data), str(version)), changed_s

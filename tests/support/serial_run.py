@@ -16,7 +16,8 @@ from segcore.output.layout import OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import SUCCESS, RunReport
 from segcore.output.tables import ImageResult
-from segcore.planning.plan import encode_plan, make_plan
+from segcore.planning.plan import make_plan
+from segcore.planning.plan_files import encode_plan
 from segcore.sources import Sample, open_source, read_unit
 from segcore.storage import Storage, normalize
 

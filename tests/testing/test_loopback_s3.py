@@ -18,38 +18,38 @@ def test_two_servers_at_once_each_with_its_own_data_and_credentials(
     s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(StorageOptions(retries=0))
-    storage.write(f"s3://{s3.bucket}/mine", b"first")
+    storage.write(f"s3://{s3.bucket}/object", b"first")
     with LoopbackS3(tmp_path, bucket="other-bucket") as other:
         for name, value in other.environment.items():
             monkeypatch.setenv(name, value)
         second = Storage(StorageOptions(retries=0))
-        second.write("s3://other-bucket/mine", b"second")
-        assert second.read("s3://other-bucket/mine") == b"second"
+        second.write("s3://other-bucket/object", b"second")
+        assert second.read("s3://other-bucket/object") == b"second"
         assert other.access_key != s3.access_key
         address = urlsplit(other.endpoint)
         assert address.hostname == "127.0.0.1"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", address.port or 0)) != 0
-    assert storage.read(f"s3://{s3.bucket}/mine") == b"first"
+    assert storage.read(f"s3://{s3.bucket}/object") == b"first"
     other.stop()  # twice is fine
 
 
 @pytest.mark.s3
-def test_a_killed_server_comes_back_where_it_was(
+def test_a_killed_server_comes_back_at_the_same_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LoopbackS3(tmp_path, bucket="again") as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         storage = Storage()
-        storage.write("s3://again/kept", b"here")
+        storage.write("s3://again/object", b"content")
         endpoint = server.endpoint
         server.kill()
         assert not server.alive()
         server.revive()
         assert server.alive()
         assert server.endpoint == endpoint
-        assert storage.read("s3://again/kept") == b"here"
+        assert storage.read("s3://again/object") == b"content"
 
 
 def test_a_missing_program_says_what_to_install(

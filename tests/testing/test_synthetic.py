@@ -1,4 +1,4 @@
-"""Synthetic nuclei: exact masks, the same bytes twice, and members broken as promised."""
+"""Synthetic nuclei: exact masks, the same bytes each time, and members broken as promised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from segcore.errors import ErrorCode, ImageError, UsageError
 from segcore.images import DecodeOptions, decode_image
 from segcore.storage import Storage
 from segcore.testing.synthetic import STYLES, render
-from segcore.testing.synthetic_archive import BREAKAGES, SyntheticArchive, rles, write_archive
+from segcore.testing.synthetic_archive import (
+    BREAKAGES,
+    SyntheticArchive,
+    encode_labels,
+    write_archive,
+)
 
 
 def _write(folder: Path, **options: int) -> tuple[SyntheticArchive, dict[str, bytes]]:
@@ -30,15 +35,15 @@ def _write(folder: Path, **options: int) -> tuple[SyntheticArchive, dict[str, by
 
 
 def _members(files: dict[str, bytes]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for name, data in files.items():
         if name.endswith(".tar"):
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
                 for info in tar:
                     file = tar.extractfile(info)
                     assert file is not None
-                    found[info.name] = file.read()
-    return found
+                    members[info.name] = file.read()
+    return members
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -73,18 +78,18 @@ def test_an_image_depends_on_seed_and_index_alone() -> None:
     assert not np.array_equal(render(5, 3).pixels[:256, :256], render(5, 4).pixels[:256, :256])
 
 
-def test_rles_are_the_labels() -> None:
+def test_rles_decode_to_the_labels() -> None:
     labels = render(5, 0).labels
-    found = rles(labels)
-    assert len(found) == labels.max()
-    for label, rle in enumerate(found, start=1):
+    rles = encode_labels(labels)
+    assert len(rles) == labels.max()
+    for label, rle in enumerate(rles, start=1):
         np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool), labels == label)
-    assert rles(np.zeros((4, 5), np.int32)) == []
-    whole = rles(np.ones((4, 5), np.int32))
-    assert coco_mask.area(whole[0]) == 20
+    assert encode_labels(np.zeros((4, 5), np.int32)) == []
+    full = encode_labels(np.ones((4, 5), np.int32))
+    assert coco_mask.area(full[0]) == 20
 
 
-def test_same_arguments_same_bytes(tmp_path: Path) -> None:
+def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     first, files = _write(tmp_path / "a", n_images=14, n_broken=7, per_shard=5)
     second, again = _write(tmp_path / "b", n_images=14, n_broken=7, per_shard=5)
     assert files == again
@@ -110,20 +115,20 @@ def test_ground_truth_describes_every_readable_member(tmp_path: Path) -> None:
     for image in truth["images"]:
         pixels = decode_image(members[image["file_name"]], DecodeOptions())
         assert pixels.shape == (image["height"], image["width"], 3)
-        together = np.zeros(pixels.shape[:2], int)
+        n_masks = np.zeros(pixels.shape[:2], int)
         for annotation in by_image[image["id"]]:
             mask = coco_mask.decode(annotation["segmentation"])
             assert annotation["area"] == mask.sum()
-            together += mask
-        assert together.max() == 1
-        assert pixels[together > 0].mean() > pixels[together == 0].mean()
+            n_masks += mask
+        assert n_masks.max() == 1
+        assert pixels[n_masks > 0].mean() > pixels[n_masks == 0].mean()
 
 
-@pytest.mark.parametrize("how", range(len(BREAKAGES)))
-def test_broken_members_fail_with_the_promised_code(tmp_path: Path, how: int) -> None:
+@pytest.mark.parametrize("breakage", range(len(BREAKAGES)))
+def test_broken_members_fail_with_the_promised_code(tmp_path: Path, breakage: int) -> None:
     archive, files = _write(tmp_path, n_images=len(BREAKAGES), n_broken=len(BREAKAGES))
-    code = BREAKAGES[how].code
-    names = [name for name, found in archive.broken.items() if found == code]
+    code = BREAKAGES[breakage].code
+    names = [name for name, expected in archive.broken.items() if expected == code]
     assert names
     for name in names:
         if code is ErrorCode.EMPTY:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segcore import masks
-from segcore.visualize.overlays import COLOURS, Tile, contact_sheet, overlay, stretch, to_png
+from segcore.visualize.overlays import COLOURS, Tile, brighten, contact_sheet, overlay, to_png
 
 
 def _mask(height: int, width: int, y: int, x: int, side: int) -> bytes:
@@ -27,7 +27,7 @@ def test_only_masked_pixels_change() -> None:
     assert (drawn[inside] != 90).any(axis=-1).all()
 
 
-def test_outlines_are_opaque_and_fills_see_through() -> None:
+def test_outlines_are_opaque_and_fills_translucent() -> None:
     image = np.zeros((60, 80, 3), np.uint8)
     drawn = overlay(image, [_mask(60, 80, 10, 20, 20), _mask(60, 80, 35, 50, 15)])
     assert tuple(drawn[10, 30]) == COLOURS[0]
@@ -40,26 +40,26 @@ def test_scaling_keeps_masks_in_place(scale: float) -> None:
     drawn = overlay(np.zeros((60, 80, 3), np.uint8), [_mask(60, 80, 10, 20, 20)], scale)
     assert drawn.shape == (round(60 * scale), round(80 * scale), 3)
     rows, columns = np.nonzero(drawn.any(axis=-1))
-    for found, expected in (
+    for actual, expected in (
         (rows.min(), 10), (rows.max() + 1, 30), (columns.min(), 20), (columns.max() + 1, 40),
     ):  # fmt: skip
-        assert abs(found - expected * scale) <= 1
+        assert abs(actual - expected * scale) <= 1
 
 
-def test_a_mask_of_another_canvas_is_refused() -> None:
+def test_a_mask_on_another_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="60x80"):
         overlay(np.zeros((60, 80, 3), np.uint8), [_mask(50, 80, 10, 20, 20)])
 
 
-def test_dark_images_are_brightened_and_bright_ones_left_alone() -> None:
+def test_dark_images_are_brightened_and_bright_ones_unchanged() -> None:
     ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (4, 1, 3))
-    np.testing.assert_array_equal(stretch(ramp), ramp)
-    dark = stretch(ramp // 10)
-    assert 230 <= dark.max() <= 255
-    assert not stretch(np.zeros((4, 4, 3), np.uint8)).any()
+    np.testing.assert_array_equal(brighten(ramp), ramp)
+    brightened = brighten(ramp // 10)
+    assert 230 <= brightened.max() <= 255
+    assert not brighten(np.zeros((4, 4, 3), np.uint8)).any()
 
 
-def test_every_tile_lies_whole_in_the_sheet() -> None:
+def test_every_tile_lies_completely_in_the_sheet() -> None:
     sizes = [(256, 256), (520, 696), (900, 30), (1, 1), (256, 256)]
     tiles = [
         Tile(np.full((h, w, 3), 220, np.uint8) * np.array([1, 0, 0], np.uint8), [], f"{n}.png")
@@ -73,14 +73,14 @@ def test_every_tile_lies_whole_in_the_sheet() -> None:
     assert shapes == [(149, 200), (200, 7), (200, 200), (200, 200), (200, 200)]
 
 
-def test_text_is_written_and_long_names_are_cut_at_their_beginning() -> None:
+def test_text_is_written_and_long_names_lose_their_beginning() -> None:
     image = np.zeros((50, 50, 3), np.uint8)
-    long = "a/very/long/path/" * 20 + "end.png"
+    long_name = "a/very/long/path/" * 20 + "end.png"
     sheets = [
         contact_sheet([Tile(image, [], title)], "T", columns=1, side=300)
-        for title in (long, "b" + long, "", "ü.png")
+        for title in (long_name, "b" + long_name, "", "ü.png")
     ]
-    np.testing.assert_array_equal(sheets[0], sheets[1])  # what differs was cut
+    np.testing.assert_array_equal(sheets[0], sheets[1])  # the difference was cut off
     assert (sheets[0] != sheets[2]).any()
     assert (sheets[3] != sheets[2]).any()
     margin = sheets[0][:, -10:]
@@ -89,7 +89,7 @@ def test_text_is_written_and_long_names_are_cut_at_their_beginning() -> None:
 
 def test_png_holds_the_pixels_and_empty_sheets_are_refused() -> None:
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
-    back = cv2.imdecode(np.frombuffer(to_png(image), np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(cv2.cvtColor(back, cv2.COLOR_BGR2RGB), image)
+    decoded = cv2.imdecode(np.frombuffer(to_png(image), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image)
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], "Title")

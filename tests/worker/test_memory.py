@@ -1,4 +1,7 @@
-"""What a process does with its memory; each case in a process of its own, as settings stay."""
+"""What a process does with its memory.
+
+Each case has a process of its own, because the settings cannot be undone.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +14,43 @@ import pytest
 
 from segcore.worker import memory
 
-FREED = """
+MEASURE_FREED_MEMORY = """
 import ctypes, sys
 from segcore.worker import memory
-said = memory.keep_freed_memory() if sys.argv[1] == "keep" else None
-c = ctypes.CDLL(None)
-c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
-def resident():
+was_set = memory.keep_freed_memory() if sys.argv[1] == "keep" else None
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def resident_bytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-before = resident()
-block = c.malloc(24_000_000)
+before = resident_bytes()
+block = libc.malloc(24_000_000)
 ctypes.memset(block, 1, 24_000_000)
-c.free(block)
-print(said, resident() - before)
+libc.free(block)
+print(was_set, resident_bytes() - before)
 """
 
 
-def ran(program: str, *args: str) -> list[str]:
+def _run(program: str, *args: str) -> list[str]:
     command = [sys.executable, "-c", program, *args]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_stays_with_the_process():
-    said, kept = ran(FREED, "keep")
-    assert said == "True"
-    assert int(kept) > 20_000_000
-    _, otherwise = ran(FREED, "as-it-is")
-    assert int(otherwise) < 5_000_000  # what would be faulted in again for the next image
+    was_set, retained_bytes = _run(MEASURE_FREED_MEMORY, "keep")
+    assert was_set == "True"
+    assert int(retained_bytes) > 20_000_000
+    _, retained_bytes = _run(MEASURE_FREED_MEMORY, "default")
+    assert int(retained_bytes) < 5_000_000  # the rest is faulted in again for the next image
 
 
-def test_another_c_library_is_left_as_it_is(monkeypatch):
+def test_without_glibc_nothing_is_set(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert memory.keep_freed_memory() is False
 
 
-def test_more_memory_than_the_limit_is_an_error_and_not_the_end():
+def test_more_memory_than_the_limit_is_an_error_that_the_process_survives():
     program = (
         "from segcore.worker import memory\n"
         "memory.limit_memory(512 << 20)\n"
@@ -56,10 +59,23 @@ def test_more_memory_than_the_limit_is_an_error_and_not_the_end():
         "except MemoryError:\n"
         "    print('refused', len(bytearray(1 << 20)))\n"
     )
-    assert ran(program) == ["refused", str(1 << 20)]
+    assert _run(program) == ["refused", str(1 << 20)]
 
 
-def test_a_number_of_arenas_in_the_environment_stays(monkeypatch):
+def test_a_number_of_arenas_that_the_environment_sets_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     memory.limit_malloc_arenas()
     assert os.environ["MALLOC_ARENA_MAX"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (ValueError("image file is truncated"), False),
+    ],
+)
+def test_exceptions_of_libraries_show_whether_memory_ran_out(error, expected):
+    assert memory.is_out_of_memory(error) is expected

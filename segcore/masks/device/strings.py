@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segcore.masks.device.edges import NOTHING, Crops
+from segcore.masks.device.edges import NO_KEY, DeviceCrops
+from segcore.masks.rle import MAX_CHARS
 
-_MAX_CHARS = 7  # of one number, as in `segcore.masks.rle`
 
-
-class Text(NamedTuple):
+class DeviceStrings(NamedTuple):
     """Strings of M masks, on the device.
 
     Attributes:
@@ -27,88 +26,88 @@ class Text(NamedTuple):
 
 
 class _Numbers(NamedTuple):
-    """What is written: `value` in `length` characters (0: not at all) from `at` on of its mask."""
+    """Numbers to write: `value` as `length` characters (0: not at all) from `at` on."""
 
     value: Tensor
     length: Tensor
     at: Tensor
 
 
-def no_text(masks: int, device: torch.device) -> Text:
-    """Of masks that are all empty."""
-    zeros = torch.zeros(masks, dtype=torch.int64, device=device)
-    return Text(torch.zeros(0, dtype=torch.uint8, device=device), zeros, zeros)
+def empty_strings(n_masks: int, device: torch.device) -> DeviceStrings:
+    """Of masks without a pixel."""
+    zeros = torch.zeros(n_masks, dtype=torch.int64, device=device)
+    return DeviceStrings(torch.zeros(0, dtype=torch.uint8, device=device), zeros, zeros)
 
 
-def write(keys: Tensor, crops: Crops, most_pixels: int) -> Text:
+def write_strings(keys: Tensor, crops: DeviceCrops, max_pixels: int) -> DeviceStrings:
     """Strings of the masks that have these edges. Waits once, for their total length.
 
     Args:
-        keys: (E,) as `segcore.masks.device.edges.edges` gives them; E at least 1.
+        keys: (E,) as `segcore.masks.device.edges.find_edges` returns them; E at least 1.
         crops: The masks.
-        most_pixels: Of the largest canvas.
+        max_pixels: Of the largest canvas.
     """
-    after = crops.key_at + crops.pixels + 1
-    begin, end = torch.searchsorted(keys, crops.key_at), torch.searchsorted(keys, after)
-    crop = torch.searchsorted(after, keys, right=True).clamp(max=len(after) - 1)
-    real = keys != NOTHING
-    place = torch.where(real, keys - crops.key_at[crop], 0)
-    index = torch.arange(len(keys), device=keys.device) - begin[crop]
-    runs = place - torch.where(index > 0, _shifted(place, 1), 0)
-    value = runs - torch.where(index > 2, _shifted(runs, 2), 0)
-    length = torch.where(real, _lengths(value), 0)
+    key_end = crops.key_at + crops.pixels + 1
+    begin, end = torch.searchsorted(keys, crops.key_at), torch.searchsorted(keys, key_end)
+    crop = torch.searchsorted(key_end, keys, right=True).clamp(max=len(key_end) - 1)
+    is_edge = keys != NO_KEY
+    position = torch.where(is_edge, keys - crops.key_at[crop], 0)
+    index = torch.arange(len(keys), device=keys.device) - begin[crop]  # of the edge in its mask
+    runs = position - torch.where(index > 0, _shift(position, 1), 0)
+    value = runs - torch.where(index > 2, _shift(runs, 2), 0)
+    length = torch.where(is_edge, _count_chars(value), 0)
 
     # Zeros up to the end of the canvas follow where the last edge is not there.
-    last = place[(end - 1).clamp(min=0)]
+    last = position[(end - 1).clamp(min=0)]
     tail = crops.pixels - last
     tail_value = tail - torch.where(end - begin > 2, runs[(end - 2).clamp(min=0)], 0)
-    open_end = (end > begin) & (tail > 0)
-    tail_length = torch.where(open_end, _lengths(tail_value), 0)
+    has_tail = (end > begin) & (tail > 0)
+    tail_length = torch.where(has_tail, _count_chars(tail_value), 0)
 
-    ends = _sums(length)
-    before = ends[end] - ends[begin]
-    lengths = before + tail_length
+    char_ends = _prefix_sums(length)
+    before_tail = char_ends[end] - char_ends[begin]
+    lengths = before_tail + tail_length
     start = lengths.cumsum(0) - lengths
-    at = (start - ends[begin])[crop] + ends[:-1]
-    signed = _sums(torch.where(index & 1 == 1, place, -place))
+    at = (start - char_ends[begin])[crop] + char_ends[:-1]
+    signed = _prefix_sums(torch.where(index & 1 == 1, position, -position))
     areas = signed[end] - signed[begin]
-    numbers = (_Numbers(value, length, at), _Numbers(tail_value, tail_length, start + before))
+    numbers = (_Numbers(value, length, at), _Numbers(tail_value, tail_length, start + before_tail))
     total = int(lengths.sum())
-    chars = _digits(_Numbers(*map(torch.cat, zip(*numbers, strict=True))), total, most_pixels)
-    return Text(chars, lengths, areas)
+    chars = _write_chars(_Numbers(*map(torch.cat, zip(*numbers, strict=True))), total, max_pixels)
+    return DeviceStrings(chars, lengths, areas)
 
 
-def _digits(numbers: _Numbers, total: int, most_pixels: int) -> Tensor:
+def _write_chars(numbers: _Numbers, total: int, max_pixels: int) -> Tensor:
     """(total,) uint8: groups of five bits, each with a bit that says whether more follow."""
     chars = torch.zeros(total + 1, dtype=torch.uint8, device=numbers.at.device)
-    most = 1 + sum(most_pixels >= 1 << (5 * k - 1) for k in range(1, _MAX_CHARS))
-    for group in range(most):
+    max_groups = 1 + sum(max_pixels >= 1 << (5 * k - 1) for k in range(1, MAX_CHARS))
+    for group in range(max_groups):
         digit = (numbers.value >> (5 * group)) & 0x1F
         digit += torch.where(group < numbers.length - 1, 0x20 + 48, 48)
-        here = group < numbers.length
-        # Numbers that are over write the same zero to the place behind the last.
-        place = torch.where(here, numbers.at + group, total)
-        chars.scatter_(0, place, torch.where(here, digit, 0).to(torch.uint8))
+        has_group = group < numbers.length
+        # Numbers without this group write the same zero to the extra place at the end.
+        place = torch.where(has_group, numbers.at + group, total)
+        chars.scatter_(0, place, torch.where(has_group, digit, 0).to(torch.uint8))
     return chars[:total]
 
 
-def _lengths(values: Tensor) -> Tensor:
+def _count_chars(values: Tensor) -> Tensor:
     """Characters of each number: k groups of five bits hold [-2**(5k-1), 2**(5k-1))."""
     magnitude = torch.where(values < 0, ~values, values)
     lengths = torch.ones_like(values)
-    for k in range(1, _MAX_CHARS):
+    for k in range(1, MAX_CHARS):
         lengths += magnitude >= 1 << (5 * k - 1)
     return lengths
 
 
-def _shifted(values: Tensor, by: int) -> Tensor:
-    """Each entry's predecessor `by` places before; 0 where there is none."""
+def _shift(values: Tensor, by: int) -> Tensor:
+    """For each entry the one `by` places before it; 0 where there is none."""
     out = torch.zeros_like(values)
     out[by:] = values[:-by]
     return out
 
 
-def _sums(values: Tensor) -> Tensor:
+def _prefix_sums(values: Tensor) -> Tensor:
     """(n + 1,) sums of the first 0..n values."""
     out = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
     torch.cumsum(values, 0, out=out[1:])

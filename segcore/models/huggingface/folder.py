@@ -1,7 +1,7 @@
-"""A folder as Hugging Face `transformers` saves a model: what it says, read without trusting it.
+"""A folder in which Hugging Face `transformers` saved a model: what it says, read without trust.
 
-Nothing here needs `transformers`, and nothing of the folder is executed: JSON, safetensors, and
-one line of the model card.
+Nothing here needs `transformers`, and nothing in the folder is executed: JSON is parsed, weights
+are hashed, and two lines of the model card are looked for.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from segcore.errors import CheckpointError
 
 MODEL_TYPES = ("mask2former", "maskformer")
 BACKBONES = ("swin", "maskformer-swin", "resnet")
-MAX_JSON = 4 << 20  # bytes; an index of shards is the largest
-MAX_WEIGHTS = 4 << 30  # bytes
-_MAX_CARD = 64 << 10  # bytes of the model card that are looked at
+MAX_JSON_BYTES = 4 << 20  # an index of shards is the largest
+MAX_WEIGHTS_BYTES = 4 << 30
+_MAX_CARD_BYTES = 64 << 10  # of the model card that are read
+_CHUNK_BYTES = 1 << 20
 _MAX_NUMBER = 1_000_000  # no width, depth or count of a known model comes near
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 _CARD_LINE = re.compile(r"""(license|license_name):\s*["']?([A-Za-z0-9][\w.+ -]{0,99}?)["']?\s*""")
 
-Side = Annotated[int, Field(ge=1, le=8192)]
+Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
 SizeKey = Literal["shortest_edge", "longest_edge", "height", "width", "max_height", "max_width"]
-Three = Annotated[list[float], Field(min_length=3, max_length=3)]
+Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
+PositiveRgb = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
 class Preprocessing(BaseModel):
-    """What `preprocessor_config.json` asks for; a field that it leaves out is unset here."""
+    """What `preprocessor_config.json` asks for; fields that it leaves out are unset here."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -45,52 +47,54 @@ class Preprocessing(BaseModel):
     do_rescale: bool = True
     rescale_factor: float = Field(1 / 255, gt=0, le=1)
     do_normalize: bool = True
-    image_mean: Three = [0.485, 0.456, 0.406]
-    image_std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [
-        0.229,
-        0.224,
-        0.225,
-    ]
+    image_mean: Rgb = [0.485, 0.456, 0.406]
+    image_std: PositiveRgb = [0.229, 0.224, 0.225]
 
     @model_validator(mode="before")
     @classmethod
-    def _as_written_by_old_releases(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        given = dict(given)
-        given.setdefault("image_processor_type", given.get("feature_extractor_type"))
-        size = given.get("size")
+    def _convert_old_releases(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        document = dict(document)
+        document.setdefault("image_processor_type", document.get("feature_extractor_type"))
+        size = document.get("size")
         if isinstance(size, int) and not isinstance(size, bool):
-            longest = given.get("max_size")
-            given["size"] = {"shortest_edge": size} | ({"longest_edge": longest} if longest else {})
-        if given.get("pad_size") is not None:
+            max_size = document.get("max_size")
+            limit = {"longest_edge": max_size} if max_size else {}
+            document["size"] = {"shortest_edge": size} | limit
+        if document.get("pad_size") is not None:
             raise ValueError("pad_size is set, and masks of padded images would be misplaced")
-        return given
+        return document
 
     @property
     def family(self) -> str:
-        """``Mask2Former`` or ``MaskFormer``: whose rules turn queries into masks; "" for others."""
+        """``Mask2Former`` or ``MaskFormer``, whose rules turn queries into masks; "" for others."""
         match = re.fullmatch(
             r"(Mask2Former|MaskFormer)(ImageProcessor(Fast|Pil)?|FeatureExtractor)",
             self.image_processor_type,
         )
         return match[1] if match else ""
 
-    def stated(self) -> dict[str, Any]:
-        """The fields that the file gave, without the type."""
+    def explicit_fields(self) -> dict[str, Any]:
+        """The fields that the file gives, without the type."""
         return self.model_dump(exclude_unset=True, exclude={"image_processor_type"})
 
     def resized(self, imgsz: int, source: str) -> Preprocessing:
-        """The same for another size: `imgsz` is the shorter side, or both of a square."""
-        shorter = self.size.get("shortest_edge")
-        if self.do_resize and shorter and "longest_edge" in self.size:
-            longer = round(self.size["longest_edge"] * imgsz / shorter)
-            size: dict[SizeKey, int] = {"shortest_edge": imgsz, "longest_edge": longer}
+        """The same for another size: `imgsz` is the shorter side, or both sides of a square.
+
+        Raises:
+            CheckpointError: The preprocessing has no size.
+        """
+        shortest_edge = self.size.get("shortest_edge")
+        if self.do_resize and shortest_edge and "longest_edge" in self.size:
+            longest_edge = round(self.size["longest_edge"] * imgsz / shortest_edge)
+            size: dict[SizeKey, int] = {"shortest_edge": imgsz, "longest_edge": longest_edge}
         elif self.do_resize and "height" in self.size:
             size = {"height": imgsz, "width": imgsz}
         else:
             raise CheckpointError(
-                f"imgsz does not apply to {source}: its preprocessing names no size to replace."
+                f"model.imgsz does not apply to {source}: its preprocessing has no size to set.",
+                "Leave model.imgsz out.",
             )
         return self.model_copy(update={"size": size})
 
@@ -101,12 +105,13 @@ class ModelFolder:
 
     Attributes:
         path: The folder.
-        config: `config.json`; its numbers are bounded, nothing else of it is checked.
+        config: `config.json`; its numbers are bounded, and model and backbone are supported;
+            nothing else in it is checked.
         preprocessing: `preprocessor_config.json`.
-        weights_sha256: Of `model.safetensors`; for shards of the index, then of each in the order
-            of their names.
+        weights_sha256: Of `model.safetensors`; for shards, of the index and then of each shard in
+            the order of their names, as one.
         config_sha256: Of both documents.
-        licence: As the header of the model card (README.md) says, or ``unknown``.
+        licence: From the header of the model card (README.md), or ``unknown``.
     """
 
     path: Path
@@ -126,7 +131,7 @@ def read_folder(path: str | Path) -> ModelFolder:
     """Reads and checks a folder; hashes its weights.
 
     Raises:
-        CheckpointError: It is no model that can be used here; one sentence with the reason.
+        CheckpointError: The model cannot be used here; one sentence with the reason.
     """
     path = Path(path).absolute()
     if not (path / "config.json").is_file():
@@ -136,88 +141,92 @@ def read_folder(path: str | Path) -> ModelFolder:
         )
     config = _read_json(path / "config.json")
     _check_config(config, path)
-    weights = _weight_files(path)
+    weights = _find_weights(path)
     document = _read_json(path / "preprocessor_config.json")
-    preprocessing = _preprocessing(document, path / "preprocessor_config.json")
-    both = json.dumps([config, document], sort_keys=True).encode()
+    preprocessing = _parse_preprocessing(document, path / "preprocessor_config.json")
+    documents = json.dumps([config, document], sort_keys=True).encode()
     return ModelFolder(
         path=path,
         config=config,
         preprocessing=preprocessing,
         weights_sha256=_sha256(weights),
-        config_sha256=hashlib.sha256(both).hexdigest(),
-        licence=stated_licence(path / "README.md"),
+        config_sha256=hashlib.sha256(documents).hexdigest(),
+        licence=read_licence(path / "README.md"),
     )
 
 
-def stated_licence(card: Path) -> str:
+def read_licence(card: Path) -> str:
     """The licence in the YAML header of a model card, or ``unknown``.
 
-    Only the two plain lines are looked for, in the first 64 KiB: no YAML is interpreted.
+    Only two plain lines are looked for, in the first 64 KiB: no YAML is interpreted.
     """
     try:
         with card.open("rb") as file:
-            text = file.read(_MAX_CARD).decode(errors="replace")
+            text = file.read(_MAX_CARD_BYTES).decode(errors="replace")
     except OSError:
         return "unknown"
     lines = text.splitlines()
     if not lines or lines[0].strip() != "---":
         return "unknown"
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in lines[1:]:
         if line.strip() == "---":
             break
         if match := _CARD_LINE.fullmatch(line):
-            found.setdefault(match[1], match[2])
+            values.setdefault(match[1], match[2])
     else:
-        return "unknown"  # a header without end is none
-    licence = found.get("license", "unknown")
-    return found.get("license_name", licence) if licence == "other" else licence
+        return "unknown"  # without an end it is not a header
+    licence = values.get("license", "unknown")
+    return values.get("license_name", licence) if licence == "other" else licence
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_JSON + 1)
+            data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise CheckpointError(f"There is no {path.name} in {path.parent}.") from None
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
-    if len(data) > MAX_JSON:
-        raise CheckpointError(f"{path} has over {MAX_JSON} bytes, more than any known model.")
+    if len(data) > MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{path} has over {MAX_JSON_BYTES} bytes, more than that of any known model."
+        )
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}.") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(document, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
+        raise CheckpointError(f"{path} is not a JSON object.")
     return document
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path} holds a model of the type {str(kind)[:100]!r}, which is not supported.",
+            f"{path} holds a model of type {str(model_type)[:100]!r}, which is not supported.",
             f"Supported for instance segmentation are {' and '.join(MODEL_TYPES)}.",
         )
     backbone = config.get("backbone_config")
-    name = backbone.get("model_type") if isinstance(backbone, dict) else config.get("backbone")
-    if not isinstance(backbone, dict) or name not in BACKBONES:
+    backbone_type = (
+        backbone.get("model_type") if isinstance(backbone, dict) else config.get("backbone")
+    )
+    if not isinstance(backbone, dict) or backbone_type not in BACKBONES:
         raise CheckpointError(
-            f"{path} has the backbone {str(name)[:100]!r}, which is not supported.",
+            f"{path} has the backbone {str(backbone_type)[:100]!r}, which is not supported.",
             f"Supported are {', '.join(BACKBONES)}, with their configuration in config.json.",
         )
     if (path / "adapter_config.json").exists():
         raise CheckpointError(
             f"{path} holds an adapter (adapter_config.json), which is not supported.",
-            "Merge it into the model, and save that.",
+            "Merge it into the model, and save the merged model.",
         )
     for key in ("quantization_config", "auto_map"):
         if config.get(key):
             raise CheckpointError(
-                f"{path}/config.json asks for {key}, which is not supported: it would run other "
-                "code than that of transformers."
+                f"{path}/config.json asks for {key}, which is not supported: it would run code "
+                "that is not part of transformers."
             )
     _check_numbers(config, path)
 
@@ -227,18 +236,20 @@ def _check_numbers(value: Any, path: Path) -> None:
         for child in value.values() if isinstance(value, dict) else value:
             _check_numbers(child, path)
     elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:  # so NaN is refused
-        raise CheckpointError(f"{path}/config.json holds the number {value!r:.40}, over all use.")
+        raise CheckpointError(
+            f"{path}/config.json holds the number {value!r:.40}, which no known model needs."
+        )
 
 
-def _preprocessing(document: dict[str, Any], path: Path) -> Preprocessing:
+def _parse_preprocessing(document: dict[str, Any], path: Path) -> Preprocessing:
     try:
         preprocessing = Preprocessing.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        field_name = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path} cannot be used: {where + ': ' if where else ''}{message}."
+            f"{path} cannot be used: {field_name + ': ' if field_name else ''}{message}."
         ) from None
     if not preprocessing.family:
         raise CheckpointError(
@@ -249,7 +260,7 @@ def _preprocessing(document: dict[str, Any], path: Path) -> Preprocessing:
     return preprocessing
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _find_weights(path: Path) -> list[Path]:
     """The files to hash, all in the folder, in order."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.is_file():
@@ -261,20 +272,24 @@ def _weight_files(path: Path) -> list[Path]:
             raise CheckpointError(f"{index} names no files.")
         for name in names:
             if not _SHARD.fullmatch(name):
-                raise CheckpointError(f"{index} names {name[:200]!r}, which is no file beside it.")
+                raise CheckpointError(
+                    f"{index} names {name[:200]!r}, which is not a file beside it."
+                )
             if not (path / name).is_file():
-                raise CheckpointError(f"There is no {name} in {path}, which its index names.")
+                raise CheckpointError(f"There is no {name} in {path}, though its index names it.")
         files = [index, *(path / name for name in names)]
     elif any((path / name).exists() for name in _PICKLED):
         raise CheckpointError(
-            f"{path} holds its weights only as pickle (pytorch_model.bin), which can run code.",
-            "Save the model again where you trust it: transformers writes model.safetensors.",
+            f"{path} holds its weights only as a pickle (pytorch_model.bin), which can run code.",
+            "If you trust it, load it and save it again: transformers writes model.safetensors.",
         )
     else:
         raise CheckpointError(f"There is no model.safetensors in {path}.")
     size = sum(file.stat().st_size for file in files)
-    if size > MAX_WEIGHTS:
-        raise CheckpointError(f"{path} has {size} bytes of weights, over {MAX_WEIGHTS}.")
+    if size > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(
+            f"{path} has {size} bytes of weights, over the limit of {MAX_WEIGHTS_BYTES}."
+        )
     return files
 
 
@@ -283,8 +298,8 @@ def _sha256(files: list[Path]) -> str:
     for file in files:
         try:
             with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
         except OSError as error:
             raise CheckpointError(f"Cannot read {file}: {error.strerror}.") from None
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """ResNet-50 with a feature pyramid.
 
-Sources: He et al., arXiv:1512.03385 (the stride stands in the 3x3 convolution, as in the published
+Sources: He et al., arXiv:1512.03385 (the stride is in the 3x3 convolution, as in the published
 weights); Lin et al., Feature Pyramid Networks, arXiv:1612.03144.
 """
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from segcore.models.maskrcnn.layers import Norm, conv_norm
 
 CHANNELS = 256  # of every pyramid level
-STRIDES = (4, 8, 16, 32)  # of the levels that regions are read from
+STRIDES = (4, 8, 16, 32)  # input pixels; of the levels that regions are read from
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a residual connection; widens four times."""
+    """1x1, 3x3, 1x1 convolutions with a residual connection; gives four times its width."""
 
     def __init__(self, c_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The four stages; attribute names are those of the published state dicts."""
+    """The four stages; attribute names are those in the published state dicts."""
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class FeaturePyramid(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Backbone maps, finest first -> five levels of 256 channels, strides 4 to 64."""
         levels: list[Tensor] = []
-        above: Tensor | None = None
+        coarser: Tensor | None = None
         for x, inner, layer in zip(
             reversed(maps), reversed(self.inner_blocks), reversed(self.layer_blocks), strict=True
         ):
-            lateral = inner(x)
-            if above is not None:
-                lateral = lateral + F.interpolate(above, size=x.shape[-2:], mode="nearest")
-            above = lateral
-            levels.insert(0, layer(lateral))
+            merged = inner(x)
+            if coarser is not None:
+                merged = merged + F.interpolate(coarser, size=x.shape[-2:], mode="nearest")
+            coarser = merged
+            levels.insert(0, layer(merged))
         return [*levels, F.max_pool2d(levels[-1], 1, 2)]
 
 
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
 
     Args:
         norm: Makes the norms of the body.
-        pyramid_norm: Those of the pyramid; None: it has none, as in the first layout.
+        pyramid_norm: Makes those of the pyramid; None: it has none, as in the first layout.
     """
 
     def __init__(self, norm: Norm, pyramid_norm: Norm | None) -> None:

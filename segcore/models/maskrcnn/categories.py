@@ -1,4 +1,4 @@
-"""Labels of the published weights: the official COCO ids 1 to 90, ten of which were never used."""
+"""Labels of the published weights: the official COCO ids 1 to 90, ten of which are unused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COCO_LABELS = 91  # the background and 90 ids
 def category_names(num_labels: int) -> list[str]:
     """Names of labels 1, 2, ...: COCO's for 91 labels (background included), else ``class k``.
 
-    The network can emit ids that COCO never used; they are named ``N/A id``.
+    The network can give ids that COCO does not use; they are named ``N/A id``.
     """
     if num_labels == COCO_LABELS:
         return [name or f"N/A {label}" for label, name in enumerate(_NAMES, 1)]

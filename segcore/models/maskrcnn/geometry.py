@@ -1,9 +1,9 @@
-"""Sizes and boxes: how an image becomes the network's input, and boxes their way back.
+"""Sizes and boxes: how an image becomes the network's input, and the way back for boxes.
 
-Boxes are x1, y1, x2, y2 in float32. Facts of the published models, met to the last bit: the image
-is normalised, then resized bilinearly so that its shorter side has `min_size` pixels unless the
-longer would exceed `max_size`, then padded with zeros at the right and the bottom. The padding
-depends on the image alone, never on its neighbours.
+Boxes are x1, y1, x2, y2 in float32. As the published models do it, to the last bit: the image is
+normalised, then resized bilinearly so that its shorter side has `min_size` pixels unless the longer
+would exceed `max_size`, then padded with zeros at the right and the bottom. The padding depends on
+the image alone, never on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1], of ImageNet
 STD = (0.229, 0.224, 0.225)
-SIZE_DIVISOR = 32
+SIZE_DIVISOR = 32  # pixels
 _MAX_LOG_RATIO = math.log(1000.0 / 16)  # of a predicted box to its anchor
 
 
 class Frame(NamedTuple):
-    """Sizes of one image in pixels: as it came, and as the network sees it without padding."""
+    """Sizes of one image in pixels: the original, and as the network sees it without padding."""
 
     height: int
     width: int
@@ -32,9 +32,9 @@ class Frame(NamedTuple):
 
     @classmethod
     def fit(cls, height: int, width: int, min_size: int, max_size: int) -> Frame:
-        """Sizes for an image of (height, width), both at least 1. Fractions are cut off."""
+        """Sizes for an image of (height, width), both at least 1. Fractions are truncated."""
         scale = min(min_size / min(height, width), max_size / max(height, width))
-        # At least one pixel, so that very long images have something to show.
+        # At least one pixel, so that something of very long images is visible.
         return cls(height, width, max(1, int(height * scale)), max(1, int(width * scale)))
 
     @property
@@ -55,8 +55,8 @@ def to_input(image: np.ndarray, frame: Frame, device: torch.device) -> Tensor:
     pixels = pixels.sub_(mean).div_(std)
     size = (frame.resized_height, frame.resized_width)
     resized = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)
-    height, width = frame.padded
-    return F.pad(resized, (0, width - size[1], 0, height - size[0]))
+    padded_height, padded_width = frame.padded
+    return F.pad(resized, (0, padded_width - size[1], 0, padded_height - size[0]))
 
 
 def decode_boxes(
@@ -66,8 +66,8 @@ def decode_boxes(
 
     Args:
         deltas: (N, K, 4) dx, dy, dw, dh.
-        anchors: (N, 4) boxes that they are relative to.
-        weights: What the network's deltas are multiples of.
+        anchors: (N, 4) boxes that the deltas are relative to.
+        weights: What the network's dx, dy, dw, dh are divided by.
 
     Returns:
         (N, K, 4) boxes, not clipped.
@@ -91,10 +91,10 @@ def clip_boxes(boxes: Tensor, frame: Frame) -> Tensor:
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
 
 
-def is_large(boxes: Tensor, least: float) -> Tensor:
-    """(..., 4) -> (...) bool: both sides have at least `least` pixels."""
+def is_large(boxes: Tensor, min_side: float) -> Tensor:
+    """(..., 4) -> (...) bool: both sides have at least `min_side` pixels."""
     sides = boxes[..., 2:] - boxes[..., :2]
-    return (sides >= least).all(dim=-1)
+    return (sides >= min_side).all(dim=-1)
 
 
 def boxes_to_image(boxes: Tensor, frame: Frame) -> Tensor:

@@ -12,12 +12,12 @@ from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes, is
 from segcore.models.maskrcnn.layers import Norm, conv_norm
 from segcore.models.nms import suppress
 
-BOX_BINS = 7
-MASK_BINS = 14
+BOX_BINS = 7  # along each side of a region, for boxes and classes
+MASK_BINS = 14  # the same for masks
 MASK_SIDE = 28  # samples of a mask along each side of its box
 MIN_SIDE = 1e-2  # input pixels
-_HIDDEN = 1024
-_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+_HIDDEN = 1024  # channels
+_DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of `decode_boxes`
 
 
 class Thresholds(NamedTuple):
@@ -25,8 +25,8 @@ class Thresholds(NamedTuple):
 
     Attributes:
         conf: The score must be greater than this.
-        iou: A box is dropped when it overlaps a better one of its class by more than this.
-        max_det: Detections kept of one image.
+        iou: A box is dropped if it overlaps a better one of its class by more than this.
+        max_det: Maximum number of detections of one image.
     """
 
     conf: float = 0.05
@@ -40,7 +40,7 @@ class RegionDetections(NamedTuple):
     Attributes:
         boxes: (N, 4) on the resized image, clipped to it.
         scores: (N,) float32.
-        labels: (N,) int64; 0 is the background and never occurs.
+        labels: (N,) int64; 0 is the background and does not occur.
     """
 
     boxes: Tensor
@@ -69,7 +69,7 @@ def conv_box_head(norm: Norm) -> nn.Sequential:
 
 
 def mask_head(norm: Norm | None) -> nn.Sequential:
-    """Four convolutions; shape (N, 256, 14, 14) is kept. `norm`: in the second layout."""
+    """Four convolutions that keep the shape (N, 256, 14, 14). The second layout has norms."""
     return nn.Sequential(*(conv_norm(CHANNELS, CHANNELS, 3, norm, relu=True) for _ in range(4)))
 
 
@@ -99,36 +99,36 @@ class MaskPredictor(nn.Module):
         return self.mask_fcn_logits(self.conv5_mask(x).relu_())
 
 
-def select(
-    logits: Tensor, deltas: Tensor, proposals: Tensor, frame: Frame, limits: Thresholds
+def select_detections(
+    logits: Tensor, deltas: Tensor, proposals: Tensor, frame: Frame, thresholds: Thresholds
 ) -> RegionDetections:
     """Detections among all boxes of all classes.
 
-    Each class is suppressed on its own, on its true coordinates (shifting classes apart, as is
-    often done, rounds the coordinates of later classes). Where scores are equal, the lower proposal
-    and then the lower label wins.
+    Each class is suppressed on its own, with its true coordinates (shifting classes apart, as is
+    often done, rounds the coordinates of later classes). If scores are equal, the lower proposal
+    and then the lower label comes first.
 
     Args:
         logits: (P, L) class logits, the background first.
         deltas: (P, L, 4) box deltas.
         proposals: (P, 4) boxes on the resized image.
         frame: Sizes of the image.
-        limits: Thresholds.
+        thresholds: What becomes a detection.
     """
     probabilities = logits.softmax(dim=1)
-    proposal, label = (probabilities[:, 1:] > limits.conf).nonzero(as_tuple=True)
+    proposal, label = (probabilities[:, 1:] > thresholds.conf).nonzero(as_tuple=True)
     label = label + 1
-    boxes = decode_boxes(deltas[proposal, label, None], proposals[proposal], _WEIGHTS)[:, 0]
+    boxes = decode_boxes(deltas[proposal, label, None], proposals[proposal], _DELTA_WEIGHTS)[:, 0]
     boxes, scores = clip_boxes(boxes, frame), probabilities[proposal, label]
     order = torch.sort(scores, descending=True, stable=True).indices
     order = order[is_large(boxes[order], MIN_SIDE)]
     boxes, scores, labels = boxes[order], scores[order], label[order]
-    kept = _suppress_by_label(boxes, labels, limits.iou)[: limits.max_det]
+    kept = _suppress_by_label(boxes, labels, thresholds.iou)[: thresholds.max_det]
     return RegionDetections(boxes[kept], scores[kept], labels[kept])
 
 
 def _suppress_by_label(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Boxes (N, 4), best first -> indices of those that stay, best first."""
+    """Boxes (N, 4), best first -> indices of those that are kept, best first."""
     if labels.numel() == 0:
         return labels
     grouped = torch.sort(labels, stable=True).indices
@@ -137,11 +137,11 @@ def _suppress_by_label(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
     )
     starts = counts.cumsum(0) - counts
     column = torch.arange(labels.numel(), device=labels.device) - starts[row]
-    most = int(counts.max())
-    padded = boxes.new_zeros((counts.numel(), most, 4))
-    valid = torch.zeros((counts.numel(), most), dtype=torch.bool, device=labels.device)
+    max_count = int(counts.max())
+    padded = boxes.new_zeros((counts.numel(), max_count, 4))
+    valid = torch.zeros((counts.numel(), max_count), dtype=torch.bool, device=labels.device)
     padded[row, column] = boxes[grouped]
     valid[row, column] = True
-    # A class may fill the whole image: no early end, as the best of all classes are sought.
-    kept = suppress(padded, valid, iou, max_det=most)
+    # No early end: the best detections of all classes together may be of any class.
+    kept = suppress(padded, valid, iou, max_det=max_count)
     return grouped[kept[row, column]].sort().values

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class FixedNorm(nn.Module):
-    """Batch norm with fixed statistics (the second layout's): the network here only ever infers."""
+    """Batch norm with fixed statistics, of the second layout; the network is never trained here."""
 
     weight: Tensor
     bias: Tensor
@@ -26,27 +26,27 @@ class FixedNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
+        """The shape is kept."""
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
 
 
 class FrozenNorm(FixedNorm):
-    """The first layout's: the same affine map, rounded as the published one is."""
+    """Batch norm of the first layout: the same affine map, rounded as in the published network."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept; changes `x`."""
+        """The shape is kept; changes `x`."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         return x.mul_(scale[:, None, None]).add_(bias[:, None, None])
 
 
-Norm = Callable[[int], FixedNorm]  # makes the norm of so many channels
+Norm = Callable[[int], FixedNorm]  # makes the norm for a number of channels
 
 
 def conv_norm(c_in: int, c_out: int, kernel: int, norm: Norm | None, relu: bool) -> nn.Sequential:
-    """ "Same" convolution (with a bias where no norm follows), norm, ReLU; children 0, 1, 2."""
+    """Convolution ("same" padding, a bias if there is no norm), norm and ReLU, in this order."""
     conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=norm is None)
     layers: list[nn.Module] = [conv]
     if norm is not None:

@@ -9,23 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcore.errors import CheckpointError, UsageError
 from segcore.instances import Instances
-from segcore.models.base import Category, ModelInfo, ModelOptions
+from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import Checkpoint
-from segcore.models.devices import exact, only_float32, pick_device
-from segcore.models.maskrcnn.checkpoint import build_network
+from segcore.models.checks import check_batch, check_image, refuse_option
+from segcore.models.devices import exact, pick_device
+from segcore.models.families import ModelFamily
+from segcore.models.maskrcnn.checkpoint import PUBLISHED, describe, load_network, recognises
 from segcore.models.maskrcnn.geometry import Frame, boxes_to_image, to_input
 from segcore.models.maskrcnn.heads import RegionDetections, Thresholds
+from segcore.models.maskrcnn.network import ARCHITECTURES
 from segcore.models.maskrcnn.paste import paste
 
-RESULT_VERSION = 1  # bump when the same weights and options give other results
-# The network takes one image at a time: a batch only lets masks of one be encoded beside the next.
-_DEFAULT_BATCH = {"cpu": 1, "mps": 1, "cuda": 4}
+RESULT_VERSION = 1  # raise when the same weights and options give different results
+# The network takes one image at a time: a batch only lets the masks of one image be encoded while
+# the next is in the network.
+_DEFAULT_BATCH_SIZE = {"cpu": 1, "mps": 1, "cuda": 4}
 
 
 class PreparedImage(NamedTuple):
-    """An image and its sizes; resizing is done on the device.
+    """An image and its sizes; it is resized on the device.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, C-contiguous.
@@ -37,9 +40,14 @@ class PreparedImage(NamedTuple):
 
 
 class RawImage(NamedTuple):
-    """What the network found in one image: `RegionDetections`, and (N, 28, 28) mask probabilities."""
+    """Outputs of the network for one image.
 
-    found: RegionDetections
+    Attributes:
+        detections: N boxes, on the device.
+        masks: (N, 28, 28) mask probabilities over the boxes, on the device.
+    """
+
+    detections: RegionDetections
     masks: Tensor
 
 
@@ -47,75 +55,52 @@ class MaskRCNNModel:
     """Mask R-CNN in one of its two layouts (see `segcore.models.base.Model`).
 
     Args:
-        checkpoint: Weights with metadata as of `segcore.models.maskrcnn.checkpoint.describe`;
-            category k of its list belongs to label k + 1 of the network.
+        checkpoint: Weights, with metadata as from `segcore.models.maskrcnn.checkpoint.describe`.
         options: None fields take the checkpoint's defaults. `imgsz` is the length of the shorter
             side; the longer is limited to 1333 / 800 of it.
 
     Raises:
         CheckpointError: The weights do not fit their architecture, or the classes the weights.
-        UsageError: The device does not exist here, or an option does not apply.
+        UsageError: The device is not on this machine, or an option does not apply.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
-        meta = checkpoint.meta
-        if options.shape is not None:
-            raise UsageError(
-                f"shape does not apply to {meta.architecture}: its input always follows the image.",
-                "Leave model.shape out.",
-            )
-        only_float32(options.precision, meta.architecture)
+        meta = checkpoint.meta.with_options(options)
+        refuse_option(options, "shape", meta.architecture, "its input always follows the image")
+        refuse_option(options, "precision", meta.architecture, "it computes in float32")
         self.device = pick_device(options.device)
-        self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
-        self._min_size = options.imgsz or meta.imgsz
-        self._max_size = round(self._min_size * 1333 / 800)
-        self._limits = Thresholds(
-            meta.conf if options.conf is None else options.conf,
-            options.iou or meta.iou,
-            options.max_det or meta.max_det,
-        )
-        eps = _norm_eps(checkpoint)
-        network = build_network(checkpoint.state_dict, checkpoint.source, eps)
-        labels = network.shape.num_labels
-        if len(meta.categories) != labels - 1 or meta.architecture != network.shape.architecture:
-            raise CheckpointError(
-                f"{checkpoint.source} says it is {meta.architecture} with {len(meta.categories)} "
-                f"classes, but its tensors are {network.shape.architecture} with {labels - 1}."
-            )
-        self.info = ModelInfo(
-            name=meta.name,
-            architecture=meta.architecture,
-            weights_sha256=checkpoint.sha256,
-            licence=meta.licence,
-            categories=tuple(Category(c.id, c.name) for c in meta.categories),
-            parameters={
-                "min_size": self._min_size,
-                "max_size": self._max_size,
-                **self._limits._asdict(),
-                "norm_eps": eps,
-                "precision": "float32",
-            },
-            result_version=RESULT_VERSION,
-        )
-        self._ids = np.array([-1, *(c.id for c in meta.categories)], np.int32)
+        self.batch_size = options.batch_size or _DEFAULT_BATCH_SIZE.get(self.device.type, 1)
+        self._min_size, self._max_size = meta.imgsz, round(meta.imgsz * 1333 / 800)
+        self._thresholds = Thresholds(meta.conf, meta.iou, meta.max_det)
+        network = load_network(checkpoint)
+        parameters = {
+            "min_size": self._min_size,
+            "max_size": self._max_size,
+            **self._thresholds._asdict(),
+            "norm_eps": network.shape.norm_eps,
+            "precision": "float32",
+        }
+        self.info = checkpoint.model_info(parameters, RESULT_VERSION)
+        # By label of the network, whose label 0 is the background and never detected.
+        self._category_ids = np.array([-1, *(c.id for c in meta.categories)], np.int32)
         self._network = network.to(self.device)
 
     def preprocess(self, image: np.ndarray) -> PreparedImage:
         """(H, W, 3) uint8 RGB -> the image with its sizes. Thread-safe."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         height, width = image.shape[:2]
         frame = Frame.fit(height, width, self._min_size, self._max_size)
         return PreparedImage(np.ascontiguousarray(image), frame)
 
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawImage]:
-        """1 to `batch_size` images -> what was found in each, on the device."""
-        if not 1 <= len(prepared) <= self.batch_size:
-            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
+        """1 to `batch_size` images -> the detections in each, on the device."""
+        check_batch(prepared, self.batch_size)
         with exact(self.device):
             return [
-                RawImage(*self._network(to_input(pixels, frame, self.device), frame, self._limits))
+                RawImage(
+                    *self._network(to_input(pixels, frame, self.device), frame, self._thresholds)
+                )
                 for pixels, frame in prepared
             ]
 
@@ -123,11 +108,15 @@ class MaskRCNNModel:
     def postprocess(
         self, raw: Sequence[RawImage], prepared: Sequence[PreparedImage]
     ) -> list[Instances]:
-        """What was found -> the instances of each image, best score first, none without a pixel."""
-        return [self._instances(one, image.frame) for one, image in zip(raw, prepared, strict=True)]
+        """Detections -> the instances of each image, best score first; empty masks are dropped."""
+        return [
+            self._instances(outputs, image.frame)
+            for outputs, image in zip(raw, prepared, strict=True)
+        ]
 
     def _instances(self, raw: RawImage, frame: Frame) -> Instances:
-        boxes = boxes_to_image(raw.found.boxes, frame).cpu().numpy()
+        detections = raw.detections
+        boxes = boxes_to_image(detections.boxes, frame).cpu().numpy()
         masks = paste(raw.masks.cpu().numpy(), boxes, (frame.height, frame.width))
         boxes = boxes[masks.keep]
         boxes[:, 2:] -= boxes[:, :2]
@@ -135,15 +124,17 @@ class MaskRCNNModel:
             height=frame.height,
             width=frame.width,
             boxes=boxes,
-            scores=raw.found.scores.cpu().numpy()[masks.keep],
-            category_ids=self._ids[raw.found.labels.cpu().numpy()[masks.keep]],
+            scores=detections.scores.cpu().numpy()[masks.keep],
+            category_ids=self._category_ids[detections.labels.cpu().numpy()[masks.keep]],
             areas=masks.areas,
             counts=masks.counts,
         )
 
 
-def _norm_eps(checkpoint: Checkpoint) -> float:
-    eps = (checkpoint.meta.model_extra or {}).get("norm_eps", 1e-5)
-    if not isinstance(eps, int | float) or not 0 <= eps <= 1:
-        raise CheckpointError(f"{checkpoint.source} has wrong metadata: norm_eps is {eps!r}.")
-    return float(eps)
+MASK_RCNN = ModelFamily(
+    architectures=ARCHITECTURES,
+    recognises=recognises,
+    describe=describe,
+    load=MaskRCNNModel,
+    published=PUBLISHED,
+)

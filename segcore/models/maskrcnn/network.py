@@ -2,8 +2,8 @@
 
 Parameter names are those of the published state dicts, so that their tensors load as they are.
 Sources: He et al., Mask R-CNN, arXiv:1703.06870; Li et al., Benchmarking detection transfer
-learning with vision transformers, arXiv:2111.11429 (what the second layout adds: norms everywhere,
-a deeper proposal head, a convolutional box head).
+learning with vision transformers, arXiv:2111.11429 (the second layout adds norms everywhere, a
+deeper proposal head and a convolutional box head).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from segcore.models.maskrcnn.heads import (
     TwoLayerHead,
     conv_box_head,
     mask_head,
-    select,
+    select_detections,
 )
 from segcore.models.maskrcnn.layers import FixedNorm, FrozenNorm, Norm
 from segcore.models.maskrcnn.roi_align import Pyramid, roi_align
@@ -35,15 +35,15 @@ from segcore.models.maskrcnn.rpn import RPN
 
 V1, V2 = "maskrcnn-resnet50-fpn", "maskrcnn-resnet50-fpn-v2"
 ARCHITECTURES = (V1, V2)
-_MASKS_AT_ONCE = 128  # bounds the memory of the mask head
+_MASKS_PER_CHUNK = 128  # bounds the memory of the mask head
 
 
 class NetworkShape(NamedTuple):
-    """What of the network a checkpoint decides.
+    """The properties of the network that a checkpoint decides.
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
-        num_labels: Classes and the background.
+        num_labels: Number of classes, with the background.
         mask_hidden: Channels before the mask logits.
         norm_eps: Added to the variance in every norm.
     """
@@ -55,7 +55,7 @@ class NetworkShape(NamedTuple):
 
 
 class RegionHeads(nn.Module):
-    """The modules of the second stage, under their published names."""
+    """The modules of the second stage, with their published names."""
 
     def __init__(self, shape: NetworkShape, norm: Norm | None) -> None:
         super().__init__()
@@ -68,58 +68,59 @@ class RegionHeads(nn.Module):
 class MaskRCNN(nn.Module):
     """The network for inference on one image at a time.
 
-    One image at a time, because convolution libraries choose their algorithm by batch size: only so
-    is the result of an image the same to the last bit whatever else is in its batch. At the usual
-    800 x 1333 pixels one image fills a device.
+    Convolution libraries choose their algorithm by batch size. With one image at a time, the result
+    for an image is the same to the last bit whatever else is in its batch. At the usual 800 x 1333
+    pixels one image keeps a device busy.
     """
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        second = shape.architecture == V2
-        norm = partial(FixedNorm if second else FrozenNorm, eps=shape.norm_eps)
-        beyond_body = norm if second else None
+        is_v2 = shape.architecture == V2
+        body_norm = partial(FixedNorm if is_v2 else FrozenNorm, eps=shape.norm_eps)
+        other_norm = body_norm if is_v2 else None
         self.shape = shape
-        self.backbone = Backbone(norm, beyond_body)
-        self.rpn = RPN(depth=2 if second else 1)
-        self.roi_heads = RegionHeads(shape, beyond_body)
+        self.backbone = Backbone(body_norm, other_norm)
+        self.rpn = RPN(depth=2 if is_v2 else 1)
+        self.roi_heads = RegionHeads(shape, other_norm)
 
     def forward(
-        self, x: Tensor, frame: Frame, limits: Thresholds
+        self, x: Tensor, frame: Frame, thresholds: Thresholds
     ) -> tuple[RegionDetections, Tensor]:
         """One image.
 
         Args:
-            x: (1, 3, *frame.padded) as made by `geometry.to_input`.
+            x: (1, 3, *frame.padded), made by `geometry.to_input`.
             frame: Sizes of the image.
-            limits: What becomes a detection.
+            thresholds: What becomes a detection.
 
         Returns:
             Detections, and their mask probabilities (N, 28, 28) over each box.
         """
         levels = self.backbone(x)
         proposals = self.rpn(levels, frame)
-        pyramid = Pyramid.of(levels[: len(STRIDES)], STRIDES)
+        pyramid = Pyramid.from_levels(levels[: len(STRIDES)], STRIDES)
         heads = self.roi_heads
         if proposals.numel() == 0:
-            found = _nothing(x)
+            detections = _no_detections(x)
         else:
             features = heads.box_head(roi_align(pyramid, proposals, BOX_BINS))
             logits, deltas = heads.box_predictor(features)
-            found = select(logits, deltas, proposals, frame, limits)
-        return found, self._masks(pyramid, found)
+            detections = select_detections(logits, deltas, proposals, frame, thresholds)
+        return detections, self._masks(pyramid, detections)
 
-    def _masks(self, pyramid: Pyramid, found: RegionDetections) -> Tensor:
-        masks = [found.boxes.new_zeros((0, MASK_SIDE, MASK_SIDE))]
-        for start in range(0, found.labels.numel(), _MASKS_AT_ONCE):
-            part = slice(start, start + _MASKS_AT_ONCE)
-            pooled = roi_align(pyramid, found.boxes[part], MASK_BINS)
+    def _masks(self, pyramid: Pyramid, detections: RegionDetections) -> Tensor:
+        """(N, 28, 28) mask probabilities of the detections, each for its label."""
+        masks = [detections.boxes.new_zeros((0, MASK_SIDE, MASK_SIDE))]
+        for start in range(0, detections.labels.numel(), _MASKS_PER_CHUNK):
+            chunk = slice(start, start + _MASKS_PER_CHUNK)
+            pooled = roi_align(pyramid, detections.boxes[chunk], MASK_BINS)
             logits = self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
             index = torch.arange(logits.shape[0], device=logits.device)
-            masks.append(logits[index, found.labels[part]].sigmoid())
+            masks.append(logits[index, detections.labels[chunk]].sigmoid())
         return torch.cat(masks)
 
 
-def _nothing(like: Tensor) -> RegionDetections:
+def _no_detections(like: Tensor) -> RegionDetections:
     return RegionDetections(
         boxes=like.new_zeros((0, 4)),
         scores=like.new_zeros(0),

@@ -1,12 +1,12 @@
 """RoIAlign over all pyramid levels at once (He et al., Mask R-CNN, arXiv:1703.06870, section 3).
 
 Each output bin is a weighted sum of 16 feature vectors: 2 x 2 sampling points with four neighbours
-each. So the levels are laid out as one table of vectors, and the whole pooling is one weighted
-`embedding_bag` that never holds the samples themselves.
+each. So the levels are laid out as one table of vectors, and the pooling is one weighted
+`embedding_bag`, which never holds the samples themselves.
 
 Conventions of the published models (`aligned=False`): coordinates are scaled without a half-pixel
-shift, regions have at least one cell on each side, and a sampling point more than one cell outside
-of its map counts as zero.
+shift, regions have at least one cell on each side, and a sampling point that is more than one cell
+outside of its map counts as zero.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SAMPLES = 2  # sampling points of a bin along each axis
-_CANONICAL_SIDE = 224.0  # regions of this side are read from level 4 (stride 16)
-_CANONICAL_LEVEL = 4
+_CANONICAL_SIDE = 224.0  # input pixels: regions with sides of this length are read from ...
+_CANONICAL_LEVEL = 4  # ... this level (stride 16)
 
 
 class Pyramid(NamedTuple):
@@ -27,7 +27,8 @@ class Pyramid(NamedTuple):
 
     Attributes:
         table: (sum of h * w, C) feature vectors, row-major, level after level.
-        heights, widths, offsets: (L,) int64 of the levels; offset = row of the level's first cell.
+        heights, widths: (L,) int64, of the levels, cells.
+        offsets: (L,) int64, row of the first cell of each level in the table.
         scales: (L,) float32, 1 / stride.
         first_level: log2 of the first level's stride.
     """
@@ -40,7 +41,7 @@ class Pyramid(NamedTuple):
     first_level: int
 
     @classmethod
-    def of(cls, levels: list[Tensor], strides: tuple[int, ...]) -> Pyramid:
+    def from_levels(cls, levels: list[Tensor], strides: tuple[int, ...]) -> Pyramid:
         """Maps (1, C, h, w), finest first, with their strides (consecutive powers of two)."""
         device = levels[0].device
         table = torch.cat([level[0].flatten(1).t() for level in levels])
@@ -52,9 +53,9 @@ class Pyramid(NamedTuple):
         return cls(table, heights, widths, cells.cumsum(0) - cells, scales, first_level)
 
     def level_of(self, boxes: Tensor) -> Tensor:
-        """(N, 4) boxes in input pixels -> (N,) index of the level that each is read from."""
+        """(N, 4) boxes in input pixels -> (N,) index of the level from which each is read."""
         sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-        # The small addend keeps exact powers of two from rounding down.
+        # The small addend prevents exact powers of two from being rounded down.
         level = torch.floor(_CANONICAL_LEVEL + torch.log2(sides / _CANONICAL_SIDE) + 1e-6)
         last = self.first_level + self.heights.numel() - 1
         return level.clamp(self.first_level, last).long() - self.first_level
@@ -64,7 +65,7 @@ def roi_align(pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
     """Features of regions.
 
     Args:
-        pyramid: Of one image.
+        pyramid: Features of one image.
         boxes: (N, 4) x1, y1, x2, y2 in input pixels.
         size: Bins along each side of the output.
 
@@ -73,8 +74,8 @@ def roi_align(pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
     """
     level = pyramid.level_of(boxes)
     scaled = boxes * pyramid.scales[level, None]
-    columns, x_weights = _axis(scaled[:, 0], scaled[:, 2], pyramid.widths[level], size)
-    rows, y_weights = _axis(scaled[:, 1], scaled[:, 3], pyramid.heights[level], size)
+    columns, x_weights = _sample_axis(scaled[:, 0], scaled[:, 2], pyramid.widths[level], size)
+    rows, y_weights = _sample_axis(scaled[:, 1], scaled[:, 3], pyramid.heights[level], size)
     rows = rows * pyramid.widths[level, None, None] + pyramid.offsets[level, None, None]
     index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
@@ -87,7 +88,7 @@ def roi_align(pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
     return pooled.view(-1, size, size, pooled.shape[1]).permute(0, 3, 1, 2).contiguous()
 
 
-def _axis(start: Tensor, end: Tensor, cells: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _sample_axis(start: Tensor, end: Tensor, cells: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Neighbours of the sampling points along one axis.
 
     Args:
@@ -96,17 +97,18 @@ def _axis(start: Tensor, end: Tensor, cells: Tensor, size: int) -> tuple[Tensor,
         size: Number of bins.
 
     Returns:
-        (N, size, 2 * SAMPLES) int64 cells, and their float32 weights.
+        (N, size, 2 * SAMPLES) int64 cells, and their float32 weights: for each bin and sampling
+        point the two neighbours.
     """
     step = ((end - start).clamp(min=1) / size)[:, None, None]
     bins = torch.arange(size, device=start.device)[None, :, None]
     samples = torch.arange(SAMPLES, device=start.device)[None, None, :] + 0.5
-    at = start[:, None, None] + bins * step + samples * step / SAMPLES
+    position = start[:, None, None] + bins * step + samples * step / SAMPLES
     last = (cells - 1)[:, None, None]
-    inside = (at >= -1) & (at <= last + 1)
-    at = at.clamp(min=0)
-    low = torch.minimum(at.long(), last)
+    inside = (position >= -1) & (position <= last + 1)
+    position = position.clamp(min=0)
+    low = torch.minimum(position.long(), last)
     high = torch.minimum(low + 1, last)
-    fraction = torch.where(low == last, 0.0, at - low)
+    fraction = torch.where(low == last, 0.0, position - low)
     weights = torch.stack((1 - fraction, fraction), dim=-1) * inside[..., None]
     return torch.stack((low, high), dim=-1).flatten(2), weights.flatten(2)

@@ -10,13 +10,13 @@ from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes, is
 from segcore.models.maskrcnn.layers import conv_norm
 from segcore.models.nms import suppress
 
-ANCHOR_SIDES = (32, 64, 128, 256, 512)  # root of the area, input pixels; one for each level
+ANCHOR_SIDES = (32, 64, 128, 256, 512)  # square root of the area, input pixels; by level
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height to width
-PER_LEVEL = 1000  # proposals of a level that take part in the suppression, best first
-PROPOSALS = 1000  # kept of one image
-IOU = 0.7
+MAX_CANDIDATES = 1000  # of a level, best first; the others take no part in the suppression
+MAX_PROPOSALS = 1000  # of one image
+IOU = 0.7  # a proposal is dropped if it overlaps a better one of its level by more than this
 MIN_SIDE = 1e-3  # input pixels
-_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of `decode_boxes`
 
 
 class RPNHead(nn.Module):
@@ -47,22 +47,23 @@ class RPN(nn.Module):
     def forward(self, levels: list[Tensor], frame: Frame) -> Tensor:
         """Five levels (1, 256, h, w) -> (N, 4) boxes on the resized image, best first, N <= 1000.
 
-        Where logits are equal, the anchor of the finer level and then of the lower index wins.
+        If logits are equal, the anchor of the finer level and then of the lower index comes first.
         """
         device = levels[0].device
-        boxes = torch.zeros((len(levels), PER_LEVEL, 4), device=device)
-        scores = torch.full((len(levels), PER_LEVEL), -torch.inf, device=device)
+        boxes = torch.zeros((len(levels), MAX_CANDIDATES, 4), device=device)
+        scores = torch.full((len(levels), MAX_CANDIDATES), -torch.inf, device=device)
         for k, (level, side) in enumerate(zip(levels, ANCHOR_SIDES, strict=True)):
             logits, deltas = self.head(level)
-            ordered, best = torch.sort(logits, descending=True, stable=True)
-            best = best[:PER_LEVEL]
+            sorted_logits, indices = torch.sort(logits, descending=True, stable=True)
+            best = indices[:MAX_CANDIDATES]
+            n = best.numel()
             anchors = anchor_grid(level.shape[-2:], frame.padded, side, device)[best]
-            boxes[k, : best.numel()] = decode_boxes(deltas[best, None], anchors, _WEIGHTS)[:, 0]
-            scores[k, : best.numel()] = ordered[:PER_LEVEL].sigmoid()
+            boxes[k, :n] = decode_boxes(deltas[best, None], anchors, _DELTA_WEIGHTS)[:, 0]
+            scores[k, :n] = sorted_logits[:n].sigmoid()
         boxes = clip_boxes(boxes, frame)
         valid = is_large(boxes, MIN_SIDE) & (scores >= 0)
-        kept = suppress(boxes, valid, IOU, PER_LEVEL)
-        order = torch.sort(scores[kept], descending=True, stable=True).indices[:PROPOSALS]
+        kept = suppress(boxes, valid, IOU, MAX_CANDIDATES)
+        order = torch.sort(scores[kept], descending=True, stable=True).indices[:MAX_PROPOSALS]
         return boxes[kept][order]
 
 
@@ -74,7 +75,7 @@ def anchor_grid(
     Args:
         cells: (h, w) of the level.
         padded: (H, W) of the network's input.
-        side: Root of the anchors' area, input pixels.
+        side: Square root of the anchors' area, input pixels.
         device: Where to make them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Building blocks of YOLO11-seg; attribute names are those of the official state dicts."""
+"""Building blocks of YOLO11-seg; attribute names are those in the official state dicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, SiLU (or nothing); "same" padding."""
+    """Convolution without bias, batch norm, SiLU (or no activation); "same" padding."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Bottleneck(nn.Module):
         self.cv2 = Conv(hidden, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
+        """The shape is kept."""
         return x + self.cv2(self.cv1(x))
 
 
 class C3k(nn.Module):
-    """CSP block: two 1x1 branches, one of them through two bottlenecks."""
+    """CSP block: two 1x1 branches, one of which goes through two bottlenecks."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class C3k(nn.Module):
         self.m = nn.Sequential(Bottleneck(hidden, 1.0), Bottleneck(hidden, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
+        """The shape is kept."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
 
 
 class C3k2(nn.Module):
-    """CSP block that keeps the output of every one of its `n` inner blocks."""
+    """CSP block that concatenates the outputs of all of its `n` inner blocks."""
 
     def __init__(self, c_in: int, c_out: int, n: int, c3k: bool, expansion: float = 0.5) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class C3k2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H, W)."""
-        parts = list(self.cv1(x).chunk(2, dim=1))
+        outputs = list(self.cv1(x).chunk(2, dim=1))
         for block in self.m:
-            parts.append(block(parts[-1]))
-        return self.cv2(torch.cat(parts, dim=1))
+            outputs.append(block(outputs[-1]))
+        return self.cv2(torch.cat(outputs, dim=1))
 
 
 class SPPF(nn.Module):
-    """Spatial pyramid pooling: three 5x5 max pools in a row, all kept."""
+    """Spatial pyramid pooling: three 5x5 max pools in a row, concatenated with their input."""
 
     def __init__(self, c_in: int, c_out: int, activation: bool) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class SPPF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H, W)."""
-        pools = [self.cv1(x)]
+        outputs = [self.cv1(x)]
         for _ in range(3):
-            pools.append(self.m(pools[-1]))
-        return self.cv2(torch.cat(pools, dim=1))
+            outputs.append(self.m(outputs[-1]))
+        return self.cv2(torch.cat(outputs, dim=1))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over positions; keys have half the width of values."""
+    """Multi-head self-attention over positions; keys are half as wide as values."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         self.pe = Conv(channels, channels, 3, groups=channels, activation=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
+        """The shape is kept."""
         b, c, h, w = x.shape
         qkv = self.qkv(x).view(b, self.num_heads, 2 * self.key_dim + self.head_dim, h * w)
         q, k, v = qkv.split((self.key_dim, self.key_dim, self.head_dim), dim=2)
@@ -127,13 +127,13 @@ class PSABlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
+        """The shape is kept."""
         x = x + self.attn(x)
         return x + self.ffn(x)
 
 
 class C2PSA(nn.Module):
-    """Half of the channels go through `n` attention blocks."""
+    """Half of the channels go through `n` attention blocks, the others bypass them."""
 
     def __init__(self, channels: int, n: int) -> None:
         super().__init__()
@@ -143,9 +143,9 @@ class C2PSA(nn.Module):
         self.m = nn.Sequential(*(PSABlock(hidden) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape is kept."""
-        kept, worked = self.cv1(x).chunk(2, dim=1)
-        return self.cv2(torch.cat((kept, self.m(worked)), dim=1))
+        """The shape is kept."""
+        bypass, attended = self.cv1(x).chunk(2, dim=1)
+        return self.cv2(torch.cat((bypass, self.m(attended)), dim=1))
 
 
 class Proto(nn.Module):
@@ -164,9 +164,10 @@ class Proto(nn.Module):
 
 
 class Integral(nn.Module):
-    """The bins of the distance distributions, as official state dicts hold them.
+    """The bins of the distance distributions, as in official state dicts.
 
-    They are whole numbers, so `segcore.models.yolo.network.expected_distances` needs no weights.
+    They are the integers from 0, so `segcore.models.yolo.network.expected_distances` needs no
+    weights.
     """
 
     def __init__(self, bins: int) -> None:

@@ -1,12 +1,12 @@
 """Letterbox geometry: an image on the model's canvas, and the way back for boxes and masks.
 
-Facts of the published models, which must be met to the pixel for their results to be met: the
-image is scaled by ``r = min(S / H, S / W)``, up as well as down, to ``round(W r) x round(H r)``;
-resized bilinearly by OpenCV, and only when the size changes; centred on a canvas of value 114. The
-canvas is S x S, or each side of it only the next multiple of 32 that holds the scaled image. An odd
-pixel of padding goes to the right or the bottom. Boxes go back by the scale of each axis. Masks
-are read from the prototypes without the padding: where it is no whole number of prototype pixels,
-the mask logits are first upsampled bilinearly by 2 or 4.
+This is how the published models are used; their results are only reproduced if every pixel agrees.
+The image is scaled by ``r = min(S / H, S / W)``, up or down, to ``round(W r) x round(H r)``;
+resized bilinearly by OpenCV, and only if the size changes; centred on a canvas of value 114. The
+canvas is S x S, or each of its sides is just the next multiple of 32 that holds the scaled image.
+An odd pixel of padding goes to the right or the bottom. Boxes go back by the scale of each axis.
+Masks are read from the prototypes without the padding: where that is not a whole number of
+prototype pixels, the mask logits are first upsampled bilinearly by 2 or 4.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from segcore.masks import Window
 from segcore.models.base import InputShape
 
 PADDING_VALUE = 114
-STRIDE = 32  # the coarsest of the network: sides of the canvas are multiples of it
-PROTO_STRIDE = 4  # input pixels for one prototype pixel
+STRIDE = 32  # pixels, the coarsest of the network: sides of the canvas are multiples of it
+PROTO_STRIDE = 4  # input pixels for each prototype pixel
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image of (height, width) lies on a canvas of (canvas_height, canvas_width).
+    """Where an image of (height, width) is placed on a canvas of (canvas_height, canvas_width).
 
     Attributes:
         height, width: Of the original image, pixels.
@@ -48,15 +48,15 @@ class Letterbox:
 
     @classmethod
     def fit(cls, height: int, width: int, size: int, shape: InputShape = "square") -> Letterbox:
-        """Geometry for an image of (height, width), both at least 1, by nothing but this size.
+        """Geometry for an image of (height, width), both at least 1; it depends on nothing else.
 
         Args:
             height, width: Of the image, pixels.
             size: Longest side of the canvas, pixels, a multiple of 32.
-            shape: ``square``: both sides are `size`. ``rect``: as little padding as can be.
+            shape: ``square``: both sides are `size`. ``rect``: as little padding as possible.
         """
         ratio = min(size / height, size / width)
-        # At least one pixel, so that very long images have something to show.
+        # At least one pixel, so that something of very long images is visible.
         content_height = max(1, round(height * ratio))
         content_width = max(1, round(width * ratio))
         pad_y, pad_x = size - content_height, size - content_width
@@ -78,47 +78,49 @@ class Letterbox:
     def apply(self, image: np.ndarray) -> np.ndarray:
         """(height, width, 3) uint8 -> (3, canvas_height, canvas_width) uint8.
 
-        Channels keep their order; in memory they stay last, as networks here take them.
+        Channels keep their order; in memory they stay last, as our networks take them.
 
         Args:
-            image: The original; or reduced by 2, 4 or 8 (see `segcore.images.decode_reduced`), then
-                with at least as many pixels as the scaled image on each side.
+            image: The original, or the original reduced by 2, 4 or 8 (see
+                `segcore.images.decode_reduced`) that is on each side at least as large as the
+                scaled image.
         """
-        factor = self._reduction(image)
-        content = (self.content_width, self.content_height)
+        factor = self._reduction_factor(image)
+        content_size = (self.content_width, self.content_height)
         if factor > 1:
-            image = self._from_reduced(image, factor)
-        elif content != (self.width, self.height):
-            image = cv2.resize(image, content, interpolation=cv2.INTER_LINEAR)
+            image = self._scale_reduced(image, factor)
+        elif content_size != (self.width, self.height):
+            image = cv2.resize(image, content_size, interpolation=cv2.INTER_LINEAR)
         canvas = np.full((self.canvas_height, self.canvas_width, 3), PADDING_VALUE, np.uint8)
-        inside = canvas[
+        content = canvas[
             self.top : self.top + self.content_height,
             self.left : self.left + self.content_width,
         ]
-        inside[:] = image
+        content[:] = image
         return canvas.transpose(2, 0, 1)
 
-    def _reduction(self, image: np.ndarray) -> int:
-        """By how much `image` is reduced; 1 for the original."""
+    def _reduction_factor(self, image: np.ndarray) -> int:
+        """The factor by which `image` is reduced; 1 for the original."""
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-            enough = np.all(np.array(image.shape[:2]) >= (self.content_height, self.content_width))
+            height, width = image.shape[:2]
+            is_large_enough = height >= self.content_height and width >= self.content_width
             for factor in (1, 2, 4, 8):
-                size = (-(-self.height // factor), -(-self.width // factor))
-                if image.shape[:2] == size and (factor == 1 or enough):
+                reduced_size = (-(-self.height // factor), -(-self.width // factor))
+                if (height, width) == reduced_size and (factor == 1 or is_large_enough):
                     return factor
         raise ValueError(
             f"expected uint8 pixels of shape {(self.height, self.width, 3)}, "
             f"got {image.dtype} of shape {image.shape}"
         )
 
-    def _from_reduced(self, image: np.ndarray, factor: int) -> np.ndarray:
-        """The scaled image from a reduced one, whose last pixels may lie beyond the original."""
-        step_x = self.width / factor / self.content_width  # reduced pixels for one of the content
+    def _scale_reduced(self, image: np.ndarray, factor: int) -> np.ndarray:
+        """The scaled image from a reduced one, whose last pixels may extend beyond the original."""
+        step_x = self.width / factor / self.content_width  # reduced pixels per scaled pixel
         step_y = self.height / factor / self.content_height
-        there = np.array([[step_x, 0, step_x / 2 - 0.5], [0, step_y, step_y / 2 - 0.5]])
+        scaled_to_reduced = np.array([[step_x, 0, step_x / 2 - 0.5], [0, step_y, step_y / 2 - 0.5]])
         return cv2.warpAffine(
             image,
-            there,
+            scaled_to_reduced,
             (self.content_width, self.content_height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
@@ -135,6 +137,6 @@ class Letterbox:
         return np.clip(out, np.float32(0), limits, out=out)
 
     def mask_window(self) -> Window:
-        """The part of the mask logits (a quarter of the canvas) that shows the image."""
+        """The part of the mask logits (a quarter of the canvas size) that shows the image."""
         bottom, right = self.canvas_height - self.bottom, self.canvas_width - self.right
         return Window.of_letterbox(self.top, self.left, bottom, right, PROTO_STRIDE)

@@ -11,18 +11,21 @@ import torch
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device.encode import ImageMasks, download, encode_images
-from segcore.models.base import Category, InputShape, ModelInfo, ModelOptions
+from segcore.models.base import InputShape, ModelOptions
 from segcore.models.checkpoints import Checkpoint
+from segcore.models.checks import check_batch
 from segcore.models.devices import exact, pick_device, pick_precision
+from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
+from segcore.models.yolo.checkpoint import PUBLISHED, describe, load_network, recognises
 from segcore.models.yolo.fusion import fuse, fuse_for_cpu
 from segcore.models.yolo.letterbox import PADDING_VALUE, Letterbox
-from segcore.models.yolo.network import HeadOutputs
+from segcore.models.yolo.network import ARCHITECTURES, HeadOutputs
 
-RESULT_VERSION = 3  # bump when the same weights and options give other results
+RESULT_VERSION = 3  # raise when the same weights and options give different results
 # A batch of one keeps a CPU as busy as a larger one, and needs no padding (measured).
-_DEFAULT_BATCH = {"cpu": 1, "mps": 8, "cuda": 32}
-_REACH = 1024  # pixels: boxes reach less far than this outside of the input
+_DEFAULT_BATCH_SIZE = {"cpu": 1, "mps": 8, "cuda": 32}
+_MAX_OVERHANG = 1024  # pixels: boxes extend less than this beyond the input
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class PreparedImage:
 
     Attributes:
         pixels: (3, canvas height, canvas width) uint8 RGB.
-        letterbox: Where the image lies on it.
+        letterbox: Where the image is placed on it.
     """
 
     pixels: np.ndarray
@@ -51,7 +54,12 @@ class Preprocess:
     shape: InputShape
 
     def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> PreparedImage:
-        """(H, W, 3) uint8 RGB, of an image of `size` (None: H, W) -> it on the canvas."""
+        """(H, W, 3) uint8 RGB -> the image on the canvas.
+
+        Args:
+            image: The original, or the original reduced.
+            size: (height, width) of the original; None: that of `image`.
+        """
         height, width = size or image.shape[:2]
         letterbox = Letterbox.fit(height, width, self.imgsz, self.shape)
         return PreparedImage(letterbox.apply(image), letterbox)
@@ -67,11 +75,11 @@ class RawGroup:
     """Raw outputs of those images of a batch that went through the network together.
 
     Attributes:
-        places: Of the images in the batch, ascending.
+        indices: Of the images in the batch, ascending.
         outputs: Of these images, in this order, on the device.
     """
 
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     outputs: HeadOutputs
 
 
@@ -79,10 +87,10 @@ class YoloSegModel:
     """An instance-segmentation model of the YOLO11-seg family (see `segcore.models.base.Model`).
 
     Results do not depend on the batch, to the last bit. On a CPU, where larger batches are not
-    faster (measured), each image goes through alone: kernels treat the ends of a tensor in another
-    way than its middle, so its place in a batch would show. Elsewhere images with the same canvas
-    go through together, and the network always gets `batch_size` images: what is missing is filled
-    up, so that the same kernels are chosen.
+    faster (measured), each image goes through the network alone: kernels treat the ends of a tensor
+    differently from its middle, so the position of an image in a batch would change its result.
+    Elsewhere images with the same canvas go through together, and the network always gets
+    `batch_size` images: batches are filled up, so that the same kernels are chosen.
 
     Args:
         checkpoint: Weights; fused and moved to the device here.
@@ -90,70 +98,62 @@ class YoloSegModel:
 
     Raises:
         CheckpointError: The weights do not fit their architecture.
-        UsageError: The device does not exist here, or does not compute in this precision.
+        UsageError: The device is not on this machine, or does not compute in this precision.
     """
 
     thread_safe = True
 
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
-        meta = checkpoint.meta
+        meta = checkpoint.meta.with_options(options)
         self.device = pick_device(options.device)
         self._dtype = pick_precision(options.precision, self.device)
-        self.batch_size = options.batch_size or _DEFAULT_BATCH.get(self.device.type, 1)
-        imgsz, shape = options.imgsz or meta.imgsz, options.shape or meta.shape
-        self.preprocess = Preprocess(imgsz, shape)
-        conf = meta.conf if options.conf is None else options.conf
-        self._limits = conf, options.iou or meta.iou, options.max_det or meta.max_det
-        self._class_offset = max(CLASS_OFFSET, imgsz + _REACH)
-        self.info = ModelInfo(
-            name=meta.name,
-            architecture=meta.architecture,
-            weights_sha256=checkpoint.sha256,
-            licence=meta.licence,
-            categories=tuple(Category(c.id, c.name) for c in meta.categories),
-            parameters={
-                "imgsz": imgsz,
-                "shape": shape,
-                **dict(zip(("conf", "iou", "max_det"), self._limits, strict=True)),
-                "max_candidates": MAX_CANDIDATES,
-                "letterbox_value": PADDING_VALUE,
-                "sppf_activation": meta.sppf_activation,
-                "precision": options.precision,
-            },
-            result_version=RESULT_VERSION,
-        )
-        self._ids = np.array([c.id for c in meta.categories], np.int32)
+        self.batch_size = options.batch_size or _DEFAULT_BATCH_SIZE.get(self.device.type, 1)
+        self.preprocess = Preprocess(meta.imgsz, meta.shape)
+        self._thresholds = meta.conf, meta.iou, meta.max_det
+        self._class_offset = max(CLASS_OFFSET, meta.imgsz + _MAX_OVERHANG)
+        parameters = {
+            "imgsz": meta.imgsz,
+            "shape": meta.shape,
+            "conf": meta.conf,
+            "iou": meta.iou,
+            "max_det": meta.max_det,
+            "max_candidates": MAX_CANDIDATES,
+            "letterbox_value": PADDING_VALUE,
+            "sppf_activation": meta.sppf_activation,
+            "precision": options.precision,
+        }
+        self.info = checkpoint.model_info(parameters, RESULT_VERSION)
+        self._category_ids = np.array([c.id for c in meta.categories], np.int32)
         self._one_by_one = self.device.type == "cpu"
-        network = (fuse_for_cpu if self._one_by_one else fuse)(checkpoint.network())
-        self._layout = torch.channels_last
-        # The overload for layouts is missing from torch's types.
+        network = (fuse_for_cpu if self._one_by_one else fuse)(load_network(checkpoint))
+        self._memory_format = torch.channels_last
+        # The overload for memory formats is missing from torch's types.
         network = network.to(self.device, self._dtype)
-        self._network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
-        """Images with canvases of one shape go through the network together."""
+        """Images with canvases of the same shape go through the network together."""
         return prepared.pixels.shape
 
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
         """1 to `batch_size` images -> raw outputs on the device, for these images only."""
-        if not 1 <= len(prepared) <= self.batch_size:
-            raise ValueError(f"expected 1 to {self.batch_size} images, got {len(prepared)}")
+        check_batch(prepared, self.batch_size)
         if self._one_by_one:
-            alone = (torch.from_numpy(image.pixels[None]) for image in prepared)
-            return [RawGroup((i,), self._run(pixels)) for i, pixels in enumerate(alone)]
+            canvases = (torch.from_numpy(image.pixels[None]) for image in prepared)
+            return [RawGroup((i,), self._run(pixels)) for i, pixels in enumerate(canvases)]
         groups = []
-        for places in _by_canvas(prepared):
-            pixels = self._canvases(*prepared[places[0]].pixels.shape[1:])
+        for indices in _group_by_canvas(prepared):
+            pixels = self._empty_canvases(*prepared[indices[0]].pixels.shape[1:])
             rows = pixels.numpy()
-            for row, place in enumerate(places):
-                rows[row] = prepared[place].pixels
-            outputs = (tensor[: len(places)] for tensor in self._run(pixels))
-            groups.append(RawGroup(places, HeadOutputs(*outputs)))
+            for row, index in enumerate(indices):
+                rows[row] = prepared[index].pixels
+            outputs = (tensor[: len(indices)] for tensor in self._run(pixels))
+            groups.append(RawGroup(indices, HeadOutputs(*outputs)))
         return groups
 
-    def _canvases(self, height: int, width: int) -> torch.Tensor:
-        """Grey canvases of a batch on the host, channels last; from where a GPU can fetch them."""
+    def _empty_canvases(self, height: int, width: int) -> torch.Tensor:
+        """Grey canvases of a batch on the host, channels last; pinned if a GPU is to copy them."""
         size = (self.batch_size, height, width, 3)
         canvases = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return canvases.fill_(PADDING_VALUE).permute(0, 3, 1, 2)
@@ -167,95 +167,108 @@ class YoloSegModel:
         """Canvases (B, 3, H, W) uint8 on the device -> raw outputs; `forward` without the host."""
         batch = pixels.float().div_(255).to(self._dtype)
         with exact(self.device):
-            outputs: HeadOutputs = self._network(batch.contiguous(memory_format=self._layout))
+            outputs: HeadOutputs = self._network(
+                batch.contiguous(memory_format=self._memory_format)
+            )
         return outputs
 
     @torch.inference_mode()
     def postprocess(
         self, raw: Sequence[RawGroup], prepared: Sequence[PreparedImage]
     ) -> list[Instances]:
-        """Raw outputs -> the instances of each image, best score first, none without a pixel.
+        """Raw outputs -> the instances of each image, best score first; empty masks are dropped.
 
-        On CUDA all of it runs there, for the whole batch; only strings, boxes and scores leave it.
-        Elsewhere it goes image by image, and masks are made on the CPU. The same raw outputs give
-        the same masks either way.
+        On CUDA all of it runs there, for the whole batch; only strings, boxes and scores are
+        copied. Elsewhere it goes image by image, and masks are made on the CPU. The same raw
+        outputs give the same masks either way.
         """
-        where = self._on_device if self.device.type == "cuda" else self._one_after_another
-        found: dict[int, Instances] = {}
-        for place, image in where(raw, [image.letterbox for image in prepared]):
-            found[place] = image
-        return [found[place] for place in range(len(prepared))]
+        on_cuda = self.device.type == "cuda"
+        postprocess = self._postprocess_on_device if on_cuda else self._postprocess_one_by_one
+        by_index = dict(postprocess(raw, [image.letterbox for image in prepared]))
+        return [by_index[index] for index in range(len(prepared))]
 
-    def _one_after_another(
+    def _postprocess_one_by_one(
         self, raw: Sequence[RawGroup], letterboxes: Sequence[Letterbox]
     ) -> Iterator[tuple[int, Instances]]:
+        """Index in the batch and instances of each image, in any order."""
         for group in raw:
             outputs = group.outputs
-            found = detect(
+            detections = detect(
                 outputs.boxes,
                 outputs.class_logits,
-                *self._limits,
+                *self._thresholds,
                 class_offset=self._class_offset,
             )
-            for i, place in enumerate(group.places):
-                yield place, self._instances(outputs, i, found[i], letterboxes[place])
+            for row, index in enumerate(group.indices):
+                yield index, self._instances(outputs, row, detections[row], letterboxes[index])
 
-    def _on_device(
+    def _postprocess_on_device(
         self, raw: Sequence[RawGroup], letterboxes: Sequence[Letterbox]
     ) -> Iterator[tuple[int, Instances]]:
+        """As `_postprocess_one_by_one`; the masks of all images are encoded together."""
         tables: list[tuple[int, np.ndarray]] = []
         jobs: list[ImageMasks] = []
         for group in raw:
-            table, coefficients = self._found_on_device(group.outputs)
-            for i, place in enumerate(group.places):
-                found = table[i][np.isfinite(table[i, :, 4])]
-                box = letterboxes[place]
-                if not len(found):
-                    yield place, Instances.empty(box.height, box.width)
+            padded_tables, coefficients = self._detect_on_device(group.outputs)
+            for row, index in enumerate(group.indices):
+                table = padded_tables[row][np.isfinite(padded_tables[row, :, 4])]
+                letterbox = letterboxes[index]
+                if not len(table):
+                    yield index, Instances.empty(letterbox.height, letterbox.width)
                     continue
-                found[:, :4] = box.boxes_to_image(found[:, :4])
-                tables.append((place, found))
+                table[:, :4] = letterbox.boxes_to_image(table[:, :4])
+                tables.append((index, table))
                 jobs.append(
                     ImageMasks(
-                        group.outputs.prototypes[i].float(),
-                        coefficients[i, : len(found)],
-                        found[:, :4],
-                        (box.height, box.width),
-                        box.mask_window(),
+                        group.outputs.prototypes[row].float(),
+                        coefficients[row, : len(table)],
+                        table[:, :4],
+                        (letterbox.height, letterbox.width),
+                        letterbox.mask_window(),
                     )
                 )
         with exact(self.device):
-            masks = encode_images(jobs)
-        for (place, found), mask in zip(tables, masks, strict=True):
-            boxes, scores, classes = found[:, :4], found[:, 4], found[:, 5].astype(np.int64)
-            yield place, self._assembled(letterboxes[place], boxes, scores, classes, mask)
+            encoded = encode_images(jobs)
+        for (index, table), masks in zip(tables, encoded, strict=True):
+            boxes, scores, classes = table[:, :4], table[:, 4], table[:, 5].astype(np.int64)
+            yield index, self._assemble(letterboxes[index], boxes, scores, classes, masks)
 
-    def _found_on_device(self, raw: HeadOutputs) -> tuple[np.ndarray, torch.Tensor]:
-        """Detections of a group: (B, D, 6) box, score (-inf: none), class; their coefficients."""
-        found = detect_batch(
-            raw.boxes, raw.class_logits, *self._limits, class_offset=self._class_offset
+    def _detect_on_device(self, outputs: HeadOutputs) -> tuple[np.ndarray, torch.Tensor]:
+        """Detections of a group of images, and their mask coefficients.
+
+        Returns:
+            (B, D, 6) float32 on the host: box, score (-inf in the padding), class; and
+            (B, D, 32) float32 on the device.
+        """
+        detections = detect_batch(
+            outputs.boxes, outputs.class_logits, *self._thresholds, class_offset=self._class_offset
         )
-
-        columns = found.boxes, found.scores.unsqueeze(-1), found.classes.unsqueeze(-1).float()
-        rows = found.anchors.unsqueeze(-1).expand(-1, -1, raw.coefficients.shape[-1])
-        return download(torch.cat(columns, dim=2)), raw.coefficients.gather(1, rows).float()
+        columns = (
+            detections.boxes,
+            detections.scores.unsqueeze(-1),
+            detections.classes.unsqueeze(-1).float(),
+        )
+        index = detections.anchors.unsqueeze(-1).expand(-1, -1, outputs.coefficients.shape[-1])
+        return download(torch.cat(columns, dim=2)), outputs.coefficients.gather(1, index).float()
 
     def _instances(
-        self, raw: HeadOutputs, index: int, found: Detections, letterbox: Letterbox
+        self, outputs: HeadOutputs, row: int, detections: Detections, letterbox: Letterbox
     ) -> Instances:
+        """Instances of the image in this row of `outputs`; masks are encoded on the CPU."""
         canvas = (letterbox.height, letterbox.width)
-        if not len(found.anchors):
+        if not len(detections.anchors):
             return Instances.empty(*canvas)
-        boxes = letterbox.boxes_to_image(found.boxes.cpu().numpy())
-        prototypes = raw.prototypes[index].float()
-        coefficients = raw.coefficients[index, found.anchors].float()
+        boxes = letterbox.boxes_to_image(detections.boxes.cpu().numpy())
+        prototypes = outputs.prototypes[row].float()
+        coefficients = outputs.coefficients[row, detections.anchors].float()
         with exact(self.device):
             logits = (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
         masks = encode_logits(logits.cpu().numpy(), boxes, canvas, letterbox.mask_window())
-        scores, classes = found.scores.float().cpu().numpy(), found.classes.cpu().numpy()
-        return self._assembled(letterbox, boxes, scores, classes, masks)
+        scores = detections.scores.float().cpu().numpy()
+        classes = detections.classes.cpu().numpy()
+        return self._assemble(letterbox, boxes, scores, classes, masks)
 
-    def _assembled(
+    def _assemble(
         self,
         letterbox: Letterbox,
         boxes: np.ndarray,
@@ -263,6 +276,7 @@ class YoloSegModel:
         classes: np.ndarray,
         masks: EncodedMasks,
     ) -> Instances:
+        """Instances with a mask that has a pixel; `boxes` are x1 y1 x2 y2 on the image."""
         boxes = boxes[masks.keep]
         boxes[:, 2:] -= boxes[:, :2]
         return Instances(
@@ -270,15 +284,24 @@ class YoloSegModel:
             width=letterbox.width,
             boxes=boxes,
             scores=scores[masks.keep],
-            category_ids=self._ids[classes[masks.keep]],
+            category_ids=self._category_ids[classes[masks.keep]],
             areas=masks.areas,
             counts=masks.counts,
         )
 
 
-def _by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]:
-    """Places of the images with the same canvas, canvases in the order in which they come."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, image in enumerate(prepared):
-        places.setdefault(image.pixels.shape, []).append(place)
-    return [tuple(group) for group in places.values()]
+def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]:
+    """Indices of the images with the same canvas shape, in the order of their first images."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(prepared):
+        groups.setdefault(image.pixels.shape, []).append(index)
+    return [tuple(group) for group in groups.values()]
+
+
+YOLO11_SEG = ModelFamily(
+    architectures=ARCHITECTURES,
+    recognises=recognises,
+    describe=describe,
+    load=YoloSegModel,
+    published=PUBLISHED,
+)

@@ -24,7 +24,14 @@ PROTO_STRIDE = 4  # prototypes are at a quarter of the input size
 
 
 class Scale(NamedTuple):
-    """Compound scaling of one size: repeats, channels, channel limit, C3k blocks everywhere."""
+    """Compound scaling of one size.
+
+    Attributes:
+        depth: Factor of the repeats.
+        width: Factor of the channels.
+        max_channels: Limit of the channels, before `width`.
+        c3k_everywhere: Whether all C3k2 blocks are made of C3k blocks.
+    """
 
     depth: float
     width: float
@@ -43,7 +50,7 @@ ARCHITECTURES = tuple(f"yolo11{size}-seg" for size in SCALES)
 
 
 class HeadOutputs(NamedTuple):
-    """Raw head outputs; A anchors = all cells of strides 8, 16 and 32, row-major, in that order.
+    """Raw head outputs; the A anchors are all cells of strides 8, 16, 32 in this order, row-major.
 
     Attributes:
         distances: (B, A, 4 * REG_MAX) logits of the left, top, right, bottom distributions.
@@ -61,13 +68,13 @@ class HeadOutputs(NamedTuple):
         """Boxes (B, N, 4) x1 y1 x2 y2 float32 in input pixels, whatever the precision.
 
         Args:
-            anchors: (B, N) int64, whose boxes are wanted; None: all. What a box is does not depend
-                on which others are, to the last bit.
+            anchors: (B, N) int64, the anchors whose boxes are computed; None: all. A box does not
+                depend, to the last bit, on which other boxes are computed with it.
         """
         distances = self.distances
         if anchors is not None:
-            rows = anchors.unsqueeze(-1).expand(-1, -1, distances.shape[-1])
-            distances = distances.gather(1, rows)
+            index = anchors.unsqueeze(-1).expand(-1, -1, distances.shape[-1])
+            distances = distances.gather(1, index)
         distances = distances.float()
         height, width = (PROTO_STRIDE * side for side in self.prototypes.shape[-2:])
         centres, strides = anchor_grid(height, width, distances)
@@ -98,44 +105,52 @@ class SegmentHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         c_box = max(16, channels[0] // 4, 4 * REG_MAX)
-        c_cls = max(channels[0], min(num_classes, 100))
-        c_coef = max(channels[0] // 4, NUM_PROTOTYPES)
+        c_class = max(channels[0], min(num_classes, 100))
+        c_coefficient = max(channels[0] // 4, NUM_PROTOTYPES)
         self.cv2 = nn.ModuleList(_tower(c, c_box, 4 * REG_MAX) for c in channels)
         self.cv3 = nn.ModuleList(
             nn.Sequential(
-                nn.Sequential(Conv(c, c, 3, groups=c), Conv(c, c_cls, 1)),
-                nn.Sequential(Conv(c_cls, c_cls, 3, groups=c_cls), Conv(c_cls, c_cls, 1)),
-                nn.Conv2d(c_cls, num_classes, 1),
+                nn.Sequential(Conv(c, c, 3, groups=c), Conv(c, c_class, 1)),
+                nn.Sequential(Conv(c_class, c_class, 3, groups=c_class), Conv(c_class, c_class, 1)),
+                nn.Conv2d(c_class, num_classes, 1),
             )
             for c in channels
         )
         self.dfl = Integral(REG_MAX)
         self.proto = Proto(channels[0], proto_channels, NUM_PROTOTYPES)
-        self.cv4 = nn.ModuleList(_tower(c, c_coef, NUM_PROTOTYPES) for c in channels)
+        self.cv4 = nn.ModuleList(_tower(c, c_coefficient, NUM_PROTOTYPES) for c in channels)
 
     def forward(self, features: list[Tensor]) -> HeadOutputs:
         """Three feature maps (strides 8, 16, 32) -> raw outputs."""
 
-        def flat(towers: nn.ModuleList) -> Tensor:
+        def per_anchor(towers: nn.ModuleList) -> Tensor:
+            """Outputs of the towers (B, A, C), level after level."""
             maps = [tower(x) for tower, x in zip(towers, features, strict=True)]
             # In channels-last memory each is a view.
             return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)
 
-        return HeadOutputs(flat(self.cv2), flat(self.cv3), flat(self.cv4), self.proto(features[0]))
+        return HeadOutputs(
+            per_anchor(self.cv2),
+            per_anchor(self.cv3),
+            per_anchor(self.cv4),
+            self.proto(features[0]),
+        )
 
     def initialize_biases(self) -> None:
         """Biases for training from scratch: small boxes, rare objects (arXiv:1708.02002, 4.1)."""
-        for box, cls, stride in zip(self.cv2, self.cv3, STRIDES, strict=True):
-            prior = math.log(5 / self.num_classes / (640 / stride) ** 2)
-            for tower, value in ((box, 1.0), (cls, prior)):
+        for box_tower, class_tower, stride in zip(self.cv2, self.cv3, STRIDES, strict=True):
+            # 5 objects in an image of 640 x 640 pixels, of all classes together.
+            class_prior = math.log(5 / self.num_classes / (640 / stride) ** 2)
+            for tower, value in ((box_tower, 1.0), (class_tower, class_prior)):
                 assert isinstance(tower, nn.Sequential)
-                last = tower[-1]
-                assert isinstance(last, nn.Conv2d)
-                assert last.bias is not None
-                nn.init.constant_(last.bias, value)
+                output_layer = tower[-1]
+                assert isinstance(output_layer, nn.Conv2d)
+                assert output_layer.bias is not None
+                nn.init.constant_(output_layer.bias, value)
 
 
 def _tower(c_in: int, c_mid: int, c_out: int) -> nn.Sequential:
+    """Two 3x3 convolutions and a 1x1 convolution that gives the outputs."""
     return nn.Sequential(Conv(c_in, c_mid, 3), Conv(c_mid, c_mid, 3), nn.Conv2d(c_mid, c_out, 1))
 
 
@@ -146,7 +161,7 @@ class YOLO11Seg(nn.Module):
         size: One of n, s, m, l, x.
         num_classes: Number of classes.
         sppf_activation: Whether the first convolution of SPPF ends in SiLU. Releases of the
-            official weights differ; the checkpoint says which.
+            official weights differ in this; the checkpoint says which it is.
     """
 
     def __init__(self, size: str, num_classes: int, sppf_activation: bool = False) -> None:
@@ -160,14 +175,14 @@ class YOLO11Seg(nn.Module):
             return math.ceil(min(channels, scale.max_channels) * scale.width / 8) * 8
 
         n = max(round(2 * scale.depth), 1)
-        every = scale.c3k_everywhere
+        c3k = scale.c3k_everywhere
         self.model = nn.ModuleList(
             [
                 Conv(3, c(64), 3, 2),
                 Conv(c(64), c(128), 3, 2),
-                C3k2(c(128), c(256), n, every, expansion=0.25),
+                C3k2(c(128), c(256), n, c3k, expansion=0.25),
                 Conv(c(256), c(256), 3, 2),
-                C3k2(c(256), c(512), n, every, expansion=0.25),
+                C3k2(c(256), c(512), n, c3k, expansion=0.25),
                 Conv(c(512), c(512), 3, 2),
                 C3k2(c(512), c(512), n, True),
                 Conv(c(512), c(1024), 3, 2),
@@ -176,13 +191,13 @@ class YOLO11Seg(nn.Module):
                 C2PSA(c(1024), n),
                 nn.Upsample(scale_factor=2.0, mode="nearest"),
                 nn.Identity(),  # 12: concatenation with 6
-                C3k2(c(1024) + c(512), c(512), n, every),
+                C3k2(c(1024) + c(512), c(512), n, c3k),
                 nn.Upsample(scale_factor=2.0, mode="nearest"),
                 nn.Identity(),  # 15: concatenation with 4
-                C3k2(c(512) + c(512), c(256), n, every),
+                C3k2(c(512) + c(512), c(256), n, c3k),
                 Conv(c(256), c(256), 3, 2),
                 nn.Identity(),  # 18: concatenation with 13
-                C3k2(c(256) + c(512), c(512), n, every),
+                C3k2(c(256) + c(512), c(512), n, c3k),
                 Conv(c(512), c(512), 3, 2),
                 nn.Identity(),  # 21: concatenation with 10
                 C3k2(c(512) + c(1024), c(1024), n, True),
@@ -224,7 +239,8 @@ def expected_distances(logits: Tensor) -> Tensor:
     """
     bins = torch.arange(REG_MAX, device=logits.device, dtype=logits.dtype)
     weighted = logits.unflatten(-1, (4, REG_MAX)).softmax(dim=-1) * bins
-    # Halves on halves: a matrix product would add in an order that depends on the number of boxes.
+    # Halves are added to halves: the order in which a matrix product adds depends on the number of
+    # boxes.
     while weighted.shape[-1] > 1:
         low, high = weighted.chunk(2, dim=-1)
         weighted = low + high
@@ -234,7 +250,8 @@ def expected_distances(logits: Tensor) -> Tensor:
 def decode_boxes(distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
     """Distances (..., A, 4) l t r b in units of the stride -> boxes x1 y1 x2 y2 in input pixels."""
     left_top, right_bottom = distances.chunk(2, dim=-1)
-    # In stride units first: the order of operations that the published weights are evaluated in.
+    # In units of the stride first: the order of operations with which the published weights are
+    # evaluated.
     points = centres / strides
     return torch.cat((points - left_top, points + right_bottom), dim=-1) * strides
 
@@ -243,7 +260,7 @@ def build_network(architecture: str, num_classes: int, sppf_activation: bool = F
     """The network of an architecture name such as ``yolo11n-seg``.
 
     Raises:
-        ValueError: The name is none of `ARCHITECTURES`, or there is no class.
+        ValueError: The name is not in `ARCHITECTURES`, or there is no class.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)

@@ -180,7 +180,7 @@ def peer(session: Session) -> dict[str, Any]:
     out: dict[str, Any] = {"ultralytics": ultralytics.__version__, "files": count, "batch": size}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "yolo11n-seg-random.pt"
-        calibrated.make_checkpoint("n", [calibrated.read(photo) for photo in photos], weights)
+        calibrated.make_checkpoint("n", [calibrated.read_rgb(photo) for photo in photos], weights)
         files = []
         for i, photo in enumerate(itertools.islice(itertools.cycle(photos), count)):
             pixels = cv2.resize(cv2.imread(str(photo)), (640, 480), interpolation=cv2.INTER_CUBIC)

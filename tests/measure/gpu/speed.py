@@ -167,7 +167,7 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
     with torch.inference_mode():
         seconds = {
             "forward": session.seconds(lambda: [model.infer(batch) for _ in range(4)], repeats) / 4,
-            "nms": session.seconds(lambda: model._found_on_device(raw), repeats),
+            "nms": session.seconds(lambda: model._detect_on_device(raw), repeats),
             "nms_and_masks": session.seconds(lambda: after(raw), repeats),
             "one_after_another": session.seconds(lambda: after(model.infer(batch)), repeats),
             "overlapped": session.seconds(lambda: overlapped(model, batch, prepared, batches), 2)

@@ -11,22 +11,31 @@ from torch import Tensor
 
 from segcore.errors import CheckpointError
 from segcore.models.base import ModelOptions
-from segcore.models.checkpoints import read_checkpoint, save_safetensors
+from segcore.models.checkpoints import Checkpoint, CheckpointFile, CheckpointMeta, save_safetensors
 from segcore.models.maskrcnn.categories import category_names
-from segcore.models.maskrcnn.checkpoint import build_network, describe, is_maskrcnn
+from segcore.models.maskrcnn.checkpoint import describe, load_network, recognises
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
-from segcore.models.registry import PUBLISHED, load_model
+from segcore.models.registry import PUBLISHED, load_model, read_checkpoint
 
 
-def state_dict(shape: NetworkShape) -> dict[str, Tensor]:
-    """Right names and shapes, a byte of memory for each tensor."""
+def make_state_dict(shape: NetworkShape) -> dict[str, Tensor]:
+    """The right names and shapes, with one number in memory for each tensor."""
     with torch.device("meta"):
         network = MaskRCNN(shape)
     return {k: torch.ones(1).expand(v.shape) for k, v in network.state_dict().items()}
 
 
-def older(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as of the published file of the first layout."""
+def describe_tensors(tensors: dict[str, Tensor]) -> CheckpointMeta:
+    return describe(CheckpointFile(tensors, "weights.pth"))
+
+
+def checkpoint_of(tensors: dict[str, Tensor], meta: CheckpointMeta | None = None) -> Checkpoint:
+    """With the metadata that the tensors have, unless it is given."""
+    return Checkpoint(meta or describe_tensors(tensors), tensors, "", "weights.pth")
+
+
+def with_older_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the names in the published file of the first layout."""
     patterns = (
         (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
         (r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.", r"\1."),
@@ -40,8 +49,8 @@ def older(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def test_published_layouts() -> None:
-    first, second = state_dict(NetworkShape(V1)), state_dict(NetworkShape(V2))
+def test_tensors_have_the_published_names_and_sizes() -> None:
+    first, second = make_state_dict(NetworkShape(V1)), make_state_dict(NetworkShape(V2))
     assert (len(first), len(second)) == (307, 363)  # torchvision's, less num_batches_tracked
     for name in (
         "backbone.body.layer3.5.bn2.running_var",
@@ -68,15 +77,15 @@ def test_published_layouts() -> None:
 
 
 @pytest.mark.parametrize("architecture", [V1, V2])
-def test_description(architecture: str) -> None:
-    state = state_dict(NetworkShape(architecture))
+def test_metadata_is_read_from_the_tensors(architecture: str) -> None:
+    state = make_state_dict(NetworkShape(architecture))
     state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(7)
-    assert is_maskrcnn(state)
-    meta = describe(state, "weights.pth")
-    assert meta["architecture"] == architecture
-    assert meta["norm_eps"] == 1e-5
-    assert (meta["imgsz"], meta["conf"], meta["iou"], meta["max_det"]) == (800, 0.05, 0.5, 100)
-    categories = {c["id"]: c["name"] for c in meta["categories"]}
+    assert recognises(state)
+    meta = describe_tensors(state)
+    assert meta.architecture == architecture
+    assert meta.model_extra == {"norm_eps": 1e-5}
+    assert (meta.imgsz, meta.conf, meta.iou, meta.max_det) == (800, 0.05, 0.5, 100)
+    categories = {c.id: c.name for c in meta.categories}
     assert list(categories) == list(range(1, 91))
     assert [categories[k] for k in (1, 13, 44, 90)] == [
         "person",
@@ -87,7 +96,7 @@ def test_description(architecture: str) -> None:
     assert categories[12] == "N/A 12"
 
 
-def test_coco_names() -> None:
+def test_91_labels_are_named_as_in_coco() -> None:
     names = category_names(91)
     assert len(set(names)) == 90
     assert [k for k, name in enumerate(names, 1) if name.startswith("N/A")] == [
@@ -96,19 +105,20 @@ def test_coco_names() -> None:
     assert category_names(3) == ["class 1", "class 2"]
 
 
-def test_names_of_older_releases() -> None:
-    state = older(state_dict(NetworkShape(V1, 3)))
+def test_tensors_with_the_names_of_older_releases_are_read() -> None:
+    state = with_older_names(make_state_dict(NetworkShape(V1, 3)))
     assert "roi_heads.mask_head.mask_fcn1.weight" in state
-    assert describe(state, "x")["norm_eps"] == 0  # as the published file was evaluated
-    network = build_network(state, "x", norm_eps=0.0)
+    # As the published file was evaluated.
+    assert describe_tensors(state).model_extra == {"norm_eps": 0.0}
+    network = load_network(checkpoint_of(state))
     assert network.shape == NetworkShape(V1, 3, 256, 0.0)
     assert not network.training
 
 
 def test_class_count_and_mask_channels_are_read_from_the_tensors() -> None:
-    state = state_dict(NetworkShape(V2, 3, 64))
-    assert [c["name"] for c in describe(state, "x")["categories"]] == ["class 1", "class 2"]
-    assert build_network(state, "x", 1e-5).shape == NetworkShape(V2, 3, 64, 1e-5)
+    state = make_state_dict(NetworkShape(V2, 3, 64))
+    assert [c.name for c in describe_tensors(state).categories] == ["class 1", "class 2"]
+    assert load_network(checkpoint_of(state)).shape == NetworkShape(V2, 3, 64, 1e-5)
 
 
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -116,17 +126,23 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (lambda s: without(s, "roi_heads.box_head.fc6.weight"), "layout that is unknown"),
-        (lambda s: without(s, "backbone.body.layer1.0.conv1.weight"), "1 tensors are missing"),
-        (lambda s: s | {"backbone.body.fc.weight": torch.ones(1)}, "1 tensors are unknown"),
+        (lambda s: without(s, "roi_heads.box_head.fc6.weight"), "its layout is unknown"),
+        (
+            lambda s: without(s, "backbone.body.layer1.0.conv1.weight"),
+            "it lacks 1 tensor, e.g. backbone",
+        ),
+        (
+            lambda s: s | {"backbone.body.fc.weight": torch.ones(1)},
+            "it has 1 unknown tensor, e.g. ",
+        ),
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"shape \(5,\) instead of"),
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.full((3,), torch.nan)}, "NaN"),
         (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(3, dtype=torch.int64)}, "int64"),
         (
             lambda s: s | {"roi_heads.box_predictor.cls_score.weight": torch.ones(1, 1024)},
-            "finds 0 classes",
+            "no class besides the background",
         ),
         (
             lambda s: without(s, "roi_heads.mask_predictor.conv5_mask.weight"),
@@ -134,13 +150,30 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        build_network(change(state_dict(NetworkShape(V1, 3))), "weights.pth", 1e-5)
+def test_tensors_that_do_not_fit_are_named(change, message: str) -> None:
+    good = make_state_dict(NetworkShape(V1, 3))
+    checkpoint = checkpoint_of(change(good), describe_tensors(good))
+    with pytest.raises(CheckpointError, match=rf"^weights\.pth .*{message}"):
+        load_network(checkpoint)
 
 
-def test_files(tmp_path: Path) -> None:
-    """What torchvision's scripts save, and ours; both load and say the same."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": V2}, f"says that it is {V2} with 2 classes, but its tensors are {V1} "),
+        ({"categories": ()}, f"says that it is {V1} with 0 classes, but .* {V1} with 2"),
+        ({"norm_eps": -1}, "invalid metadata: norm_eps is -1"),
+        ({"norm_eps": "x"}, "invalid metadata: norm_eps is 'x'"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_tensors_is_refused(change, message: str) -> None:
+    tensors = make_state_dict(NetworkShape(V1, 3))
+    meta = describe_tensors(tensors).model_copy(update=change)
+    with pytest.raises(CheckpointError, match=rf"^weights\.pth .*{message}"):
+        load_network(checkpoint_of(tensors, meta))
+
+
+def test_files_of_torchvision_and_of_segcore_load_and_say_the_same(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in MaskRCNN(NetworkShape(V1, 2, 8)).state_dict().items()}
     state = {k: torch.full(shape, 0.25, dtype=torch.float16) for k, shape in shapes.items()}

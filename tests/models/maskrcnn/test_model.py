@@ -1,4 +1,4 @@
-"""The stages of Mask R-CNN against plain loops, and the whole behind the adapter contract."""
+"""The stages of Mask R-CNN against plain loops, and the model behind the adapter contract."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from segcore.errors import UsageError
 from segcore.models.base import Model, ModelOptions
-from segcore.models.checkpoints import Checkpoint, CheckpointMeta
+from segcore.models.checkpoints import CheckpointFile
 from segcore.models.maskrcnn import rpn
 from segcore.models.maskrcnn.checkpoint import describe
 from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes
-from segcore.models.maskrcnn.heads import Thresholds, select
+from segcore.models.maskrcnn.heads import Thresholds, select_detections
 from segcore.models.maskrcnn.layers import FixedNorm, FrozenNorm
 from segcore.models.maskrcnn.model import MaskRCNNModel
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
@@ -22,24 +22,24 @@ from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 FRAME = Frame(60, 100, 120, 200)
 
 
-def overlap(a: list[float], b: list[float]) -> float:
+def overlap_of(a: list[float], b: list[float]) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     inter = max(width, 0) * max(height, 0)
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-def greedy(rows: list[tuple[float, int, list[float]]], iou: float) -> list:
-    """Rows of (score, group, box) that stay, best first; the earlier row wins a tie."""
+def greedy_nms(rows: list[tuple[float, int, list[float]]], iou: float) -> list:
+    """Rows of (score, group, box) that are kept, best first; of equal ones the earlier first."""
     kept: list[tuple[float, int, list[float]]] = []
     for row in sorted(rows, key=lambda r: -r[0]):
-        if all(row[1] != other[1] or overlap(row[2], other[2]) <= iou for other in kept):
+        if all(row[1] != other[1] or overlap_of(row[2], other[2]) <= iou for other in kept):
             kept.append(row)
     return kept
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_selection_is_that_of_the_loop(seed: int) -> None:
+def test_detections_are_those_of_the_loop(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(60, 2, generator=generator) * torch.tensor([150.0, 80.0])
     proposals = torch.cat((corner, corner + 5 + 60 * torch.rand(60, 2, generator=generator)), dim=1)
@@ -47,7 +47,7 @@ def test_selection_is_that_of_the_loop(seed: int) -> None:
     logits[30:] = logits[:30]  # ties
     deltas = torch.randn(60, 4, 4, generator=generator)
     deltas[5, 1:, 2] = -1e3  # a box without width
-    limits = Thresholds(conf=0.1, iou=0.5, max_det=25)
+    thresholds = Thresholds(conf=0.1, iou=0.5, max_det=25)
     boxes = clip_boxes(decode_boxes(deltas, proposals, (10, 10, 5, 5)), FRAME).tolist()
     scores = logits.softmax(1).tolist()
     rows = [
@@ -56,30 +56,34 @@ def test_selection_is_that_of_the_loop(seed: int) -> None:
         for c in (1, 2, 3)
         if scores[p][c] > 0.1 and all(boxes[p][c][k + 2] - boxes[p][c][k] >= 0.01 for k in (0, 1))
     ]
-    kept = greedy(rows, 0.5)
+    kept = greedy_nms(rows, 0.5)
     assert 25 < len(kept) < len(rows)
-    found = select(logits, deltas, proposals, FRAME, limits)
-    assert list(zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(),
-                    strict=True)) == kept[:25]  # fmt: skip
+    detections = select_detections(logits, deltas, proposals, FRAME, thresholds)
+    columns = (
+        column.tolist() for column in (detections.scores, detections.labels, detections.boxes)
+    )
+    assert list(zip(*columns, strict=True)) == kept[:25]
 
 
-def test_nothing_over_the_threshold() -> None:
+def test_without_a_score_over_the_threshold_there_is_no_detection() -> None:
     logits = torch.tensor([[9.0, 0.0]])
-    found = select(logits, torch.zeros(1, 2, 4), torch.ones(1, 4), FRAME, Thresholds())
-    assert found.boxes.shape == (0, 4)
-    assert found.labels.tolist() == []
+    detections = select_detections(
+        logits, torch.zeros(1, 2, 4), torch.ones(1, 4), FRAME, Thresholds()
+    )
+    assert detections.boxes.shape == (0, 4)
+    assert detections.labels.tolist() == []
 
 
 def test_proposals_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpn, "PER_LEVEL", 40)
-    monkeypatch.setattr(rpn, "PROPOSALS", 30)
+    monkeypatch.setattr(rpn, "MAX_CANDIDATES", 40)
+    monkeypatch.setattr(rpn, "MAX_PROPOSALS", 30)
     torch.manual_seed(2)
     network = rpn.RPN(depth=1).eval()
     with torch.no_grad():
         network.head.cls_logits.weight *= 8
         network.head.bbox_pred.weight *= 10
         levels = [torch.randn(1, 256, -(-128 // s), -(-224 // s)) for s in (4, 8, 16, 32, 64)]
-        found = network(levels, FRAME)
+        proposals = network(levels, FRAME)
         rows = []
         for k, (level, side) in enumerate(zip(levels, rpn.ANCHOR_SIDES, strict=True)):
             logits, deltas = network.head(level)
@@ -89,9 +93,9 @@ def test_proposals_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> Non
             scores = logits.sigmoid()
             rows += [(float(scores[i]), k, boxes[i].tolist()) for i in best]
     rows = [r for r in rows if min(r[2][2] - r[2][0], r[2][3] - r[2][1]) >= 1e-3]
-    kept = greedy(rows, 0.7)
+    kept = greedy_nms(rows, 0.7)
     assert 30 < len(kept) < len(rows)
-    assert found.tolist() == [row[2] for row in kept[:30]]
+    assert proposals.tolist() == [row[2] for row in kept[:30]]
 
 
 @pytest.mark.parametrize("norm", [FixedNorm, FrozenNorm])
@@ -108,7 +112,7 @@ def test_norms_are_batch_norms_in_inference(norm: type[FixedNorm]) -> None:
 
 
 def random_model(architecture: str, **options: object) -> MaskRCNNModel:
-    """Three classes, weights scaled so that an image of noise has a few dozen detections."""
+    """Three classes; weights are scaled so that an image of noise has a few dozen detections."""
     torch.manual_seed(1)
     with torch.device("meta"):
         network = MaskRCNN(NetworkShape(architecture, 4, 16))
@@ -123,9 +127,9 @@ def random_model(architecture: str, **options: object) -> MaskRCNNModel:
             state[name] = torch.zeros(tensor.shape)
     for name in state:
         if name.startswith("backbone.body.layer") and name.endswith("bn3.weight"):
-            state[name] *= 0.2  # residual branches that do not let the sum grow
-    meta = CheckpointMeta(name="noise", **describe(state, "noise"))
-    checkpoint = Checkpoint(meta, state, "0" * 64, "noise")
+            state[name] *= 0.2  # so that the sum over the residual branches does not grow
+    file = CheckpointFile(state, "noise", sha256="0" * 64)
+    checkpoint = file.to_checkpoint(describe(file))
     return MaskRCNNModel(
         checkpoint, ModelOptions(device="cpu", imgsz=64, batch_size=3, max_det=20, **options)
     )
@@ -136,21 +140,21 @@ def model(request: pytest.FixtureRequest) -> MaskRCNNModel:
     return random_model(request.param)
 
 
-def pictures() -> list[np.ndarray]:
+def make_images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((60, 90), (50, 41))]
 
 
 def test_an_image_does_not_depend_on_its_batch(model: MaskRCNNModel) -> None:
     assert isinstance(model, Model)
-    prepared = [model.preprocess(image) for image in pictures()]
+    prepared = [model.preprocess(image) for image in make_images()]
     together = model.postprocess(model.forward(prepared), prepared)
     alone = model.postprocess(model.forward(prepared[1:]), prepared[1:])[0]
     assert len(alone) > 0
     np.testing.assert_array_equal(together[1].boxes, alone.boxes)
     np.testing.assert_array_equal(together[1].scores, alone.scores)
     assert together[1].counts == alone.counts
-    for image, instances in zip(pictures(), together, strict=True):
+    for image, instances in zip(make_images(), together, strict=True):
         height, width = image.shape[:2]
         assert (instances.height, instances.width) == (height, width)
         assert len(instances) <= 20
@@ -163,31 +167,31 @@ def test_an_image_does_not_depend_on_its_batch(model: MaskRCNNModel) -> None:
         assert (y + h <= height + 1e-3).all()
         rles = [{"size": [height, width], "counts": c} for c in instances.counts]
         np.testing.assert_array_equal(coco.area(rles), instances.areas)
-        # A mask reaches beyond its box by the ring of padding, and by a pixel of rounding.
+        # A mask extends beyond its box by the ring of padding, and by a pixel of rounding.
         for box, tight in zip(instances.boxes, coco.toBbox(rles), strict=True):
             assert (tight[:2] >= box[:2] - box[2:] / 28 - 1).all()
             assert (tight[:2] + tight[2:] <= box[:2] + box[2:] * (1 + 1 / 28) + 2).all()
 
 
-def test_an_image_without_detections(model: MaskRCNNModel) -> None:
-    strict = model._limits
-    prepared = [model.preprocess(pictures()[0])]
-    try:
-        model._limits = Thresholds(conf=1.0)
-        (found,) = model.postprocess(model.forward(prepared), prepared)
-    finally:
-        model._limits = strict
-    assert len(found) == 0
-    assert (found.height, found.width) == (60, 90)
-    assert found.boxes.shape == (0, 4)
+def test_an_image_without_detections_has_an_empty_result(
+    model: MaskRCNNModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_thresholds", Thresholds(conf=1.0))
+    prepared = [model.preprocess(make_images()[0])]
+    (instances,) = model.postprocess(model.forward(prepared), prepared)
+    assert len(instances) == 0
+    assert (instances.height, instances.width) == (60, 90)
+    assert instances.boxes.shape == (0, 4)
 
 
-def test_a_shape_of_the_input_is_refused() -> None:
-    with pytest.raises(UsageError, match="shape does not apply"):
-        random_model(V1, shape="rect")
+@pytest.mark.parametrize("option", [{"shape": "rect"}, {"precision": "bfloat16"}])
+def test_options_that_do_not_apply_are_refused(option: dict[str, str]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(UsageError, match=f"model.{name}={value} does not apply to {V1}: "):
+        random_model(V1, **option)
 
 
-def test_wrong_input_is_refused(model: MaskRCNNModel) -> None:
+def test_wrong_images_and_batches_are_refused(model: MaskRCNNModel) -> None:
     with pytest.raises(ValueError, match="uint8"):
         model.preprocess(np.zeros((4, 4, 3), np.float32))
     with pytest.raises(ValueError, match="1 to 3 images"):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from segcore.models.maskrcnn.paste import paste
 
-# The definition names torch's kernels for AVX2 and later; others round in another order.
+# The definition is that of torch's kernels for AVX2 and later; others round in another order.
 needs_avx2 = pytest.mark.skipif(
     "AVX" not in torch.backends.cpu.get_cpu_capability(),
     reason="torch rounds differently on this CPU",
@@ -22,20 +22,26 @@ needs_avx2 = pytest.mark.skipif(
 def paste_at_full_size(
     masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]
 ) -> list[np.ndarray]:
-    """The definition, done naively: one bitmap of the whole image for each mask."""
+    """The definition, done naively: one bitmap of the entire image for each mask."""
     padded = F.pad(torch.from_numpy(masks)[:, None], (1, 1, 1, 1))
     ratio = padded.shape[-1] / masks.shape[-1]
     x0, y0, x1, y1 = torch.from_numpy(boxes).unbind(1)
-    reach_x, reach_y = (x1 - x0) * 0.5 * ratio, (y1 - y0) * 0.5 * ratio
+    half_width, half_height = (x1 - x0) * 0.5 * ratio, (y1 - y0) * 0.5 * ratio
     centre_x, centre_y = (x1 + x0) * 0.5, (y1 + y0) * 0.5
     corners = torch.stack(
-        (centre_x - reach_x, centre_y - reach_y, centre_x + reach_x, centre_y + reach_y), dim=1
+        (
+            centre_x - half_width,
+            centre_y - half_height,
+            centre_x + half_width,
+            centre_y + half_height,
+        ),
+        dim=1,
     ).to(torch.int64)
     bitmaps = []
     for mask, (left, top, right, bottom) in zip(padded, corners.tolist(), strict=True):
         size = (bottom - top + 1, right - left + 1)
         resized = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0]
-        # A margin on all sides, so that nothing needs to be cut before it is placed.
+        # A margin on all sides, so that nothing needs to be clipped before it is placed.
         margin = max(size)
         full = np.zeros((canvas[0] + 2 * margin, canvas[1] + 2 * margin), np.uint8)
         set_pixels = (resized > 0.5).numpy()
@@ -44,8 +50,8 @@ def paste_at_full_size(
     return bitmaps
 
 
-def check(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> int:
-    """Compares with the definition; the number of masks that have a pixel."""
+def check_paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> int:
+    """Compares `paste` with the definition; returns the number of masks that have a pixel."""
     bitmaps = paste_at_full_size(masks, boxes, canvas)
     filled = [k for k, bitmap in enumerate(bitmaps) if bitmap.any()]
     pasted = paste(masks, boxes, canvas)
@@ -65,51 +71,55 @@ def random_boxes(rng: np.random.Generator, n: int, canvas: tuple[int, int]) -> n
     return np.concatenate((corner, corner + size), axis=1).astype(np.float32)
 
 
-def smooth(rng: np.random.Generator, n: int) -> np.ndarray:
+def smooth_masks(rng: np.random.Generator, n: int) -> np.ndarray:
     coarse = torch.from_numpy(rng.normal(0, 4, (n, 1, 6, 6)).astype(np.float32))
     return F.interpolate(coarse, size=(28, 28), mode="bicubic").sigmoid()[:, 0].numpy()
 
 
-def noise(rng: np.random.Generator, n: int) -> np.ndarray:
+def noise_masks(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.random((n, 28, 28), np.float32)
 
 
-def undecided(rng: np.random.Generator, n: int) -> np.ndarray:
+def undecided_masks(rng: np.random.Generator, n: int) -> np.ndarray:
     """Within a few roundings of the threshold, where only torch's own formula decides."""
     spread = rng.choice([1e-7, 3e-7, 1e-6, 1e-5, 1e-4])
     return (0.5 + rng.normal(0, spread, (n, 28, 28))).astype(np.float32)
 
 
-def on_threshold(rng: np.random.Generator, n: int) -> np.ndarray:
+def threshold_masks(rng: np.random.Generator, n: int) -> np.ndarray:
     half = np.float32(0.5)
     values = [0, half, 1, np.nextafter(half, np.float32(1)), np.nextafter(half, np.float32(0))]
     return rng.choice(np.array(values, np.float32), (n, 28, 28))
 
 
 @needs_avx2
-@pytest.mark.parametrize("kind", [smooth, noise, undecided, on_threshold])
+@pytest.mark.parametrize(
+    "make_masks", [smooth_masks, noise_masks, undecided_masks, threshold_masks]
+)
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 220), width=st.integers(1, 220))
-def test_equals_full_size_pasting(kind, seed: int, height: int, width: int) -> None:
+def test_result_is_that_of_full_size_pasting(
+    make_masks, seed: int, height: int, width: int
+) -> None:
     rng = np.random.default_rng(seed)
-    check(kind(rng, 4), random_boxes(rng, 4, (height, width)), (height, width))
+    check_paste(make_masks(rng, 4), random_boxes(rng, 4, (height, width)), (height, width))
 
 
 @needs_avx2
-def test_equals_full_size_pasting_on_large_images() -> None:
+def test_result_is_that_of_full_size_pasting_on_large_images() -> None:
     rng = np.random.default_rng(3)
     for canvas in ((1080, 1920), (2000, 70), (40, 3000)):
         boxes = random_boxes(rng, 6, canvas)
         boxes[0] = [0, 0, canvas[1], canvas[0]]
-        assert check(smooth(rng, 6), boxes, canvas) > 2
+        assert check_paste(smooth_masks(rng, 6), boxes, canvas) > 2
 
 
 @needs_avx2
 @pytest.mark.parametrize("side", [25.9, 28.0, 60.0, 118.9, 119.0, 119.5])
-def test_sizes_at_which_kernels_change(side: float) -> None:
+def test_result_is_that_of_full_size_pasting_at_sizes_where_kernels_change(side: float) -> None:
     # 30 pixels: no resizing; a sum of both sides over 128: another kernel.
     rng = np.random.default_rng(int(side))
     boxes = np.array([[40, 40, 40 + side, 40 + other] for other in (2, 28, 59.7, 60, 61, 119)])
-    check(undecided(rng, 6), boxes.astype(np.float32), (200, 200))
+    check_paste(undecided_masks(rng, 6), boxes.astype(np.float32), (200, 200))
 
 
 def test_a_mask_without_a_pixel_is_dropped() -> None:
@@ -125,14 +135,14 @@ def test_a_mask_without_a_pixel_is_dropped() -> None:
     assert np.abs(edges - [2, 3, 40, 50]).max() <= 1
 
 
-def test_no_masks() -> None:
+def test_without_masks_the_result_is_empty() -> None:
     empty = paste(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (5, 5))
     assert empty.counts == []
     assert len(empty.areas) == len(empty.keep) == 0
 
 
 @pytest.mark.parametrize(
-    ("masks", "boxes", "words"),
+    ("masks", "boxes", "message"),
     [
         (np.zeros((1, 28, 27), np.float32), np.zeros((1, 4), np.float32), "masks are"),
         (np.zeros((2, 28, 28), np.float32), np.zeros((1, 4), np.float32), "masks are"),
@@ -141,6 +151,6 @@ def test_no_masks() -> None:
         (np.zeros((1, 28, 28), np.float32), np.array([[0, 0, 1e9, 1]], np.float32), "outside"),
     ],
 )
-def test_what_cannot_be_pasted_is_refused(masks, boxes, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_masks_and_boxes_that_cannot_be_pasted_are_refused(masks, boxes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         paste(masks, boxes, (10, 10))

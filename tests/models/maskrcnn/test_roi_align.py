@@ -46,7 +46,7 @@ def align_by_loops(levels: list[torch.Tensor], box: list[float], size: int) -> t
     return out
 
 
-def pyramid(height: int, width: int, channels: int = 3) -> list[torch.Tensor]:
+def random_levels(height: int, width: int, channels: int = 3) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(height * 1000 + width)
     return [torch.randn(1, channels, height // s, width // s, generator=generator) for s in STRIDES]
 
@@ -61,20 +61,22 @@ coordinate = st.floats(0, 1, width=32)
         st.tuples(coordinate, coordinate, coordinate, coordinate), min_size=1, max_size=2
     ),
 )
-def test_equals_the_loop(size: int, boxes: list[tuple[float, float, float, float]]) -> None:
-    levels = pyramid(96, 160)
+def test_features_of_regions_are_those_of_the_loop(
+    size: int, boxes: list[tuple[float, float, float, float]]
+) -> None:
+    levels = random_levels(96, 160)
     corners = torch.tensor(boxes) * torch.tensor([160.0, 96.0, 160.0, 96.0])
     low = torch.minimum(corners[:, :2], corners[:, 2:])
     high = torch.maximum(torch.maximum(corners[:, :2], corners[:, 2:]), low + 0.01)
-    found = roi_align(Pyramid.of(levels, STRIDES), torch.cat((low, high), dim=1), size)
-    for box, ours in zip(torch.cat((low, high), dim=1).tolist(), found, strict=True):
+    pooled = roi_align(Pyramid.from_levels(levels, STRIDES), torch.cat((low, high), dim=1), size)
+    for box, features in zip(torch.cat((low, high), dim=1).tolist(), pooled, strict=True):
         torch.testing.assert_close(
-            ours.double(), align_by_loops(levels, box, size), rtol=0, atol=2e-4
+            features.double(), align_by_loops(levels, box, size), rtol=0, atol=2e-4
         )
 
 
-def test_large_boxes_and_boxes_at_the_border() -> None:
-    levels = pyramid(1024, 1024, channels=1)
+def test_large_boxes_and_boxes_at_the_border_are_those_of_the_loop() -> None:
+    levels = random_levels(1024, 1024, channels=1)
     boxes = [
         [0.0, 0.0, 1024.0, 1024.0],
         [900.0, 0.0, 1024.0, 1024.0],
@@ -82,19 +84,20 @@ def test_large_boxes_and_boxes_at_the_border() -> None:
         [0.0, 0.0, 224.0, 224.0],
         [10.0, 20.0, 121.9, 131.9],
     ]
-    found = roi_align(Pyramid.of(levels, STRIDES), torch.tensor(boxes), 7)
-    for box, ours in zip(boxes, found, strict=True):
-        torch.testing.assert_close(ours.double(), align_by_loops(levels, box, 7), rtol=0, atol=2e-4)
+    pooled = roi_align(Pyramid.from_levels(levels, STRIDES), torch.tensor(boxes), 7)
+    for box, features in zip(boxes, pooled, strict=True):
+        expected = align_by_loops(levels, box, 7)
+        torch.testing.assert_close(features.double(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
     ("side", "level"), [(1, 0), (111, 0), (112, 1), (223.9, 1), (224, 2), (448, 3), (3000, 3)]
 )
-def test_level_of_a_box(side: float, level: int) -> None:
+def test_the_size_of_a_box_decides_its_level(side: float, level: int) -> None:
     box = torch.tensor([[5.0, 7.0, 5.0 + side, 7.0 + side]])
-    assert Pyramid.of(pyramid(64, 64), STRIDES).level_of(box).tolist() == [level]
+    assert Pyramid.from_levels(random_levels(64, 64), STRIDES).level_of(box).tolist() == [level]
 
 
-def test_no_boxes() -> None:
-    found = roi_align(Pyramid.of(pyramid(64, 64), STRIDES), torch.zeros(0, 4), 7)
-    assert found.shape == (0, 3, 7, 7)
+def test_without_boxes_there_are_no_features() -> None:
+    pooled = roi_align(Pyramid.from_levels(random_levels(64, 64), STRIDES), torch.zeros(0, 4), 7)
+    assert pooled.shape == (0, 3, 7, 7)

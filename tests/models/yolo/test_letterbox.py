@@ -1,4 +1,4 @@
-"""Letterbox geometry: known cases, and the way there and back."""
+"""Letterbox geometry: known cases, and the way to the canvas and back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SIDES = st.integers(1, 3000)
         ((375, 500), (480, 640), (80, 0, 80, 0)),  # scaled up
         ((1080, 1920), (360, 640), (140, 0, 140, 0)),
         ((333, 500), (426, 640), (107, 0, 107, 0)),  # 426.24
-        ((1, 10_000), (1, 640), (319, 0, 320, 0)),  # never nothing
+        ((1, 10_000), (1, 640), (319, 0, 320, 0)),  # at least one pixel
     ],
 )
-def test_known_geometry(shape, content, pads):
+def test_squares_have_the_known_geometry(shape, content, pads):
     box = Letterbox.fit(*shape, 640)
     assert (box.content_height, box.content_width) == content
     assert (box.top, box.left, box.bottom, box.right) == pads
@@ -44,7 +44,7 @@ def test_known_geometry(shape, content, pads):
         ((1, 10_000), (32, 640), (15, 0, 16, 0)),
     ],
 )
-def test_rectangles_have_as_little_padding_as_can_be(shape, canvas, pads):
+def test_rectangles_have_as_little_padding_as_possible(shape, canvas, pads):
     box = Letterbox.fit(*shape, 640, "rect")
     assert (box.canvas_height, box.canvas_width) == canvas
     assert (box.top, box.left, box.bottom, box.right) == pads
@@ -71,7 +71,7 @@ def test_masks_are_read_on_whole_pixels(shape, window):
     size=st.sampled_from([32, 320, 640, 1024]),
     shape=st.sampled_from(["square", "rect"]),
 )
-def test_everything_adds_up(height, width, size, shape):
+def test_content_and_padding_add_up_to_the_canvas(height, width, size, shape):
     box = Letterbox.fit(height, width, size, shape)
     assert box.top + box.content_height + box.bottom == box.canvas_height
     assert box.left + box.content_width + box.right == box.canvas_width
@@ -95,17 +95,17 @@ def test_everything_adds_up(height, width, size, shape):
     size=st.sampled_from([320, 640]),
     shape=st.sampled_from(["square", "rect"]),
 )
-def test_the_content_maps_back_to_the_whole_image(height, width, size, shape):
+def test_the_content_maps_back_to_the_entire_image(height, width, size, shape):
     box = Letterbox.fit(height, width, size, shape)
-    inside = [box.left, box.top, box.canvas_width - box.right, box.canvas_height - box.bottom]
-    outside = [-50.0, -50.0, size + 50.0, size + 50.0]
-    found = box.boxes_to_image(np.array([inside, outside], np.float32))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found[0], [0, 0, width, height], rtol=1e-5, atol=1e-3)
-    np.testing.assert_array_equal(found[1], [0, 0, width, height])  # clipped
+    content = [box.left, box.top, box.canvas_width - box.right, box.canvas_height - box.bottom]
+    larger = [-50.0, -50.0, size + 50.0, size + 50.0]
+    mapped = box.boxes_to_image(np.array([content, larger], np.float32))
+    assert mapped.dtype == np.float32
+    np.testing.assert_allclose(mapped[0], [0, 0, width, height], rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(mapped[1], [0, 0, width, height])  # clipped
 
 
-def test_pixels_keep_their_channels_and_place():
+def test_pixels_keep_their_channels_and_their_place():
     image = np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
     box = Letterbox.fit(50, 100, 64)
     canvas = box.apply(image)
@@ -123,7 +123,7 @@ def test_pixels_keep_their_channels_and_place():
     np.testing.assert_array_equal(same, canvas)  # not resampled
 
 
-def _centre(canvas):
+def _bright_centre(canvas):
     """Centre of what is bright on a canvas, (y, x) in its pixels."""
     weight = canvas[0].astype(float) - canvas[0].min()
     return [
@@ -134,7 +134,7 @@ def _centre(canvas):
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("beyond", [0, 1, 7])
-def test_reduced_pixels_lie_where_those_of_the_original_lie(factor, beyond):
+def test_reduced_images_are_placed_where_the_original_is(factor, beyond):
     height, width = 2048 - beyond, 2560 - beyond
     y, x = np.mgrid[:height, :width]
     blob = 250 * np.exp(-((y - 1900) ** 2 + (x - 2400) ** 2) / (2 * 40**2))  # far from the corner
@@ -143,16 +143,17 @@ def test_reduced_pixels_lie_where_those_of_the_original_lie(factor, beyond):
         image.astype(float), [(0, -height % factor), (0, -width % factor), (0, 0)], mode="edge"
     )
     blocks = padded.reshape(-(-height // factor), factor, -(-width // factor), factor, 3)
-    fewer = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    reduced = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
     box = Letterbox.fit(height, width, 256, "rect")
-    full = _centre(box.apply(image)[:, box.top : box.canvas_height - box.bottom])
-    got = _centre(box.apply(fewer)[:, box.top : box.canvas_height - box.bottom])
-    np.testing.assert_allclose(
-        got, full, atol=0.06
-    )  # from the whole of it, it would be off by 0.08 to 0.6
+    rows = slice(box.top, box.canvas_height - box.bottom)
+    expected = _bright_centre(box.apply(image)[:, rows])
+    actual = _bright_centre(box.apply(reduced)[:, rows])
+    # With the pixels beyond the original scaled into the content, too, it would be off by 0.08 to
+    # 0.6.
+    np.testing.assert_allclose(actual, expected, atol=0.06)
 
 
-def test_reduced_pixels_must_be_as_many_as_are_seen():
+def test_reduced_images_must_be_at_least_as_large_as_the_scaled_one():
     box = Letterbox.fit(640, 640, 320)
     assert box.apply(np.zeros((320, 320, 3), np.uint8)).shape == (3, 320, 320)
     for shape in ((160, 160, 3), (320, 319, 3), (321, 321, 3), (1280, 1280, 3), (320, 320)):
@@ -160,7 +161,7 @@ def test_reduced_pixels_must_be_as_many_as_are_seen():
             box.apply(np.zeros(shape, np.uint8))
 
 
-def test_other_pixels_are_refused():
+def test_images_of_another_size_or_type_are_refused():
     with pytest.raises(ValueError, match="expected uint8 pixels of shape"):
         Letterbox.fit(5, 6, 32).apply(np.zeros((6, 5, 3), np.uint8))
     with pytest.raises(ValueError, match="got float64"):

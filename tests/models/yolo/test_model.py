@@ -1,4 +1,4 @@
-"""The YOLO11-seg adapter: results of an image, its batch and its neighbours."""
+"""The YOLO11-seg adapter: results of an image, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from pycocotools import mask as coco
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
-from segcore.models.devices import exact, only_float32, pick_device, pick_precision
+from segcore.models.yolo.checkpoint import load_network
 from segcore.models.yolo.fusion import fuse
 from segcore.models.yolo.letterbox import Letterbox
 from segcore.models.yolo.model import RawGroup, YoloSegModel
 from segcore.models.yolo.network import build_network
 
-SIZE = 96
+SIZE = 96  # pixels, of the canvas
 
 
-def pictures():
-    """Different sizes, smooth and busy."""
+def make_images():
+    """Images of different sizes, made of coloured blocks."""
     rng = np.random.default_rng(4)
-    out = []
+    images = []
     for height, width in [(96, 96), (61, 90), (150, 40), (33, 33), (200, 300)]:
         coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3))
-        out.append(np.kron(coarse, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8))
-    return out
+        images.append(np.kron(coarse, np.ones((8, 8, 1)))[:height, :width].astype(np.uint8))
+    return images
 
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """Random weights that answer to the image, with about 2 % of anchors over the threshold."""
+    """Random weights whose outputs depend on the image; about 2 % of anchors are detections."""
     torch.manual_seed(0)
     network = build_network("yolo11n-seg", 3)
-    images = [Letterbox.fit(*p.shape[:2], SIZE).apply(p) for p in pictures()]
-    batch = torch.from_numpy(np.stack(images)).float() / 255
+    canvases = [Letterbox.fit(*image.shape[:2], SIZE).apply(image) for image in make_images()]
+    batch = torch.from_numpy(np.stack(canvases)).float() / 255
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -67,33 +67,36 @@ def model(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def rect(checkpoint):
+def rect_model(checkpoint):
     return YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1, shape="rect"))
 
 
 def run(model, images):
-    """As the pipeline does it: batches in order."""
-    found = []
+    """Instances of each image, as the pipeline finds them: batches in order."""
+    results = []
     for start in range(0, len(images), model.batch_size):
         prepared = [model.preprocess(image) for image in images[start : start + model.batch_size]]
-        found += model.postprocess(model.forward(prepared), prepared)
-    return found
+        results += model.postprocess(model.forward(prepared), prepared)
+    return results
 
 
-def assert_same(one, other):
-    assert one.counts == other.counts
-    for name in ("boxes", "scores", "category_ids", "areas"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+COLUMNS = ("boxes", "scores", "category_ids", "areas")
+
+
+def assert_same(first, second):
+    assert first.counts == second.counts
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
 @pytest.mark.parametrize("shape", ["square", "rect"])
 def test_instances_keep_their_contract(checkpoint, shape):
     model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=1, shape=shape))
     assert isinstance(model, Model)
-    images = pictures()
-    found = run(model, images)
-    assert sum(map(len, found)) > 20
-    for image, instances in zip(images, found, strict=True):
+    images = make_images()
+    results = run(model, images)
+    assert sum(map(len, results)) > 20
+    for image, instances in zip(images, results, strict=True):
         height, width = image.shape[:2]
         assert (instances.height, instances.width) == (height, width)
         assert instances.boxes.dtype == instances.scores.dtype == np.float32
@@ -119,33 +122,36 @@ def test_instances_keep_their_contract(checkpoint, shape):
 @pytest.mark.parametrize("shape", ["square", "rect"])
 def test_masks_equal_full_size_masks_of_the_definition(checkpoint, shape):
     model = YoloSegModel(checkpoint, ModelOptions(device="cpu", shape=shape))
-    # 61 x 90: padding of no whole prototype pixels. 61 x 30 is 96 x 47, on a canvas of 96 x 64.
-    image = pictures()[1] if shape == "square" else pictures()[1][:, :30]
+    # 61 x 90: the padding is not a whole number of prototype pixels. 61 x 30 becomes 96 x 47, on a
+    # canvas of 96 x 64.
+    image = make_images()[1] if shape == "square" else make_images()[1][:, :30]
     prepared = [model.preprocess(image)]
     groups = model.forward(prepared)
-    found = model.postprocess(groups, prepared)[0]
-    assert len(found) > 3
-    raw = groups[0].outputs
-    box = prepared[0].letterbox
-    window = box.mask_window()
+    instances = model.postprocess(groups, prepared)[0]
+    assert len(instances) > 3
+    outputs = groups[0].outputs
+    letterbox = prepared[0].letterbox
+    window = letterbox.mask_window()
     assert window.upsample == 4
-    rows, columns = box.canvas_height // 4, box.canvas_width // 4
+    rows, columns = letterbox.canvas_height // 4, letterbox.canvas_width // 4
     assert (rows == columns) == (shape == "square")
     # Every anchor's mask at full size; each result must be the crop of one of them.
-    logits = (raw.coefficients[0] @ raw.prototypes[0].flatten(1)).view(-1, 1, rows, columns)
+    logits = outputs.coefficients[0] @ outputs.prototypes[0].flatten(1)
+    logits = logits.view(-1, 1, rows, columns)
     logits = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear")
     logits = logits[..., window.top : window.bottom, window.left : window.right]
     full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")[:, 0] > 0
-    boxes = box.boxes_to_image(raw.boxes()[0].numpy())
+    boxes = letterbox.boxes_to_image(outputs.boxes()[0].numpy())
     xywh = boxes - np.pad(boxes[:, :2], ((0, 0), (2, 0)))
-    for i in range(len(found)):
-        got = coco.decode({"size": list(image.shape[:2]), "counts": found.counts[i]})
+    for i in range(len(instances)):
+        mask = coco.decode({"size": list(image.shape[:2]), "counts": instances.counts[i]})
         differences = []
-        for anchor in np.flatnonzero((xywh == found.boxes[i]).all(axis=1)):  # clipped: may be many
+        # Several anchors may have the same box, as boxes are clipped.
+        for anchor in np.flatnonzero((xywh == instances.boxes[i]).all(axis=1)):
             x1, y1, x2, y2 = np.ceil(boxes[anchor]).astype(int)
             expected = np.zeros(image.shape[:2], np.uint8)
             expected[y1:y2, x1:x2] = full[anchor, y1:y2, x1:x2]
-            differences.append((got != expected).sum())
+            differences.append((mask != expected).sum())
         # torch sums in another order on small outputs: pixels whose logit is 0 within rounding.
         assert min(differences) <= 1
 
@@ -155,78 +161,87 @@ def test_masks_equal_full_size_masks_of_the_definition(checkpoint, shape):
 def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size, shape):
     options = ModelOptions(device="cpu", batch_size=batch_size, shape=shape)
     model = YoloSegModel(checkpoint, options)
-    images = pictures()
+    images = make_images()
     canvases = {model.preprocess(image).pixels.shape for image in images}
     assert len(canvases) == (1 if shape == "square" else 3)
-    for one, other in zip(run(model, images), run(model, images[::-1])[::-1], strict=True):
-        assert_same(one, other)
+    for first, second in zip(run(model, images), run(model, images[::-1])[::-1], strict=True):
+        assert_same(first, second)
     for image, instances in zip(images, run(model, images), strict=True):
         assert_same(run(model, [image])[0], instances)
 
 
-def test_images_of_different_canvases_in_one_batch(checkpoint, rect, monkeypatch):
+def test_images_of_different_canvases_in_one_batch_go_through_in_groups(
+    checkpoint, rect_model, monkeypatch
+):
     """Where whole batches go through the network: one group for each canvas, each filled up."""
     model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=6, shape="rect"))
     monkeypatch.setattr(model, "_one_by_one", False)
-    ran = []
+    input_shapes = []
     network = model._network
-    monkeypatch.setattr(model, "_network", lambda x: ran.append(tuple(x.shape)) or network(x))
-    images = [*pictures(), pictures()[4][::-1]]  # the last has the canvas of the fifth
+    monkeypatch.setattr(
+        model, "_network", lambda x: input_shapes.append(tuple(x.shape)) or network(x)
+    )
+    images = [*make_images(), make_images()[4][::-1]]  # the last has the canvas of the fifth
     prepared = [model.preprocess(image) for image in images]
     groups = model.forward(prepared)
-    assert [group.places for group in groups] == [(0, 1, 3), (2,), (4, 5)]
-    assert ran == [(6, 3, 96, 96), (6, 3, 96, 32), (6, 3, 64, 96)]
+    assert [group.indices for group in groups] == [(0, 1, 3), (2,), (4, 5)]
+    assert input_shapes == [(6, 3, 96, 96), (6, 3, 96, 32), (6, 3, 64, 96)]
     assert [len(group.outputs.distances) for group in groups] == [3, 1, 2]
-    alone = [rect.preprocess(image) for image in images]
+    prepared_alone = [rect_model.preprocess(image) for image in images]
     for group in groups:
-        for row, place in enumerate(group.places):
-            for got, one in zip(
-                group.outputs, rect.forward([alone[place]])[0].outputs, strict=True
-            ):
-                assert (got[row] - one[0]).abs().max() < 1e-4 * one.abs().max()
-    found = model.postprocess(groups, prepared)
-    sizes = [(instances.height, instances.width) for instances in found]
+        for row, index in enumerate(group.indices):
+            outputs_alone = rect_model.forward([prepared_alone[index]])[0].outputs
+            for actual, expected in zip(group.outputs, outputs_alone, strict=True):
+                assert (actual[row] - expected[0]).abs().max() < 1e-4 * expected.abs().max()
+    results = model.postprocess(groups, prepared)
+    sizes = [(instances.height, instances.width) for instances in results]
     assert sizes == [image.shape[:2] for image in images]
-    expected = [len(rect.postprocess(rect.forward([one]), [one])[0]) for one in alone]
-    assert [len(instances) for instances in found] == expected
+    counts_alone = [
+        len(rect_model.postprocess(rect_model.forward([image]), [image])[0])
+        for image in prepared_alone
+    ]
+    assert [len(instances) for instances in results] == counts_alone
 
 
-def both_ways(model, images):
-    """Instances of one batch, found at once and one after another from the same outputs."""
+def postprocess_both_ways(model, images):
+    """Instances of one batch; postprocessed on the device, and equal if done one by one."""
     prepared = [model.preprocess(image) for image in images]
     raw = model.forward(prepared)
-    letterboxes = [one.letterbox for one in prepared]
+    letterboxes = [image.letterbox for image in prepared]
     with torch.inference_mode():
-        ways = [dict(way(raw, letterboxes)) for way in (model._on_device, model._one_after_another)]
-    assert sorted(ways[0]) == sorted(ways[1]) == list(range(len(images)))
-    for place, expected in ways[1].items():
-        assert_same(ways[0][place], expected)
-        for name in ("boxes", "scores", "category_ids", "areas"):
-            assert getattr(ways[0][place], name).dtype == getattr(expected, name).dtype
-    return [ways[0][place] for place in range(len(images))]
+        on_device = dict(model._postprocess_on_device(raw, letterboxes))
+        one_by_one = dict(model._postprocess_one_by_one(raw, letterboxes))
+    assert sorted(on_device) == sorted(one_by_one) == list(range(len(images)))
+    for index, expected in one_by_one.items():
+        assert_same(on_device[index], expected)
+        for name in COLUMNS:
+            assert getattr(on_device[index], name).dtype == getattr(expected, name).dtype
+    return [on_device[index] for index in range(len(images))]
 
 
 @pytest.mark.parametrize("shape", ["square", "rect"])
-@pytest.mark.parametrize("more", [{}, {"max_det": 3}, {"conf": 0.9}, {"conf": 1.0}, {"conf": 0.0}])
-def test_results_of_a_batch_at_once_are_those_of_one_after_another(
-    checkpoint, shape, more, monkeypatch
+@pytest.mark.parametrize(
+    "thresholds", [{}, {"max_det": 3}, {"conf": 0.9}, {"conf": 1.0}, {"conf": 0.0}]
+)
+def test_postprocessing_on_the_device_gives_the_results_of_one_by_one(
+    checkpoint, shape, thresholds, monkeypatch
 ):
-    options = ModelOptions(device="cpu", batch_size=6, shape=shape, **more)
+    options = ModelOptions(device="cpu", batch_size=6, shape=shape, **thresholds)
     model = YoloSegModel(checkpoint, options)
     monkeypatch.setattr(model, "_one_by_one", False)  # whole groups, as on a GPU
-    found = both_ways(model, [*pictures(), pictures()[4][::-1]])
-    assert (sum(map(len, found)) > 0) == (more != {"conf": 1.0})
+    results = postprocess_both_ways(model, [*make_images(), make_images()[4][::-1]])
+    assert (sum(map(len, results)) > 0) == (thresholds != {"conf": 1.0})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_results_on_cuda(checkpoint, precision):
+def test_results_on_cuda_are_the_same_either_way_and_in_any_batch(checkpoint, precision):
     options = ModelOptions(device="cuda", batch_size=6, precision=precision)
     model = YoloSegModel(checkpoint, options)
-    found = both_ways(model, pictures())
-    assert sum(map(len, found)) > 20
-    for one, other in zip(found, run(model, pictures()[::-1])[::-1], strict=True):
-        assert_same(one, other)
+    results = postprocess_both_ways(model, make_images())
+    assert sum(map(len, results)) > 20
+    for first, second in zip(results, run(model, make_images()[::-1])[::-1], strict=True):
+        assert_same(first, second)
 
 
 def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
@@ -234,55 +249,28 @@ def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
     half = YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="bfloat16"))
     assert plain.info.parameters["precision"] == "float32"
     assert half.info.parameters == plain.info.parameters | {"precision": "bfloat16"}
-    (expected,), (got,) = (m.forward([m.preprocess(pictures()[4])]) for m in (plain, half))
-    assert got.outputs.boxes().dtype == torch.float32
-    assert got.outputs.prototypes.dtype == torch.bfloat16
-    assert got.outputs.class_logits.dtype == torch.bfloat16
-    for a, b in zip(got.outputs, expected.outputs, strict=True):
+    (expected,), (group,) = (m.forward([m.preprocess(make_images()[4])]) for m in (plain, half))
+    assert group.outputs.boxes().dtype == torch.float32
+    assert group.outputs.prototypes.dtype == torch.bfloat16
+    assert group.outputs.class_logits.dtype == torch.bfloat16
+    for a, b in zip(group.outputs, expected.outputs, strict=True):
         assert 0 < (a.float() - b).norm() < 0.5 * b.norm()  # random weights amplify
-    assert (got.outputs.boxes() != got.outputs.boxes().bfloat16()).float().mean() > 0.9
-    found = run(half, pictures())
-    assert sum(map(len, found)) > 20
-    for one, other in zip(found, run(half, pictures()[::-1])[::-1], strict=True):
-        assert_same(one, other)
+    boxes = group.outputs.boxes()
+    assert (boxes != boxes.bfloat16()).float().mean() > 0.9
+    results = run(half, make_images())
+    assert sum(map(len, results)) > 20
+    for first, second in zip(results, run(half, make_images()[::-1])[::-1], strict=True):
+        assert_same(first, second)
 
 
-def test_precisions_that_a_device_has_not(checkpoint):
+def test_a_precision_that_the_device_does_not_have_is_refused(checkpoint):
     with pytest.raises(UsageError, match="float16 is for GPUs"):
         YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="float16"))
-    for precision in ("float16", "bfloat16"):
-        with pytest.raises(UsageError, match="not tried on mps"):
-            pick_precision(precision, torch.device("mps"))
-    assert pick_precision("float32", torch.device("mps")) == torch.float32
-    assert pick_precision("float16", torch.device("cuda")) == torch.float16
-    only_float32("float32", "it")
-    with pytest.raises(UsageError, match="bfloat16 does not apply to it"):
-        only_float32("bfloat16", "it")
-
-
-def test_exact_settings_last_until_the_last_thread_leaves():
-    """The settings are the process's; they can be made without a GPU."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32
-    first, second = exact(torch.device("cuda")), exact(torch.device("cuda"))
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert not cudnn.allow_tf32
-        assert cudnn.deterministic
-        assert not torch.backends.cuda.matmul.allow_tf32
-        second.__exit__(None, None, None)
-        assert (cudnn.allow_tf32, cudnn.deterministic) == before[:2]
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before[2]
 
 
 def test_fusing_keeps_the_outputs(checkpoint):
-    network = checkpoint.network()
-    canvas = Letterbox.fit(200, 300, SIZE).apply(pictures()[4])
+    network = load_network(checkpoint)
+    canvas = Letterbox.fit(200, 300, SIZE).apply(make_images()[4])
     batch = torch.from_numpy(canvas)[None].float() / 255
     with torch.inference_mode():
         before = network(batch)
@@ -292,7 +280,7 @@ def test_fusing_keeps_the_outputs(checkpoint):
         assert (a - b).abs().max() < 1e-4 * a.abs().max()
 
 
-def test_options_come_before_the_defaults_of_the_checkpoint(checkpoint):
+def test_options_are_preferred_to_the_defaults_of_the_checkpoint(checkpoint):
     info = YoloSegModel(checkpoint, ModelOptions(device="cpu")).info
     assert info.weights_sha256 == "0" * 64
     assert [c.id for c in info.categories] == [7, 8, 9]
@@ -303,49 +291,39 @@ def test_options_come_before_the_defaults_of_the_checkpoint(checkpoint):
     assert model.info.parameters["conf"] == 0.0
     assert model.info.parameters["imgsz"] == 64
     assert model.info.parameters["shape"] == "rect"
-    (instances,) = run(model, pictures()[:1])
+    (instances,) = run(model, make_images()[:1])
     assert 0 < len(instances) <= 5
 
 
-def test_nothing_found_is_an_empty_result(checkpoint):
+def test_an_image_without_detections_has_an_empty_result(checkpoint):
     model = YoloSegModel(checkpoint, ModelOptions(device="cpu", conf=1.0))
-    (instances,) = run(model, pictures()[1:2])
+    (instances,) = run(model, make_images()[1:2])
     assert len(instances) == 0
     assert (instances.height, instances.width) == (61, 90)
 
 
 def test_masks_without_a_pixel_are_dropped(model):
-    image = pictures()[0]
+    image = make_images()[0]
     prepared = [model.preprocess(image)]
     (group,) = model.forward(prepared)
-    kept = model.postprocess([group], prepared)[0]
-    assert len(kept) > 0
-    raw = group.outputs
-    nothing = raw._replace(coefficients=raw.coefficients * 0)
-    assert len(model.postprocess([RawGroup((0,), nothing)], prepared)[0]) == 0
+    assert len(model.postprocess([group], prepared)[0]) > 0
+    outputs = group.outputs
+    without_masks = outputs._replace(coefficients=outputs.coefficients * 0)
+    assert len(model.postprocess([RawGroup((0,), without_masks)], prepared)[0]) == 0
 
 
-def test_too_many_images_at_once(model):
-    prepared = [model.preprocess(pictures()[0])] * 2
+def test_batches_over_the_batch_size_are_refused(model):
+    prepared = [model.preprocess(make_images()[0])] * 2
     with pytest.raises(ValueError, match="1 to 1 images, got 2"):
         model.forward(prepared)
 
 
-def test_devices():
-    assert pick_device("cpu").type == "cpu"
-    with pytest.raises(UsageError, match="no device named 'gpu'"):
-        pick_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="'cuda:3' is not on this machine"):
-            pick_device("cuda:3")
-
-
 def test_weights_of_another_size_are_refused(checkpoint):
-    other = Checkpoint(
+    wrong = Checkpoint(
         checkpoint.meta.model_copy(update={"architecture": "yolo11s-seg"}),
         checkpoint.state_dict,
         "",
         "n.safetensors",
     )
     with pytest.raises(CheckpointError, match="does not fit yolo11s-seg"):
-        YoloSegModel(other)
+        YoloSegModel(wrong)

@@ -1,7 +1,7 @@
-"""From JPEG files to RLE strings through `segcore segment`, against what the peer found in them.
+"""From JPEG files to RLE strings through `segcore segment`, against what the peer detects in them.
 
-The scripts of the peers' environment leave a checkpoint, and what the peer itself predicts with it
-from the same files. Here the command runs as a user runs it, with Ray, and its tables are read.
+The programs that run in the peers' environment leave a checkpoint, and what the peer predicts with
+it from the same files. Here the command runs as a user runs it, with Ray, and its tables are read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.parity.agreement import HEADING, Detections, broken, compare, line, save, total
+from tests.parity.agreement import (
+    HEADING,
+    Detections,
+    broken_promises,
+    compare_image,
+    format_row,
+    save_detections,
+    sum_images,
+)
 
 
 def run_command(peer: Mapping[str, Any], folder: Path, build: Path) -> Path:
-    """Runs `segcore segment` on the peer's images with its checkpoint; folder of the output."""
+    """Runs `segcore segment` on the peer's images with its checkpoint; returns the output."""
     images, output = build / "images", build / "output"
     shutil.rmtree(build, ignore_errors=True)
     images.mkdir(parents=True)
@@ -30,36 +38,38 @@ def run_command(peer: Mapping[str, Any], folder: Path, build: Path) -> Path:
     command = [
         *(str(Path(sys.executable).with_name("segcore")), "segment", str(images), str(output)),
         *("--model", str(build.parent / peer["checkpoint"]), "--device", "cpu", "--actors", "1"),
-        # One thread, as the peers have: another number sums in another order.
+        # One thread, as the peers have: with another number, sums are in another order.
         *("--set", "ray.cpus_per_actor=1"),
     ]
     for key, value in peer["settings"].items():
         command += ["--set", f"model.{key}={value}"]
     with (build / "log.txt").open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-    if code:
-        raise SystemExit(f"segcore segment ended with {code}; see {build / 'log.txt'}")
+        exit_code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if exit_code:
+        raise SystemExit(f"segcore segment ended with {exit_code}; see {build / 'log.txt'}")
     return output
 
 
 def read_tables(output: Path) -> dict[str, Detections]:
-    """The tables of the newest edition, by file name of the image."""
+    """Detections in the published edition, by file name of the image."""
     edition = output / json.loads((output / "latest.json").read_text())["edition"]
     images = pq.read_table(edition / "images").to_pylist()
     failed = [f"{row['uri']}: {row['error_message']}" for row in images if row["status"] != "ok"]
     if failed:
         raise SystemExit("\n".join(failed))
-    of_image: dict[str, list[dict[str, Any]]] = {row["image_id"]: [] for row in images}
+    rows_by_image: dict[str, list[dict[str, Any]]] = {row["image_id"]: [] for row in images}
     for row in pq.read_table(edition / "instances").sort_by("instance_index").to_pylist():
-        of_image[row["image_id"]].append(row)
+        rows_by_image[row["image_id"]].append(row)
     return {
-        Path(row["uri"]).name: _detections((row["height"], row["width"]), of_image[row["image_id"]])
+        Path(row["uri"]).name: detections_from_rows(
+            (row["height"], row["width"]), rows_by_image[row["image_id"]]
+        )
         for row in images
     }
 
 
-def _detections(size: tuple[int, int], rows: list[dict[str, Any]]) -> Detections:
-    """Rows of the table of instances, as the peer states its own."""
+def detections_from_rows(size: tuple[int, int], rows: list[dict[str, Any]]) -> Detections:
+    """From rows of the table of instances."""
     columns = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
     boxes = np.array([[row[c] for c in columns] for row in rows], np.float32).reshape(-1, 4)
     return Detections(
@@ -71,23 +81,28 @@ def _detections(size: tuple[int, int], rows: list[dict[str, Any]]) -> Detections
     )
 
 
-def check(models: Sequence[str], folder: Path, build: Path) -> bool:
-    """Prints a table, writes parity-segment.json; whether all promises hold."""
+def compare_with_peers(models: Sequence[str], folder: Path, build: Path) -> bool:
+    """Prints a table and writes parity-segment.json; returns whether all promises hold."""
     print("segcore segment, from files to tables")
     print(f"{'model':34}{HEADING}")
     results = []
     for model in models:
         peer = json.loads((build / f"{model}-peer.json").read_text())
-        found = read_tables(run_command(peer, folder, build / f"segment-{model}"))
-        save(build / f"{model}-segcore.json", found, Path(peer["checkpoint"]), peer["settings"])
+        detections = read_tables(run_command(peer, folder, build / f"segment-{model}"))
+        save_detections(
+            build / f"{model}-segcore.json",
+            detections,
+            Path(peer["checkpoint"]),
+            peer["settings"],
+        )
         rows = {
-            name: compare(Detections.from_json(row), found[name])
+            name: compare_image(Detections.from_json(row), detections[name])
             for name, row in peer["images"].items()
         }
-        sums = total(list(rows.values()))
-        wrong = broken(sums)
-        results.append({"model": model, "images": rows, "total": sums, "broken": wrong})
-        words = f"  BROKEN: {', '.join(wrong)}" if wrong else ""
-        print(f"{peer['checkpoint']:34}{line(sums)}{words}", flush=True)
+        sums = sum_images(list(rows.values()))
+        broken = broken_promises(sums)
+        results.append({"model": model, "images": rows, "total": sums, "broken": broken})
+        suffix = f"  BROKEN: {', '.join(broken)}" if broken else ""
+        print(f"{peer['checkpoint']:34}{format_row(sums)}{suffix}", flush=True)
     (build / "parity-segment.json").write_text(json.dumps(results, indent=2) + "\n")
     return not any(result["broken"] for result in results)

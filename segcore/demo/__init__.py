@@ -1,0 +1,1 @@
+"""The demo: draw an archive with known masks, segment it, check the result and show it."""

@@ -1,0 +1,218 @@
+"""How many actors of which size a run has on the nodes of a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from segcore.config import RayOptions
+from segcore.distributed.cluster import NodeResources
+from segcore.errors import ClusterError, UsageError
+from segcore.text import plural
+
+# More readers of fewer CPUs each would hold more copies of the libraries in memory.
+_MAX_CPUS_PER_READER = 4.0
+_MIN_CPU_SHARE = 0.01
+_ROUNDING_SLACK = 1e-9  # shares are decimal fractions
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """The actors of a run: from `min_actors` to `max_actors`, each of this size.
+
+    Attributes:
+        cpus, gpus: What each actor takes.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        units_in_flight: Units that an actor works on at once.
+        readers: Actors that only read and decode; 0: each actor does so for itself.
+        cpus_per_reader: CPUs that each reader takes.
+    """
+
+    min_actors: int
+    max_actors: int
+    cpus: float
+    gpus: float
+    device: str
+    units_in_flight: int = 1
+    readers: int = 0
+    cpus_per_reader: float = 1.0
+
+    @property
+    def threads(self) -> int:
+        """Threads that an actor may keep busy."""
+        return max(1, int(self.cpus))
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that decode in each process that reads: a reader, or else an actor."""
+        return max(1, int(self.cpus_per_reader)) if self.readers else self.threads
+
+    def reader_pool(self) -> PoolSize:
+        """The readers as a pool of their own."""
+        return PoolSize(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
+
+    def summary(self) -> str:
+        """For people: ``2 to 4 actors with 1 CPU each (cpu)``."""
+        actors = _describe_actors(self.max_actors, self.cpus, self.gpus)
+        if self.min_actors != self.max_actors:
+            actors = f"{self.min_actors:,} to {actors}"
+        text = f"{actors} ({self.device})"
+        if self.readers:
+            text += f" and {_describe_actors(self.readers, self.cpus_per_reader, 0.0, 'reader')}"
+        return text
+
+
+def size_pool(
+    options: RayOptions, device: str, n_units: int, nodes: Sequence[NodeResources]
+) -> PoolSize:
+    """Size the actor pool for a number of units, and that of its readers in the layout `split`.
+
+    On CPUs: as many actors as cores, each with one thread; with fewer units than cores there are
+    fewer actors, and the cores are divided among them. On GPUs: one actor for each GPU, with an
+    equal share of the CPUs.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, as asked for.
+
+    Raises:
+        UsageError: The requests contradict each other.
+        ClusterError: The cluster cannot give what was asked for.
+    """
+    pool = _size_actors(options, device, n_units, nodes)
+    return _add_readers(pool, options, nodes) if options.layout == "split" else pool
+
+
+def _size_actors(
+    options: RayOptions, device: str, n_units: int, nodes: Sequence[NodeResources]
+) -> PoolSize:
+    """The pool of the layout `fused`.
+
+    Raises:
+        UsageError, ClusterError: See `size_pool`.
+    """
+    gpus = _gpus_per_actor(options, device, nodes)
+    # On a GPU the next unit is read while one is written; on a CPU the cores are busy anyway.
+    units_in_flight = options.units_in_flight or (2 if gpus else 1)
+    actor_device = _actor_device(device, gpus)
+    if options.autoscaling:
+        max_actors = options.max_actors or max(n_units, options.min_actors or 1)
+        min_actors = min(options.min_actors or 1, max_actors)
+        cpus = options.cpus_per_actor or 1.0
+        return PoolSize(min_actors, max_actors, cpus, gpus, actor_device, units_in_flight)
+    total_cpus = sum(node.cpus for node in nodes)
+    total_gpus = sum(node.gpus for node in nodes)
+    required_actors = options.min_actors or 1
+    if gpus:
+        capacity = sum(math.floor(node.gpus / gpus) for node in nodes)
+        if capacity < required_actors:
+            raise ClusterError(
+                f"The run needs {_describe_actors(required_actors, None, gpus)}, but the cluster "
+                f"has {plural(total_gpus, 'GPU')}.",
+                hint="Use --device cpu, lower ray.gpus_per_actor or --actors, or set "
+                "ray.autoscaling=true when the cluster adds nodes on demand.",
+            )
+    else:
+        capacity = max(1, int(total_cpus / (options.cpus_per_actor or 1)))
+    max_actors = min(options.max_actors or max(capacity, required_actors), max(n_units, 1))
+    min_actors = min(options.min_actors or max_actors, max_actors)
+    cpus = options.cpus_per_actor or _share_cpus(max_actors, gpus, nodes)
+    fitting_actors = _count_fitting_actors(cpus, gpus, nodes)
+    if fitting_actors < min_actors:
+        raise ClusterError(
+            f"The run needs {_describe_actors(min_actors, cpus, gpus)}, but the cluster "
+            f"({plural(total_cpus, 'CPU')}, {plural(total_gpus, 'GPU')}, "
+            f"{plural(len(nodes), 'node')}) has room for {fitting_actors:,}.",
+            hint="Lower ray.cpus_per_actor or --actors, or set ray.autoscaling=true when the "
+            "cluster adds nodes on demand.",
+        )
+    return PoolSize(min_actors, max_actors, cpus, gpus, actor_device, units_in_flight)
+
+
+def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResources]) -> PoolSize:
+    """The same actors with one CPU each, and readers on the remaining CPUs.
+
+    Without GPUs the network is nearly all of the work: then there is one reader.
+
+    Raises:
+        ClusterError: The readers do not fit.
+    """
+    cpus = options.cpus_per_actor or 1.0
+    total_cpus = sum(node.cpus for node in nodes)
+    actors = pool.max_actors if pool.gpus or options.max_actors else max(1, pool.max_actors - 1)
+    remaining_cpus = total_cpus - actors * cpus
+    cpus_per_reader = 1.0
+    readers = options.readers or 1
+    if pool.gpus:
+        cpus_per_reader = max(1.0, min(_MAX_CPUS_PER_READER, float(int(remaining_cpus))))
+        readers = options.readers or max(1, int(remaining_cpus // cpus_per_reader))
+    if readers * cpus_per_reader > remaining_cpus and not options.autoscaling:
+        raise ClusterError(
+            f"The layout `split` needs {_describe_actors(readers, cpus_per_reader, 0.0, 'reader')} "
+            f"besides {_describe_actors(actors, cpus, 0.0)}, but the cluster has "
+            f"{plural(total_cpus, 'CPU')}.",
+            hint="Use fewer --actors or ray.readers, or leave ray.layout at fused.",
+        )
+    return replace(
+        pool,
+        min_actors=min(pool.min_actors, actors),
+        max_actors=actors,
+        cpus=cpus,
+        readers=readers,
+        cpus_per_reader=cpus_per_reader,
+    )
+
+
+def _gpus_per_actor(options: RayOptions, device: str, nodes: Sequence[NodeResources]) -> float:
+    """GPUs that each actor takes; 0 for CPUs.
+
+    Raises:
+        UsageError: The device and ray.gpus_per_actor contradict each other.
+    """
+    wants_cuda = device.startswith("cuda")
+    if options.gpus_per_actor is not None:
+        if options.gpus_per_actor and not (wants_cuda or device == "auto"):
+            raise UsageError(
+                f"ray.gpus_per_actor is {options.gpus_per_actor:g}, but the device is `{device}`.",
+                hint="Leave out one of them, or use --device cuda or auto with GPUs.",
+            )
+        if wants_cuda and not options.gpus_per_actor:
+            raise UsageError("The device is `cuda`, but ray.gpus_per_actor is 0.")
+        return options.gpus_per_actor
+    if wants_cuda:
+        return 1.0
+    return 1.0 if device == "auto" and any(node.gpus >= 1 for node in nodes) else 0.0
+
+
+def _actor_device(device: str, gpus: float) -> str:
+    """The device of each actor: Ray shows an actor its own GPUs only, so an index is left out."""
+    if gpus:
+        return "cuda"
+    return "cpu" if device == "auto" else device
+
+
+def _share_cpus(actors: int, gpus: float, nodes: Sequence[NodeResources]) -> float:
+    """CPUs for each of `actors`, so that all of them fit; a fraction when actors outnumber CPUs."""
+    share = sum(node.cpus for node in nodes) / actors
+    if share < 1:
+        return max(_MIN_CPU_SHARE, math.floor(share * 100) / 100)
+    whole_cpus = int(min(share, max(node.cpus for node in nodes)))
+    while whole_cpus > 1 and _count_fitting_actors(whole_cpus, gpus, nodes) < actors:
+        whole_cpus -= 1
+    return float(whole_cpus)
+
+
+def _count_fitting_actors(cpus: float, gpus: float, nodes: Sequence[NodeResources]) -> int:
+    """How many actors of this size the nodes have room for."""
+    return sum(
+        int(min(node.cpus / cpus, node.gpus / gpus if gpus else math.inf) + _ROUNDING_SLACK)
+        for node in nodes
+    )
+
+
+def _describe_actors(count: int, cpus: float | None, gpus: float, noun: str = "actor") -> str:
+    """For people: ``1 actor with 4 CPUs and 1 GPU``, ``2 readers with 1 CPU each``."""
+    sizes = [plural(cpus, "CPU")] if cpus else []
+    if gpus:
+        sizes.append(plural(gpus, "GPU"))
+    return f"{plural(count, noun)} with {' and '.join(sizes)}" + (" each" if count != 1 else "")

@@ -1,0 +1,74 @@
+"""The state of torch in a process, for packages that may not import it: threads, GPUs, memory.
+
+Only models/, masks/device/ and training/ import torch; all others call these functions. They
+import torch when they are called, so that a process which does not need it starts without it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+def use_one_thread() -> None:
+    """Let torch compute every operation on one CPU thread in this process from now on."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one CPU thread within the block, then on as many as before."""
+    import torch
+
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def cuda_device_count() -> int:
+    """CUDA devices that this process sees."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def cuda_device_name() -> str:
+    """Name of the current CUDA device; "" where there is none."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+
+
+def free_cached_device_memory() -> None:
+    """Collect garbage and give the blocks that torch caches back to the CUDA device, if any."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_device_memory_bytes(device: str) -> int | None:
+    """Most bytes that torch has held on a CUDA device in this process; None for other devices.
+
+    Args:
+        device: As in `ModelOptions.device`, for example ``cuda:0``.
+    """
+    import torch
+
+    return int(torch.cuda.max_memory_allocated()) if device.startswith("cuda") else None
+
+
+def device_synchronizer(device: str) -> Callable[[], None]:
+    """A function that waits until `device` has completed its queued work; does nothing on a CPU."""
+    if not device.startswith("cuda"):
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize

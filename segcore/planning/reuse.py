@@ -1,0 +1,104 @@
+"""Which units of the previous plan a new plan keeps, and which entries need new units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.sources.base import Entries
+from segcore.sources.unit_tables import units_to_table, unpack_member_columns
+from segcore.sources.units import Member, Unit, make_objects_unit
+from segcore.storage.listing import Listing
+
+_BATCH_UNITS = 512
+
+
+@dataclass(frozen=True)
+class ReusedUnits:
+    """What a new plan takes from the previous one.
+
+    Attributes:
+        units: Table of the units that are kept as they are, and of units of the unchanged images of
+            others.
+        remaining_entries: The entries in none of these units.
+        carried: Unit of unchanged images -> the previous unit that it was part of.
+    """
+
+    units: pa.Table
+    remaining_entries: Entries
+    carried: dict[str, str] = field(default_factory=dict)
+
+
+def reuse_shards(previous_units: pa.Table, entries: pa.Table, unit_kind: str) -> ReusedUnits:
+    """Keep the units of the shards whose etag is unchanged.
+
+    Args:
+        previous_units: Units of the previous plan, cut with the same `Source.fingerprint`.
+        entries: The shards of today: columns uri, etag.
+        unit_kind: Kind of the units that the source makes.
+    """
+    units = previous_units.combine_chunks()
+    row = pc.index_in(units["shard"], entries["uri"])
+    same_etag = pc.equal(entries["etag"].take(row).cast(units["etag"].type), units["etag"])
+    is_kept = pc.and_(pc.equal(units["kind"], unit_kind), pc.fill_null(same_etag, False))
+    kept = units.filter(is_kept)
+    is_covered = pc.is_in(entries["uri"], kept["shard"])
+    return ReusedUnits(kept, entries.filter(pc.invert(is_covered)))
+
+
+def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
+    """Keep the units whose images are all unchanged, and make units of what is unchanged in others.
+
+    Looks images up by 128-bit hashes, 20 bytes per image, instead of holding both lists of names.
+    """
+    entry_index = HashIndex(_entry_digests(entries), entries.num_rows)
+    # The last element stands for the row -1 of images that no longer exist.
+    is_covered = np.zeros(entries.num_rows + 1, bool)
+    is_kept = np.zeros(previous_units.num_rows, bool)
+    carried: dict[str, str] = {}
+
+    def reduced_units() -> Iterator[Unit]:
+        for position, packed_unit in enumerate(_packed_objects_units(previous_units)):
+            if packed_unit is None:
+                continue
+            previous_id, packed_members = packed_unit
+            _, uris, etags, sizes = unpack_member_columns(packed_members)
+            rows = entry_index.find(object_digests(uris, sizes, etags))
+            is_unchanged = (rows >= 0) & ~is_covered[rows]
+            is_covered[rows[is_unchanged]] = True
+            if is_unchanged.all():
+                is_kept[position] = True
+            elif is_unchanged.any():
+                unit = make_objects_unit(
+                    [
+                        Member(uris[i], uris[i], etags[i], sizes[i])
+                        for i in np.flatnonzero(is_unchanged)
+                    ]
+                )
+                carried[unit.unit] = previous_id
+                yield unit
+
+    reduced = units_to_table(reduced_units())  # fills is_kept and carried, too
+    return ReusedUnits(
+        pa.concat_tables([previous_units.filter(pa.array(is_kept)), reduced]),
+        entries.take_where(~is_covered[:-1]),
+        carried,
+    )
+
+
+def _packed_objects_units(table: pa.Table) -> Iterator[tuple[str, bytes] | None]:
+    """(id, packed members) of each unit; None for a unit of a shard."""
+    for batch in table.select(["unit", "kind", "members"]).to_batches(_BATCH_UNITS):
+        for unit, kind, packed in zip(*(column.to_pylist() for column in batch), strict=True):
+            yield (unit, packed) if kind == "objects" else None
+
+
+def _entry_digests(entries: Listing) -> Iterator[bytes]:
+    for batch in entries.to_batches():
+        uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
+        yield object_digests(uris, sizes, etags)

@@ -1,0 +1,97 @@
+"""One image from bytes to what the model takes: decoding, then the model's own preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segcore.errors import ErrorCode, ImageError, UsageError, describe_error
+from segcore.images import DecodedImage, DecodeOptions, decode_image, decode_image_reduced
+from segcore.models.base import ReducedPreprocess
+from segcore.sources import Sample
+from segcore.worker.memory import is_out_of_memory
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample after decoding and preprocessing: either `value` or `error` is set.
+
+    Attributes:
+        value: What the model's `preprocess` returned.
+        width, height: Pixels of the image at full size, after EXIF orientation; None when it was
+            not decoded.
+    """
+
+    sample: Sample
+    value: Any = None
+    width: int | None = None
+    height: int | None = None
+    error: ImageError | None = None
+
+
+class Preprocessor:
+    """What happens to the bytes of an image before the model, in two steps.
+
+    Args:
+        preprocess: The model's.
+        options: With the scale ``reduced``, images are decoded at no more than what the model sees.
+
+    Raises:
+        UsageError: The model cannot take reduced images.
+    """
+
+    def __init__(self, preprocess: Callable[[np.ndarray], Any], options: DecodeOptions) -> None:
+        self._preprocess = preprocess
+        self._options = options
+        if options.scale == "reduced" and not isinstance(preprocess, ReducedPreprocess):
+            raise UsageError(
+                "decode.scale is `reduced`, but this model takes images at full size only.",
+                hint="Leave decode.scale out. YOLO11-seg takes reduced images, and a model of your "
+                "own can, too (docs/models.md).",
+            )
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """Bytes -> pixels.
+
+        Raises:
+            ImageError: See `segcore.images.decode_image`; or the model's `content_size` failed.
+        """
+        if self._options.scale == "full":
+            pixels = decode_image(data, self._options)
+            return DecodedImage(pixels, *pixels.shape[:2])
+        return decode_image_reduced(data, self._content_size, self._options)
+
+    def preprocess(self, image: DecodedImage) -> Any:
+        """Pixels -> what the model takes.
+
+        Raises:
+            ImageError: The model's `preprocess` failed.
+        """
+        if self._options.scale == "full":
+            return _call_model(self._preprocess, image.pixels)
+        return _call_model(self._preprocess, image.pixels, size=(image.height, image.width))
+
+    def _content_size(self, height: int, width: int) -> tuple[int, int]:
+        assert isinstance(self._preprocess, ReducedPreprocess)
+        size: tuple[int, int] = _call_model(self._preprocess.content_size, height, width)
+        return size
+
+
+def _call_model(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call code of the model; what it raises becomes an error of the image it was called for.
+
+    Raises:
+        MemoryError: Memory ran out, whatever the model's exception was.
+        ImageError: Any other failure.
+    """
+    try:
+        return function(*args, **kwargs)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        raise ImageError(ErrorCode.MODEL_ERROR, describe_error(error)) from error

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+
+from segcore.config import RayOptions
+from segcore.distributed.cluster import NodeResources
+from segcore.distributed.pool import size_pool
+from segcore.errors import ClusterError, UsageError
+
+LAPTOP = [NodeResources(cpus=2, gpus=0)]
+SERVER = [NodeResources(cpus=16, gpus=4)]
+
+
+def _pool(nodes, n_units=100, device="auto", **options):
+    return size_pool(RayOptions(**options), device, n_units, nodes)
+
+
+def test_one_actor_per_core():
+    pool = _pool(LAPTOP)
+    assert (pool.min_actors, pool.max_actors, pool.cpus, pool.gpus) == (2, 2, 1, 0)
+    assert pool.device == "cpu"
+    assert pool.threads == 1
+    assert pool.summary() == "2 actors with 1 CPU each (cpu)"
+
+
+def test_with_few_units_few_actors_share_the_cores():
+    pool = _pool([NodeResources(8, 0)], n_units=2)
+    assert (pool.max_actors, pool.cpus, pool.threads) == (2, 4, 4)
+
+
+def test_more_actors_than_cores_get_a_fraction_each():
+    pool = _pool(LAPTOP, min_actors=8, max_actors=8)
+    assert pool.max_actors == 8
+    assert pool.cpus == 0.25
+    assert pool.threads == 1
+
+
+def test_no_actor_spans_two_nodes():
+    pool = _pool([NodeResources(3, 0), NodeResources(3, 0)], n_units=4)
+    assert pool.max_actors == 4
+    assert pool.cpus == 1  # 6 / 4, and two of them on each node
+
+
+def test_auto_takes_gpus_and_shares_the_cpus():
+    pool = _pool(SERVER)
+    assert (pool.max_actors, pool.gpus, pool.cpus, pool.device) == (4, 1, 4, "cuda")
+
+
+def test_fractions_of_a_gpu():
+    pool = _pool(SERVER, gpus_per_actor=0.5)
+    assert (pool.max_actors, pool.gpus, pool.cpus) == (8, 0.5, 2)
+
+
+def test_cpu_on_a_gpu_cluster_leaves_the_gpus():
+    pool = _pool(SERVER, device="cpu")
+    assert (pool.max_actors, pool.gpus, pool.device) == (16, 0, "cpu")
+
+
+@pytest.mark.parametrize("request_", [{"device": "cuda"}, {"gpus_per_actor": 1}])
+def test_gpu_request_without_gpus_is_refused(request_):
+    with pytest.raises(ClusterError, match=r"needs 1 actor with 1 GPU, .* has 0 GPUs") as caught:
+        _pool(LAPTOP, **request_)
+    assert "--device cpu" in caught.value.hint
+
+
+def test_more_gpu_actors_than_gpus_are_refused():
+    with pytest.raises(ClusterError, match=r"8 actors with 1 GPU each, .* has 4 GPUs"):
+        _pool(SERVER, min_actors=8, max_actors=8)
+
+
+def test_autoscaling_skips_the_comparison():
+    pool = _pool(LAPTOP, gpus_per_actor=1, autoscaling=True, max_actors=32)
+    assert (pool.min_actors, pool.max_actors, pool.gpus) == (1, 32, 1)
+
+
+def test_cpus_that_no_node_has_are_refused():
+    message = r"needs 1 actor with 4 CPUs, .* \(2 CPUs, 0 GPUs, 1 node\) has room for 0\."
+    with pytest.raises(ClusterError, match=message):
+        _pool(LAPTOP, cpus_per_actor=4)
+
+
+def test_explicit_cpus_bound_the_number_of_actors():
+    assert _pool([NodeResources(8, 0)], cpus_per_actor=4).max_actors == 2
+
+
+def test_a_range_of_actors():
+    pool = _pool([NodeResources(8, 0)], min_actors=2)
+    assert (pool.min_actors, pool.max_actors, pool.cpus) == (2, 8, 1)
+    assert pool.summary() == "2 to 8 actors with 1 CPU each (cpu)"
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 1.0), ("mps", 0.5), ("cuda", 0.0)])
+def test_contradictions_are_usage_errors(device, gpus):
+    with pytest.raises(UsageError):
+        _pool(SERVER, device=device, gpus_per_actor=gpus)
+
+
+def test_split_leaves_the_cpus_beside_the_gpus_to_readers():
+    pool = _pool(SERVER, layout="split")
+    assert (pool.max_actors, pool.cpus, pool.gpus) == (4, 1, 1)
+    assert (pool.readers, pool.cpus_per_reader, pool.decode_threads) == (3, 4, 4)
+    assert pool.summary() == (
+        "4 actors with 1 CPU and 1 GPU each (cuda) and 3 readers with 4 CPUs each"
+    )
+
+
+def test_split_without_gpus_has_one_reader():
+    pool = _pool(LAPTOP, layout="split")
+    assert (pool.max_actors, pool.cpus, pool.readers, pool.cpus_per_reader) == (1, 1, 1, 1)
+
+
+def test_readers_that_do_not_fit_are_an_error_at_once():
+    message = r"needs 3 readers with 1 CPU each besides 1 actor with 1 CPU, .* has 2 CPUs"
+    with pytest.raises(ClusterError, match=message):
+        _pool(LAPTOP, layout="split", readers=3)
+
+
+def test_an_actor_has_two_units_in_flight_on_a_gpu_only():
+    assert _pool(LAPTOP).units_in_flight == 1
+    assert _pool(SERVER).units_in_flight == 2
+    assert _pool(LAPTOP, units_in_flight=3).units_in_flight == 3

@@ -1,0 +1,56 @@
+"""`segcore train` leaves a checkpoint that loads, with its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from segcore.cli import train
+from segcore.cli.console import new_app
+from segcore.models.base import ModelOptions
+from segcore.models.registry import load_model, read_checkpoint
+from segcore.training.config import TrainConfig
+
+
+def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config_file = tmp_path / "train.yaml"
+    document = tiny_config.model_dump(mode="json")
+    document["validation"]["imgsz"] = 96
+    config_file.write_text(yaml.safe_dump(document))
+    arguments = [str(config_file), "--json", "--set", "epochs=2"]
+    app = new_app()
+    app.command()(train.command)
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert report["scores"]["n_images"] == 6
+    card = Path(report["card"]).read_text()
+    assert "CC0-1.0" in card
+    assert f"| {tiny_config.seed} |" in card
+    assert hashlib.sha256(Path(report["checkpoint"]).read_bytes()).hexdigest() in card
+
+    model = load_model(report["checkpoint"], ModelOptions(device="cpu"))
+    assert [(c.id, c.name) for c in model.info.categories] == [(7, "disc")]
+    assert model.info.parameters["imgsz"] == 96
+
+    def weights(result: Result) -> dict[str, torch.Tensor]:
+        return read_checkpoint(json.loads(result.stdout)["checkpoint"]).state_dict
+
+    initial = weights(first)
+    # Fine-tuning takes over all of its tensors, and --restart really begins anew.
+    copy = shutil.copy(report["checkpoint"], tmp_path / "copy.safetensors")
+    fine_tuning = [*arguments, "--restart", "--set", f"init={copy}", "--set", "optimizer.lr=1e-9"]
+    second = CliRunner().invoke(app, [*fine_tuning, "--set", "epochs=1"])
+    assert second.exit_code == 0, second.output
+    log = (tiny_config.output / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1]
+    for name, tensor in initial.items():
+        if tensor.ndim > 1:
+            torch.testing.assert_close(weights(second)[name], tensor, rtol=2e-3, atol=1e-4)

@@ -1,0 +1,99 @@
+"""Images read and prepared ahead of the model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from segcore.errors import ErrorCode, ImageError
+from segcore.images import DecodeOptions
+from segcore.sources import Sample
+from segcore.worker.prefetch import ByteBudget, Prefetcher
+from tests.support.bright_images import bright_png
+
+
+def _stream(prefetcher: Prefetcher, samples, preprocess=lambda image: image.shape):
+    return prefetcher.stream(samples, preprocess, DecodeOptions())
+
+
+def test_reading_stays_within_the_window():
+    n_read = 0
+    lock = threading.Lock()
+
+    def samples():
+        nonlocal n_read
+        for i in range(50):
+            with lock:
+                n_read += 1
+            yield Sample(str(i), "", "", bright_png(8, 8))
+
+    stream = _stream(Prefetcher(threads=2, window=5, max_decoded_bytes=1 << 20), samples())
+    for n, image in enumerate(stream):
+        assert image.sample.image_id == str(n)
+        assert image.sample.data is None  # encoded bytes are let go
+        with lock:
+            assert n_read <= n + 1 + 5 + 1
+    assert n_read == 50
+
+
+def test_leaving_early_stops_the_reader():
+    threads_before = threading.active_count()
+    endless = (Sample(str(i), "", "", bright_png(8, 8)) for i in iter(int, 1))
+    stream = _stream(Prefetcher(threads=2, window=3, max_decoded_bytes=1 << 20), endless)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == threads_before
+
+
+def test_an_image_larger_than_the_budget_still_passes_alone():
+    prefetcher = Prefetcher(threads=3, window=6, max_decoded_bytes=100)
+    samples = [Sample(str(i), "", "", bright_png(30, 30)) for i in range(5)]
+    images = list(_stream(prefetcher, samples))
+    assert [image.value for image in images] == [(30, 30, 3)] * 5
+
+
+def test_the_budget_bounds_what_is_held_at_once():
+    budget, held, max_held = ByteBudget(100), 0, 0
+    lock = threading.Lock()
+
+    def hold_and_release() -> None:
+        nonlocal held, max_held
+        for _ in range(50):
+            with budget.hold(40):
+                with lock:
+                    held += 40
+                    max_held = max(max_held, held)
+                with lock:
+                    held -= 40
+
+    threads = [threading.Thread(target=hold_and_release) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held == 0
+    assert 40 <= max_held <= 80
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("no"), ErrorCode.MODEL_ERROR), (MemoryError(), ErrorCode.OUT_OF_MEMORY)],
+)
+def test_a_preprocess_that_raises_fails_its_image_only(error, code):
+    def preprocess(image):
+        if image.shape[0] == 9:
+            raise error
+        return image.shape
+
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    samples = [Sample(str(height), "", "", bright_png(height, 8)) for height in (8, 9, 10)]
+    images = list(_stream(prefetcher, samples, preprocess))
+    assert [image.error and image.error.code for image in images] == [None, code, None]
+
+
+def test_an_error_of_the_source_is_passed_on():
+    error = ImageError(ErrorCode.NOT_FOUND, "no such object")
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    (image,) = _stream(prefetcher, [Sample("a", "a", "", None, error)])
+    assert image.error is error
