@@ -1,12 +1,11 @@
-"""`segcore verify` and `segcore status` on real outputs that are damaged in every way."""
+"""`segcore verify` on real outputs that are damaged in every way."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,62 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.inspection.problems import KINDS, Verification
-from segcore.inspection.status import read_status
+from segcore.inspection.problems import KINDS
 from segcore.inspection.verify import verify_output
-from segcore.lease.hold import hold_lease
-from segcore.output.layout import EditionLayout, Table
-from segcore.output.report import RUNNING, RunReport
-from segcore.output.tables import encode_part
 from segcore.storage import Storage
-from tests.support import serial_run
-from tests.support.bright_runs import BRIGHT_AREA, bright_config, bright_png
+from tests.support.bright_runs import BRIGHT_AREA
+from tests.support.finished_output import FinishedOutput, finish_run
 
 storage = Storage()
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished run in a folder."""
-
-    report: RunReport
-    output: str
-
-    @property
-    def layout(self) -> EditionLayout:
-        return EditionLayout(self.report.prefix)
-
-    def part(self, table: Table, number: int = 0) -> str:
-        """A part by its place in the order of names."""
-        infos = storage.list(self.layout.parts_folder(table))
-        return sorted(info.uri for info in infos if info.uri.endswith(".parquet"))[number]
-
-    def edit(self, uri: str, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Rewrite a part as segcore would, with other rows."""
-        table = pq.read_table(pa.BufferReader(storage.read(uri)))
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        storage.write(uri, encode_part(change(table), metadata))
-
-    def kinds(self) -> dict[str, int]:
-        """Kinds of the problems that are found, and how many of each."""
-        return dict(self.verify().counts)
-
-    def verify(self) -> Verification:
-        return verify_output(storage, self.output, threads=2)
-
-
-def _run(folder: str, n_images: int = 10) -> Output:
-    """A run of this many good images and a bad one, in units of 4."""
-    for i in range(n_images):
-        storage.write(f"{folder}/in/image{i:02d}.png", bright_png(i))
-    storage.write(f"{folder}/in/words.png", b"no image at all")
-    config = bright_config(f"{folder}/in", f"{folder}/out", "plan.images=4")
-    return Output(serial_run.segment(config), f"{folder}/out")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Output:
-    return _run(str(tmp_path))
 
 
 def _with_values(table: pa.Table, name: str, values: list, row: int = 0) -> pa.Table:
@@ -85,7 +35,7 @@ def _with_values(table: pa.Table, name: str, values: list, row: int = 0) -> pa.T
 
 
 def test_a_good_output_is_fine(folder: str) -> None:
-    result = _run(folder).verify()
+    result = finish_run(folder).verify()
     assert (result.exit_code, dict(result.counts), result.problems) == (0, {}, [])
     assert (result.units, result.images, result.ok, result.failed) == (3, 11, 10, 1)
     assert result.instances == 10
@@ -93,7 +43,7 @@ def test_a_good_output_is_fine(folder: str) -> None:
     assert "fine" in result.summary()
 
 
-def test_an_edition_may_be_given_by_its_prefix_or_name(out: Output) -> None:
+def test_an_edition_may_be_given_by_its_prefix_or_name(out: FinishedOutput) -> None:
     assert verify_output(storage, out.report.prefix).exit_code == 0
     assert verify_output(storage, out.output, out.report.edition).exit_code == 0
 
@@ -101,7 +51,7 @@ def test_an_edition_may_be_given_by_its_prefix_or_name(out: Output) -> None:
 # --- damaged files
 
 
-def test_every_flipped_byte_is_found(out: Output) -> None:
+def test_every_flipped_byte_is_found(out: FinishedOutput) -> None:
     rng = np.random.default_rng(7)
     for table in ("images", "instances"):
         uri = out.part(table)
@@ -122,7 +72,7 @@ def test_every_flipped_byte_is_found(out: Output) -> None:
 
 @pytest.mark.parametrize("table", ["images", "instances"])
 @pytest.mark.parametrize("length", [0, 3, 500, -1])
-def test_a_truncated_part_is_unreadable(out: Output, table: str, length: int) -> None:
+def test_a_truncated_part_is_unreadable(out: FinishedOutput, table: str, length: int) -> None:
     uri = out.part(table)
     storage.write(uri, storage.read(uri)[:length])
     result = out.verify()
@@ -130,7 +80,7 @@ def test_a_truncated_part_is_unreadable(out: Output, table: str, length: int) ->
     assert [p.uri for p in result.problems if p.kind == "unreadable_part"] == [uri]
 
 
-def test_missing_parts_are_named(out: Output) -> None:
+def test_missing_parts_are_named(out: FinishedOutput) -> None:
     images, instances = out.part("images", 0), out.part("instances", 1)
     storage.delete(images)
     storage.delete(instances)
@@ -144,7 +94,7 @@ def test_missing_parts_are_named(out: Output) -> None:
     assert result.counts["report_differs"] >= 1
 
 
-def test_alien_files_are_named(out: Output) -> None:
+def test_alien_files_are_named(out: FinishedOutput) -> None:
     prefix = out.report.prefix
     aliens = [f"{prefix}/images/part-0.parquet", f"{prefix}/instances/notes.txt",
               f"{prefix}/images/old/{Path(out.part('images')).name}"]  # fmt: skip
@@ -155,7 +105,7 @@ def test_alien_files_are_named(out: Output) -> None:
     assert sorted(problem.uri for problem in result.problems) == sorted(aliens)
 
 
-def test_a_part_outside_the_plan_and_its_duplicate_images_are_named(out: Output) -> None:
+def test_a_part_outside_the_plan_and_its_duplicate_images_are_named(out: FinishedOutput) -> None:
     for table in ("images", "instances"):
         uri = out.part(table)
         storage.write(uri.replace(Path(uri).stem, "ab" * 10), storage.read(uri))
@@ -168,7 +118,7 @@ def test_a_part_outside_the_plan_and_its_duplicate_images_are_named(out: Output)
     assert duplicates == set(ids)
 
 
-def test_a_foreign_schema_is_named(out: Output) -> None:
+def test_a_foreign_schema_is_named(out: FinishedOutput) -> None:
     out.edit(out.part("images", 0), lambda t: t.drop_columns(["etag"]))
     wider = pa.field("area", pa.float64(), nullable=False)
     out.edit(
@@ -182,7 +132,7 @@ def test_a_foreign_schema_is_named(out: Output) -> None:
     assert "area is" in messages
 
 
-def test_a_part_written_by_another_tool_is_named(out: Output) -> None:
+def test_a_part_written_by_another_tool_is_named(out: FinishedOutput) -> None:
     uri = out.part("instances")
     pq.write_table(pq.read_table(uri), uri, compression="snappy")
     assert out.kinds() == {"altered_part": 1}
@@ -211,7 +161,9 @@ def test_a_part_written_by_another_tool_is_named(out: Output) -> None:
         ("orphan_instance", "image_id", "elsewhere.png"),
     ],
 )
-def test_an_edited_instance_is_named(out: Output, kind: str, column: str, value: object) -> None:
+def test_an_edited_instance_is_named(
+    out: FinishedOutput, kind: str, column: str, value: object
+) -> None:
     uri = out.part("instances")
     image_id = pq.read_table(uri)["image_id"][1].as_py()
     out.edit(uri, lambda table: _with_values(table, column, [value], row=1))
@@ -238,7 +190,9 @@ def test_an_edited_instance_is_named(out: Output, kind: str, column: str, value:
         ("image_not_planned", "image_id", "elsewhere.png"),
     ],
 )
-def test_an_edited_image_row_is_named(out: Output, kind: str, column: str, value: object) -> None:
+def test_an_edited_image_row_is_named(
+    out: FinishedOutput, kind: str, column: str, value: object
+) -> None:
     uri = out.part("images")
     out.edit(uri, lambda table: _with_values(table, column, [value]))
     result = out.verify()
@@ -247,7 +201,7 @@ def test_an_edited_image_row_is_named(out: Output, kind: str, column: str, value
     assert Path(uri).stem in " ".join(p.uri for p in result.problems if p.kind == kind)
 
 
-def test_an_unknown_reason_is_named(out: Output) -> None:
+def test_an_unknown_reason_is_named(out: FinishedOutput) -> None:
     uris = [out.part("images", n) for n in range(3)]
     uri = next(u for u in uris if "failed" in pq.read_table(u)["status"].to_pylist())
     row = pq.read_table(uri)["status"].to_pylist().index("failed")
@@ -255,7 +209,7 @@ def test_an_unknown_reason_is_named(out: Output) -> None:
     assert out.kinds() == {"wrong_image_row": 1, "wrong_metadata": 2}
 
 
-def test_a_deleted_row_is_named(out: Output) -> None:
+def test_a_deleted_row_is_named(out: FinishedOutput) -> None:
     uri = out.part("images")
     deleted = pq.read_table(uri)["image_id"][0].as_py()
     out.edit(uri, lambda table: table.slice(1))
@@ -265,7 +219,7 @@ def test_a_deleted_row_is_named(out: Output) -> None:
     assert {"unbalanced", "wrong_metadata", "report_differs"} <= set(result.counts)
 
 
-def test_a_duplicate_row_is_named_in_one_part_and_across_parts(out: Output) -> None:
+def test_a_duplicate_row_is_named_in_one_part_and_across_parts(out: FinishedOutput) -> None:
     first, second = out.part("images", 0), out.part("images", 1)
     row = pq.read_table(first).slice(0, 1)
     out.edit(second, lambda table: pa.concat_tables([table, row]))
@@ -278,7 +232,7 @@ def test_a_duplicate_row_is_named_in_one_part_and_across_parts(out: Output) -> N
 
 
 def test_equal_hashes_of_different_images_are_not_duplicates(
-    out: Output, monkeypatch: pytest.MonkeyPatch
+    out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "segcore.inspection.verify._hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
@@ -290,7 +244,7 @@ def test_equal_hashes_of_different_images_are_not_duplicates(
     assert out.kinds()["duplicate_image"] == 1
 
 
-def test_a_swapped_instances_part_is_found(out: Output) -> None:
+def test_a_swapped_instances_part_is_found(out: FinishedOutput) -> None:
     one, two = out.part("instances", 0), out.part("instances", 1)
     first, second = storage.read(one), storage.read(two)
     storage.write(one, second)
@@ -302,7 +256,7 @@ def test_a_swapped_instances_part_is_found(out: Output) -> None:
 # --- what lies beside the parts
 
 
-def test_damaged_documents_are_named(out: Output) -> None:
+def test_damaged_documents_are_named(out: FinishedOutput) -> None:
     edition = out.layout.edition_json
     edition_bytes = storage.read(edition)
     document = json.loads(edition_bytes)
@@ -338,7 +292,7 @@ def test_damaged_documents_are_named(out: Output) -> None:
 
 
 def test_many_problems_are_counted_but_not_all_listed(
-    out: Output, monkeypatch: pytest.MonkeyPatch
+    out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segcore.inspection.problems.MAX_LISTED", 3)
     for n in range(3):
@@ -349,7 +303,7 @@ def test_many_problems_are_counted_but_not_all_listed(
     assert "7 more" in result.summary()
 
 
-def test_the_exit_code_of_the_command_tells_the_result(out: Output) -> None:
+def test_the_exit_code_of_the_command_tells_the_result(out: FinishedOutput) -> None:
     def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
         command_line = [sys.executable, "-m", "segcore", *arguments]
         return subprocess.run(command_line, capture_output=True, text=True, check=False)
@@ -368,74 +322,7 @@ def test_the_exit_code_of_the_command_tells_the_result(out: Output) -> None:
     assert (status.returncode, json.loads(status.stdout)["units_left"]) == (0, 1)
 
 
-# --- status
-
-
-def test_status_of_a_finished_run(folder: str) -> None:
-    out = _run(folder)
-    status = read_status(storage, out.output)
-    assert status.state == "success"
-    assert (status.units, status.units_done, status.units_left) == (3, 3, 0)
-    assert (status.images, status.images_done, status.images_left) == (11, 11, 0)
-    assert (status.ok, status.failed, status.failures) == (10, 1, {"not_an_image": 1})
-    assert status.instances == 10
-    assert status.pace is None
-    assert json.loads(json.dumps(status.to_dict()))["units_left"] == 0
-
-
-def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
-    out = _run(folder)
-    with hold_lease(storage, out.layout.lease_folder, 60):
-        _watch_a_run(out)
-
-
-def _watch_a_run(out: Output) -> None:
-    record = out.layout.run_record(out.report.run)
-    storage.delete(out.layout.output.latest_json)  # not published yet
-    parts = {uri: storage.read(uri) for uri in (out.part("images", n) for n in range(3))}
-    for uri in parts:
-        storage.delete(uri)
-    started = replace(out.report, status=RUNNING, started="2026-01-01T00:00:00+00:00")
-    storage.write(record, started.to_json())
-
-    before = read_status(storage, out.output)
-    assert (before.state, before.units_done, before.images_done) == ("running", 0, 0)
-    assert (before.images, before.images_left) == (11, 11)
-    assert before.pace is not None
-    assert before.pace.eta_s is None
-    assert "no part committed yet" in before.summary()
-
-    for uri, data in list(parts.items())[:2]:
-        storage.write(uri, data)
-    during = read_status(storage, out.output)
-    assert (during.units_done, during.units_left) == (2, 1)
-    assert during.images_done + during.images_left == 11
-    assert during.pace is not None
-    assert during.pace.images_per_second > 0
-    assert during.pace.eta_s is not None
-    assert during.pace.last_commit_s is not None
-    assert "ETA" in during.summary()
-
-
-def test_status_names_foreign_and_unreadable_parts(out: Output) -> None:
-    uri = out.part("images")
-    storage.write(out.layout.part("images", "ab" * 10), storage.read(uri))
-    storage.write(uri, b"PAR1 no")
-    status = read_status(storage, out.output)
-    assert status.units_foreign == 1
-    assert status.unreadable == (uri,)
-    assert status.images_done < 11
-    assert status.images is None  # what the unreadable part held is not known
-
-
-def test_status_of_a_large_footer_is_read_whole(
-    out: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("segcore.inspection.status._FOOTER_BYTES", 64)
-    assert read_status(storage, out.output).images_done == 11
-
-
-def test_hashes_do_not_depend_on_chunks(out: Output) -> None:
+def test_hashes_do_not_depend_on_chunks(out: FinishedOutput) -> None:
     from segcore.inspection.verify import _hash_image_ids
 
     table = pq.read_table(out.part("images"))
