@@ -19,7 +19,7 @@ from segcore.images.jpeg_structure import (
 )
 from segcore.images.options import DecodeOptions
 from segcore.images.orientation import oriented_size, reversed_sides
-from segcore.images.pixels import StoredPixels, pillow_to_rgb
+from segcore.images.pixels import StoredPixels, bands, pillow_to_rgb
 
 ContentSize = Callable[[int, int], tuple[int, int]]
 
@@ -125,9 +125,6 @@ def _decode_pixels(
     return pixels
 
 
-_CMYK_ROWS_BYTES = 4 << 20  # of inks at a time
-
-
 def _cmyk_to_rgb(reflectance: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 reflectances 255 - ink -> RGB: each colour times black, rounded.
 
@@ -136,9 +133,8 @@ def _cmyk_to_rgb(reflectance: np.ndarray) -> np.ndarray:
     """
     height, width = reflectance.shape[:2]
     rgb = np.empty((height, width, 3), np.uint8)
-    n_rows = max(1, _CMYK_ROWS_BYTES // (4 * width))
-    for top in range(0, height, n_rows):
-        rows = reflectance[top : top + n_rows]
+    for top, bottom in bands(height, width):
+        rows = reflectance[top:bottom]
         product = rows[..., :3].astype(np.uint16) * rows[..., 3:]
-        rgb[top : top + n_rows] = (product + 127) // 255
+        rgb[top:bottom] = (product + 127) // 255
     return rgb

@@ -22,8 +22,8 @@ class Segment(NamedTuple):
     payload: bytes
 
 
-def segments_before_scan(data: bytes) -> Iterator[Segment]:
-    """The segments before the first scan.
+def header_segments(data: bytes) -> Iterator[Segment]:
+    """The segments before the coded data, the header of the first scan included.
 
     Bytes between two segments are skipped, as libjpeg does; it warns of them when it decodes.
     """
@@ -37,9 +37,11 @@ def segments_before_scan(data: bytes) -> Iterator[Segment]:
             at += 2
             continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (_START_OF_SCAN, _END_OF_IMAGE) or length < 2:
+        if marker == _END_OF_IMAGE or length < 2:
             return
         yield Segment(marker, at + 4, data[at + 4 : at + 2 + length])
+        if marker == _START_OF_SCAN:
+            return
         at += 2 + length
 
 
@@ -49,6 +51,7 @@ class JpegFrame(NamedTuple):
     Attributes:
         marker: 0xC0 to 0xCF; which process coded it.
         sampling: (horizontal, vertical) sampling factor of each component.
+        is_in_one_scan: Whether each pixel is decoded at once, in one scan.
     """
 
     marker: int
@@ -56,11 +59,7 @@ class JpegFrame(NamedTuple):
     height: int
     width: int
     sampling: tuple[tuple[int, int], ...]
-
-    @property
-    def is_progressive(self) -> bool:
-        """Whether each pixel is coded in several scans."""
-        return self.marker in (0xC2, 0xC6, 0xCA, 0xCE)
+    is_in_one_scan: bool
 
 
 def read_frame(data: bytes) -> JpegFrame:
@@ -69,25 +68,48 @@ def read_frame(data: bytes) -> JpegFrame:
     Raises:
         ImageError: truncated, or unsupported_format.
     """
-    for marker, _, payload in segments_before_scan(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if len(payload) < 6 or len(payload) < 6 + 3 * payload[5]:
+    frame = None
+    for marker, _, payload in header_segments(data):
+        if frame is None and 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            frame = _parse_frame(marker, payload)
+            if frame is None:
                 break
-            bits, height, width, n_components = struct.unpack(">BHHB", payload[:6])
-            if bits != 8:
-                raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"jpeg of {bits} bits a sample")
-            if height == 0:
-                message = "jpeg that gives its height only after its pixels"
-                raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, message)
-            factors = payload[7 : 7 + 3 * n_components : 3]
-            sampling = tuple((value >> 4, value & 15) for value in factors)
-            return JpegFrame(marker, bits, height, width, sampling)
-    raise ImageError(ErrorCode.TRUNCATED, f"jpeg of {len(data)} bytes ends inside its header")
+        elif marker == _START_OF_SCAN and frame is not None:
+            n_in_scan = payload[0] if payload else 0
+            is_in_one_scan = frame.is_in_one_scan and n_in_scan == len(frame.sampling)
+            return frame._replace(is_in_one_scan=is_in_one_scan)
+    if frame is None:
+        message = f"jpeg of {len(data)} bytes ends inside its header"
+        raise ImageError(ErrorCode.TRUNCATED, message)
+    return frame
+
+
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # tables, among the markers of frames
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+
+
+def _parse_frame(marker: int, payload: bytes) -> JpegFrame | None:
+    """The frame header; None if it is cut.
+
+    Raises:
+        ImageError: unsupported_format.
+    """
+    if len(payload) < 6 or len(payload) < 6 + 3 * payload[5]:
+        return None
+    bits, height, width, n_components = struct.unpack(">BHHB", payload[:6])
+    if bits != 8:
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"jpeg of {bits} bits a sample")
+    if height == 0:
+        message = "jpeg that gives its height only after its pixels"
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, message)
+    factors = payload[7 : 7 + 3 * n_components : 3]
+    sampling = tuple((value >> 4, value & 15) for value in factors)
+    return JpegFrame(marker, bits, height, width, sampling, marker not in _PROGRESSIVE)
 
 
 def jpeg_orientation(data: bytes) -> int:
     """EXIF orientation 1..8. Of several EXIF segments the first counts, as in Pillow and OpenCV."""
-    for marker, _, payload in segments_before_scan(data):
+    for marker, _, payload in header_segments(data):
         if marker == _APP1 and payload[:6] == b"Exif\0\0":
             return exif_orientation(payload)
     return 1
@@ -102,7 +124,7 @@ def with_known_colour_transform(data: bytes, n_components: int) -> bytes:
     known = (0, 1) if n_components == 3 else (0, 2)
     if n_components < 3:
         return data
-    for marker, start, payload in segments_before_scan(data):
+    for marker, start, payload in header_segments(data):
         is_adobe = marker == _ADOBE and len(payload) >= 12 and payload[:5] == b"Adobe"
         if is_adobe and payload[11] not in known:
             data = data[: start + 11] + bytes([known[1]]) + data[start + 12 :]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segcore.errors import ErrorCode, ImageError
 
-_BAND_PIXELS = 1 << 20
+_BAND_PIXELS = 1 << 18
 _RGB_CONVERTIBLE_MODES = (
     *("1", "L", "LA", "La", "P", "PA"),
     *("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"),
@@ -35,7 +35,7 @@ class StoredPixels(NamedTuple):
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """(first row, row after the last) of bands of about a million pixels."""
+    """(first row, row after the last) of bands of about a quarter of a million pixels."""
     n_rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, n_rows):
         yield top, min(top + n_rows, height)

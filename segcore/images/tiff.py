@@ -44,10 +44,15 @@ class TiffLayout(NamedTuple):
         return {_RGB: 3, _INKS: 4}.get(self.photometric, 1)
 
     @property
+    def is_uncompressed(self) -> bool:
+        """Whether samples lie in the file as they are."""
+        return self.compression == _UNCOMPRESSED
+
+    @property
     def is_read_by_numpy(self) -> bool:
         """Whether Pillow misreads or refuses this uncompressed layout, or cuts its samples."""
         return (
-            self.compression == _UNCOMPRESSED
+            self.is_uncompressed
             and self.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INKS)
             and 8 <= self.bits <= 16
             and self.n_samples >= self.n_colours

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from segcore.images import DECODER, DecodeOptions
@@ -14,7 +16,11 @@ from segcore.output.schema import SCHEMA_VERSION
 
 # Limits decide whether an image is tried, not what comes out of it: raising one must not throw
 # away a finished archive. They are recorded in edition.json, but are not part of the name.
-LIMITS = frozenset({"max_pixels", "max_bytes"})
+LIMITS = frozenset({"max_pixels", "max_bytes", "max_memory_bytes"})
+
+# Recorded, too, but no part of the name: their pixels are compared in the tests, and DECODER rises
+# when they change.
+DECODER_LIBRARIES = ("simplejpeg", "pillow", "opencv-python-headless", "numpy")
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,24 @@ class Edition:
     licence: str
 
     def to_json(self) -> bytes:
-        """The bytes of ``edition.json``; the same for the same edition and limits."""
+        """The bytes of ``edition.json``; the same for the same edition, limits and libraries."""
         body = {
             "edition": self.name,
             "fingerprint": self.fingerprint,
             "licence": self.licence,
             **self.document,
             "limits": self.limits,
+            "decoder_libraries": _library_versions(),
         }
         return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in DECODER_LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # OpenCV has several packages
+            versions[name] = version(name)
+    return versions
 
 
 def fingerprint_of(document: dict[str, Any]) -> str:
@@ -55,7 +70,7 @@ def fingerprint_of(document: dict[str, Any]) -> str:
 
 def document_of(edition_json: dict[str, Any]) -> dict[str, Any]:
     """The hashed part of what ``edition.json`` says: inverse of `Edition.to_json`."""
-    not_hashed = ("edition", "fingerprint", "licence", "limits")
+    not_hashed = ("edition", "fingerprint", "licence", "limits", "decoder_libraries")
     return {key: value for key, value in edition_json.items() if key not in not_hashed}
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from segcore.errors import ErrorCode, ImageError
-from segcore.images import DECODER, DecodeOptions, decode_image, probe
+from segcore.images import DecodeOptions, decode_image, probe
 from tests.support.image_files import HEIGHT, WIDTH, corpus, mutations, pixels, save, tiny_tiff
 from tests.support.paths import ROOT
 
@@ -366,8 +366,3 @@ def test_threads_give_the_same_pixels():
         assert all(
             (image == expected[name]).all() for name, image in zip(names, images, strict=True)
         )
-
-
-def test_the_decoder_names_its_libraries():
-    assert "simplejpeg" in DECODER
-    assert "pillow" in DECODER

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 
 from segcore.images import DecodeOptions
 from segcore.models.base import Category, ModelInfo
 from segcore.output import edition as edition_module
-from segcore.output.edition import make_edition
+from segcore.output.edition import document_of, fingerprint_of, make_edition
 
 INFO = ModelInfo(
     name="My model/v2",
@@ -44,16 +45,37 @@ def test_what_changes_results_changes_the_edition(change):
     assert make_edition(INFO, DecodeOptions()) == first
 
 
-def test_the_scale_of_decoding_changes_the_edition_only_where_it_is_not_the_default(monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "default", "other"),
+    [
+        ("scale", "full", "reduced"),
+        ("wide_range", "high_byte", "min_max"),
+        ("wide_range", "high_byte", [100, 400]),
+        ("strict", True, False),
+    ],
+)
+def test_an_option_of_decoding_changes_the_edition_only_where_it_is_not_the_default(
+    monkeypatch, option, default, other
+):
     monkeypatch.setattr(
         edition_module, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0"
     )
     first = make_edition(INFO, DecodeOptions())
-    assert first.name == "My-model-v2-a06281743f1f"  # as before there was a scale
-    assert make_edition(INFO, DecodeOptions(scale="full")) == first
-    reduced = make_edition(INFO, DecodeOptions(scale="reduced"))
-    assert reduced.name != first.name
-    assert json.loads(reduced.to_json())["decode"]["scale"] == "reduced"
+    assert first.name == "My-model-v2-a06281743f1f"  # as before there were options
+    assert make_edition(INFO, DecodeOptions(**{option: default})) == first
+    changed = make_edition(INFO, DecodeOptions(**{option: other}))
+    assert changed.name != first.name
+    assert json.loads(changed.to_json())["decode"][option] == other
+
+
+def test_versions_of_libraries_do_not_change_the_edition(monkeypatch):
+    first = make_edition(INFO, DecodeOptions())
+    monkeypatch.setattr(edition_module, "version", lambda name: "99.0")
+    upgraded = make_edition(INFO, DecodeOptions())
+    assert upgraded == first
+    document = json.loads(upgraded.to_json())
+    assert document["decoder_libraries"]["pillow"] == "99.0"
+    assert fingerprint_of(document_of(document)) == first.fingerprint
 
 
 def test_limits_and_licence_do_not_change_the_edition():
@@ -68,5 +90,6 @@ def test_the_document_says_what_was_used():
     assert stored["model"]["categories"] == [{"id": 1, "name": "nucleus"}]
     assert stored["licence"] == "CC0-1.0"
     assert stored["limits"]["max_pixels"] == 10
-    assert "pillow" in stored["decode"]["decoder"]
+    assert stored["decode"] == {"decoder": "segcore-images 2"}
+    assert stored["decoder_libraries"]["pillow"] == version("pillow")
     assert stored["schema_version"] == 1
