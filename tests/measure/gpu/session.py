@@ -137,7 +137,8 @@ def parity(session: Session) -> dict[str, Any]:
     out: dict[str, Any] = {"data": "given" if session.data else "synthetic", "images": len(images)}
     precisions: list[Precision] = ["float32", "bfloat16"]
     for precision in precisions + (["float16"] if session.on_gpu else []):
-        limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": 704}
+        imgsz = 512 if session.quick else 704
+        limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": imgsz}
         model = session.model(precision=precision, **limits)
         detections, ids = [], list(images)
         for start in range(0, len(ids), model.batch_size):

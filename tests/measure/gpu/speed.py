@@ -184,10 +184,10 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
 
 def graph(session: Session) -> dict[str, Any]:
     """The forward pass alone: eager, as a CUDA graph, and compiled."""
-    size, repeats = (1, 1) if session.quick else (32, 10)
+    size, repeats, imgsz = (1, 1, 64) if session.quick else (32, 10, 640)
     out: dict[str, Any] = {}
-    model = session.model(precision=session.half, imgsz=640, shape="square", batch_size=size)
-    batch = torch.zeros((size, 3, 640, 640), dtype=torch.uint8, device=session.device)
+    model = session.model(precision=session.half, imgsz=imgsz, shape="square", batch_size=size)
+    batch = torch.zeros((size, 3, imgsz, imgsz), dtype=torch.uint8, device=session.device)
     out["eager_images_s"] = size / session.seconds(lambda: model.infer(batch), repeats)
     if not session.on_gpu:
         return out | {"graph": "needs CUDA"}
