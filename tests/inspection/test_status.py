@@ -18,7 +18,8 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING, RunReport
 from segcore.storage import ObjectInfo, Storage, join
 from tests.support import serial_run
-from tests.support.bright_runs import bright_config, bright_png
+from tests.support.bright_images import bright_png
+from tests.support.jobs import job_config
 
 storage = Storage()
 
@@ -26,7 +27,7 @@ storage = Storage()
 def _run_in_progress(folder: str) -> RunReport:
     """A run whose record says that it is in progress."""
     storage.write(f"{folder}/in/a.png", bright_png(0))
-    report = serial_run.segment(bright_config(f"{folder}/in", f"{folder}/out"))
+    report = serial_run.segment(job_config(f"{folder}/in", f"{folder}/out"))
     serial_run.write_record(replace(report, status=RUNNING, started="just now"))
     return report
 
