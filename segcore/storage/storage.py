@@ -127,7 +127,7 @@ class Storage:
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
 
-    def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+    def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
         """All objects below the folder `prefix`, each with the time of its last change.
 
         Times are in seconds since 1970 by the clock of the store (local files: of the file system).

@@ -18,14 +18,14 @@ from segcore.training.validate import (
     LabelledSet,
     checkpoint_categories,
     measure_accuracy,
-    short,
+    summarize_scores,
 )
 
 _MAX_CLASS_NAMES = 5  # in the card
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """The result of a training run: the files to publish, and the scores of the checkpoint."""
 
     checkpoint: Path
@@ -40,7 +40,7 @@ def halve_kernels(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def export_checkpoint(
     config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet, config_file: str
-) -> Exported:
+) -> ExportedModel:
     """Write `<output>/<name>.safetensors` and its card.
 
     The scores are those of the weights as stored, in float16.
@@ -79,10 +79,10 @@ def export_checkpoint(
         "val_images": scores.n_images,
         "val_instances": scores.n_ground_truth,
         "config_file": config_file,
-        **short(scores),
+        **summarize_scores(scores),
     }
     write_card(card, config, facts)
-    return Exported(checkpoint, card, scores)
+    return ExportedModel(checkpoint, card, scores)
 
 
 def _count_parameters(weights: dict[str, Tensor]) -> int:

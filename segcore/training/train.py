@@ -11,7 +11,7 @@ from segcore.evaluation.average_precision import Scores
 from segcore.training.config import TrainConfig
 from segcore.training.export import export_checkpoint
 from segcore.training.loop import Progress, Trainer
-from segcore.training.validate import load_validation, measure_accuracy, short
+from segcore.training.validate import load_validation, measure_accuracy, summarize_scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def train(
     """
     labelled = load_validation(config.data)
     trainer = Trainer(
-        config, lambda weights: short(measure_accuracy(config, weights, labelled)), progress
+        config,
+        lambda weights: summarize_scores(measure_accuracy(config, weights, labelled)),
+        progress,
     )
     if restart:
         trainer.discard()

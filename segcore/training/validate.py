@@ -67,7 +67,7 @@ def measure_accuracy(
         for image_id, image in labelled.images.items():
             prepared = [model.preprocess(image)]
             (instances,) = model.postprocess(model.forward(prepared), prepared)
-            detections += as_detections(image_id, instances)
+            detections += to_coco_results(image_id, instances)
     return mask_and_box_ap(
         labelled.document, labelled.images, detections, config.validation.max_det
     )
@@ -79,7 +79,7 @@ def checkpoint_categories(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"id": int(c["id"]), "name": str(c["name"])} for c in categories]
 
 
-def as_detections(image_id: int, instances: Instances) -> list[dict[str, Any]]:
+def to_coco_results(image_id: int, instances: Instances) -> list[dict[str, Any]]:
     """Instances of one image as COCO results."""
     size = [instances.height, instances.width]
     return [
@@ -94,7 +94,7 @@ def as_detections(image_id: int, instances: Instances) -> list[dict[str, Any]]:
     ]
 
 
-def short(scores: Scores) -> dict[str, float]:
+def summarize_scores(scores: Scores) -> dict[str, float]:
     """The scores that go into the log and the card of a run."""
     return {
         f"{kind}_{name}": round(float(getattr(getattr(scores, kind), name)), 5)

@@ -73,7 +73,7 @@ class ChaosEnvironment:
     def heal(self) -> None:
         """Bring back whatever a round that broke off left dead."""
         if not self.s3.alive():
-            self.s3.revive()
+            self.s3.restart()
         while self.cluster.nodes < NODES:
             self.cluster.add_node()
 
@@ -298,7 +298,7 @@ class _Round:
         elif kill.victim == "s3":
             environment.s3.kill()
             time.sleep(kill.pause_s)
-            environment.s3.revive()
+            environment.s3.restart()
         elif kill.victim == "sigterm":
             command.process.terminate()
         else:

@@ -25,7 +25,7 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RunReport
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 from tests.support.bright_images import BRIGHT_AREA, bright_png
 from tests.support.fake_models import RAISES
 from tests.support.jobs import BRIGHT_MODEL, job_config, part_bytes
@@ -162,7 +162,7 @@ def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
     source = str(tmp_path / "in")
     for i in range(4):
         file = io.BytesIO()
-        Image.fromarray(render(3, i).pixels).save(file, "PNG")
+        Image.fromarray(render_scene(3, i).pixels).save(file, "PNG")
         Storage().write(f"{source}/{i}.png", file.getvalue())
     layouts = (
         ["ray.max_actors=1", "ray.cpus_per_actor=2", "ray.decode_threads=3"],

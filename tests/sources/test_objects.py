@@ -6,7 +6,7 @@ import pytest
 
 from segcore.distributed.pool import PoolSize
 from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
-from segcore.run.passes import source_for
+from segcore.run.passes import source_options_for_pool
 from segcore.sources import SourceOptions, objects, open_source, read_unit
 from segcore.sources.units import Member, UnitLimits, make_unit
 from segcore.storage import Storage, StorageOptions, join
@@ -169,9 +169,9 @@ def test_reading_ahead_is_bounded_in_bytes(
 
 def test_more_images_are_read_concurrently_for_a_gpu() -> None:
     cpu, gpu = PoolSize(1, 1, 1, 0, "cpu"), PoolSize(1, 1, 1, 1, "cuda")
-    assert source_for(SourceOptions(), cpu).read_threads is None
-    assert source_for(SourceOptions(), gpu).read_threads == 64
-    assert source_for(SourceOptions(read_threads=3), gpu).read_threads == 3
+    assert source_options_for_pool(SourceOptions(), cpu).read_threads is None
+    assert source_options_for_pool(SourceOptions(), gpu).read_threads == 64
+    assert source_options_for_pool(SourceOptions(read_threads=3), gpu).read_threads == 3
 
 
 @pytest.mark.s3

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 from tests.support.archives import tar_bytes
 
 WIDTH, HEIGHT = 640, 480
@@ -73,7 +73,9 @@ def _photo(rng: random.Random, photos: Sequence[Path]) -> np.ndarray:
 
 def _synthetic(seed: int, index: int) -> np.ndarray:
     """A synthetic microscopy image; grey."""
-    return cv2.resize(render(seed, index).pixels, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        render_scene(seed, index).pixels, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def make_archive(

@@ -48,7 +48,7 @@ from segcore.masks import EncodedMasks, Window
 from segcore.masks.device.encode import ImageMasks, encode_images
 from segcore.models.base import Precision
 from segcore.models.yolo.model import YoloSegModel
-from segcore.training.validate import as_detections
+from segcore.training.validate import to_coco_results
 from tests.measure.gpu.peer import encode_bitmaps, make_checkpoint, require_ultralytics
 from tests.measure.gpu.speed import Session, graph, labelled, throughput
 from tests.support.paths import ROOT
@@ -62,7 +62,7 @@ def machine(session: Session) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "masks_on_cpu": masks.implementation(),
+        "masks_on_cpu": masks.default_backend(),
         "cpus": os.cpu_count(),
         "load": os.getloadavg(),
         "device": session.device,
@@ -146,7 +146,7 @@ def parity(session: Session) -> dict[str, Any]:
             prepared = [model.preprocess(images[i]) for i in batch]
             results = model.postprocess(model.forward(prepared), prepared)
             for i, instances in zip(batch, results, strict=True):
-                detections += as_detections(i, instances)
+                detections += to_coco_results(i, instances)
         scores = mask_and_box_ap(document, ids, detections, 500)
         out[precision] = {
             "mask_ap": scores.mask.ap,

@@ -21,7 +21,7 @@ from segcore.images import DecodeOptions, decode_image
 from segcore.models.base import ModelOptions, Precision
 from segcore.models.registry import load_model
 from segcore.models.yolo.model import RawGroup, YoloSegModel
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 
 MODEL = "nuclei-yolo11n"
 
@@ -83,7 +83,7 @@ def labelled(session: Session, max_images: int) -> tuple[dict[str, Any], dict[in
         return document, images
     images, entries, annotations = {}, [], []
     for index in range(max_images):
-        scene = render(0, index)
+        scene = render_scene(0, index)
         height, width = scene.labels.shape
         images[index + 1] = np.repeat(scene.pixels[:, :, None], 3, axis=2)
         entries.append({"id": index + 1, "height": height, "width": width, "file_name": str(index)})
