@@ -26,6 +26,7 @@ from segcore.models.maskrcnn.model import MASK_RCNN
 from segcore.models.yolo.model import YOLO11_SEG
 
 FAMILIES: tuple[ModelFamily, ...] = (YOLO11_SEG, MASK_RCNN)
+MARKS = tuple(mark for family in FAMILIES for mark in family.marks)
 PUBLISHED = {model.name: model for family in FAMILIES for model in family.published}
 BUNDLED = Path(__file__).parent / "bundled"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -102,12 +103,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: The file is missing, of the wrong kind, damaged or unsafe; one sentence
             with its name.
     """
-    return _identify(read_checkpoint_file(path))
+    return _identify(read_checkpoint_file(path, MARKS))
 
 
 def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     """The checkpoint in the bytes of a file; `source` is its name. Raises as `read_checkpoint`."""
-    return _identify(parse_checkpoint_file(data, source))
+    return _identify(parse_checkpoint_file(data, source, MARKS))
 
 
 def _identify(file: CheckpointFile) -> Checkpoint:
@@ -118,7 +119,7 @@ def _identify(file: CheckpointFile) -> Checkpoint:
         if family.recognises(file.tensors):
             return file.to_checkpoint(family.describe(file))
     raise CheckpointError(
-        f"{file.source} is not a checkpoint of a supported model.",
+        f"{file.source} is not a checkpoint of a supported model: {file.summary()}.",
         f"Supported are {', '.join(_architectures())}.",
     )
 

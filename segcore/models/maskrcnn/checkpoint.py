@@ -19,6 +19,7 @@ from segcore.models.checks import check_tensors
 from segcore.models.families import PublishedModel
 from segcore.models.maskrcnn.categories import category_names
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
+from segcore.models.wrappers import Mark
 from segcore.text import plural
 
 _DOWNLOADS = "https://download.pytorch.org/models"
@@ -43,17 +44,12 @@ _OLDER_NAMES = (
         lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}",
     ),
 )
-_STEM = "backbone.body.conv1.weight"
+MARKS = (Mark("backbone.body.conv1.weight"),)  # of the detectors of torchvision, all of them
 _MASK_PREFIX = "roi_heads.mask_"
 # A tensor that only this layout has.
 _LAYOUT_MARKS = {V1: "roi_heads.box_head.fc6.weight", V2: "roi_heads.box_head.5.weight"}
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"
 _MASK_HIDDEN = "roi_heads.mask_predictor.conv5_mask.weight"
-
-
-def recognises(names: Collection[str]) -> bool:
-    """Whether tensors with these names are a detector of torchvision, with masks or without."""
-    return _STEM in names
 
 
 def describe(file: CheckpointFile) -> CheckpointMeta:

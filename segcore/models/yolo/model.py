@@ -17,7 +17,7 @@ from segcore.models.checks import check_batch
 from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
-from segcore.models.yolo.checkpoint import PUBLISHED, describe, load_network, recognises
+from segcore.models.yolo.checkpoint import MARKS, PUBLISHED, describe, load_network
 from segcore.models.yolo.fusion import fuse, fuse_for_cpu
 from segcore.models.yolo.letterbox import PADDING_VALUE, Letterbox
 from segcore.models.yolo.network import ARCHITECTURES, HeadOutputs
@@ -300,7 +300,7 @@ def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]
 
 YOLO11_SEG = ModelFamily(
     architectures=ARCHITECTURES,
-    recognises=recognises,
+    marks=MARKS,
     describe=describe,
     load=YoloSegModel,
     published=PUBLISHED,
