@@ -140,6 +140,7 @@ def convert(path: str) -> str:
     return f"{written} {checkpoint.model_info({}, 1)!r}"
 
 
+@pytest.mark.faults
 def test_two_processes_read_and_write_the_same(
     tmp_path: Path, yolo_weights: dict[str, Tensor]
 ) -> None:

@@ -18,6 +18,7 @@ from segcore.models.checkpoints import CategoryMeta, Checkpoint, CheckpointFile,
 from segcore.models.checks import check_tensors
 from segcore.models.families import PublishedModel
 from segcore.models.maskrcnn.categories import category_names
+from segcore.models.maskrcnn.layers import FixedNorm
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 from segcore.models.wrappers import Mark
 from segcore.text import plural
@@ -101,6 +102,9 @@ def load_network(checkpoint: Checkpoint) -> MaskRCNN:
             f"{shape.architecture} with {num_classes}."
         )
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    for name, module in network.named_modules():
+        if isinstance(module, FixedNorm) and not bool((module.running_var + module.eps > 0).all()):
+            raise CheckpointError(f"{source} is damaged: {name}.running_var holds 0.")
     return network.eval().requires_grad_(False)
 
 
