@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models import downloads
-from segcore.models.base import Model, ModelOptions
+from segcore.models.base import Category, Model, ModelInfo, ModelOptions
 from segcore.models.checkpoints import (
     Checkpoint,
     CheckpointFile,
@@ -186,4 +186,26 @@ def _load_user_class(name: str, options: ModelOptions) -> Model:
         required = ("info", "batch_size", "preprocess", "forward", "postprocess")
         missing = [attribute for attribute in required if not hasattr(model, attribute)]
         raise UsageError(f"{name} is not a model of segcore: it has no {', '.join(missing)}.")
+    if problem := _find_problem_of_info(model):
+        raise UsageError(f"The model {name} cannot be used: {problem}.")
     return model
+
+
+def _find_problem_of_info(model: Model) -> str:
+    """What is wrong with what a class of the user says about itself; "" if nothing is."""
+    info, batch_size = model.info, model.batch_size
+    if not isinstance(info, ModelInfo):
+        return f"its info is of type {type(info).__name__}, not ModelInfo"
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        return f"its batch_size is {batch_size!r:.50}, not a whole number from 1"
+    if not info.categories:
+        return "its info has no categories"
+    for category in info.categories:
+        if not isinstance(category, Category) or not isinstance(category.name, str):
+            return f"{category!r:.100} is not a Category with a name"
+        if not isinstance(category.id, int) or not 0 <= category.id < 1 << 31:
+            return f"the id of {category!r:.100} is not a whole number from 0 to 2,147,483,647"
+    ids = [category.id for category in info.categories]
+    if len(set(ids)) < len(ids):
+        return "two of its categories have the same id"
+    return ""
