@@ -32,6 +32,7 @@ METADATA_KEY = "segcore"
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 16 << 20  # of JSON before the tensors of a safetensors file
 _MAX_TENSORS = 100_000
+_MAX_BRACKETS = 500_000  # in that JSON; each tensor has three, each category one
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OVERRIDABLE = {"imgsz", "shape", "conf", "iou", "max_det"}  # fields of meta and of `ModelOptions`
 
@@ -226,9 +227,12 @@ def _parse_safetensors(data: bytes, source: str) -> CheckpointFile:
     (header_bytes,) = struct.unpack_from("<Q", data)
     if header_bytes > min(MAX_HEADER_BYTES, len(data) - 8):
         raise CheckpointError(f"{source} is not a safetensors file, or is truncated.")
+    text = data[8 : 8 + header_bytes]
+    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:  # each is an object in memory
+        raise CheckpointError(f"{source} is a damaged safetensors file: its header has no end.")
     try:
         header = json.loads(
-            data[8 : 8 + header_bytes],
+            text,
             object_pairs_hook=_dict_without_repeats,
             parse_constant=_refuse_constant,
         )
@@ -239,15 +243,15 @@ def _parse_safetensors(data: bytes, source: str) -> CheckpointFile:
     except Exception as error:
         reason = printable(str(error) or type(error).__name__)[:200]
         raise CheckpointError(f"{source} is a damaged safetensors file: {reason}.") from None
-    text = (header.get("__metadata__") or {}).get(METADATA_KEY)
-    if text is None:
+    document = (header.get("__metadata__") or {}).get(METADATA_KEY)
+    if document is None:
         raise CheckpointError(
             f"{source} is a safetensors file that does not say which model it is for "
             f"(no {METADATA_KEY!r} in its metadata).",
             "Write it with `segcore train` or segcore.models.checkpoints.save_safetensors.",
         )
     try:
-        meta = CheckpointMeta.model_validate_json(text)
+        meta = CheckpointMeta.model_validate_json(document)
     except ValidationError as error:
         first = error.errors()[0]
         field_name = ".".join(map(str, first["loc"])) or METADATA_KEY

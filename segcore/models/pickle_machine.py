@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import torch
 
 MAX_PICKLE_BYTES = 64 << 20  # of an object tree; official checkpoints have under 1 MB
-MAX_STEPS = 2_000_000  # for one file; the largest official checkpoint takes 130,000
+MAX_STEPS = 1_000_000  # for one file; the largest official checkpoint takes 130,000
+_STEPS_PER_PAIR = 3  # what an item of an ordered dict costs
 _MAX_DIMENSIONS = 16
 _MAX_KEY_CHARS = 4096  # longer keys of dicts are left out
 _MAX_KEY_NUMBER = 1 << 60  # larger ones would have equal hashes
@@ -268,7 +269,7 @@ class PickleMachine:
         return Stub(name)
 
     def _ordered_dict(self, pairs: Any) -> dict[Any, Any]:
-        self._budget.spend(len(pairs))
+        self._budget.spend(_STEPS_PER_PAIR * len(pairs))
         items: dict[Any, Any] = {}
         for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
             self._set_items(items, [key, value])

@@ -118,7 +118,7 @@ def _preferred(prefixes: list[str]) -> str:
     averaged = [prefix for prefix in prefixes if _is_averaged(prefix)]
     choice = averaged or prefixes
     if len(choice) > 1:
-        listed = " and ".join(f"`{prefix}`" for prefix in choice[:3])
+        listed = " and ".join(f"`{printable(prefix[:100])}`" for prefix in choice[:3])
         raise AmbiguousModel(f"it holds {len(choice)} copies of the model, under {listed}")
     return choice[0]
 

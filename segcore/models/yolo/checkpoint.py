@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -99,9 +100,7 @@ def _find_architecture(file: CheckpointFile, num_classes: int) -> str:
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     differences = {}
     for architecture in ARCHITECTURES:
-        with torch.device("meta"):
-            network = build_network(architecture, max(1, num_classes))
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        expected = _shapes(architecture, max(1, num_classes))
         if expected == shapes:
             return architecture
         names = sorted(expected.keys() | shapes.keys())
@@ -114,6 +113,14 @@ def _find_architecture(file: CheckpointFile, num_classes: int) -> str:
         f"any of {', '.join(ARCHITECTURES)}: {plural(len(names), 'difference')} to {closest}, "
         f"e.g. {example}."
     )
+
+
+@lru_cache(maxsize=32)
+def _shapes(architecture: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a network, by name."""
+    with torch.device("meta"):
+        network = build_network(architecture, num_classes)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _class_names(file: CheckpointFile) -> Any:
