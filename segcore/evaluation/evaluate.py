@@ -85,15 +85,16 @@ def evaluate(
     categories, by_id = match_categories(_model_categories(results), truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
-    undetectable = [c.name for c in truth.categories if c.id not in set(categories.values())]
-    if undetectable:
-        notes.append(
-            f"{plural(len(undetectable), 'class', 'classes')} of the ground truth that the model "
-            f"lacks: counted as undetected ({list_names(undetectable)})."
-        )
     other_classes: Counter[str] = Counter()
     detections = _detections(results, match.image_ids, categories, other_classes)
     scores = mask_and_box_ap(truth, match.image_ids.values(), detections, max_dets)
+    known = set(categories.values())
+    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
+    if lacking:
+        notes.append(
+            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
+            f"counted as undetected ({list_names(lacking)})."
+        )
     if other_classes:
         names = list_names([name for name, _ in other_classes.most_common()])
         notes.append(

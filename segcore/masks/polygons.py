@@ -55,14 +55,17 @@ def check_polygon(polygon: Sequence[float], height: int, width: int) -> list[flo
         raise ValueError("a polygon is a flat list of numbers") from None
     if points.ndim != 1 or points.size < 6 or points.size % 2:
         raise ValueError(f"a polygon is 3 or more x, y pairs, got {points.size} numbers")
-    x, y = points[::2], points[1::2]
+    pairs = points.reshape(-1, 2)
+    low, high = pairs.min(axis=0), pairs.max(axis=0)
+    size = np.array([width, height], np.float64)
     far = _MAX_CANVASES_BEYOND
-    inside = (x >= -far * width) & (x <= (far + 1) * width)
-    inside &= (y >= -far * height) & (y <= (far + 1) * height)
-    if not inside.all():  # NaN too
+    if not ((low >= -far * size) & (high <= (far + 1) * size)).all():  # NaN too
         raise ValueError(f"a polygon has points far outside the canvas {height}x{width}")
-    steps = np.maximum(np.abs(x - np.roll(x, 1)), np.abs(y - np.roll(y, 1)))
-    if steps.sum() > _MAX_OUTLINE or max(height, width) > _MAX_SIDE:
+    length = float((high - low).max()) * len(pairs)  # at most
+    if length > _MAX_OUTLINE:
+        steps = np.abs(np.diff(pairs, axis=0, append=pairs[:1]))
+        length = float(steps.max(axis=1).sum())
+    if length > _MAX_OUTLINE or max(height, width) > _MAX_SIDE:
         raise ValueError(f"the outline of a polygon is longer than {_MAX_OUTLINE:,} pixels")
     return points.tolist()
 

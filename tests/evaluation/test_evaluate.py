@@ -233,7 +233,9 @@ def test_classes_are_matched_by_name_or_else_by_id(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"debris.*Nucleus, cell"):
         match_categories({1: "debris"}, categories)
     twice = [*categories, TruthCategory("n", "nucleus "), TruthCategory(9, "Nucleus")]
-    with pytest.raises(UsageError, match=r"nucleus of the model could be 3 classes .*id 7.*id n.*id 9"):
+    with pytest.raises(
+        UsageError, match=r"nucleus of the model could be 3 classes .*id 7.*id n.*id 9"
+    ):
         match_categories({1: "nucleus"}, twice)
     assert match_categories({9: "nucleus", 7: "Nucleus"}, twice) == ({9: 9, 7: 7}, False)
     _write_output(tmp_path / "out", _perfect_units())
