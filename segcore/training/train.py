@@ -67,15 +67,17 @@ def train(
     Raises:
         SegcoreError: The configuration, the labels or the images cannot be used.
     """
-    labelled = load_validation(config.data)
     trainer = Trainer(
         config,
         lambda weights: summarize_scores(measure_accuracy(config, weights, labelled)),
         progress,
     )
+    labelled = load_validation(config.data, trainer.labelled.truth)
+    for note in dict.fromkeys((*trainer.notes, *labelled.notes)):
+        notify(note)
     if restart:
         trainer.discard()
     elif trainer.resume():
         notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
-    exported = export_checkpoint(config, trainer.run(), labelled, config_file)
+    exported = export_checkpoint(config, trainer.run(), labelled, config_file, trainer.counts)
     return TrainReport(exported.checkpoint, exported.card, exported.scores)
