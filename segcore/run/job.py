@@ -18,6 +18,7 @@ from segcore.output.run_records import read_plan, read_run_records
 from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.storage import Storage, is_remote, join, normalize
+from segcore.storage.uris import normalize_input
 from segcore.worker.preprocessing import Preprocessor
 
 MAX_JSON_BYTES = 16 << 20
@@ -102,7 +103,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
             hint="segcore segment INPUT OUTPUT, or `input:` and `output:` in the --config file.",
         )
     storage = Storage(config.storage)
-    source_uri, output = normalize(config.input), normalize(config.output)
+    source_uri, output = normalize_input(config.input), normalize(config.output)
     if output == source_uri or output.startswith(source_uri + "/"):
         raise UsageError(
             f"The output {output} lies inside the input: the next run would read its own tables.",
@@ -122,7 +123,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
             f"{prefix} holds the results of another input, {last['input']}.",
             hint="Choose another output, or --overwrite to delete those results first.",
         )
-    source = open_source(source_uri, config.source, storage)
+    source = open_source(config.input, config.source, storage)  # a slash at its end matters
     plan = make_plan(source, config.plan, None if overwrite else _plan_of(storage, prefix, last))
     parts = Parts(
         storage=storage,
