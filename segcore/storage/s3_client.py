@@ -77,8 +77,17 @@ def connect(uri: str, options: Any) -> S3Client:
         client = session.session.create_client("s3", endpoint_url=session.endpoint, config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise StorageError(f"Cannot open s3://{bucket}: {error}") from error
+    client.meta.events.register_first("needs-retry.s3", _raise_error_response)
     payer = {"RequestPayer": "requester"} if options.requester_pays else {}
     return S3Client(client, options.retries, payer)
+
+
+def _raise_error_response(response: Any, operation: Any, **_: Any) -> None:
+    """Keep botocore from following a bucket to another region, which obstore would not do."""
+    import botocore.exceptions
+
+    if response is not None and "Error" in response[1]:
+        raise botocore.exceptions.ClientError(response[1], operation.name)
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -82,10 +83,15 @@ class Storage:
 
     Can be pickled (each process creates its own clients when it first needs them) and used from
     many threads.
+
+    Attributes:
+        witnesses: Bucket -> objects in it that this process could read lately; see
+            `segcore.sources.outages`.
     """
 
     def __init__(self, options: StorageOptions | None = None) -> None:
         self.options = options or StorageOptions()
+        self.witnesses: dict[str, deque[str]] = {}
         self._stores: dict[str, Any] = {}
         self._s3_client: s3_client.S3Client | None = None
         self._lock = threading.Lock()
