@@ -20,7 +20,6 @@ from segcore.sources.outages import (
     OutageDetector,
     ReadResult,
     may_be_outage,
-    raise_if_about_unit,
 )
 from segcore.sources.units import Member, Unit, UnitLimits, make_objects_unit
 from segcore.storage import Storage, is_remote
@@ -82,8 +81,8 @@ def read_objects(
 
     An image that cannot be read becomes a sample with an error. An outage does not: it must not
     turn good images into failed rows. So an image whose request failed is requested once more after
-    another image was read, and fails only if that request fails, too; and an image that is missing
-    or refused fails only if one that was read well can be read still.
+    another image was read, and fails only if that request fails, too. And no image fails by a
+    request unless one that was read well can be read still.
 
     Raises:
         StorageError: Three requests failed after their retries, and none succeeded in between; or
@@ -94,22 +93,19 @@ def read_objects(
     members = [member for member in unit.members if member.image_id not in exclude]
     readable = (member.uri for member in unit.members if member.image_id in exclude)
     detector = OutageDetector(storage, list(readable))
+
+    def samples_of(results: Iterable[tuple[Member, ReadResult]]) -> Iterator[Sample]:
+        for member, first_result in results:
+            result = first_result
+            if may_be_outage(first_result):
+                result = _read(member, storage, options)
+                detector.check_second_result(member, result)
+            yield _to_sample(member, result)
+
     for member, result in _read_ahead(members, storage, options):
         detector.add(member, result)
-        yield from _samples_of(detector.take(), storage, options)
-    yield from _samples_of(detector.finish(), storage, options)
-
-
-def _samples_of(
-    results: Iterable[tuple[Member, ReadResult]], storage: Storage, options: SourceOptions
-) -> Iterator[Sample]:
-    """Samples of read results; an image that may have failed by an outage is read once more."""
-    for member, first_result in results:
-        result = first_result
-        if may_be_outage(first_result):
-            result = _read(member, storage, options)
-            raise_if_about_unit(result)
-        yield _to_sample(member, result)
+        yield from samples_of(detector.take())
+    yield from samples_of(detector.finish())
 
 
 def _read_ahead(

@@ -56,7 +56,7 @@ class OutageDetector:
             StorageError: It shows that the storage is down.
             ObjectChanged: The image is not the planned version.
         """
-        raise_if_about_unit(result)
+        _raise_if_about_unit(result)
         self._held.append((member, result))
         if isinstance(result, bytes):
             self._held_bytes += len(result)
@@ -70,6 +70,17 @@ class OutageDetector:
             self._consecutive_failures += 1
             if self._consecutive_failures == _OUTAGE_FAILURES and isinstance(result, StorageError):
                 raise result
+
+    def check_second_result(self, member: Member, result: ReadResult) -> None:
+        """Check what came of reading an image once more that was released as a failure.
+
+        Raises:
+            StorageError: As for `add`. Images are read concurrently, so the success that released
+                the failure may be older than the outage.
+        """
+        _raise_if_about_unit(result)
+        if isinstance(result, StorageError):
+            self._ask_witness(_bucket(member.uri))
 
     def take(self) -> list[tuple[Member, ReadResult]]:
         """The results that can be trusted now; none while they are held back.
@@ -142,7 +153,7 @@ def may_be_outage(result: ReadResult) -> bool:
     return isinstance(result, StorageError) and not isinstance(result, about_image)
 
 
-def raise_if_about_unit(result: ReadResult) -> None:
+def _raise_if_about_unit(result: ReadResult) -> None:
     """Raise a result that no image is to blame for.
 
     Raises:
