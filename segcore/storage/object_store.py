@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.storage.remote_errors import is_transient, short_reason, translate_errors
@@ -22,6 +22,7 @@ from segcore.storage.s3_session import open_session
 from segcore.storage.uris import split
 
 if TYPE_CHECKING:
+    from obstore import PutMode
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 # Objects up to this size are written by one PUT. Larger ones are uploaded in parts and still become
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SINGLE_PUT_BYTES = 64 << 20
 _LIST_CHUNK_OBJECTS = 1000
 _CONNECT_TIMEOUT = timedelta(seconds=10)
+_MAX_REPAIRS = 10  # of an object that a server created without its bytes
 _NONCE_ATTRIBUTE = "segcore-nonce"
 _Result = TypeVar("_Result")
 
@@ -206,24 +208,40 @@ def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
     """One PUT with `If-None-Match: *`; True if this call created the object.
 
     A PUT whose response was lost is sent again and then finds the object that it created itself: a
-    nonce in the object's metadata tells who created it.
+    nonce in the object's metadata tells who created it. SeaweedFS 4.48 creates an empty object if
+    the connection breaks off between the head of a PUT and its body. Then the creator, and no one
+    else, puts the bytes in its place.
+
+    Raises:
+        StorageError: The object was created, but could not be made whole.
     """
     key, nonce = split(uri)[2], secrets.token_hex(16)
     attributes = {_NONCE_ATTRIBUTE: nonce}
+    mode: PutMode = "create"
 
     def put() -> None:
-        obstore.put(store, key, data, attributes=attributes, mode="create", use_multipart=False)
+        obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+
+    def get() -> tuple[Any, bytes]:
+        result = obstore.get(store, key)
+        return result, bytes(result.bytes())
 
     with translate_errors(uri):
-        try:
-            _with_retries(store, put)
-        except AlreadyExistsError:
+        for _ in range(_MAX_REPAIRS):
             try:
-                existing = _with_retries(store, lambda: obstore.get(store, key))
-            except FileNotFoundError:  # deleted in the meantime
+                _with_retries(store, put)
+                return True
+            except (AlreadyExistsError, PreconditionError):
+                try:
+                    existing, content = _with_retries(store, get)
+                except FileNotFoundError:  # deleted in the meantime
+                    return False
+            if existing.attributes.get(_NONCE_ATTRIBUTE) != nonce:
                 return False
-            return bool(existing.attributes.get(_NONCE_ATTRIBUTE) == nonce)
-    return True
+            if content == data:
+                return True
+            mode = {"e_tag": existing.meta["e_tag"] or ""}
+    raise StorageError(f"{uri} was created without its bytes.", "Delete this object.")
 
 
 def delete(store: Any, uri: str) -> None:
