@@ -19,6 +19,7 @@ from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
+from segcore.storage.uris import normalize_input
 from segcore.worker.preprocessing import Preprocessor
 
 MAX_WEIGHTS_BYTES = 4 << 30
@@ -112,7 +113,8 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     model = open_model(config, storage)
     layout = output.edition(model.edition.name)
     last_run = open_edition(storage, layout, input_uri, overwrite=overwrite)
-    source = open_source(input_uri, config.source, storage)
+    assert config.input is not None, "checked by locate_input_and_output"
+    source = open_source(config.input, config.source, storage)  # a slash at its end matters
     plan = open_plan(config, storage, source, layout, None if overwrite else last_run)
     parts = open_parts(storage, layout, model, plan)
     return Job(
@@ -152,7 +154,7 @@ def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
             f"{missing} is missing.",
             hint="segcore segment INPUT OUTPUT, or `input:` and `output:` in the --config file.",
         )
-    input_uri, output_uri = normalize(config.input), normalize(config.output)
+    input_uri, output_uri = normalize_input(config.input), normalize(config.output)
     if output_uri == input_uri or output_uri.startswith(input_uri + "/"):
         raise UsageError(
             f"The output {output_uri} lies inside the input: the next run would read its own "

@@ -11,11 +11,18 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
+from segcore.errors import (
+    AccessDenied,
+    ErrorCode,
+    ImageError,
+    ObjectChanged,
+    ObjectNotFound,
+    StorageError,
+)
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import ObjectInfo, ObjectTooLarge, Storage
 from segcore.storage.listing import Listing
-from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK
+from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK, SPECIAL_FILE, SpecialFile
 from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
@@ -28,6 +35,7 @@ REFUSALS = {
     OUTSIDE_LINK: "a link that leads outside the input folder "
     "(allow with source.allow_outside=true)",
     BAD_NAME: "its file name is not valid UTF-8; rename the file",
+    SPECIAL_FILE: "a pipe, a socket or a device, not a regular file",
     BAD_PARENT: "leads outside the folder it is relative to (allow with source.allow_outside=true)",
     BAD_SCHEME: "its scheme is not one of source.allowed_schemes",
     BAD_URI: "not a URI that can be read (signed query, credentials, or empty and '..' parts)",
@@ -160,14 +168,12 @@ def stat_unchanged_shard(unit: Unit, storage: Storage) -> ObjectInfo:
     """Size and version of the shard of a unit.
 
     Raises:
-        StorageError: It is gone, must not be read, or has changed since planning.
+        StorageError: It is gone or must not be read.
+        ObjectChanged: It has changed since planning.
     """
     info = storage.stat(unit.shard)
     if info.etag != unit.etag:
-        raise StorageError(
-            f"{unit.shard} changed while the run was in progress.",
-            "Rerun the same command to plan it again.",
-        )
+        raise ObjectChanged(f"{unit.shard} changed while the run was in progress.")
     return info
 
 
@@ -177,6 +183,8 @@ def as_image_error(error: StorageError) -> ImageError:
         code = ErrorCode.TOO_MANY_BYTES
     elif isinstance(error, ObjectNotFound):
         code = ErrorCode.NOT_FOUND
+    elif isinstance(error, SpecialFile):
+        code = ErrorCode.UNSAFE_URI
     elif isinstance(error, AccessDenied):
         code = ErrorCode.ACCESS_DENIED
     else:

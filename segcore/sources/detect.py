@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
 from segcore.sources import manifest
-from segcore.sources.base import Kind, Source, SourceOptions
+from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
 from segcore.sources.manifest import open_manifest
 from segcore.sources.objects import ObjectsSource
@@ -21,7 +21,7 @@ from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
 from segcore.storage.listing import Listing
 from segcore.storage.local_disk import LINKED_FOLDER
-from segcore.storage.uris import is_remote, normalize, redact
+from segcore.storage.uris import is_remote, normalize_input, redact
 from segcore.text import plural
 
 _COMPRESSED_EXTENSIONS = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
@@ -38,9 +38,9 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
         UsageError: It holds nothing to segment, or its kind is ambiguous.
         ObjectNotFound, AccessDenied, StorageError: It does not exist or cannot be read.
     """
-    uri = normalize(input_uri)
+    uri = normalize_input(input_uri)
     info = _stat_file(uri, storage)
-    if info is not None:
+    if info is not None and not _is_also_folder(uri, input_uri, options, storage):
         return _open_file(info, options, storage)
     if options.kind in ("manifest", "coco"):
         raise UsageError(f"{uri} is a folder; source.kind={options.kind} needs the file itself.")
@@ -59,6 +59,23 @@ def _stat_file(uri: str, storage: Storage) -> ObjectInfo | None:
         return storage.stat(uri)
     except ObjectNotFound:
         return None
+
+
+def _is_also_folder(uri: str, input_uri: str, options: SourceOptions, storage: Storage) -> bool:
+    """Whether there are objects below an object, and the input means them.
+
+    On an object store, `photos` and `photos/1.jpg` may both be objects. A slash at the end of the
+    input means the folder, and so does a name that no kind of file has.
+    """
+    if not is_remote(uri) or options.kind in ("manifest", "coco"):
+        return False
+    means_file = not input_uri.endswith("/") and _has_known_extension(uri, options)
+    return not means_file and next(storage.list(uri), None) is not None
+
+
+def _has_known_extension(uri: str, options: SourceOptions) -> bool:
+    known = {*options.extensions, *manifest.EXTENSIONS, *_COMPRESSED_EXTENSIONS, "json", "tar"}
+    return uri.rpartition("/")[2].rpartition(".")[2].lower() in known
 
 
 def _open_file(info: ObjectInfo, options: SourceOptions, storage: Storage) -> Source:
@@ -160,7 +177,8 @@ def _count_extensions(uri: str, listing: Listing) -> Counter[str]:
 def _visible(uri: str, uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
     """Mask of the rows that are neither hidden nor links to folders that were not entered."""
     below = pc.utf8_slice_codeunits(uris, len(uri))
-    is_hidden = pc.match_substring_regex(below, r"/\.")
+    # "." and ".." are no hidden names: S3 allows such segments in keys.
+    is_hidden = pc.match_substring_regex(below, r"/\.(?:[^./]|\.[^/])")
     return pc.invert(pc.or_(is_hidden, pc.equal(etags, LINKED_FOLDER)))
 
 
@@ -179,7 +197,7 @@ def _notes_on_links(uri: str, listing: Listing) -> list[str]:
 
 def _extensions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """The extension of each URI in lower case; "" for none."""
-    matches = pc.extract_regex(uris, r"\.(?P<extension>[^./]*)$")
+    matches = pc.extract_regex(uris, r"\.(?P<extension>[^./]*)/*$")
     return pc.utf8_lower(pc.fill_null(pc.struct_field(matches, "extension"), ""))
 
 
@@ -213,8 +231,4 @@ def _choose_folder_kind(
 def _refuse_marked_shards(shards: pa.Table) -> None:
     """Shards that must not be read end the run: as failed rows they would hide many images."""
     for row in shards.filter(pc.starts_with(shards["etag"], "!")).slice(0, 1).to_pylist():
-        raise UsageError(
-            f"{row['uri']} is a link that leads outside the input folder, or its name is not valid "
-            "UTF-8.",
-            "To follow links, set source.allow_outside=true.",
-        )
+        raise UsageError(f"{row['uri']}: {REFUSALS[row['etag']]}.")

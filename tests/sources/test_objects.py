@@ -89,14 +89,14 @@ def test_one_read_error_is_one_failed_row(
 ) -> None:
     for name in "abcd":
         storage.write(f"{tmp_path}/{name}.png", name.encode())
-    read = Storage.read
+    read = Storage.read_version
 
-    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         if uri.endswith(("a.png", "c.png")):
             raise StorageError(f"{uri}: input/output error")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", flaky)
+    monkeypatch.setattr(Storage, "read_version", flaky)
     _, samples = open_and_read(str(tmp_path), storage)
     assert [s.error.code if s.error else s.data for s in samples] == [
         ErrorCode.READ_ERROR, b"b", ErrorCode.READ_ERROR, b"d",
@@ -112,15 +112,15 @@ def test_an_image_whose_request_failed_is_requested_once_more(
     for name in names:
         storage.write(name, name.encode())
     failures_left = {names[i]: count for i, count in failure_counts.items()}
-    read = Storage.read
+    read = Storage.read_version
 
-    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         if failures_left.get(uri):
             failures_left[uri] -= 1
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", flaky)
+    monkeypatch.setattr(Storage, "read_version", flaky)
     _, samples = open_and_read(str(tmp_path), storage)
     assert [s.data for s in samples] == [name.encode() for name in names]
 
@@ -130,17 +130,22 @@ def test_an_outage_at_the_end_of_a_unit_gives_no_failed_rows(
 ) -> None:
     for name in "abcd":
         storage.write(f"{tmp_path}/{name}.png", name.encode())
-    read = Storage.read
+    read = Storage.read_version
     is_down = False
 
-    def fail_from_last(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def fail_from_last(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         nonlocal is_down
         is_down = is_down or uri.endswith("d.png")
         if is_down:
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", fail_from_last)
+    def fail_when_down(self: Storage, uri: str, start: int, length: int) -> bytes:
+        assert is_down
+        raise StorageError(f"{uri}: cannot be reached")
+
+    monkeypatch.setattr(Storage, "read_version", fail_from_last)
+    monkeypatch.setattr(Storage, "read_range", fail_when_down)
     with pytest.raises(StorageError, match="cannot be reached"):
         open_and_read(str(tmp_path), storage)
 
@@ -153,11 +158,11 @@ def test_reading_ahead_is_bounded_in_bytes(
     monkeypatch.setattr(objects, "_MAX_PREFETCH_BYTES", 450)
     requested: list[str] = []
 
-    def read(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def read(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         requested.append(uri)
-        return b"x"
+        return b"x", ""
 
-    monkeypatch.setattr(Storage, "read", read)
+    monkeypatch.setattr(Storage, "read_version", read)
     members = [Member(f"s3://b/{i:02}", f"s3://b/{i:02}", "", size) for i in range(20)]
     unit = make_unit("objects", stop=20, n_images=20, n_bytes=0, members=members)
     samples = read_unit(unit, storage, SourceOptions(read_threads=4))
