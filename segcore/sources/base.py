@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, 
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import ObjectInfo, ObjectTooLarge, Storage
 from segcore.storage.listing import Listing
-from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK
+from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK, SPECIAL_FILE
 from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
@@ -27,6 +28,7 @@ BAD_PARENT, BAD_SCHEME, BAD_URI = "!parent", "!scheme", "!uri"
 REFUSALS = {
     OUTSIDE_LINK: "a link that leads outside the input folder "
     "(allow with source.allow_outside=true)",
+    SPECIAL_FILE: "a named pipe, socket or device, not a file",
     BAD_NAME: "its file name is not valid UTF-8; rename the file",
     BAD_PARENT: "leads outside the folder it is relative to (allow with source.allow_outside=true)",
     BAD_SCHEME: "its scheme is not one of source.allowed_schemes",
@@ -67,6 +69,12 @@ class SourceOptions(BaseModel):
     extensions: tuple[str, ...] = Field(
         default=IMAGE_EXTENSIONS, min_length=1, description="File extensions of images."
     )
+    suffixes: tuple[str, ...] = Field(
+        default=(),
+        description="Whole suffixes (from the first dot of the file name on) of the images to "
+        "segment, such as jpg or image.png, where masks or depth maps lie beside them; by default "
+        "every file with one of `extensions`. For tar shards and folders.",
+    )
     read_threads: int | None = Field(
         default=None,
         ge=1,
@@ -83,10 +91,22 @@ class SourceOptions(BaseModel):
             raise ValueError("extensions must consist of letters and digits, such as 'jpg'")
         return normalized
 
+    @field_validator("suffixes")
+    @classmethod
+    def _normalize_suffixes(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        normalized = tuple(suffix.lower().lstrip(".") for suffix in suffixes)
+        if any(re.search(r"^$|[/,;\s]", suffix) for suffix in normalized):
+            raise ValueError("suffixes must be such as 'jpg' or 'image.png'")
+        return normalized
+
     def is_image_name(self, name: str) -> bool:
-        """Whether the name has the extension of an image and is not hidden."""
+        """Whether the name is not hidden and has the extension or suffix of an image."""
         base = name.rpartition("/")[2]
-        return not base.startswith(".") and base.rpartition(".")[2].lower() in self.extensions
+        if base.startswith("."):
+            return False
+        if self.suffixes:
+            return base.partition(".")[2].lower() in self.suffixes
+        return base.rpartition(".")[2].lower() in self.extensions
 
     def schemes_for(self, manifest_is_remote: bool) -> tuple[str, ...]:
         """The schemes that entries of a manifest may have."""

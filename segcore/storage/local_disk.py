@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat as stat_modes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -16,6 +17,7 @@ from segcore.errors import AccessDenied, ObjectNotFound, StorageError
 OUTSIDE_LINK = "!link"  # a symbolic link to a file outside the listed folder
 LINKED_FOLDER = "!folder"  # a link to a folder that was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
+SPECIAL_FILE = "!special"  # a named pipe, socket or device: reading it may block for ever
 
 
 @contextmanager
@@ -43,9 +45,15 @@ def stat(path: str) -> tuple[int, str]:
     """(size in bytes, etag) of a file; a folder counts as missing."""
     with translate_errors(path):
         status = os.stat(path)
-        if os.path.isdir(path):
+        if stat_modes.S_ISDIR(status.st_mode):
             raise ObjectNotFound(f"{path} is a folder, not a file.")
+        _refuse_special(path, status)
     return status.st_size, file_etag(status)
+
+
+def _refuse_special(path: str, status: os.stat_result) -> None:
+    if not stat_modes.S_ISREG(status.st_mode):
+        raise ObjectNotFound(f"{path} is a named pipe, socket or device, not a file.")
 
 
 def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
@@ -55,7 +63,8 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
     lies below `root` or `follow_links` is set, and with the etag `OUTSIDE_LINK` and size -1
     otherwise. A link to a folder is entered if `follow_links` is set (each real folder once, so
     loops end), and listed with the etag `LINKED_FOLDER` and size -1 otherwise. A broken link is
-    listed with size -1 and an empty etag.
+    listed with size -1 and an empty etag. A named pipe, socket or device is listed with the etag
+    `SPECIAL_FILE` and size -1.
     """
     real_root = os.path.realpath(root)
     visited = {real_root}
@@ -80,6 +89,8 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
                 except FileNotFoundError:
                     continue  # deleted since the folder was read
                 yield _listing_row(entry.path, status)
+            else:
+                yield _escape_invalid_utf8(entry.path), -1, SPECIAL_FILE
 
 
 def _walk_link(
@@ -113,6 +124,8 @@ def _walk_link(
 
 def _listing_row(path: str, status: os.stat_result) -> tuple[str, int, str]:
     uri = _escape_invalid_utf8(path)
+    if not stat_modes.S_ISREG(status.st_mode):
+        return uri, -1, SPECIAL_FILE
     return (uri, status.st_size, file_etag(status)) if uri == path else (uri, -1, BAD_NAME)
 
 
@@ -121,9 +134,21 @@ def _escape_invalid_utf8(path: str) -> str:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open the file for reading."""
+    """Open the file for reading; a named pipe, socket or device is refused without waiting."""
     with translate_errors(path):
-        return open(path, "rb")
+        return open(path, "rb", opener=_open_plain)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)  # or a pipe would block until somebody writes
+    try:
+        status = os.fstat(handle)
+        if not stat_modes.S_ISDIR(status.st_mode):  # Python itself refuses folders
+            _refuse_special(path, status)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def write(path: str, data: bytes) -> None:
