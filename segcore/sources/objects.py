@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
 from segcore.sources.base import (
+    BAD_BACKSLASH,
     REFUSALS,
     Entries,
     Sample,
@@ -163,7 +164,9 @@ def _estimated_bytes(member: Member) -> int:
 def _read(member: Member, storage: Storage, options: SourceOptions) -> ReadResult:
     if member.etag.startswith("!"):
         reason = REFUSALS.get(member.etag, "may not be read")
-        return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
+        is_missing = member.etag == BAD_BACKSLASH
+        code = ErrorCode.NOT_FOUND if is_missing else ErrorCode.UNSAFE_URI
+        return ImageError(code, f"{member.uri}: {reason}.")
     try:
         return storage.read(member.uri, options.max_image_bytes)
     except StorageError as error:
