@@ -55,7 +55,9 @@ class DelimitedTable:
         """
         lines = _LineReader(uri, file)
         first_line = next((line for line in lines if line.strip()), "")
-        if first_line[:4].lower() == "sep=" and len(first_line.rstrip("\r\n")) == 5:  # as Excel writes
+        if (
+            first_line[:4].lower() == "sep=" and len(first_line.rstrip("\r\n")) == 5
+        ):  # as Excel writes
             separator = first_line[4]
             first_line = next((line for line in lines if line.strip()), "")
         headers = {}

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, UsageError
 from segcore.sources import manifest
+from segcore.sources.arrow_types import is_text_type
 from segcore.sources.base import Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
 from segcore.sources.manifest import open_manifest
 from segcore.sources.objects import ObjectsSource
-from segcore.sources.parquet import ParquetSource
+from segcore.sources.parquet import ParquetSource, probe_shard
+from segcore.sources.parquet_columns import may_hold_images
 from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
 from segcore.storage.listing import Listing
@@ -109,16 +111,17 @@ def _detect_file_kind(uri: str, storage: Storage, options: SourceOptions) -> Kin
 
 
 def _detect_parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
-    """A Parquet file is a manifest if it has strings but no bytes."""
+    """A Parquet file is a manifest if it has text but nothing that may be images."""
     if options.image_column is None:
         try:
             with storage.open(uri, 1 << 20) as file:
                 schema = pq.read_schema(file)
         except (pa.ArrowException, OSError, ValueError):
             return "parquet"  # damaged: its reader reports that
-        types = [str(column.type) for column in schema]
-        has_bytes = any("binary" in name for name in types)
-        if not has_bytes and any("string" in name for name in types):
+        has_images = any(may_hold_images(column) for column in schema)
+        if has_images and probe_shard(uri, storage, options) is not None:
+            has_images = False  # hashes or other bytes
+        if not has_images and any(is_text_type(column.type) for column in schema):
             return "manifest"
     return "parquet"
 

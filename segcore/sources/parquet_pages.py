@@ -1,0 +1,220 @@
+"""What a Parquet file claims about its pages, checked before any of them is decompressed.
+
+A page header of a few bytes can ask for gigabytes, and one dictionary value can be meant by every
+row. pyarrow believes both. So the bytes of a column are looked at when pyarrow reads them: page
+headers lie among them, and what they claim must be backed by compressed bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+_MAGIC_BYTES = 8  # length of the footer and "PAR1"
+_MAX_FOOTER_BYTES = 256 << 20
+_MAX_DEPTH = 16
+_FREE_PAGE_BYTES = 256 << 20  # a page may have so many bytes, whatever its compressed size
+_MAX_RATIO = 16  # of a larger page to its compressed size
+LARGE_DICTIONARY_BYTES = 8 << 20
+_INTEGER_TYPES = (4, 5, 6)
+_LEAF: dict[int, Any] = {}
+_CHUNK = {3: {3: _LEAF, 7: _LEAF, 9: _LEAF, 11: _LEAF}}  # ColumnChunk.meta_data
+_GROUP = {1: _CHUNK}  # RowGroup.columns
+_PAGE = {1: _LEAF, 2: _LEAF, 3: _LEAF, 5: {1: _LEAF}, 7: {1: _LEAF}, 8: {1: _LEAF}}
+_DICTIONARY_PAGE = 2
+
+
+class PagesTooLarge(Exception):
+    """The pages of a column claim more than their bytes back."""
+
+
+class LargeDictionary(Exception):
+    """The column has a dictionary that is too large to be repeated in many rows."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(f"a dictionary of {n_bytes:,} bytes")
+        self.n_bytes = n_bytes
+
+
+@dataclass(frozen=True)
+class ColumnChunk:
+    """Where the pages of one column of one row group lie."""
+
+    path: tuple[str, ...]
+    start: int
+    n_bytes: int
+
+
+class ParquetGuard:
+    """A Parquet file as pyarrow reads it; looks at the pages of columns on their way.
+
+    Attributes:
+        accepts_dictionaries: Whether large dictionaries may pass, as the reader repeats no value.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.closed = False
+        self.accepts_dictionaries = False
+        self._chunks: dict[int, ColumnChunk] = {}  # by start
+        self.seek, self.tell = file.seek, file.tell
+
+    def readable(self) -> bool:
+        """Always true."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always true."""
+        return True
+
+    def read(self, length: int = -1) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            PagesTooLarge, LargeDictionary: See there; pyarrow passes them on.
+        """
+        start = self._file.tell()
+        data = self._file.read(length)
+        if (chunk := self._chunks.get(start)) is not None:
+            self._check(chunk, data)
+        return data
+
+    def close(self) -> None:
+        """Do nothing: whoever opened the file closes it."""
+
+    def watch(self, columns: Sequence[str]) -> None:
+        """Look at the pages of these top-level columns from now on."""
+        for chunk in read_column_chunks(self._file):
+            if chunk.path and chunk.path[0] in columns:
+                self._chunks[chunk.start] = chunk
+
+    def _check(self, chunk: ColumnChunk, data: bytes) -> None:
+        name = ".".join(chunk.path)
+        position = 0
+        end = min(len(data), chunk.n_bytes)
+        while position < end:
+            reader = _CompactReader(data, position, end)
+            try:
+                page = reader.read_struct(_PAGE)
+            except ValueError:
+                return  # damaged: pyarrow says so
+            n_bytes, compressed = page.get(2, 0), page.get(3, 0)
+            if not all(isinstance(size, int) and size >= 0 for size in (n_bytes, compressed)):
+                return
+            backed = min(compressed, end - reader.position)
+            if n_bytes > max(_FREE_PAGE_BYTES, _MAX_RATIO * backed):
+                raise PagesTooLarge(
+                    f"column {name!r} has a page that claims {n_bytes:,} bytes but is stored in "
+                    f"{backed:,}"
+                )
+            is_dictionary = page.get(1) == _DICTIONARY_PAGE
+            if is_dictionary and n_bytes > LARGE_DICTIONARY_BYTES and not self.accepts_dictionaries:
+                raise LargeDictionary(n_bytes)
+            position = reader.position + compressed
+
+
+def read_column_chunks(file: BinaryIO) -> list[ColumnChunk]:
+    """The column chunks of all row groups, from the footer; none if it cannot be read."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _MAGIC_BYTES))
+    tail = file.read(_MAGIC_BYTES)
+    n_bytes = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or n_bytes > min(size - _MAGIC_BYTES, _MAX_FOOTER_BYTES):
+        return []
+    file.seek(size - _MAGIC_BYTES - n_bytes)
+    footer = file.read(n_bytes)
+    try:
+        groups = _CompactReader(footer, 0, len(footer)).read_struct({4: _GROUP}).get(4, [])
+        return [_to_chunk(column.get(3, {})) for group in groups for column in group.get(1, [])]
+    except (ValueError, TypeError, AttributeError):
+        return []
+
+
+def _to_chunk(metadata: dict[int, Any]) -> ColumnChunk:
+    path = tuple(part.decode("utf-8", "replace") for part in metadata.get(3, []))
+    start = metadata.get(9, 0)
+    if 0 < (dictionary_start := metadata.get(11, 0)) < start:
+        start = dictionary_start
+    return ColumnChunk(path, start, metadata.get(7, 0))
+
+
+class _CompactReader:
+    """The compact protocol of Thrift, in which headers and footers of Parquet are written.
+
+    Only wanted fields are kept: a specification maps field numbers to that of their struct, or to
+    `_LEAF` for other values. Damage raises ValueError.
+    """
+
+    def __init__(self, data: bytes, position: int, end: int) -> None:
+        self._data, self.position, self._end = data, position, end
+
+    def read_struct(self, wanted: dict[int, Any], depth: int = 0) -> dict[int, Any]:
+        """The wanted fields of the struct at the current position."""
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deep")
+        values: dict[int, Any] = {}
+        field_id = 0
+        while (header := self._byte()) & 0x0F:
+            field_id = field_id + (header >> 4) if header >> 4 else _unzigzag(self._varint())
+            value = self._value(header & 0x0F, wanted.get(field_id), depth)
+            if field_id in wanted:
+                values[field_id] = value
+        return values
+
+    def _value(self, kind: int, wanted: dict[int, Any] | None, depth: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind == 3:
+            return self._byte()
+        if kind in _INTEGER_TYPES:
+            return _unzigzag(self._varint())
+        if kind == 7:
+            return self._skip(8)
+        if kind == 8:
+            start = self._skip(self._varint())
+            return None if wanted is None else self._data[start : self.position]
+        if kind in (9, 10):
+            return self._list(wanted, depth)
+        if kind == 12:
+            return self.read_struct(wanted or {}, depth + 1)
+        raise ValueError(f"unknown type {kind}")
+
+    def _list(self, wanted: dict[int, Any] | None, depth: int) -> list[Any]:
+        header = self._byte()
+        kind = header & 0x0F
+        length = header >> 4 if header >> 4 != 15 else self._varint()
+        if length > self._end - self.position:  # each element takes a byte at least
+            raise ValueError("a list longer than its bytes")
+        values = []
+        for _ in range(length):
+            value = self._byte() if kind in (1, 2) else self._value(kind, wanted, depth + 1)
+            if wanted is not None:
+                values.append(value)
+        return values
+
+    def _byte(self) -> int:
+        self._skip(1)
+        return self._data[self.position - 1]
+
+    def _skip(self, length: int) -> int:
+        """Move on and return the position before."""
+        start = self.position
+        if length > self._end - start:
+            raise ValueError("ends early")
+        self.position += length
+        return start
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while shift < 64:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+        raise ValueError("a number longer than 64 bits")
+
+
+def _unzigzag(value: int) -> int:
+    return (value >> 1) ^ -(value & 1)
