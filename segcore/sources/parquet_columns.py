@@ -36,6 +36,11 @@ class ParquetColumns:
     is_list: bool = False
     rows: tuple[int, int] | None = None
 
+    @property
+    def list_column(self) -> str:
+        """Name of the column, if it holds lists."""
+        return self.image.removesuffix(".bytes")
+
     def to_reader(self) -> str:
         """The columns as stored in `Unit.reader`."""
         reader: dict[str, Any] = {"image": self.image, "key": self.key}

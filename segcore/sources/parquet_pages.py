@@ -7,7 +7,6 @@ headers lie among them, and what they claim must be backed by compressed bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -16,13 +15,17 @@ _MAX_FOOTER_BYTES = 256 << 20
 _MAX_DEPTH = 16
 _FREE_PAGE_BYTES = 256 << 20  # a page may have so many bytes, whatever its compressed size
 _MAX_RATIO = 16  # of a larger page to its compressed size
-LARGE_DICTIONARY_BYTES = 8 << 20
+_MAX_REPEATED_BYTES = 256 << 20  # of values built together, if all were the largest one
+_MAX_LIST_BYTES = 1 << 30  # the same for all lists of a row group
+_MAX_LIST_VALUES = 1 << 20  # in the lists of a row group
 _INTEGER_TYPES = (4, 5, 6)
 _LEAF: dict[int, Any] = {}
 _CHUNK = {3: {3: _LEAF, 7: _LEAF, 9: _LEAF, 11: _LEAF}}  # ColumnChunk.meta_data
 _GROUP = {1: _CHUNK}  # RowGroup.columns
-_PAGE = {1: _LEAF, 2: _LEAF, 3: _LEAF, 5: {1: _LEAF}, 7: {1: _LEAF}, 8: {1: _LEAF}}
+# PageHeader: type, sizes, DataPageHeader (values, encoding), DataPageHeaderV2 (the same)
+_PAGE = {1: _LEAF, 2: _LEAF, 3: _LEAF, 5: {1: _LEAF, 2: _LEAF}, 8: {1: _LEAF, 4: _LEAF}}
 _DICTIONARY_PAGE = 2
+_DICTIONARY_ENCODINGS = (2, 8)
 
 
 class PagesTooLarge(Exception):
@@ -30,11 +33,21 @@ class PagesTooLarge(Exception):
 
 
 class LargeDictionary(Exception):
-    """The column has a dictionary that is too large to be repeated in many rows."""
+    """Rows read together would repeat too large a value; `max_rows` of them would not."""
 
-    def __init__(self, n_bytes: int) -> None:
-        super().__init__(f"a dictionary of {n_bytes:,} bytes")
-        self.n_bytes = n_bytes
+    def __init__(self, max_rows: int) -> None:
+        super().__init__(f"read {max_rows} rows at once")
+        self.max_rows = max_rows
+
+
+@dataclass
+class _Claims:
+    """What the pages of a column chunk claim to hold."""
+
+    n_bytes: int = 0
+    n_values: int = 0
+    n_dictionary_values: int = 0  # that mean a value of the dictionary
+    dictionary_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,17 @@ class ParquetGuard:
     """A Parquet file as pyarrow reads it; looks at the pages of columns on their way.
 
     Attributes:
-        accepts_dictionaries: Whether large dictionaries may pass, as the reader repeats no value.
+        batch_rows: How many rows are built together.
+        repeats_values: Whether a value of a dictionary is copied for each row that means it.
+        chunk_bytes: Uncompressed bytes of the column chunks that were read since it was set to 0.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.closed = False
-        self.accepts_dictionaries = False
+        self.batch_rows = 1
+        self.repeats_values = True
+        self.chunk_bytes = 0
         self._chunks: dict[int, ColumnChunk] = {}  # by start
         self.seek, self.tell = file.seek, file.tell
 
@@ -83,35 +100,62 @@ class ParquetGuard:
     def close(self) -> None:
         """Do nothing: whoever opened the file closes it."""
 
-    def watch(self, columns: Sequence[str]) -> None:
-        """Look at the pages of these top-level columns from now on."""
-        for chunk in read_column_chunks(self._file):
-            if chunk.path and chunk.path[0] in columns:
-                self._chunks[chunk.start] = chunk
+    def watch_columns(self) -> None:
+        """Look at the pages of all columns from now on."""
+        self._chunks = {chunk.start: chunk for chunk in read_column_chunks(self._file)}
 
     def _check(self, chunk: ColumnChunk, data: bytes) -> None:
+        claims = _read_claims(chunk, data)
+        self.chunk_bytes += claims.n_bytes
         name = ".".join(chunk.path)
-        position = 0
-        end = min(len(data), chunk.n_bytes)
-        while position < end:
-            reader = _CompactReader(data, position, end)
-            try:
-                page = reader.read_struct(_PAGE)
-            except ValueError:
-                return  # damaged: pyarrow says so
-            n_bytes, compressed = page.get(2, 0), page.get(3, 0)
-            if not all(isinstance(size, int) and size >= 0 for size in (n_bytes, compressed)):
-                return
-            backed = min(compressed, end - reader.position)
-            if n_bytes > max(_FREE_PAGE_BYTES, _MAX_RATIO * backed):
+        value_bytes = claims.dictionary_bytes if self.repeats_values else 0
+        if "list" in chunk.path[1:2]:
+            if (
+                claims.n_values > _MAX_LIST_VALUES
+                or claims.n_dictionary_values * value_bytes > _MAX_LIST_BYTES
+            ):
                 raise PagesTooLarge(
-                    f"column {name!r} has a page that claims {n_bytes:,} bytes but is stored in "
-                    f"{backed:,}"
+                    f"column {name!r} claims {claims.n_values:,} values in the lists of a row group"
                 )
-            is_dictionary = page.get(1) == _DICTIONARY_PAGE
-            if is_dictionary and n_bytes > LARGE_DICTIONARY_BYTES and not self.accepts_dictionaries:
-                raise LargeDictionary(n_bytes)
-            position = reader.position + compressed
+        elif min(self.batch_rows, claims.n_dictionary_values) * value_bytes > _MAX_REPEATED_BYTES:
+            max_rows = max(1, _MAX_REPEATED_BYTES // value_bytes)
+            if max_rows < self.batch_rows:
+                raise LargeDictionary(max_rows)
+
+
+def _read_claims(chunk: ColumnChunk, data: bytes) -> _Claims:
+    """What the page headers among the bytes of a column chunk claim.
+
+    Raises:
+        PagesTooLarge: A page claims more bytes than its compressed ones can mean.
+    """
+    claims = _Claims()
+    position, end = 0, min(len(data), chunk.n_bytes)
+    while position < end:
+        reader = _CompactReader(data, position, end)
+        try:
+            page = reader.read_struct(_PAGE)
+        except ValueError:
+            break  # damaged: pyarrow says so
+        n_bytes, compressed = page.get(2), page.get(3)
+        if not (isinstance(n_bytes, int) and isinstance(compressed, int) and compressed >= 0):
+            break
+        backed = min(compressed, end - reader.position)
+        if n_bytes > max(_FREE_PAGE_BYTES, _MAX_RATIO * backed):
+            raise PagesTooLarge(
+                f"column {'.'.join(chunk.path)!r} has a page that claims {n_bytes:,} bytes but is "
+                f"stored in {backed:,}"
+            )
+        claims.n_bytes += n_bytes
+        if page.get(1) == _DICTIONARY_PAGE:
+            claims.dictionary_bytes = n_bytes
+        header = page.get(5) or page.get(8) or {}
+        n_values = header.get(1, 0)
+        claims.n_values += n_values
+        if header.get(2, header.get(4)) in _DICTIONARY_ENCODINGS:
+            claims.n_dictionary_values += n_values
+        position = reader.position + compressed
+    return claims
 
 
 def read_column_chunks(file: BinaryIO) -> list[ColumnChunk]:

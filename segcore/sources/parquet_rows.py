@@ -23,7 +23,7 @@ from segcore.storage import Storage
 _MAX_KEY_CHARS = 1024
 _BATCH_ROWS = 32  # bounds the memory of the images that are read together
 _KEY_BATCH_ROWS = 4096
-_BATCH_BYTES = 256 << 20  # of rows that may all mean the same large value of a dictionary
+_SMALL_CHUNK_BYTES, _SMALL_CHUNK_ROWS = 1 << 20, 1 << 16
 _PROBED_ROWS = 8
 
 
@@ -66,32 +66,37 @@ class ShardReader:
         self.n_groups: int = self.metadata.num_row_groups
 
     def _iter_column(self, path: str, group: int, batch_rows: int) -> Iterator[Any]:
-        """The values of a column of one row group as scalars; a failure ends them by raising."""
+        """The values of a column of one row group, as arrays of some rows each.
+
+        Raises:
+            UnreadableParquet: It cannot be read any further.
+        """
         name = path if path in self.schema.names else path.partition(".")[0]
-        if not self._is_watched:
-            self._guard.watch(self.schema.names)
-            self._is_watched = True
         data_type = self.schema.field(name).type
-        self._guard.accepts_dictionaries = pa.types.is_dictionary(data_type)
+        self._guard.repeats_values = not pa.types.is_dictionary(data_type)
+        if not self._is_watched:
+            self._guard.watch_columns()
+            self._is_watched = True
         try:
-            first, batches = self._start(self._parquet, path, group, batch_rows)
+            batch, batches = self._start(path, group, batch_rows)
         except LargeDictionary as error:
-            # Any row may mean its largest value, so only few rows are built together.
-            self._guard.accepts_dictionaries = True
-            batch_rows = max(1, min(batch_rows, _BATCH_BYTES // error.n_bytes))
-            first, batches = self._start(self._parquet, path, group, batch_rows)
-        batch = first
+            batch_rows = error.max_rows
+            batch, batches = self._start(path, group, batch_rows)
+        is_small = 0 < self._guard.chunk_bytes < _SMALL_CHUNK_BYTES
+        if is_small and self.metadata.row_group(group).num_rows > batch_rows:
+            # millions of rows may take no bytes at all; that many at once are no danger
+            with suppress(LargeDictionary):
+                batch, batches = self._start(path, group, _SMALL_CHUNK_ROWS)
         while batch is not None:
-            yield from _resolve_path(batch.column(0), path)
+            yield _resolve_path(batch.column(0), path)
             with unreadable_if_failing():
                 batch = next(batches, None)
 
-    def _start(
-        self, parquet: pq.ParquetFile, path: str, group: int, batch_rows: int
-    ) -> tuple[Any, Iterator[Any]]:
+    def _start(self, path: str, group: int, batch_rows: int) -> tuple[Any, Iterator[Any]]:
         """(first batch or None, the others) of a column."""
+        self._guard.batch_rows, self._guard.chunk_bytes = batch_rows, 0
         with unreadable_if_failing():
-            batches = parquet.iter_batches(
+            batches = self._parquet.iter_batches(
                 batch_rows, row_groups=[group], columns=[path], use_threads=False
             )
             return next(batches, None), batches
@@ -111,16 +116,17 @@ class ShardReader:
             pass
         for row in range(first + begin, first + end):
             key = next(keys, None)
-            yield row, f"row{row}" if key is None else key[:_MAX_KEY_CHARS]
+            yield row, f"row{row}" if key is None else key
 
     def _iter_plain_keys(self, path: str, group: int) -> Iterator[str | None]:
         """The keys as text, as far as they can be read."""
         with suppress(UnreadableParquet):
-            for scalar in self._iter_column(path, group, _KEY_BATCH_ROWS):
-                value = _plain(scalar).as_py()
-                if isinstance(value, bytes):
-                    value = value.decode("utf-8", "backslashreplace")
-                yield None if value is None else str(value)
+            for values in self._iter_column(path, group, _KEY_BATCH_ROWS):
+                for scalar in values:
+                    value = _plain(scalar).as_py()
+                    if isinstance(value, bytes):
+                        value = value.decode("utf-8", "backslashreplace")
+                    yield None if value is None else str(value)[:_MAX_KEY_CHARS]
 
     def iter_images(
         self, columns: ParquetColumns, group: int, rows: tuple[int, int] | None = None
@@ -133,13 +139,16 @@ class ShardReader:
         """
         n_rows = self.metadata.row_group(group).num_rows
         begin, end = rows or (0, n_rows)
+        # lists are read whole: the paths inside them differ from writer to writer
+        is_inside = columns.is_list and columns.image not in self.schema.names
+        path = columns.list_column if is_inside else columns.image
         row = 0
-        for row, scalar in enumerate(self._iter_column(columns.image, group, _BATCH_ROWS), 1):
-            if row > n_rows:
+        for values in self._iter_column(path, group, _BATCH_ROWS):
+            if row + len(values) > n_rows:
                 raise UnreadableParquet(f"row group {group} holds more rows than its footer says")
-            if begin < row <= end:
-                yield scalar
-            if row == end < n_rows:
+            yield from values[max(begin - row, 0) : max(end - row, 0)]
+            row += len(values)
+            if row >= end and end < n_rows:
                 return
         if row < n_rows:
             raise UnreadableParquet(f"row group {group} ends early")
