@@ -193,8 +193,8 @@ def may_hold_images(reader: ShardReader, columns: ParquetColumns) -> bool:
             for scalar in islice(reader.iter_images(columns, group), _PROBED_ROWS):
                 values = _elements(scalar) if columns.is_list else [_plain(scalar)]
                 for value in islice(values, _PROBED_ROWS):
-                    if value.is_valid and value.as_buffer().size:
-                        if _is_image(value.as_buffer().slice(0, 4096).to_pybytes()):
+                    if value.is_valid and (data := value.as_buffer()).size:
+                        if _is_image(data.slice(0, min(data.size, 4096)).to_pybytes()):
                             return True
                         n_others += 1
     return n_others == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -205,15 +206,23 @@ def _peak_mb(data: bytes, path: Path, **options: Any) -> tuple[float, list[Any]]
     return pool.max_memory() / (1 << 20), samples
 
 
-def test_a_page_that_claims_more_than_it_holds_is_not_decompressed(tmp_path: Path) -> None:
-    columns = {"image": [b"\0" * (300 << 20), b"x"], "key": ["a", "b"]}
+def test_a_page_that_claims_more_than_it_holds_is_not_decompressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"image": [b"\0" * (30 << 20), b"x"], "key": ["a", "b"]}
     data = _bytes(columns, compression="zstd", use_dictionary=False)
     assert len(data) < 1 << 20
+    _, samples = _peak_mb(data, tmp_path / "a.parquet")  # within what a page may always have
+    assert [size for _, size, _ in samples] == [30 << 20, 1]
+    monkeypatch.setattr("segcore.sources.parquet_pages._FREE_PAGE_BYTES", 20 << 20)
     peak, samples = _peak_mb(data, tmp_path / "a.parquet")
     assert [(key, code) for key, _, code in samples] == [
         ("a", "too_many_bytes"), ("b", "too_many_bytes"),
     ]  # fmt: skip
-    assert peak < 50
+    assert peak < 5
+    noise = _bytes({"image": [random.Random(1).randbytes(30 << 20)]}, compression="zstd")
+    _, samples = _peak_mb(noise, tmp_path / "a.parquet")  # as many bytes, but they are there
+    assert [size for _, size, _ in samples] == [30 << 20]
 
 
 def _bytes(columns: dict[str, Any], **options: Any) -> bytes:
@@ -222,17 +231,18 @@ def _bytes(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue()
 
 
-def test_rows_that_mean_one_large_value_are_not_built_together(tmp_path: Path) -> None:
-    value = b"\xff\xd8\xff" + b"x" * (20 << 20)
-    images = pa.array([value] * 40)
-    data = _bytes({"image": images}, compression="zstd", dictionary_pagesize_limit=1 << 30)
-    stripped = _bytes({"image": images}, compression="zstd", use_dictionary=False)
-    assert len(data) < len(stripped)
+def test_rows_that_mean_one_large_value_are_not_built_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = b"\xff\xd8\xff" + b"x" * (2 << 20)
+    data = _bytes({"image": [value] * 40, "key": [value.hex()[: 1 << 20]] * 40}, compression="zstd")
+    assert len(data) < 100_000
+    before, samples = _peak_mb(data, tmp_path / "a.parquet")
+    assert [size for _, size, _ in samples] == [len(value)] * 40
+    monkeypatch.setattr("segcore.sources.parquet_pages._MAX_REPEATED_BYTES", 4 << 20)
     peak, samples = _peak_mb(data, tmp_path / "a.parquet")
     assert [size for _, size, _ in samples] == [len(value)] * 40
-    assert peak < 3 * 256 + 100  # 32 rows at once took 640 MB and more for their builders
-    _, samples = _peak_mb(data, tmp_path / "a.parquet", max_image_bytes=1 << 20)
-    assert {code for _, _, code in samples} == {"too_many_bytes"}
+    assert peak < 30 < before
 
 
 def test_lists_that_claim_countless_images_are_refused(tmp_path: Path) -> None:
