@@ -33,14 +33,14 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
         folder = _find_folder(uri, names, options, storage)
     else:
         folder = normalize(options.coco_images)
-        if not _holds_first_images(folder, names, options, storage):
+        if not _holds_first_images(folder, uri, names, options, storage):
             raise UsageError(
                 f"None of the first images of {uri} (such as {names[0]!r}) was found in {folder}.",
                 "source.coco_images must be the folder that their file names are relative to.",
             )
-    resolver = ReferenceResolver.for_root(folder, options)
-    listing = Listing.from_rows(resolver.resolve(name) for name in names)
-    return ObjectsSource(input=uri, kind="coco", listing=listing)
+    resolver = ReferenceResolver(folder, uri, options, storage)
+    listing = Listing.from_rows(resolver.resolve_all(names))
+    return ObjectsSource(input=uri, kind="coco", listing=listing, notes=resolver.notes())
 
 
 def _file_names(uri: str, storage: Storage) -> list[str]:
@@ -68,7 +68,7 @@ def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: St
     candidates = [folder, f"{folder}/images", f"{parent(folder)}/images"]
     candidates += [f"{folder}/{stem}", f"{parent(folder)}/{stem}"] if stem else []
     for candidate in candidates:
-        if _holds_first_images(candidate, names, options, storage):
+        if _holds_first_images(candidate, uri, names, options, storage):
             return candidate
     folders = ", ".join(dict.fromkeys(candidates))
     raise UsageError(
@@ -78,10 +78,10 @@ def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: St
 
 
 def _holds_first_images(
-    folder: str, names: list[str], options: SourceOptions, storage: Storage
+    folder: str, uri: str, names: list[str], options: SourceOptions, storage: Storage
 ) -> bool:
     """Whether at least one of the first images is in this folder."""
-    resolver = ReferenceResolver.for_root(folder, options)
+    resolver = ReferenceResolver(folder, uri, options, storage)
     rows = [resolver.resolve(name) for name in names[:_PROBED_IMAGES]]
     return any(not etag.startswith("!") and _exists(uri, storage) for uri, _, etag in rows)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from segcore.errors import ErrorCode, ImageError, ObjectChanged, StorageError
 from segcore.sources.base import (
+    BAD_BACKSLASH,
     REFUSALS,
     Entries,
     Sample,
@@ -149,7 +150,9 @@ def _estimated_bytes(member: Member) -> int:
 def _read(member: Member, storage: Storage, options: SourceOptions) -> ReadResult:
     if member.etag.startswith("!"):
         reason = REFUSALS.get(member.etag, "may not be read")
-        return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
+        is_missing = member.etag == BAD_BACKSLASH
+        code = ErrorCode.NOT_FOUND if is_missing else ErrorCode.UNSAFE_URI
+        return ImageError(code, f"{member.uri}: {reason}.")
     try:
         data, etag = storage.read_version(member.uri, options.max_image_bytes)
         if _is_planned_version(member, etag, storage):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,55 @@ def test_a_folder_of_images_is_read_without_hidden_and_other_files(folder: str) 
     assert all(s.error is None and s.uri == s.image_id and s.etag for s in samples)
     by_id = {s.image_id: s.data for s in samples}
     assert by_id[join(folder, "a.jpg")] == image_bytes(1, "jpg")
-    assert source.notes == [f"Skipped 1 other file in {folder}."]
+    assert source.notes == [f"Skipped 1 other file in {folder}: 1 x .txt."]
+
+
+def test_what_is_left_out_is_counted_by_extension(tmp_path: object) -> None:
+    names = ["a.png", "b.heic", "c.heic", "README", "d.tar.gz", *(f"{i}.{i}" for i in range(9))]
+    for name in [*names, "e.\x1b[31m"]:
+        storage.write(f"{tmp_path}/{name}", b"x")
+    source, _ = open_and_read(str(tmp_path), storage)
+    assert source.notes == [
+        f"Skipped 14 other files in {tmp_path}: 2 x .heic, 1 x without extension, 1 x .?[31m, "
+        "1 x .0, 1 x .1, 8 x other extensions.",
+        "Compressed archives are not read: unpack them to .tar or to files.",
+    ]
+
+
+def test_images_are_chosen_by_their_whole_suffix(folder: str) -> None:
+    for name in ("1.jpg", "1.seg.png", "d.x/1.image.png", "2.JPG", "3.txt"):
+        storage.write(join(folder, name), b"x")
+    source, samples = open_and_read(folder, storage, suffixes=("jpg", "image.png"))
+    assert [s.uri.removeprefix(folder + "/") for s in samples] == [
+        "1.jpg", "2.JPG", "d.x/1.image.png",
+    ]  # fmt: skip
+    assert source.notes == [
+        f"Skipped 1 other file in {folder}: 1 x .txt.",
+        f"Skipped 1 image without one of source.suffixes in {folder}.",
+    ]
+    with pytest.raises(UsageError, match=r"has a suffix of \.zz"):
+        open_source(folder, SourceOptions(suffixes=("zz",)), storage)
+
+
+def test_pipes_and_devices_are_failed_rows_at_once(tmp_path: Path) -> None:
+    storage.write(f"{tmp_path}/in/a.png", b"a")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "pipe")
+    (tmp_path / "in" / "d.png").symlink_to("/dev/zero")
+    for allow_outside in (False, True):
+        _, samples = open_and_read(f"{tmp_path}/in", storage, allow_outside=allow_outside)
+        assert set(codes(samples).values()) == {"unsafe_uri"}
+        assert [s.data for s in samples] == [b"a", None, None, None]
+    storage.write(f"{tmp_path}/in/m.txt", b"a.png\nb.png\nc.png\nd.png")
+    _, samples = open_and_read(f"{tmp_path}/in/m.txt", storage, allow_outside=True)
+    assert [s.data for s in samples] == [b"a", None, None, None]
+    assert set(codes(samples).values()) == {"not_found"}
+    assert "a pipe, a socket or a device" in str(samples[1].error)
+    os.rename(tmp_path / "pipe", tmp_path / "x.tar")
+    for name in ("x.tar", "in/b.png"):
+        with pytest.raises(StorageError, match="named pipe"):
+            open_source(str(tmp_path / name), SourceOptions(), storage)
 
 
 def test_a_single_image_is_an_archive(folder: str) -> None:
