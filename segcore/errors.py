@@ -121,6 +121,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # memory ran out for this image alone
     CRASHED = "crashed"  # the worker process died on this image
     TIMED_OUT = "timed_out"  # the image took longer than the limit
+    INTERNAL_ERROR = "internal_error"  # a bug in segcore, not in the image
 
 
 class ImageError(Exception):

@@ -3,23 +3,15 @@
 JPEG is decoded by libjpeg-turbo (`simplejpeg`, strict: a warning is an error), everything else by
 Pillow, with only the plugin for the format that the signature names.
 
-    headers     format and size of an image, before any memory is allocated for its pixels
-    decoding    pixels
+    options         what a user chooses
+    headers         format and size of an image, before any memory is allocated for its pixels
+    memory          what decoding it takes
+    decoding        pixels: limits, then the modules of the formats (jpeg, png, tiff, pillow_formats)
+    samples         more than 8 bits as 8 bits
+    orientation     EXIF
 
-What a decoded image is, for every format:
-
-- 8-bit RGB; grey and palette are expanded, alpha is dropped (the colours under it are kept as they
-  are stored), colour profiles and gamma are not applied.
-- 16-bit samples keep their high byte: linear over the full range 0..65535, never stretched to the
-  content. An image that holds 12 bits in 16-bit samples without declaring it is therefore dark.
-- CMYK and YCCK: (1 - C)(1 - K) and so on; the Adobe inversion is undone.
-- The first page of a TIFF, the first frame of an animation.
-- Rotated and mirrored by the EXIF orientation.
-- Exact or refused. PNG chunks are checked against their checksums, deflated and LZW TIFFs against
-  their streams. JPEG and WebP carry no checksum: damage that happens to be a valid stream cannot be
-  detected, and a damaged JPEG inside a TIFF often goes unnoticed, as libtiff does not report its
-  warnings.
-- Floating-point, signed or 32-bit samples are refused: they have no defined range.
+What a decoded image is, for every format: docs/formats.md. In short: 8-bit RGB of the first page or
+frame, turned by the EXIF orientation, without alpha, colour profiles and gamma; exact or refused.
 
 `decode_image_reduced` decodes a large JPEG to fewer pixels, just as strictly: damage is detected
 all the same.
@@ -28,18 +20,22 @@ all the same.
 from segcore.images.decoding import (
     DECODER,
     DecodedImage,
-    DecodeOptions,
+    check_limits,
     decode_image,
     decode_image_reduced,
+    decode_with_notes,
 )
 from segcore.images.headers import ImageHeader, probe
+from segcore.images.options import DecodeOptions
 
 __all__ = [
     "DECODER",
     "DecodeOptions",
     "DecodedImage",
     "ImageHeader",
+    "check_limits",
     "decode_image",
     "decode_image_reduced",
+    "decode_with_notes",
     "probe",
 ]

@@ -76,6 +76,7 @@ class ImageWorker:
         image = self._prefetcher.prepare(
             self._sample, self._model.preprocess, self._read_options.decode
         )
+        self._notes.update(image.notes)
         if image.error is not None:
             return make_row(image, image.error)
         return make_row(image, BatchRunner(self._model).run([image.value])[0])

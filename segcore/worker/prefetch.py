@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segcore.errors import ErrorCode, ImageError, describe_error
-from segcore.images import DecodeOptions, probe
+from segcore.images import DecodeOptions
 from segcore.sources import Sample
+from segcore.text import printable
 from segcore.worker.preprocessing import PreparedSample, Preprocessor
 from segcore.worker.watchdog import Watchdog
 
@@ -20,7 +22,7 @@ DEFAULT_READ_TIMEOUT_S = 3600.0  # of one read, where the storage options say no
 
 
 class ByteBudget:
-    """Keeps the decoded pixels in flight under a limit.
+    """Keeps what decoding takes under a limit.
 
     An image that is larger than the limit is let in when nothing else is held.
     """
@@ -52,7 +54,8 @@ class Prefetcher:
     Attributes:
         threads: Threads that decode and preprocess.
         window: Most samples that are read and not yet taken by the model.
-        max_decoded_bytes: Most bytes of decoded pixels that all threads hold together.
+        max_decoded_bytes: Most bytes that decoding takes in all threads together; an image that
+            takes more is decoded alone.
         watchdog: Ends the process when decoding one image takes too long.
         read_timeout_s: Seconds that one read may take on top of the watchdog's limit, with all
             retries of the storage.
@@ -69,7 +72,7 @@ class Prefetcher:
         samples: Iterable[Sample],
         preprocess: Callable[[Any], Any],
         options: DecodeOptions,
-    ) -> Iterator[PreparedSample]:
+    ) -> Generator[PreparedSample]:
         """Yield one `PreparedSample` for each sample, in order; `preprocess` is the model's.
 
         Whatever is wrong with a single image is in its `PreparedSample.error`. An exception raised
@@ -140,16 +143,17 @@ def prepare_sample(
         return PreparedSample(sample, error=error)
     bare_sample = replace(sample, data=None)  # so that the encoded bytes can be freed
     try:
-        header = probe(sample.data)
-        with budget.hold(header.width * header.height * 3), watchdog.guard():
+        with budget.hold(preprocessor.memory_bytes(sample.data)), watchdog.guard():
             image = preprocessor.decode(sample.data)
             value = preprocessor.preprocess(image)
+            notes = preprocessor.notes(image)
     except ImageError as error:
         return PreparedSample(bare_sample, error=error)
     except MemoryError:
         message = "memory ran out while decoding this image"
         return PreparedSample(bare_sample, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
-    except Exception as error:
+    except Exception as error:  # not the image's fault: decoders raise ImageError
+        logging.getLogger(__name__).exception("Cannot prepare %s.", printable(sample.image_id))
         message = describe_error(error)
-        return PreparedSample(bare_sample, error=ImageError(ErrorCode.CORRUPT, message))
-    return PreparedSample(bare_sample, value=value, width=image.width, height=image.height)
+        return PreparedSample(bare_sample, error=ImageError(ErrorCode.INTERNAL_ERROR, message))
+    return PreparedSample(bare_sample, value, image.width, image.height, notes=notes)

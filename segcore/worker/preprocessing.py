@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from segcore.errors import ErrorCode, ImageError, UsageError, describe_error
-from segcore.images import DecodedImage, DecodeOptions, decode_image, decode_image_reduced
+from segcore.images import (
+    DecodedImage,
+    DecodeOptions,
+    check_limits,
+    decode_image_reduced,
+    decode_with_notes,
+)
 from segcore.models.base import ReducedPreprocess
 from segcore.sources import Sample
 from segcore.worker.memory import is_out_of_memory
@@ -23,6 +29,8 @@ class PreparedSample:
         value: What the model's `preprocess` returned.
         width, height: Pixels of the image at full size, after EXIF orientation; None when it was
             not decoded.
+        notes: Name -> count of what a person should know about this image; they are added up in
+            the report.
     """
 
     sample: Sample
@@ -30,6 +38,11 @@ class PreparedSample:
     width: int | None = None
     height: int | None = None
     error: ImageError | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+STRONGLY_REDUCED = "strongly_reduced_images"  # note: small objects are lost to the model
+_STRONG_REDUCTION = 4
 
 
 class Preprocessor:
@@ -53,6 +66,14 @@ class Preprocessor:
                 "own can, too (docs/models.md).",
             )
 
+    def memory_bytes(self, data: bytes) -> int:
+        """What decoding takes, from the header alone.
+
+        Raises:
+            ImageError: The image is over a limit, or has no header.
+        """
+        return check_limits(data, self._options)
+
     def decode(self, data: bytes) -> DecodedImage:
         """Bytes -> pixels.
 
@@ -60,8 +81,7 @@ class Preprocessor:
             ImageError: See `segcore.images.decode_image`; or the model's `content_size` failed.
         """
         if self._options.scale == "full":
-            pixels = decode_image(data, self._options)
-            return DecodedImage(pixels, *pixels.shape[:2])
+            return decode_with_notes(data, self._options)
         return decode_image_reduced(data, self._content_size, self._options)
 
     def preprocess(self, image: DecodedImage) -> Any:
@@ -73,6 +93,16 @@ class Preprocessor:
         if self._options.scale == "full":
             return _call_model(self._preprocess, image.pixels)
         return _call_model(self._preprocess, image.pixels, size=(image.height, image.width))
+
+    def notes(self, image: DecodedImage) -> dict[str, int]:
+        """What a person should know about the image: from decoding, and for this model."""
+        notes = dict(image.notes)
+        if isinstance(self._preprocess, ReducedPreprocess):
+            height, width = self._content_size(image.height, image.width)
+            reduction = max(image.height / max(height, 1), image.width / max(width, 1))
+            if reduction > _STRONG_REDUCTION:
+                notes[STRONGLY_REDUCED] = 1
+        return notes
 
     def _content_size(self, height: int, width: int) -> tuple[int, int]:
         assert isinstance(self._preprocess, ReducedPreprocess)

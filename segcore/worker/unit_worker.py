@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from segcore.errors import ErrorCode
@@ -33,7 +34,7 @@ class UnitImages:
 
     Attributes:
         reused: The rows that need not be made again.
-        notes: What reading noticed; complete once `stream` is exhausted.
+        notes: What reading and decoding noticed; complete once `stream` is exhausted.
     """
 
     def __init__(
@@ -55,9 +56,13 @@ class UnitImages:
         samples = read_unit(
             self._unit, options.storage, options.source, self.notes, self.reused.rows
         )
-        return options.prefetcher(window, watchdog).stream(
+        images = options.prefetcher(window, watchdog).stream(
             self.reused.without_reused(samples), self._model.preprocess, options.decode
         )
+        with closing(images):
+            for image in images:
+                self.notes.update(image.notes)
+                yield image
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class PreparedUnit:
 
     Attributes:
         images: Those that have no row yet, in the unit's order.
-        notes: What reading noticed.
+        notes: What reading and decoding noticed.
         sample_order: See `ReusedRows`.
     """
 

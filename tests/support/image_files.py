@@ -99,6 +99,14 @@ def corpus() -> dict[str, bytes]:
         "bmp_1bit": save(rgb.convert("1"), "BMP"),
         "bmp_alpha": save(rgb.convert("RGBA"), "BMP"),
         "bmp_runs": rle_bmp(np.asarray(grey) // 32 * 32),
+        "gif": save(rgb.quantize(50), "GIF"),
+        "gif_animated": save(
+            rgb.quantize(50), "GIF", save_all=True, append_images=[turned.quantize(50)]
+        ),
+        "avif": save(rgb, "AVIF", speed=10),
+        "jp2": save(rgb, "JPEG2000"),
+        "jp2_codestream": save(rgb, "JPEG2000", no_jp2=True),
+        "jp2_16bit": save(deep, "JPEG2000"),
     }
     for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
         files["tiff_" + name.removeprefix("tiff_")] = save(rgb, "TIFF", compression=name)
