@@ -104,12 +104,7 @@ def mask_and_box_ap(
         truth, every_one_counts = ground_truth, False
     else:
         truth, every_one_counts = check_ground_truth(ground_truth), True
-    selected = list(dict.fromkeys(image_ids))
-    missing = [i for i in selected if i not in truth.images]
-    if missing:
-        raise UsageError(f"image id {missing[0]} is not in the ground truth")
-    # Ids of any kind -> the whole numbers from 1 that pycocotools computes with.
-    images = {id_: number for number, id_ in enumerate(sorted(selected, key=id_order), start=1)}
+    images = _number_images(truth, image_ids)
     categories = {category.id: k for k, category in enumerate(truth.categories, start=1)}
     annotations = _coco_annotations(truth, images, categories)
     if every_one_counts and truth.remarks.n_left_out:
@@ -143,11 +138,24 @@ def mask_and_box_ap(
         mask=_summarize(masks, all_classes),
         box=_summarize(boxes, all_classes),
         per_class=per_class,
-        n_images=len(selected),
+        n_images=len(images),
         n_ground_truth=n_truths.total(),
         n_detections=len(results),
         max_dets=max_dets,
     )
+
+
+def _number_images(truth: GroundTruth, image_ids: Iterable[Id]) -> dict[Id, int]:
+    """Ids of any kind -> the whole numbers from 1 that pycocotools computes with, in their order.
+
+    Raises:
+        UsageError: An image is not in the ground truth.
+    """
+    selected = list(dict.fromkeys(image_ids))
+    missing = [image_id for image_id in selected if image_id not in truth.images]
+    if missing:
+        raise UsageError(f"image id {missing[0]} is not in the ground truth")
+    return {id_: number for number, id_ in enumerate(sorted(selected, key=id_order), start=1)}
 
 
 def _coco_annotations(
