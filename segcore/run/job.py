@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from segcore.config import Config
-from segcore.errors import CheckpointError, ObjectNotFound, UsageError
+from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
@@ -124,6 +124,11 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         )
     source = open_source(source_uri, config.source, storage)
     plan = make_plan(source, config.plan, None if overwrite else _plan_of(storage, prefix, last))
+    if not plan.units and not config.source.allow_empty:
+        raise NothingFound(
+            f"{source_uri} holds no images. {' '.join(plan.notes)}".strip(),
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     parts = Parts(
         storage=storage,
         prefix=prefix,

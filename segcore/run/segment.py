@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from segcore.config import Config
-from segcore.errors import ObjectNotFound, SegcoreError, UsageError
+from segcore.errors import NothingFound, ObjectNotFound, SegcoreError, UsageError
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
 from segcore.output.parts import SCHEMA_VERSION
@@ -153,6 +153,12 @@ def _finish(job: Job, course: RunState, started: RunReport) -> RunReport:
     report = replace(_balance(job, course), started=started.started, finished=_now())
     course.check()
     job.storage.write(job.uri("runs", f"{job.plan.run}.json"), report.to_json())
+    if not report.images and not report.units_missing and not job.config.source.allow_empty:
+        noticed = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
+        raise NothingFound(
+            f"{job.plan.input} was read to its end and holds no images ({noticed or 'nothing'}).",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     if report.status in COMPLETE:
         pointer = {
             "schema_version": SCHEMA_VERSION,
