@@ -5,6 +5,7 @@ it is not that of its base)::
 
     SegcoreError (1)            shown to a person without a traceback
       UsageError (2)            the command, the configuration or the input is wrong
+        NothingFound (1)        the input holds no image at all
         CheckpointError         a model file is missing, damaged, unsafe or of the wrong kind
       StorageError              storage failed, after retries
         ObjectNotFound (2)      there is no object at this URI
@@ -62,6 +63,12 @@ class UsageError(SegcoreError):
 
 class CheckpointError(UsageError):
     """A model file is missing, damaged, unsafe or of the wrong kind."""
+
+
+class NothingFound(UsageError):
+    """The input holds no image at all; `source.allow_empty` allows that."""
+
+    exit_code = 1
 
 
 class StorageError(SegcoreError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from segcore.config import Config
-from segcore.errors import CheckpointError, ObjectNotFound, UsageError
+from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
@@ -205,6 +205,7 @@ def open_plan(
     """The plan of this run; units that have not changed since the last run are kept.
 
     Raises:
+        NothingFound: The input holds no image, and that is not allowed.
         SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
     """
     previous: Plan | None = None
@@ -213,7 +214,13 @@ def open_plan(
             previous = read_plan(storage, layout, last_run.run)
         except ObjectNotFound:
             previous = None
-    return make_plan(source, config.plan, previous)
+    plan = make_plan(source, config.plan, previous)
+    if not plan.units and not config.source.allow_empty:
+        raise NothingFound(
+            f"{source.input} holds no images. {' '.join(plan.notes)}".strip(),
+            "Set source.allow_empty=true if an input may be empty.",
+        )
+    return plan
 
 
 def open_parts(storage: Storage, layout: EditionLayout, model: JobModel, plan: Plan) -> Parts:

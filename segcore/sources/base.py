@@ -94,6 +94,10 @@ class SourceOptions(BaseModel):
         "segment, such as jpg or image.png, where masks or depth maps lie beside them; by default "
         "every file with one of `extensions`. For tar shards and folders.",
     )
+    allow_empty: bool = Field(
+        default=False,
+        description="An input without a single image is a result, not an error (exit code 1).",
+    )
     read_threads: int | None = Field(
         default=None,
         ge=1,

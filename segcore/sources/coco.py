@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from segcore.errors import SegcoreError, UsageError
+from segcore.errors import NothingFound, SegcoreError, UsageError
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import ReferenceResolver
@@ -28,7 +28,9 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
         UsageError: It is not a COCO file, it names no images, or none of these folders holds them.
         ObjectNotFound, AccessDenied, StorageError: The JSON file itself cannot be read.
     """
-    names = _file_names(uri, storage)
+    names = _file_names(uri, options, storage)
+    if not names:
+        return ObjectsSource(input=uri, kind="coco", listing=Listing.from_rows([]))
     if options.coco_images is None:
         folder = _find_folder(uri, names, options, storage)
     else:
@@ -43,7 +45,7 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
     return ObjectsSource(input=uri, kind="coco", listing=listing, notes=resolver.notes())
 
 
-def _file_names(uri: str, storage: Storage) -> list[str]:
+def _file_names(uri: str, options: SourceOptions, storage: Storage) -> list[str]:
     try:
         document: Any = json.loads(storage.read(uri))
     except (ValueError, RecursionError) as error:
@@ -51,8 +53,11 @@ def _file_names(uri: str, storage: Storage) -> list[str]:
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise UsageError(f"{uri} is not a COCO file: it has no list 'images'.")
-    if not images:
-        raise UsageError(f"{uri} names no images: its list 'images' is empty.")
+    if not images and not options.allow_empty:
+        raise NothingFound(
+            f"{uri} names no images: its list 'images' is empty.",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     names = []
     for index, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.errors import ObjectNotFound, UsageError
+from segcore.errors import NothingFound, ObjectNotFound, UsageError
 from segcore.sources import manifest
 from segcore.sources.arrow_types import is_text_type
 from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions
@@ -159,9 +159,9 @@ def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: St
     if n_unchosen := kind_counts[kind] - selected.num_rows:
         images = plural(n_unchosen, "image without", "images without")
         notes.append(f"Skipped {images} one of source.suffixes in {redact(uri)}.")
-    if selected.num_rows == 0:
+    if selected.num_rows == 0 and not options.allow_empty:
         suffixes = ", ".join(f".{suffix}" for suffix in options.suffixes)
-        raise UsageError(f"None of the images in {redact(uri)} has a suffix of {suffixes}.")
+        raise NothingFound(f"None of the images in {redact(uri)} has a suffix of {suffixes}.")
     if kind != "images":
         _refuse_marked_shards(selected.to_table())
     source = _make_source(kind, uri, selected, options, storage)
@@ -275,8 +275,10 @@ def _choose_folder_kind(
         "images": options.extensions,
     }.get(options.kind, (options.kind,))
     expected_names = ", ".join(f".{extension}" for extension in expected)
+    if options.allow_empty:
+        return options.kind if options.kind in ("tar", "parquet") else "images"
     present = _describe_extensions(extension_counts)
-    raise UsageError(
+    raise NothingFound(
         f"No images found in {folder}. Expected files with the extensions {expected_names}; found "
         f"{present or 'no files'}.",
         "For a manifest or a COCO file, give the file itself.",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import UsageError
+from segcore.errors import NothingFound, UsageError
 from segcore.sources.arrow_types import is_bytes_type, is_text_type, to_plain
 from segcore.sources.base import SourceOptions
 from segcore.sources.delimited import DelimitedTable
@@ -60,8 +60,11 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
             f"{uri} does not have the extension of a manifest; known extensions are {known}."
         )
     listing = Listing.from_rows(resolver.resolve_all(references))
-    if listing.num_rows == 0:
-        raise UsageError(f"{uri} names no images: it has no entries.")
+    if listing.num_rows == 0 and not options.allow_empty:
+        raise NothingFound(
+            f"{uri} names no images: it has no entries.",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     notes = [f"{uri}: {count:,} x {what}." for what, count in skipped.items()] + resolver.notes()
     return ObjectsSource(input=uri, kind="manifest", listing=listing, notes=notes)
 

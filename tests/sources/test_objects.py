@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from segcore.distributed.pool import PoolSize
-from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
+from segcore.errors import (
+    AccessDenied,
+    ErrorCode,
+    NothingFound,
+    ObjectNotFound,
+    StorageError,
+    UsageError,
+)
 from segcore.run.passes import source_options_for_pool
 from segcore.sources import SourceOptions, objects, open_source, read_unit
 from segcore.sources.units import Member, UnitLimits, make_unit
@@ -317,3 +324,14 @@ def test_an_unsupported_scheme_is_an_error_without_secrets() -> None:
     with pytest.raises(UsageError, match="https:// is not supported") as caught:
         open_source("https://h/a?X-Amz-Signature=SECRET", SourceOptions(), storage)
     assert "SECRET" not in caught.value.message
+
+
+def test_an_input_without_images_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m.txt").write_text("# nothing\n")
+    (tmp_path / "m.json").write_text('{"images": []}')
+    for name in ("empty", "m.txt", "m.json"):
+        with pytest.raises(NothingFound) as caught:
+            open_source(str(tmp_path / name), SourceOptions(), storage)
+        assert caught.value.exit_code == 1
+        assert open_and_read(str(tmp_path / name), storage, allow_empty=True)[1] == []
