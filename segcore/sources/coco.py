@@ -40,7 +40,7 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
             )
     resolver = ReferenceResolver.for_root(folder, options)
     listing = Listing.from_rows(resolver.resolve(name) for name in names)
-    return ObjectsSource(input=uri, kind="coco", listing=listing)
+    return ObjectsSource(input=uri, kind="coco", listing=listing, storage=storage)
 
 
 def _file_names(uri: str, storage: Storage) -> list[str]:

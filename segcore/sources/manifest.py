@@ -53,7 +53,7 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
     listing = Listing.from_rows(resolver.resolve(reference) for reference in references)
     if listing.num_rows == 0:
         raise UsageError(f"{uri} names no images: it has no entries.")
-    return ObjectsSource(input=uri, kind="manifest", listing=listing)
+    return ObjectsSource(input=uri, kind="manifest", listing=listing, storage=storage)
 
 
 def _read_text(uri: str, extension: str, options: SourceOptions, storage: Storage) -> Iterator[str]:
