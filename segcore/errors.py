@@ -14,6 +14,7 @@ it is not that of its base)::
         ObjectChanged           another version than the one that was planned
         StorageFull             there is no room left, or no quota
         ObjectTooLarge          more than may be held in memory (segcore.storage.storage)
+        WrongRegion             the bucket is elsewhere (segcore.storage.remote_errors)
         SpecialFile             a pipe, a socket or a device (segcore.storage.local_disk)
       ClusterError              Ray cannot be reached or has too few resources
       LeaseHeld                 another run works on this edition (segcore.lease.lease)

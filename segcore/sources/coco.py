@@ -42,7 +42,9 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
             )
     resolver = ReferenceResolver(folder, uri, options, storage)
     listing = Listing.from_rows(resolver.resolve_all(names))
-    return ObjectsSource(input=uri, kind="coco", listing=listing, notes=resolver.notes())
+    return ObjectsSource(
+        input=uri, kind="coco", listing=listing, storage=storage, notes=resolver.notes()
+    )
 
 
 def _file_names(uri: str, options: SourceOptions, storage: Storage) -> list[str]:

@@ -66,7 +66,7 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
             "Set source.allow_empty=true if an input may be empty.",
         )
     notes = [f"{uri}: {count:,} x {what}." for what, count in skipped.items()] + resolver.notes()
-    return ObjectsSource(input=uri, kind="manifest", listing=listing, notes=notes)
+    return ObjectsSource(input=uri, kind="manifest", listing=listing, storage=storage, notes=notes)
 
 
 @contextmanager

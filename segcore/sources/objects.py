@@ -23,6 +23,7 @@ from segcore.sources.outages import (
     may_be_outage,
 )
 from segcore.sources.units import Member, Unit, UnitLimits, make_objects_unit
+from segcore.sources.versions import with_versions
 from segcore.storage import Storage, is_remote
 from segcore.storage.listing import Listing
 from segcore.storage.uris import redact
@@ -40,17 +41,23 @@ class ObjectsSource(Source):
 
     Attributes:
         listing: Rows uri, size, etag; a uri may occur more than once.
+        storage: Where unknown versions of remote images are looked up; None: they stay unknown.
     """
 
     listing: Listing = field(repr=False)
+    storage: Storage | None = field(default=None, repr=False)
 
     def entries(self) -> Listing:
-        """Each image once, sorted by uri; `notes` says how many entries were duplicates."""
+        """Each image once, sorted by uri; `notes` says how many entries were duplicates.
+
+        Raises:
+            StorageError: See `with_versions`.
+        """
         unique, n_duplicates = self.listing.unique()
         if n_duplicates:
             duplicates = plural(n_duplicates, "duplicate entry", "duplicate entries")
             self.notes.append(f"Ignored {duplicates} of {redact(self.input)}.")
-        return unique
+        return with_versions(unique, self.storage) if self.storage else unique
 
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Consecutive images, as many as the limits allow."""

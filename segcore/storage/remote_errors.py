@@ -59,6 +59,10 @@ _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
 
 
+class WrongRegion(StorageError):
+    """The bucket is in another region than the one that was asked."""
+
+
 def describe_response(uri: str, status: str, code: str, reason: str) -> StorageError:
     """The error for a response that is not a success.
 
@@ -87,7 +91,7 @@ def describe_response(uri: str, status: str, code: str, reason: str) -> StorageE
     if status == "404":
         return ObjectNotFound(f"{safe_uri} does not exist.")
     if status in ("301", "307") or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
-        return StorageError(
+        return WrongRegion(
             f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
         )
     return StorageError(f"{safe_uri}: {code or reason}")

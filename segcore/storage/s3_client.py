@@ -154,16 +154,42 @@ def walk(client: S3Client, uri: str) -> Iterator[tuple[str, int, str, float]]:
     Times are in seconds since 1970 by the clock of the store. Empty objects whose key ends with a
     slash are left out: programs that show folders write them as marks of empty ones.
     """
-    _, bucket, key = split(uri)
-    request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **client.payer}
+    key = split(uri)[2]
+    for page in _list_pages(client, uri, {"Prefix": f"{key}/" if key else ""}):
+        yield from page
+
+
+def walk_folder_from(client: S3Client, uri: str) -> Iterator[list[tuple[str, int, str, float]]]:
+    """The rows of `walk`, page by page, for the folder of this object from this object on.
+
+    Folders inside it are not entered.
+    """
+    key = split(uri)[2]
+    folder = key[: key.rfind("/") + 1]
+    # A page starts after a key; the longest text before this key is shorter by one letter.
+    yield from _list_pages(
+        client, uri, {"Prefix": folder, "Delimiter": "/", "StartAfter": key[:-1]}
+    )
+
+
+def _list_pages(
+    client: S3Client, uri: str, arguments: dict[str, str]
+) -> Iterator[list[tuple[str, int, str, float]]]:
+    bucket = split(uri)[1]
+    request = {"Bucket": bucket, **arguments, **client.payer}
     with _translate_errors(uri):
         while True:
             page = _with_retries(client, lambda: client.client.list_objects_v2(**request))
-            for item in page.get("Contents", ()):
-                if item["Size"] or not item["Key"].endswith("/"):
-                    object_uri = f"s3://{bucket}/{item['Key']}"
-                    changed_s = item["LastModified"].timestamp()
-                    yield object_uri, item["Size"], clean_etag(item), changed_s
+            yield [
+                (
+                    f"s3://{bucket}/{item['Key']}",
+                    item["Size"],
+                    clean_etag(item),
+                    item["LastModified"].timestamp(),
+                )
+                for item in page.get("Contents", ())
+                if item["Size"] or not item["Key"].endswith("/")
+            ]
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]

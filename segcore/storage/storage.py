@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -157,6 +157,15 @@ class Storage:
             columns = (batch.column(name).to_pylist() for name in Listing.schema.names)
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
+
+    def list_pages_from(self, uri: str) -> Iterator[Sequence[ObjectInfo]]:
+        """The objects in the folder of an object of S3, from that object on, page by page.
+
+        In the order of the server. Folders inside it are not entered.
+        """
+        uri = normalize_object(uri)
+        for rows in s3_client.walk_folder_from(self._client(uri), uri):
+            yield [ObjectInfo(*row[:3]) for row in rows]
 
     def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
         """All objects below the folder `prefix`, each with the time of its last change.

@@ -103,7 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, data, headers)
 
     def _list(self, query: dict[str, str]) -> None:
-        prefix, after = query.get("prefix", ""), unquote(query.get("continuation-token", ""))
+        prefix, start_after = query.get("prefix", ""), query.get("start-after", "")
+        after = unquote(query.get("continuation-token", "")) or start_after
         keys = [k for k in self.fake.objects if k.startswith(prefix) and k > after]
         page = sorted(keys)[: min(self.fake.page_keys, int(query.get("max-keys", 1000)))]
         encode = quote if query.get("encoding-type") == "url" else escape
