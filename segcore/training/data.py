@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from segcore.errors import UsageError
 from segcore.evaluation.ground_truth import Id, LabelledObject
 from segcore.evaluation.truth_masks import mask_area
+from segcore.text import plural
 from segcore.training.augment import random_crop
 from segcore.training.config import AugmentConfig
 from segcore.training.labelled_images import LabelledSet
@@ -60,6 +61,14 @@ def label_images(labelled: LabelledSet) -> list[LabelledImage]:
     if not any(len(item.classes) for item in images):
         raise UsageError(f"{truth.name} has no instance to train on")
     return images
+
+
+def training_notes(labelled: LabelledSet) -> list[str]:
+    """Sentences for people about what is not trained on, or taken otherwise than written."""
+    truth = labelled.truth
+    n_crowds = sum(item.is_crowd for i in labelled.images for item in truth.objects(i))
+    crowds = f"{truth.name}: {plural(n_crowds, 'crowd region')} not trained on."
+    return [*labelled.notes, *([crowds] if n_crowds else [])]
 
 
 def _draw_labels(

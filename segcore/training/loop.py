@@ -16,7 +16,6 @@ from segcore.errors import UsageError
 from segcore.models.registry import read_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
-from segcore.text import plural
 from segcore.training.config import TrainConfig
 from segcore.training.data import CropDataset, collate, label_images
 from segcore.training.files import EpochResult, RunFiles
@@ -150,15 +149,6 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the schedule is complete."""
         return self.schedule_progress >= 1.0
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences for people about the training set."""
-        truth = self.labelled.truth
-        objects = [item for image_id in truth.images for item in truth.objects(image_id)]
-        n_crowds = sum(item.is_crowd for item in objects)
-        crowds = f"{truth.name}: {plural(n_crowds, 'crowd region')} not trained on."
-        return [*self.labelled.notes, *([crowds] if n_crowds else [])]
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from segcore.evaluation.average_precision import Scores
 from segcore.training.config import TrainConfig
+from segcore.training.data import training_notes
 from segcore.training.export import export_checkpoint
 from segcore.training.loop import Progress, Trainer
 from segcore.training.validate import load_validation, measure_accuracy, summarize_scores
@@ -73,7 +74,7 @@ def train(
         progress,
     )
     labelled = load_validation(config.data, trainer.labelled.truth)
-    for note in dict.fromkeys((*trainer.notes, *labelled.notes)):
+    for note in dict.fromkeys((*training_notes(trainer.labelled), *labelled.notes)):
         notify(note)
     if restart:
         trainer.discard()

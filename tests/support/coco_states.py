@@ -143,7 +143,7 @@ def _id_states() -> Iterator[State]:
     strange = _NEVER_AN_ID | {"text": "a1", "huge": HUGE, "negative": -4, "float": 2.0}
     for name, value in strange.items():
         yield State("annotations", "id", name, value, SAME, has_note=False)
-    for name, value in {"zero": 0, "duplicate": 3}.items():
+    for name, value in {"zero": 0, "duplicate": 1}.items():
         yield State("annotations", "id", name, value, SAME)
     for table in ("images", "categories"):
         for name, value in _NEVER_AN_ID.items():
