@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+# Two processes share the files. Not those with Ray, which starts processes for all cores itself.
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,43 +29,50 @@ $(VENV)/.test: $(VENV)/.run
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/.test ## environment for work on segcore in .venv
+setup: $(VENV)/.test ## make an environment in .venv for working on segcore
 
 .PHONY: demo
 demo: $(VENV)/.run ## segment a synthetic archive with the bundled model and measure the masks
 	$(BIN)/segcore demo
 
 .PHONY: demo-s3
-demo-s3: $(VENV)/.test ## the same with archive and output on a real S3 server on loopback
+demo-s3: $(VENV)/.test ## the same, with archive and output on a real S3 server on loopback
 	$(BIN)/segcore demo --s3 --out demo-output-s3
 
 .PHONY: lint
-lint: $(VENV)/.test ## style, types, import rules
+lint: $(VENV)/.test ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: quick
+quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (under 90 seconds on 2 cores)
+	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos"
+
 .PHONY: test
-test: lint ## lint, then the tests (under 12 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: lint ## lint, then run all tests but those of faults and chaos (under 8 minutes on 2 cores)
+	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos"
+	$(PYTEST) -m "ray and not faults and not chaos"
 
 .PHONY: faults
-faults: $(VENV)/.test ## the tests that kill, hang and cut whole jobs (some 8 minutes; CI runs them)
-	$(BIN)/python -m pytest -m "faults and not chaos"
+faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs (some 8 minutes; CI runs them)
+	$(PYTEST) -m "faults and not chaos"
 
 .PHONY: chaos
-chaos: $(VENV)/.test ## the long tests that kill, cut and delay (hours)
-	$(BIN)/python -m pytest -m chaos
+chaos: $(VENV)/.test ## run the long tests that kill, cut and delay jobs at random (hours)
+	$(PYTEST) -m chaos
 
 .PHONY: parity
-parity: $(VENV)/.test ## compare with the peers in an environment of their own (downloads several GB)
+parity: $(VENV)/.test ## compare results with the peers' in an environment of their own (downloads several GB)
 	$(BIN)/python -m tests.parity
 
 .PHONY: bench-peers
-bench-peers: $(VENV)/.test ## time against the peers, in the same environment as parity
+bench-peers: $(VENV)/.test ## compare speed with the peers', in the same environment
 	$(BIN)/python -m tests.peers
 
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-peers build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output demo-output-s3
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	  .hypothesis .import_linter_cache demo-output demo-output-s3
+	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,11 +5,17 @@ it is not that of its base)::
 
     SegcoreError (1)            shown to a person without a traceback
       UsageError (2)            the command, the configuration or the input is wrong
+        NothingFound (1)        the input holds no image at all
         CheckpointError         a model file is missing, damaged, unsafe or of the wrong kind
       StorageError              storage failed, after retries
         ObjectNotFound (2)      there is no object at this URI
         AccessDenied            credentials are missing or do not allow this
+          CredentialsRejected   the store does not accept the credentials at all, or no longer
+        ObjectChanged           another version than the one that was planned
+        StorageFull             there is no room left, or no quota
         ObjectTooLarge          more than may be held in memory (segcore.storage.storage)
+        WrongRegion             the bucket is elsewhere (segcore.storage.remote_errors)
+        SpecialFile             a pipe, a socket or a device (segcore.storage.local_disk)
       ClusterError              Ray cannot be reached or has too few resources
       LeaseHeld                 another run works on this edition (segcore.lease.lease)
       LeaseLost                 this run may no longer delete or publish (segcore.lease.lease)
@@ -60,6 +66,12 @@ class CheckpointError(UsageError):
     """A model file is missing, damaged, unsafe or of the wrong kind."""
 
 
+class NothingFound(UsageError):
+    """The input holds no image at all; `source.allow_empty` allows that."""
+
+    exit_code = 1
+
+
 class StorageError(SegcoreError):
     """Storage failed, after retries."""
 
@@ -72,6 +84,24 @@ class ObjectNotFound(StorageError):
 
 class AccessDenied(StorageError):
     """Credentials are missing or do not allow this."""
+
+
+class CredentialsRejected(AccessDenied):
+    """The store does not accept the credentials: expired, unknown, wrong, or a clock is off.
+
+    Unlike a plain `AccessDenied`, this says nothing about the object that was asked for.
+    """
+
+
+class ObjectChanged(StorageError):
+    """An object is no longer the version that was planned; the next run plans it again."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint or "Rerun the same command to plan it again.")
+
+
+class StorageFull(StorageError):
+    """There is no room left, or no quota; trying again does not help."""
 
 
 class ClusterError(SegcoreError):

@@ -1,17 +1,18 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and marks by what a test starts."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from segcore.testing.loopback_s3 import LoopbackS3
+from tests.support import services
 from tests.support.paths import PYTHONPATH, SHARED
 
 # Small tensors: more threads only wait for each other, and badly so on a busy machine.
@@ -25,6 +26,24 @@ settings.load_profile("ci" if os.environ.get("CI") else "segcore")
 
 # A shell that starts the tests in the background has SIGINT ignored, in all that they start, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    """Watch what tests start."""
+    services.watch_started_processes()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start Ray or the S3 server by a fixture."""
+    services.mark_by_fixtures(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test start only the services that it is marked with."""
+    with services.only_marked_services(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -54,18 +73,18 @@ def ray_session(s3: LoopbackS3, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
-        patch.setenv("FAKE_MODEL_MENDED", str(tmp_path_factory.mktemp("mood") / "mended"))
+        patch.setenv("FAKE_MODEL_MENDED", str(tmp_path_factory.mktemp("fake_model") / "mended"))
         with connected(RayOptions()):
             yield
 
 
-_prefixes = itertools.count()
+_prefix_numbers = itertools.count()
 
 
 @pytest.fixture
 def s3_prefix(s3: LoopbackS3) -> str:
     """An empty prefix of its own for each test, such as `s3://tests/t3`."""
-    return f"s3://{s3.bucket}/t{next(_prefixes)}"
+    return f"s3://{s3.bucket}/t{next(_prefix_numbers)}"
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])

@@ -18,7 +18,7 @@ from segcore.planning.plan import Plan, make_plan
 from segcore.sources import Sample, SourceOptions, open_source, read_unit
 from segcore.sources.units import UnitLimits
 from segcore.storage import Storage, join
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 
 NAMED_SIZES = {"vga": (640, 480), "1080p": (1920, 1080), "12mp": (4000, 3000)}
 _MAX_SIDE_PIXELS = 16_384
@@ -107,7 +107,7 @@ def plan_archive(archive: BenchArchive, storage: Storage) -> Plan:
 
 
 def _render_jpeg(index: int, width: int, height: int) -> bytes:
-    pixels = render(_SEED, index).pixels
+    pixels = render_scene(_SEED, index).pixels
     if width / height > pixels.shape[1] / pixels.shape[0]:  # wide: two scenes side by side
         pixels = np.concatenate([pixels, pixels[:, ::-1]], axis=1)
     enlarged = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)

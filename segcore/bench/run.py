@@ -19,7 +19,7 @@ from segcore.bench.throughput import (
 )
 from segcore.errors import UsageError
 from segcore.images import DecodeOptions
-from segcore.masks import implementation
+from segcore.masks import default_backend
 from segcore.models import torch_runtime
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
@@ -92,7 +92,7 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
         model=info.name,
         device=device,
         batch_size=batch_size,
-        masks_by=implementation(),
+        masks_by=default_backend(),
         stages=tuple(stages),
         device_peak_mb=None if peak_bytes is None else peak_bytes / 1e6,
         job=job,

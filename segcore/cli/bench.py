@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segcore.cli.console import JsonFlag, notify, print_json
+from segcore.cli.console import JsonFlag, notify, print_json, print_text
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -103,7 +103,7 @@ def command(
         price_per_hour=price_per_hour,
     )
     report = run_bench(options, notify)
-    print_json(report.to_dict()) if as_json else print(report.summary())
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
     if plot is not None:
         plotting.draw_plot(plot, report.model, report.stages)
         notify(f"Wrote {plot}.")

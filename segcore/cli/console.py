@@ -6,12 +6,17 @@ import json
 import signal
 import sys
 import traceback
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from segcore.errors import SegcoreError
 from segcore.signals import raise_interrupt
+from segcore.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ConfigSets = Annotated[
@@ -66,7 +71,39 @@ def notify(*lines: str) -> None:
     """Print messages for people to stderr, one a line; empty ones are left out."""
     for line in lines:
         if line:
-            print(line, file=sys.stderr)
+            print_text(line, sys.stderr)
+
+
+def print_text(text: str, stream: TextIO | None = None) -> None:
+    """Print text for people, with "?" for what could steer their terminal; stdout by default.
+
+    Names from archives, checkpoints and ground truths reach a terminal through this function, or
+    as cells of `print_table`, and never by print() or as a string in a table.
+    """
+    stream = stream or sys.stdout
+    safe = "\n".join(printable(line) for line in text.split("\n"))
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(safe.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def safe_cell(text: str) -> Text:
+    """Text for a table of rich: neither markup nor control characters mean anything in it."""
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
+def print_table(table: Table) -> None:
+    """Print a table of rich to stdout; markup in its strings is shown as it is."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False)
+    if console.encoding.lower().startswith("utf"):
+        console.print(table)
+        return
+    with console.capture() as capture:  # for example a terminal that has ASCII alone
+        console.print(table)
+    print(capture.get().encode(console.encoding, "backslashreplace").decode(console.encoding))
 
 
 def print_json(document: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segcore.cli.console import print_text
+
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -50,4 +52,4 @@ def command(
         meta["licence"] = licence
     save_safetensors(target, checkpoint.state_dict, meta)
     info = load_model(str(target)).info  # proves that the written file can be loaded
-    print(f"{target}: {info.architecture}, {len(info.categories)} classes, {info.licence}")
+    print_text(f"{target}: {info.architecture}, {len(info.categories)} classes, {info.licence}")

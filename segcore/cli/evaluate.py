@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import JsonFlag, RunOutput, notify, print_json
+from segcore.cli.console import JsonFlag, RunOutput, notify, print_json, print_table, safe_cell
+from segcore.evaluation.exif_labels import ExifLabels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,19 +48,27 @@ def command(
             help="Leave out images of the ground truth that are missing from OUTPUT.",
         ),
     ] = False,
+    exif_labels: Annotated[
+        ExifLabels,
+        typer.Option(
+            help="Images whose width and height are swapped in GROUND_TRUTH, as where a tool "
+            "ignores the EXIF orientation: refuse them, take the masks as lying on the image as "
+            "viewers show it, or leave the images out.",
+        ),
+    ] = ExifLabels.REFUSE,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure an output against known masks: COCO mask and box AP, per class and over all."""
-    from rich.console import Console
-
     from segcore.evaluation.evaluate import evaluate
     from segcore.storage import Storage
 
-    report = evaluate(Storage(), output, ground_truth, edition, max_dets, allow_missing)
+    report = evaluate(
+        Storage(), output, ground_truth, edition, max_dets, allow_missing, exif_labels
+    )
     if as_json:
         print_json(report.to_dict())
     else:
-        Console().print(scores_table(report))
+        print_table(scores_table(report))
     notify(*report.notes)
 
 
@@ -71,8 +80,10 @@ def scores_table(report: EvaluationReport) -> Table:
     scores = report.scores
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"AP of {report.edition}: {report.images:,} images, "
-        f"{scores.n_ground_truth:,} objects, {scores.n_detections:,} detections",
+        title=safe_cell(
+            f"AP of {report.edition}: {report.images:,} images, "
+            f"{scores.n_ground_truth:,} objects, {scores.n_detections:,} detections"
+        ),
         caption=f"COCO protocol, at most {scores.max_dets} detections per image and class",
         title_justify="left",
         caption_justify="left",
@@ -88,7 +99,7 @@ def scores_table(report: EvaluationReport) -> Table:
     for name, n_objects, mask, boxes in rows:
         by_size = (mask.ap_small, mask.ap_medium, mask.ap_large)
         values = (mask.ap, mask.ap50, mask.ap75, *by_size, boxes.ap)
-        table.add_row(name, f"{n_objects:,}", *(format_score(value) for value in values))
+        table.add_row(safe_cell(name), f"{n_objects:,}", *(format_score(value) for value in values))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segcore.cli.console import JsonFlag, notify, print_json
+from segcore.cli.console import JsonFlag, notify, print_json, print_table, safe_cell
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -19,7 +19,6 @@ package.module:Class.
 def command(as_json: JsonFlag = False) -> None:
     """List the known models: licence of the weights, published accuracy, what is cached."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from segcore.models.catalogue import catalogue
@@ -36,8 +35,8 @@ def command(as_json: JsonFlag = False) -> None:
         size = f"{entry.bytes / 1e6:.1f} MB" if entry.bytes is not None else "-"
         here = f"bundled, {size}" if entry.source == "bundled" else size
         ap = f"{entry.published_ap:.1f}" if entry.published_ap else "-"
-        table.add_row(entry.name, entry.licence, ap, here)
-    Console().print(table)
+        table.add_row(safe_cell(entry.name), safe_cell(entry.licence), ap, here)
+    print_table(table)
     notify(
         "COCO AP: mask AP50-95 on val2017 in percent, as published; we have not measured it.",
         f"Weights that are not here are downloaded on first use into {cache_dir()}; --json lists "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json
+from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -106,9 +106,9 @@ def command(
     job_config: Config = load_config(config, sets or (), flags)
     if dry_run:
         planned = preview(job_config, overwrite=overwrite)
-        print_json(planned.to_dict()) if as_json else print(planned.summary())
+        print_json(planned.to_dict()) if as_json else print_text(planned.summary())
         return
     report = segment(job_config, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
-    print_json(report.to_dict()) if as_json else print(report.summary())
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.advice())
     sys.exit(report.exit_code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segcore.cli.console import JsonFlag, NewestEdition, RunOutput, notify, print_json
+from segcore.cli.console import JsonFlag, NewestEdition, RunOutput, notify, print_json, print_text
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -21,7 +21,7 @@ def command(output: RunOutput, edition: NewestEdition = None, as_json: JsonFlag 
     from segcore.storage import Storage
 
     status = read_status(Storage(), output, edition)
-    print_json(status.to_dict()) if as_json else print(status.summary())
+    print_json(status.to_dict()) if as_json else print_text(status.summary())
     if status.state in (DIED, STOPPED):
         notify("No run is active; rerun the same `segcore segment` command to resume.")
     if status.unreadable:

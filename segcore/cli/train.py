@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json
+from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
 
 if TYPE_CHECKING:
     from segcore.training.config import TrainConfig
@@ -44,7 +44,7 @@ def command(
         report = train(
             train_config, restart=restart, config_file=config, notify=notify, progress=advance
         )
-    print_json(report.to_dict()) if as_json else print(report.summary())
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(f"To use it: segcore segment INPUT OUTPUT --model {report.checkpoint}")
 
 

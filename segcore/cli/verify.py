@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import JsonFlag, NewestEdition, RunOutput, notify, print_json
+from segcore.cli.console import JsonFlag, NewestEdition, RunOutput, notify, print_json, print_text
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -41,5 +41,5 @@ def command(
             notify(f"{done:,} of {total:,} units checked.")
 
     report = verify_output(Storage(), output, edition, threads=threads, progress=show_progress)
-    print_json(report.to_dict()) if as_json else print(report.summary())
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
     sys.exit(report.exit_code)

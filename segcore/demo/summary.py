@@ -35,7 +35,7 @@ def print_summary(report: DemoReport) -> None:
     table.add_row("speed", f"{run.images_per_second:.1f} images/s, {run.pool}")
     steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     table.add_row("time", f"{sum(report.seconds.values()):.0f} s ({steps})")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     print(f"Contact sheet   {_relative_path(report.contact_sheet)}")
     layout = EditionLayout(report.tables)
     print(f"Tables          {_relative_path(layout.parts_pattern('images'))}")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.distributed.progress import ProgressCounter
-from segcore.errors import ClusterError, describe_error
+from segcore.errors import ClusterError, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.models.torch_runtime import use_one_thread
@@ -57,6 +57,8 @@ class UnitOutcome:
         ok, failed, instances: Its counts; 0 when it was not committed.
         error: Why it was not committed; "" when it was, or when `needs_isolation`.
         needs_isolation: Not committed: its images must be tried one by one.
+        storage_full: Not committed because there is no room for its part; nor will there be for
+            others.
     """
 
     unit: str
@@ -65,6 +67,7 @@ class UnitOutcome:
     instances: int = 0
     error: str = ""
     needs_isolation: bool = False
+    storage_full: bool = False
 
 
 class ProgressActor(ProgressCounter):
@@ -114,7 +117,7 @@ class UnitActor:
         except HostOutOfMemory:
             return UnitOutcome(unit.unit, needs_isolation=True)
         except Exception as error:  # goes to the driver; the unit stays undone
-            return UnitOutcome(unit.unit, error=describe_error(error))
+            return failed_outcome(unit, error)
         return complete_unit(self._progress, unit, counts)
 
 
@@ -174,6 +177,12 @@ def register_current_actor(progress: Any) -> None:
     import ray
 
     progress.register.remote(ray.get_runtime_context().current_actor)
+
+
+def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:
+    """The outcome of a unit that is not committed because of this error."""
+    is_full = isinstance(error, StorageFull)
+    return UnitOutcome(unit.unit, error=describe_error(error), storage_full=is_full)
 
 
 def complete_unit(progress: Any, unit: Unit, counts: PartCounts) -> UnitOutcome:

@@ -27,6 +27,7 @@ from segcore.distributed.actors import (
     ActorSpec,
     UnitOutcome,
     complete_unit,
+    failed_outcome,
     load_worker_model,
     outcomes_to_columns,
     register_current_actor,
@@ -120,7 +121,7 @@ class Isolator:
             counts = self._segment_image_by_image(unit)
         except Exception as error:  # goes to the driver; the unit stays undone
             self._end_process()
-            return UnitOutcome(unit.unit, error=describe_error(error))
+            return failed_outcome(unit, error)
         return complete_unit(self._progress, unit, counts)
 
     def _segment_image_by_image(self, unit: Unit) -> PartCounts:

@@ -24,7 +24,7 @@ from segcore.distributed.actors import (
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressSnapshot
-from segcore.errors import ClusterError, StorageError
+from segcore.errors import ClusterError, StorageError, StorageFull
 from segcore.sources.unit_tables import units_to_table
 from segcore.sources.units import Unit
 
@@ -83,6 +83,7 @@ class Pipeline:
         Raises:
             ClusterError: The pool as a whole cannot work.
             StorageError: Unit after unit failed, and none succeeded.
+            StorageFull: There is no room for the part of a unit.
         """
         pool = self._pool
         min_actors = min(pool.min_actors, len(units))  # a second pass may have few
@@ -113,6 +114,12 @@ class Pipeline:
         for start in range(0, len(units), self._units_per_wave):
             wave = units[start : start + self._units_per_wave]
             for outcome in self._run_wave(wave, stages, extra_arguments):
+                if outcome.storage_full:  # all others would be computed in vain
+                    raise StorageFull(
+                        f"Stopped because there is no room for the results: {outcome.error}",
+                        hint="Make room, then rerun the same command to resume; finished units are "
+                        "not redone.",
+                    )
                 consecutive_failures = consecutive_failures + 1 if outcome.error else 0
                 if consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
                     raise StorageError(

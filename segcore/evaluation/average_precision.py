@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segcore.errors import UsageError
+from segcore.evaluation.ground_truth import GroundTruth, Id, id_order
+from segcore.evaluation.truth_file import check_ground_truth
 
 DEFAULT_MAX_DETS = 500
 
@@ -52,7 +55,7 @@ class AveragePrecision:
 class ClassScores:
     """One category: counts without crowd regions, and both kinds of AP."""
 
-    category_id: int
+    category_id: Id
     name: str
     n_ground_truth: int
     n_detections: int
@@ -78,120 +81,115 @@ class Scores:
 
 
 def mask_and_box_ap(
-    ground_truth: Mapping[str, Any],
-    image_ids: Iterable[int],
+    ground_truth: GroundTruth | Mapping[str, Any],
+    image_ids: Iterable[Id],
     detections: Iterable[Mapping[str, Any]],
     max_dets: int = DEFAULT_MAX_DETS,
 ) -> Scores:
     """COCO average precision of masks and of boxes.
 
     Args:
-        ground_truth: COCO instances dict (`images` with id, height, width; `annotations` with
-            image_id, category_id, segmentation as polygons or RLE; `categories`). Not changed.
+        ground_truth: What `check_ground_truth` gave, whose remarks tell what was left out; or a
+            COCO instances dict of which every annotation must be usable. Not changed.
         image_ids: Images that count; those without detections lower recall.
         detections: Each with image_id, category_id, score, segmentation (compressed RLE dict on
             the image's canvas) and bbox (x, y, w, h in pixels). Not changed.
         max_dets: Detections that count, per image and category, best score first.
 
     Raises:
-        UsageError: An image or category is not in `ground_truth`, or a mask has another canvas.
+        UsageError: An image or category is not in `ground_truth`, a mask has another canvas, or an
+            annotation of a dict cannot be used.
     """
-    images = {int(image["id"]): image for image in ground_truth["images"]}
-    selected = sorted({int(i) for i in image_ids})
-    missing = [i for i in selected if i not in images]
-    if missing:
-        raise UsageError(f"image id {missing[0]} is not in the ground truth")
-    categories = sorted(ground_truth["categories"], key=lambda c: int(c["id"]))
-    annotations = _coco_annotations(ground_truth, images, set(selected))
-    results = _coco_results(detections, images, set(selected), {int(c["id"]) for c in categories})
-    dataset = {"images": [images[i] for i in selected], "categories": categories}
+    if isinstance(ground_truth, GroundTruth):
+        truth, every_one_counts = ground_truth, False
+    else:
+        truth, every_one_counts = check_ground_truth(ground_truth), True
+    images = _number_images(truth, image_ids)
+    categories = {category.id: k for k, category in enumerate(truth.categories, start=1)}
+    annotations = _coco_annotations(truth, images, categories)
+    if every_one_counts and truth.remarks.n_left_out:
+        raise UsageError(" ".join(truth.remarks.sentences()))
+    results = _coco_results(detections, truth, images, categories)
+    sizes = [truth.canvas(image_id) for image_id in images]
+    dataset = {
+        "images": [
+            {"id": number, "height": height, "width": width}
+            for number, (height, width) in enumerate(sizes, start=1)
+        ],
+        "categories": [{"id": k} for k in categories.values()],
+    }
     masks = _run_pycocotools(dataset, annotations, results, "segm", max_dets)
     boxes = _run_pycocotools(dataset, annotations, results, "bbox", max_dets)
+    n_truths = Counter(a["category_id"] for a in annotations if not a["iscrowd"])
+    n_results = Counter(r["category_id"] for r in results)
     per_class = tuple(
         ClassScores(
-            category_id=int(category["id"]),
-            name=str(category["name"]),
-            n_ground_truth=_count(annotations, int(category["id"])),
-            n_detections=_count(results, int(category["id"])),
+            category_id=category.id,
+            name=category.name,
+            n_ground_truth=n_truths[k + 1],
+            n_detections=n_results[k + 1],
             mask=_summarize(masks, [k]),
             box=_summarize(boxes, [k]),
         )
-        for k, category in enumerate(categories)
+        for k, category in enumerate(truth.categories)
     )
     all_classes = list(range(len(categories)))
     return Scores(
         mask=_summarize(masks, all_classes),
         box=_summarize(boxes, all_classes),
         per_class=per_class,
-        n_images=len(selected),
-        n_ground_truth=sum(row.n_ground_truth for row in per_class),
+        n_images=len(images),
+        n_ground_truth=n_truths.total(),
         n_detections=len(results),
         max_dets=max_dets,
     )
 
 
+def _number_images(truth: GroundTruth, image_ids: Iterable[Id]) -> dict[Id, int]:
+    """Ids of any kind -> the whole numbers from 1 that pycocotools computes with, in their order.
+
+    Raises:
+        UsageError: An image is not in the ground truth.
+    """
+    selected = list(dict.fromkeys(image_ids))
+    missing = [image_id for image_id in selected if image_id not in truth.images]
+    if missing:
+        raise UsageError(f"image id {missing[0]} is not in the ground truth")
+    return {id_: number for number, id_ in enumerate(sorted(selected, key=id_order), start=1)}
+
+
 def _coco_annotations(
-    ground_truth: Mapping[str, Any], images: Mapping[int, Any], selected: set[int]
+    truth: GroundTruth, images: Mapping[Id, int], categories: Mapping[Id, int]
 ) -> list[dict[str, Any]]:
-    """Ground truth as RLE; ids from 1, because pycocotools reads id 0 as 'not matched'."""
+    """Ground truth of these images; ids from 1, as pycocotools reads id 0 as 'not matched'."""
     annotations: list[dict[str, Any]] = []
-    for number, annotation in enumerate(ground_truth["annotations"], start=1):
-        if int(annotation["image_id"]) not in selected:
-            continue
-        image = images[int(annotation["image_id"])]
-        rle = _annotation_rle(number, annotation["segmentation"], image)
-        area = annotation.get("area")
-        bbox = annotation.get("bbox")
-        annotations.append(
-            {
-                "id": number,
-                "image_id": int(annotation["image_id"]),
-                "category_id": int(annotation["category_id"]),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-                "segmentation": rle,
-                "area": float(coco_mask.area(rle)) if area is None else float(area),
-                "bbox": list(coco_mask.toBbox(rle)) if bbox is None else [float(v) for v in bbox],
-            }
-        )
+    for image_id, image_number in images.items():
+        for item in truth.objects(image_id):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_number,
+                    "category_id": categories[item.category_id],
+                    "iscrowd": int(item.is_crowd),
+                    "segmentation": item.rle,
+                    "area": item.area,
+                    "bbox": list(item.bbox),
+                }
+            )
     return annotations
-
-
-def _annotation_rle(number: int, segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = int(image["height"]), int(image["width"])
-    try:
-        rle = to_rle(segmentation, height, width)
-    except Exception as error:  # pycocotools raises bare exceptions of many kinds
-        raise UsageError(
-            f"annotation {number} of the ground truth has no readable segmentation: {error}"
-        ) from None
-    if tuple(rle["size"]) != (height, width):
-        raise UsageError(
-            f"annotation {number} of the ground truth has a mask of {tuple(rle['size'])}, "
-            f"but its image is {(height, width)} (height, width)"
-        )
-    return rle
-
-
-def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO segmentation (polygons, uncompressed or compressed RLE) -> compressed RLE dict."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return dict(segmentation)
 
 
 def _coco_results(
     detections: Iterable[Mapping[str, Any]],
-    images: Mapping[int, Any],
-    selected: set[int],
-    categories: set[int],
+    truth: GroundTruth,
+    images: Mapping[Id, int],
+    categories: Mapping[Id, int],
 ) -> list[dict[str, Any]]:
     """Detections of the selected images as pycocotools wants them; ids from 1."""
     results: list[dict[str, Any]] = []
     for number, detection in enumerate(detections, start=1):
-        image_id, category_id = int(detection["image_id"]), int(detection["category_id"])
-        if image_id not in images:
+        image_id, category_id = detection["image_id"], detection["category_id"]
+        if image_id not in truth.images:
             raise UsageError(
                 f"a detection has image id {image_id}, which is not in the ground truth"
             )
@@ -199,10 +197,10 @@ def _coco_results(
             raise UsageError(
                 f"a detection has category id {category_id}, which is not in the ground truth"
             )
-        if image_id not in selected:
+        if image_id not in images:
             continue
-        canvas = (int(images[image_id]["height"]), int(images[image_id]["width"]))
-        rle = to_rle(detection["segmentation"], *canvas)
+        canvas = truth.canvas(image_id)
+        rle = dict(detection["segmentation"])
         if tuple(rle["size"]) != canvas:
             raise UsageError(
                 f"a mask of image id {image_id} is {tuple(rle['size'])} (height, width), "
@@ -211,8 +209,8 @@ def _coco_results(
         results.append(
             {
                 "id": number,
-                "image_id": image_id,
-                "category_id": category_id,
+                "image_id": images[image_id],
+                "category_id": categories[category_id],
                 "score": float(detection["score"]),
                 "segmentation": rle,
                 "bbox": [float(v) for v in detection["bbox"]],
@@ -358,10 +356,6 @@ def _mean_known(values: np.ndarray) -> float:
     """Mean without the -1 that pycocotools writes where there is no ground truth."""
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
-
-
-def _count(annotations: Iterable[Mapping[str, Any]], category_id: int) -> int:
-    return sum(a["category_id"] == category_id and not a.get("iscrowd") for a in annotations)
 
 
 def _without_nan(value: Any) -> Any:

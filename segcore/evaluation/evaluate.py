@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,20 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import UsageError
 from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, mask_and_box_ap
+from segcore.evaluation.exif_labels import ExifLabels
+from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
+from segcore.evaluation.remarks import list_names
+from segcore.evaluation.truth_file import load_ground_truth
 from segcore.output.results import Results, open_results
 from segcore.storage import Storage, normalize
 from segcore.text import plural
 
 _MAX_GROUND_TRUTH_BYTES = 8 << 30
-_MAX_NAMES = 5  # classes listed in a note
-_REQUIRED_FIELDS = {
-    "images": {"id", "file_name", "width", "height"},
-    "annotations": {"image_id", "category_id", "segmentation"},
-    "categories": {"id", "name"},
-}
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,7 @@ def evaluate(
     edition: str | None = None,
     max_dets: int = DEFAULT_MAX_DETS,
     allow_missing: bool = False,
+    exif_labels: ExifLabels = ExifLabels.REFUSE,
 ) -> EvaluationReport:
     """Measure an output.
 
@@ -72,6 +69,7 @@ def evaluate(
         max_dets: Detections that count, per image and class.
         allow_missing: Leave out images of the ground truth that the output lacks, instead of
             refusing.
+        exif_labels: What becomes of images whose width and height are swapped in the ground truth.
 
     Raises:
         UsageError: There is nothing to measure, images or classes cannot be matched, or sizes
@@ -79,20 +77,33 @@ def evaluate(
     """
     results = open_results(storage, output, edition)
     truth = read_ground_truth(storage, ground_truth)
-    match = match_images(_image_rows(results), truth["images"])
+    match = match_images(_image_rows(results), truth.images.values(), exif_labels)
     notes = match.check(results.prefix, ground_truth, allow_missing)
-    categories, by_id = match_categories(_model_categories(results), truth["categories"])
+    for image_id, (width, height) in match.shown_size.items():
+        truth.set_size(image_id, width, height)
+    truth.require_objects(match.image_ids.values())
+    categories, by_id = match_categories(_model_categories(results), truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
     detections = _detections(results, match.image_ids, categories, other_classes)
     scores = mask_and_box_ap(truth, match.image_ids.values(), detections, max_dets)
+    known = set(categories.values())
+    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
+    if lacking:
+        notes.append(
+            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
+            f"counted as undetected ({list_names(lacking)})."
+        )
     if other_classes:
-        names = ", ".join(name for name, _ in other_classes.most_common(_MAX_NAMES))
+        names = list_names([name for name, _ in other_classes.most_common()])
         notes.append(
             f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
             f"truth does not have ({names})."
         )
+    notes += truth.remarks.sentences()
+    if not any(truth.annotations.get(image_id) for image_id in match.image_ids.values()):
+        notes.append("The ground truth has no annotation of these images.")
     return EvaluationReport(
         edition=results.name,
         ground_truth=normalize(ground_truth),
@@ -106,30 +117,13 @@ def evaluate(
     )
 
 
-def read_ground_truth(storage: Storage, uri: str) -> dict[str, Any]:
-    """A COCO instances document with at least one image and one category.
+def read_ground_truth(storage: Storage, uri: str) -> GroundTruth:
+    """A COCO instances file with at least one image and one category.
 
     Raises:
         UsageError: The file is not JSON, or not in COCO's format.
     """
-    try:
-        document = json.loads(storage.read(normalize(uri), max_bytes=_MAX_GROUND_TRUTH_BYTES))
-    except ValueError as error:
-        raise UsageError(f"{uri} is not JSON: {error}") from None
-    for key, fields in _REQUIRED_FIELDS.items():
-        rows = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(rows, list):
-            raise UsageError(
-                f"{uri} is not a COCO ground truth: it has no list `{key}`.",
-                "Expected a COCO instances file with images, annotations and categories.",
-            )
-        for number, row in enumerate(rows):
-            missing = fields - set(row) if isinstance(row, dict) else fields
-            if missing:
-                raise UsageError(f"{uri}: {key}[{number}] has no `{sorted(missing)[0]}`.")
-    if not document["images"] or not document["categories"]:
-        raise UsageError(f"{uri} has no images or no categories: there is nothing to measure.")
-    return document
+    return load_ground_truth(storage.read(normalize(uri), max_bytes=_MAX_GROUND_TRUTH_BYTES), uri)
 
 
 def _image_rows(results: Results) -> Iterator[ImageRow]:
@@ -147,8 +141,8 @@ def _model_categories(results: Results) -> dict[int, str]:
 
 def _detections(
     results: Results,
-    image_ids: Mapping[str, int],
-    categories: Mapping[int, int],
+    image_ids: Mapping[str, Id],
+    categories: Mapping[int, Id],
     other_classes: Counter[str],
 ) -> Iterator[dict[str, Any]]:
     """Instances of matched images as COCO results.

@@ -6,7 +6,7 @@ Pillow, with only the plugin for the format that the signature names.
     options         what a user chooses
     headers         format and size of an image, before any memory is allocated for its pixels
     memory          what decoding it takes
-    decoding        pixels: checks limits, then calls jpeg, png, tiff or pillow_formats
+    decoding        pixels: limits, then the module of the format (jpeg, png, tiff, pillow_formats)
     samples         more than 8 bits as 8 bits
     orientation     EXIF
 

@@ -345,7 +345,7 @@ def _read_committed_parts(
     parts = _CommittedParts()
     units: list[str] = []
     infos: list[ObjectInfo] = []
-    for info, changed in storage.list_dated(layout.parts_folder("images")):
+    for info, changed in storage.list_with_times(layout.parts_folder("images")):
         unit = unit_of_part(info.uri)
         if unit is None:
             continue

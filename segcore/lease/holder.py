@@ -54,7 +54,7 @@ class Holder(BaseModel):
     released: bool = False
 
     @classmethod
-    def here(cls, ttl_s: float) -> Holder:
+    def of_current_process(cls, ttl_s: float) -> Holder:
         """This process, with a new id."""
         pid = os.getpid()
         state_and_start = _read_process_stat(pid)

@@ -82,7 +82,7 @@ class Lease:
         self.loss_reported = False
         self.storage, self._folder, self._clock = storage, folder, clock
         self._generation = generation
-        self._holder = Holder.here(ttl_s)
+        self._holder = Holder.of_current_process(ttl_s)
         self._expires_at = clock.now()  # others wait at least until then
         self._lock = threading.Lock()
         self._released = False

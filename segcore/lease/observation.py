@@ -130,7 +130,7 @@ def list_lease_files(storage: Storage, folder: str) -> dict[str, FileVersion]:
     """The versions of all files directly in the folder of a lease, by name."""
     return {
         basename(info.uri): (info.etag, changed_s)
-        for info, changed_s in storage.list_dated(folder)
+        for info, changed_s in storage.list_with_times(folder)
         if info.uri == join(folder, basename(info.uri))
     }
 

@@ -16,7 +16,7 @@ ones in column-major order, zeros first. Nothing here imports Ray, storage or co
 """
 
 from segcore.masks.edges import EncodedMasks
-from segcore.masks.from_logits import encode_logits, implementation
+from segcore.masks.from_logits import default_backend, encode_logits
 from segcore.masks.polygons import from_polygons, to_polygons
 from segcore.masks.rle import area, bbox, counts_to_string, decode, encode, string_to_counts
 from segcore.masks.window import Window
@@ -28,10 +28,10 @@ __all__ = [
     "bbox",
     "counts_to_string",
     "decode",
+    "default_backend",
     "encode",
     "encode_logits",
     "from_polygons",
-    "implementation",
     "string_to_counts",
     "to_polygons",
 ]

@@ -61,12 +61,12 @@ def encode_logits(
         columns=resample_axis(window.right - window.left, canvas[1]),
     )
     crops = crops_of_boxes(boxes, grid)
-    if (backend or implementation()) == "compiled":
+    if (backend or default_backend()) == "compiled":
         return _encode_compiled(logits, crops, grid, window)
     return numpy_kernel.encode_crops(logits, crops, grid, window)
 
 
-def implementation() -> Literal["numpy", "compiled"]:
+def default_backend() -> Literal["numpy", "compiled"]:
     """The implementation that `encode_logits` uses where none is asked for."""
     return "numpy" if _compiled_kernel() is None else "compiled"
 

@@ -10,36 +10,64 @@ from pycocotools import mask as coco
 
 from segcore.masks.rle import MAX_CANVAS, bbox, decode
 
+_MAX_CANVASES_BEYOND = 8
+_MAX_OUTLINE = 4_000_000  # pixels; pycocotools takes some 100 bytes for each
+_MAX_SIDE = 40_000_000  # pixels; pycocotools holds a fifth of a pixel in 32 bits
+_NUMBERS = (int, float, np.float64, np.float32, np.int64, np.int32)
+
 
 def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> bytes:
     """Union of polygons -> compressed RLE string, rasterised as pycocotools does.
 
     Args:
         polygons: Each x0, y0, x1, y1, ... of at least three points, in pixels; (0, 0) is the outer
-            corner of the top-left pixel. They may extend beyond each border by one canvas.
+            corner of the top-left pixel. They may extend far beyond the canvas: `check_polygon`.
         height, width: The canvas.
 
     Raises:
-        ValueError: A polygon is malformed or lies far outside the canvas.
+        ValueError: A polygon is malformed, lies far outside the canvas or is too long.
     """
     if height < 1 or width < 1 or height * width > MAX_CANVAS:
         raise ValueError(f"canvas {height}x{width} is outside 1..{MAX_CANVAS} pixels")
     if not len(polygons):
         raise ValueError("a segmentation has at least one polygon")
-    flat = []
-    for polygon in polygons:
-        try:
-            points = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise ValueError("a polygon is a flat list of numbers") from None
-        if points.ndim != 1 or points.size < 6 or points.size % 2:
-            raise ValueError(f"a polygon is 3 or more x, y pairs, got shape {points.shape}")
-        limit = np.tile([width, height], points.size // 2)
-        if not ((points >= -limit) & (points <= 2 * limit)).all():  # NaN too
-            raise ValueError(f"a polygon has points far outside the canvas {height}x{width}")
-        flat.append(points.tolist())
+    flat = [check_polygon(polygon, height, width) for polygon in polygons]
     counts: bytes = coco.merge(coco.frPyObjects(flat, height, width))["counts"]
     return counts
+
+
+def check_polygon(polygon: Sequence[float], height: int, width: int) -> list[float]:
+    """A polygon as pycocotools takes it.
+
+    Rasterising takes time and memory in proportion to the outline's length, so that is bounded:
+    points lie within eight canvases beyond each border, and outlines have 4 million pixels or less.
+
+    Raises:
+        ValueError: It is no flat list of 3 or more pairs of finite numbers, or out of these bounds.
+    """
+    if not isinstance(polygon, np.ndarray) and not (
+        isinstance(polygon, Sequence) and all(type(value) in _NUMBERS for value in polygon)
+    ):
+        raise ValueError("a polygon is a flat list of numbers")
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("a polygon is a flat list of numbers") from None
+    if points.ndim != 1 or points.size < 6 or points.size % 2:
+        raise ValueError(f"a polygon is 3 or more x, y pairs, got {points.size} numbers")
+    pairs = points.reshape(-1, 2)
+    low, high = pairs.min(axis=0), pairs.max(axis=0)
+    size = np.array([width, height], np.float64)
+    far = _MAX_CANVASES_BEYOND
+    if not ((low >= -far * size) & (high <= (far + 1) * size)).all():  # NaN too
+        raise ValueError(f"a polygon has points far outside the canvas {height}x{width}")
+    length = float((high - low).max()) * len(pairs)  # at most
+    if length > _MAX_OUTLINE:
+        steps = np.abs(np.diff(pairs, axis=0, append=pairs[:1]))
+        length = float(steps.max(axis=1).sum())
+    if length > _MAX_OUTLINE or max(height, width) > _MAX_SIDE:
+        raise ValueError(f"the outline of a polygon is longer than {_MAX_OUTLINE:,} pixels")
+    return points.tolist()
 
 
 def to_polygons(

@@ -109,7 +109,7 @@ class ReducedPreprocess(Protocol):
         """As `Model.preprocess`; results are for an image of `size` (height, width).
 
         `image` is that image in full size (always if `size` is None), or reduced by 2, 4 or 8 by
-        `segcore.images.decode_reduced`, and then at least as large as `content_size`.
+        `segcore.images.decode_image_reduced`, and then at least as large as `content_size`.
         """
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:

@@ -11,24 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from segcore.errors import CheckpointError
 from segcore.models.base import Category, InputShape, ModelInfo, ModelOptions
-from segcore.models.pickles import PickledFile, PickleRefused, Stub, TensorRecord, tensor_records
+from segcore.models.pickles import PickledFile, PickleRefused, Stub, child_modules
+from segcore.models.wrappers import AmbiguousModel, Mark, find_candidates, unwrap_names
+from segcore.text import plural, printable
 
 METADATA_KEY = "segcore"
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 16 << 20  # of JSON before the tensors of a safetensors file
+_MAX_TENSORS = 100_000
+_MAX_BRACKETS = 500_000  # in that JSON; each tensor has three, each category one
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OVERRIDABLE = {"imgsz", "shape", "conf", "iou", "max_det"}  # fields of meta and of `ModelOptions`
 
@@ -73,13 +77,15 @@ class CheckpointFile:
     """What a file holds, before it is known which model it is for.
 
     Attributes:
-        tensors: By name, as stored.
+        tensors: By their names in the network, as stored.
         source: The file, for messages and for `CheckpointMeta.name`.
         sha256: Of the whole file, hex.
         meta: What the file says about itself; None in a pickle.
         pickled_dict: The top level of a pickle that is a dict (training arguments, licence); else
             empty.
         pickled_module: The pickled module whose tensors these are; None for a state dict.
+        place: Where in the file the model is, such as ``['model']``.
+        names_in_file: By the names in the network, where they differ.
     """
 
     tensors: dict[str, Tensor]
@@ -88,6 +94,26 @@ class CheckpointFile:
     meta: CheckpointMeta | None = None
     pickled_dict: Mapping[Any, Any] = field(default_factory=dict)
     pickled_module: Stub | None = None
+    place: str = ""
+    names_in_file: Mapping[str, str] = field(default_factory=dict)
+
+    def modules_of(self, tensor: str) -> list[Stub]:
+        """The pickled modules that a tensor is part of, the outermost first."""
+        modules = [] if self.pickled_module is None else [self.pickled_module]
+        for part in self.names_in_file.get(tensor, tensor).split(".")[:-1]:
+            if not modules or part not in (children := child_modules(modules[-1])):
+                break
+            modules.append(children[part])
+        return modules
+
+    def summary(self) -> str:
+        """What was found, for messages: number, names and place of the tensors."""
+        if not self.tensors:
+            return "it holds no tensors"
+        first = next(iter(self.tensors))
+        first = printable(self.names_in_file.get(first, first))[:200]
+        place = f" in {self.place}" if self.place else ""
+        return f"it holds {plural(len(self.tensors), 'tensor')}{place} named like `{first}`"
 
     def to_checkpoint(self, meta: CheckpointMeta) -> Checkpoint:
         """The checkpoint with this metadata; a missing name becomes that of the file."""
@@ -125,25 +151,35 @@ class Checkpoint:
         )
 
 
-def read_checkpoint_file(path: str | Path) -> CheckpointFile:
+def read_checkpoint_file(path: str | Path, marks: Sequence[Mark] = ()) -> CheckpointFile:
     """Reads a local file; see `parse_checkpoint_file`."""
     path = Path(path)
+    shown = printable(str(path))
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder, not a checkpoint.")
-        if size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, over the limit of {MAX_FILE_BYTES}.")
-        data = path.read_bytes()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CheckpointError(f"{shown} is a folder, not a checkpoint.")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never end
+            raise CheckpointError(f"{shown} is a pipe or a device, not a file.")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise CheckpointError(f"There is no checkpoint at {path}.") from None
-    except OSError as error:
-        raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
-    return parse_checkpoint_file(data, str(path))
+        raise CheckpointError(f"There is no checkpoint at {shown}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Cannot read the checkpoint {shown}: {reason}.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{shown} has {status.st_size} bytes, over the limit of {MAX_FILE_BYTES}."
+        )
+    return parse_checkpoint_file(data, shown, marks)
 
 
-def parse_checkpoint_file(data: bytes, source: str) -> CheckpointFile:
+def parse_checkpoint_file(data: bytes, source: str, marks: Sequence[Mark] = ()) -> CheckpointFile:
     """Tensors and metadata from the bytes of a file; `source` is its name, for messages.
+
+    Args:
+        marks: Of the models that are looked for in a pickle.
 
     Raises:
         CheckpointError: It is of an unknown format, damaged or unsafe; one sentence with the name.
@@ -151,7 +187,7 @@ def parse_checkpoint_file(data: bytes, source: str) -> CheckpointFile:
     if not data:
         raise CheckpointError(f"{source} is empty, not a checkpoint.")
     if data.startswith(_PICKLE_STARTS):
-        return _parse_pickle(data, source)
+        return _parse_pickle(data, source, marks)
     if len(data) > 9 and data[8:9] == b"{":
         return _parse_safetensors(data, source)
     raise CheckpointError(
@@ -191,57 +227,91 @@ def _parse_safetensors(data: bytes, source: str) -> CheckpointFile:
     (header_bytes,) = struct.unpack_from("<Q", data)
     if header_bytes > min(MAX_HEADER_BYTES, len(data) - 8):
         raise CheckpointError(f"{source} is not a safetensors file, or is truncated.")
+    text = data[8 : 8 + header_bytes]
+    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:  # each is an object in memory
+        raise CheckpointError(f"{source} is a damaged safetensors file: its header has no end.")
     try:
-        header = json.loads(data[8 : 8 + header_bytes])
+        header = json.loads(
+            text,
+            object_pairs_hook=_dict_without_repeats,
+            parse_constant=_refuse_constant,
+        )
+        if len(header) > _MAX_TENSORS:
+            raise ValueError(f"it claims {len(header):,} tensors")
         tensors = safetensors.torch.load(data)
-    except (ValueError, RecursionError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{source} is a damaged safetensors file: {error}.") from None
-    text = (header.get("__metadata__") or {}).get(METADATA_KEY)
-    if text is None:
+    # Hostile or damaged bytes can raise nearly anything in the library.
+    except Exception as error:
+        reason = printable(str(error) or type(error).__name__)[:200]
+        raise CheckpointError(f"{source} is a damaged safetensors file: {reason}.") from None
+    document = (header.get("__metadata__") or {}).get(METADATA_KEY)
+    if document is None:
         raise CheckpointError(
             f"{source} is a safetensors file that does not say which model it is for "
             f"(no {METADATA_KEY!r} in its metadata).",
             "Write it with `segcore train` or segcore.models.checkpoints.save_safetensors.",
         )
     try:
-        meta = CheckpointMeta.model_validate_json(text)
+        meta = CheckpointMeta.model_validate_json(document)
     except ValidationError as error:
         first = error.errors()[0]
         field_name = ".".join(map(str, first["loc"])) or METADATA_KEY
         raise CheckpointError(
-            f"{source} has invalid metadata: {field_name}: {first['msg']}."
+            f"{source} has invalid metadata: {printable(field_name)[:100]}: {first['msg']}."
         ) from None
     return CheckpointFile(tensors, source, hashlib.sha256(data).hexdigest(), meta)
 
 
-def _parse_pickle(data: bytes, source: str) -> CheckpointFile:
+def _dict_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("its header has a key twice")
+    return document
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"its header has the number {constant}")
+
+
+def _parse_pickle(data: bytes, source: str, marks: Sequence[Mark]) -> CheckpointFile:
+    """The first model in the file that has a mark; if none has, the first that has tensors."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    first: CheckpointFile | None = None
     try:
         file = PickledFile(data)
-        model = _find_model(file.root, source)
-        tensors = {name: file.tensor(record) for name, record in tensor_records(model).items()}
-    except PickleRefused as refused:
+        for place, model in find_candidates(file.root):
+            records = file.tensor_records(model)
+            names = unwrap_names(records, marks)
+            if not records or (names is None and first is not None):
+                continue
+            found = CheckpointFile(
+                {k: file.tensor(records[name]) for k, name in (names or {}).items()},
+                source,
+                sha256,
+                pickled_dict=file.root if isinstance(file.root, dict) else {},
+                pickled_module=model if isinstance(model, Stub) else None,
+                place=place,
+                names_in_file=names or {},
+            )
+            if names is not None:
+                return found
+            first = replace(found, tensors={k: file.tensor(v) for k, v in records.items()})
+    except (PickleRefused, AmbiguousModel) as refused:
         raise CheckpointError(f"{source} is not a usable checkpoint: {refused}.") from None
-    return CheckpointFile(
-        tensors,
-        source,
-        hashlib.sha256(data).hexdigest(),
-        pickled_dict=file.root if isinstance(file.root, dict) else {},
-        pickled_module=model if isinstance(model, Stub) else None,
-    )
+    if first is None:
+        raise CheckpointError(
+            f"{source} holds no model: it is {_describe_root(file.root)}, without any tensor that "
+            "could be weights.",
+            "Expected an official checkpoint of a supported model, or a state dict.",
+        )
+    return first
 
 
-def _find_model(root: Any, source: str) -> Stub | dict[Any, Any]:
-    """The module or state dict to use: averaged weights (EMA) are preferred to the last ones."""
-    if isinstance(root, Stub):
-        return root
+def _describe_root(root: Any) -> str:
+    """An object for people: what it is, and its first keys."""
     if isinstance(root, dict):
-        for key in ("ema", "model", "state_dict"):
-            candidate = root.get(key)
-            if isinstance(candidate, Stub | dict) and candidate:
-                return candidate
-        if any(isinstance(value, TensorRecord) for value in root.values()):
-            return root
-    raise CheckpointError(
-        f"{source} holds no model.",
-        "Expected an official checkpoint of a supported model, or a state dict.",
-    )
+        keys = [printable(str(key))[:50] for key in list(root)[:5]]
+        more = ", ..." if len(root) > len(keys) else ""
+        return f"a dict with the keys {', '.join(keys)}{more}" if keys else "an empty dict"
+    if isinstance(root, Stub):
+        return f"an object of {printable(root.stub_name)[:100] or 'an unknown class'}"
+    return f"an object of {type(root).__name__}"

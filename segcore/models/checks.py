@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.base import ModelOptions
@@ -57,7 +57,9 @@ def check_batch(prepared: Sequence[Any], batch_size: int) -> None:
 def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, network: str
 ) -> None:
-    """Compares names and shapes of `tensors` with those of `expected`; values must be finite.
+    """Compares names and shapes of `tensors` with those of `expected`; values must be usable.
+
+    That is: finite in the type that `expected` has, and variances not negative.
 
     Args:
         tensors: What the file holds.
@@ -88,5 +90,52 @@ def check_tensors(
             raise CheckpointError(
                 f"{misfit}: {name} holds {tensor.dtype}, not {expected[name].dtype}."
             )
+        _check_values(name, tensor, expected[name].dtype, source)
+
+
+def _check_values(name: str, tensor: Tensor, dtype: torch.dtype, source: str) -> None:
+    if not tensor.is_floating_point():
+        return
+    values = tensor.to(dtype if dtype.is_floating_point else torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        if bool(torch.isfinite(tensor.double()).all()):
+            raise CheckpointError(
+                f"{source} is damaged: {name} holds a number that {_short(values.dtype)} cannot "
+                "hold."
+            )
+        raise CheckpointError(f"{source} is damaged: {name} holds NaN or infinity.")
+    if name.endswith("running_var") and bool((values < 0).any()):
+        raise CheckpointError(f"{source} is damaged: {name} holds a negative variance.")
+
+
+def check_computed_weights(network: nn.Module, source: str) -> None:
+    """The weights that a network computes with, in the precision that it computes in, are finite.
+
+    Finite weights become infinite where norms are folded into them or where they are rounded to a
+    type of less range.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{source} is damaged: {name} holds NaN or infinity.")
+            dtype = _short(tensor.dtype)
+            raise CheckpointError(
+                f"{source} cannot be used in {dtype}: {name}, with its norm folded in, is beyond "
+                f"what {dtype} holds.",
+                "Use model.precision=float32, or bfloat16." if dtype == "float16" else "",
+            )
+
+
+def check_finite(what: str, *outputs: Tensor) -> None:
+    """What a network gave for an image is finite. Waits for the device once.
+
+    Raises:
+        ValueError: It is not, and would silently count as "nothing found".
+    """
+    if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in outputs]).all()):
+        raise ValueError(f"the network gave {what} that are not finite (NaN or infinity)")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

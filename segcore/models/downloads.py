@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from segcore.errors import CheckpointError
+from segcore.text import printable
 
 MAX_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
@@ -220,7 +221,12 @@ def _progress_bar(name: str, progress: Progress | None) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as ProgressDisplay
 
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with ProgressDisplay(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(name)
+        task = display.add_task(printable(name))
         yield lambda received, total: display.update(task, completed=received, total=total)

@@ -12,6 +12,7 @@ from pathlib import Path
 from segcore.models import downloads
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointFile, CheckpointMeta
+from segcore.models.wrappers import Mark
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class ModelFamily:
 
     Attributes:
         architectures: Values of `CheckpointMeta.architecture` that belong to it.
-        recognises: Whether tensors with these names are of this family. It answers for relatives
-            that cannot be used, too, such as detectors without masks: `describe` then says why.
+        marks: Tensors of which each file of this family has at least one. Relatives that cannot be
+            used, such as detectors without masks, are marked, too: `describe` then says why.
         describe: Metadata of a file that comes without. Raises CheckpointError if the family
             cannot use it.
         load: Checkpoint and options -> a model, ready to run on its device. Raises CheckpointError
@@ -59,7 +60,11 @@ class ModelFamily:
     """
 
     architectures: tuple[str, ...]
-    recognises: Callable[[Collection[str]], bool]
+    marks: tuple[Mark, ...]
     describe: Callable[[CheckpointFile], CheckpointMeta]
     load: Callable[[Checkpoint, ModelOptions], Model]
     published: tuple[PublishedModel, ...] = ()
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether tensors with these names in the network are of this family."""
+        return any(mark.root + mark.name in names for mark in self.marks)

@@ -84,6 +84,9 @@ def detect(
 
     Returns:
         One `Detections` for each image, on the device of the inputs.
+
+    Raises:
+        ValueError: Scores are not finite.
     """
     candidates = _find_candidates(boxes, class_logits, conf, max_candidates)
     kept = _suppress_by_class(candidates, iou, max_det, class_offset)
@@ -129,10 +132,17 @@ def _find_candidates(
     boxes: BoxesOfAnchors, class_logits: Tensor, conf: float, max_candidates: int
 ) -> BatchDetections:
     """Anchors over the threshold, best score first."""
-    scores = class_logits.float().amax(dim=2).sigmoid()
+    best_logits = class_logits.float().amax(dim=2)
+    scores = best_logits.sigmoid()
     scores = torch.where(scores > conf, scores, -torch.inf)  # NaN never passes
     counts = torch.isfinite(scores).sum(dim=1)
-    num_candidates = min(int(counts.max()), max_candidates)
+    # Together, because each waits for the device.
+    max_count, are_finite = torch.stack(
+        (counts.max(), torch.isfinite(best_logits).all().to(counts.dtype))
+    ).tolist()
+    if not are_finite:
+        raise ValueError("the network gave scores that are not finite (NaN or infinity)")
+    num_candidates = min(max_count, max_candidates)
     sorted_scores, anchors = torch.sort(scores, dim=1, descending=True, stable=True)
     sorted_scores, anchors = sorted_scores[:, :num_candidates], anchors[:, :num_candidates]
     index = anchors.unsqueeze(-1).expand(-1, -1, class_logits.shape[2])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models import downloads
-from segcore.models.base import Model, ModelOptions
+from segcore.models.base import Category, Model, ModelInfo, ModelOptions
 from segcore.models.checkpoints import (
     Checkpoint,
     CheckpointFile,
@@ -26,6 +26,7 @@ from segcore.models.maskrcnn.model import MASK_RCNN
 from segcore.models.yolo.model import YOLO11_SEG
 
 FAMILIES: tuple[ModelFamily, ...] = (YOLO11_SEG, MASK_RCNN)
+MARKS = tuple(mark for family in FAMILIES for mark in family.marks)
 PUBLISHED = {model.name: model for family in FAMILIES for model in family.published}
 BUNDLED = Path(__file__).parent / "bundled"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -102,12 +103,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: The file is missing, of the wrong kind, damaged or unsafe; one sentence
             with its name.
     """
-    return _identify(read_checkpoint_file(path))
+    return _identify(read_checkpoint_file(path, MARKS))
 
 
 def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     """The checkpoint in the bytes of a file; `source` is its name. Raises as `read_checkpoint`."""
-    return _identify(parse_checkpoint_file(data, source))
+    return _identify(parse_checkpoint_file(data, source, MARKS))
 
 
 def _identify(file: CheckpointFile) -> Checkpoint:
@@ -118,7 +119,7 @@ def _identify(file: CheckpointFile) -> Checkpoint:
         if family.recognises(file.tensors):
             return file.to_checkpoint(family.describe(file))
     raise CheckpointError(
-        f"{file.source} is not a checkpoint of a supported model.",
+        f"{file.source} is not a checkpoint of a supported model: {file.summary()}.",
         f"Supported are {', '.join(_architectures())}.",
     )
 
@@ -185,4 +186,26 @@ def _load_user_class(name: str, options: ModelOptions) -> Model:
         required = ("info", "batch_size", "preprocess", "forward", "postprocess")
         missing = [attribute for attribute in required if not hasattr(model, attribute)]
         raise UsageError(f"{name} is not a model of segcore: it has no {', '.join(missing)}.")
+    if problem := _find_problem_of_info(model):
+        raise UsageError(f"The model {name} cannot be used: {problem}.")
     return model
+
+
+def _find_problem_of_info(model: Model) -> str:
+    """What is wrong with what a class of the user says about itself; "" if nothing is."""
+    info, batch_size = model.info, model.batch_size
+    if not isinstance(info, ModelInfo):
+        return f"its info is of type {type(info).__name__}, not ModelInfo"
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        return f"its batch_size is {batch_size!r:.50}, not a whole number from 1"
+    if not info.categories:
+        return "its info has no categories"
+    for category in info.categories:
+        if not isinstance(category, Category) or not isinstance(category.name, str):
+            return f"{category!r:.100} is not a Category with a name"
+        if not isinstance(category.id, int) or not 0 <= category.id < 1 << 31:
+            return f"the id of {category!r:.100} is not a whole number from 0 to 2,147,483,647"
+    ids = [category.id for category in info.categories]
+    if len(set(ids)) < len(ids):
+        return "two of its categories have the same id"
+    return ""

@@ -116,7 +116,7 @@ def _edition_of_newest_run(storage: Storage, output: OutputLayout) -> EditionLay
     """The edition whose run record was written last; None when there is no record."""
     dated = [
         (changed, layout.prefix)
-        for info, changed in storage.list_dated(output.uri)
+        for info, changed in storage.list_with_times(output.uri)
         if (layout := output.edition_of_run_record(info.uri)) is not None
     ]
     return EditionLayout(max(dated)[1]) if dated else None

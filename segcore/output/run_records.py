@@ -84,7 +84,7 @@ def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]
     """
     files = [
         (info.uri, changed)
-        for info, changed in storage.list_dated(layout.runs_folder)
+        for info, changed in storage.list_with_times(layout.runs_folder)
         if info.uri.endswith(".json")
     ]
 

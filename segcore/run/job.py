@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from segcore.config import Config
-from segcore.errors import CheckpointError, ObjectNotFound, UsageError
+from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
@@ -19,6 +19,7 @@ from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
+from segcore.storage.uris import normalize_input
 from segcore.worker.preprocessing import Preprocessor
 
 MAX_WEIGHTS_BYTES = 4 << 30
@@ -112,7 +113,8 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     model = open_model(config, storage)
     layout = output.edition(model.edition.name)
     last_run = open_edition(storage, layout, input_uri, overwrite=overwrite)
-    source = open_source(input_uri, config.source, storage)
+    assert config.input is not None, "checked by locate_input_and_output"
+    source = open_source(config.input, config.source, storage)  # a slash at its end matters
     plan = open_plan(config, storage, source, layout, None if overwrite else last_run)
     parts = open_parts(storage, layout, model, plan)
     return Job(
@@ -152,7 +154,7 @@ def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
             f"{missing} is missing.",
             hint="segcore segment INPUT OUTPUT, or `input:` and `output:` in the --config file.",
         )
-    input_uri, output_uri = normalize(config.input), normalize(config.output)
+    input_uri, output_uri = normalize_input(config.input), normalize(config.output)
     if output_uri == input_uri or output_uri.startswith(input_uri + "/"):
         raise UsageError(
             f"The output {output_uri} lies inside the input: the next run would read its own "
@@ -203,6 +205,7 @@ def open_plan(
     """The plan of this run; units that have not changed since the last run are kept.
 
     Raises:
+        NothingFound: The input holds no image, and that is not allowed.
         SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
     """
     previous: Plan | None = None
@@ -211,7 +214,13 @@ def open_plan(
             previous = read_plan(storage, layout, last_run.run)
         except ObjectNotFound:
             previous = None
-    return make_plan(source, config.plan, previous)
+    plan = make_plan(source, config.plan, previous)
+    if not plan.units and not config.source.allow_empty:
+        raise NothingFound(
+            f"{source.input} holds no images. {' '.join(plan.notes)}".strip(),
+            "Set source.allow_empty=true if an input may be empty.",
+        )
+    return plan
 
 
 def open_parts(storage: Storage, layout: EditionLayout, model: JobModel, plan: Plan) -> Parts:

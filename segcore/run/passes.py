@@ -162,7 +162,7 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
         options=config.model.options().model_copy(update={"device": pool.device}),
         read_options=ReadOptions(
             storage=job.storage,
-            source=source_for(config.source, pool),
+            source=source_options_for_pool(config.source, pool),
             decode=config.decode,
             threads=config.ray.decode_threads or pool.decode_threads,
             max_decoded_bytes=config.ray.max_decoded_bytes,
@@ -174,7 +174,7 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
     )
 
 
-def source_for(options: SourceOptions, pool: PoolSize) -> SourceOptions:
+def source_options_for_pool(options: SourceOptions, pool: PoolSize) -> SourceOptions:
     """Reading options for the workers of `pool`.
 
     A GPU needs more images per second than as many concurrent requests as suit a CPU can deliver.

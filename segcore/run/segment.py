@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from segcore.config import Config
-from segcore.errors import ObjectNotFound, SegcoreError, UsageError
+from segcore.errors import NothingFound, ObjectNotFound, SegcoreError, UsageError
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
 from segcore.output.latest import publish, read_latest
@@ -152,6 +152,12 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     report = replace(_account(job, state), started=started.started, finished=_utc_now())
     state.check_lease()
     job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
+    if not report.images and not report.units_missing and not job.config.source.allow_empty:
+        notes = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
+        raise NothingFound(
+            f"{job.plan.input} was read to its end and holds no images ({notes or 'nothing'}).",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     if report.status in COMPLETE:
         publish(job.storage, job.layout, job.plan.run, report.status)
     return report

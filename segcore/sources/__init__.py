@@ -9,7 +9,7 @@ from segcore.errors import SegcoreError, StorageError
 from segcore.sources.base import IMAGE_EXTENSIONS, Sample, Source, SourceOptions
 from segcore.sources.detect import open_source
 from segcore.sources.objects import read_objects
-from segcore.sources.parquet import read_parquet
+from segcore.sources.parquet_rows import read_parquet
 from segcore.sources.tar import read_tar
 from segcore.sources.units import Unit
 from segcore.storage import Storage
@@ -33,9 +33,9 @@ def read_unit(
 ) -> Iterator[Sample]:
     """The images of a unit, one at a time in a fixed order.
 
-    A bad image never raises: it becomes a sample with an error. `notes`, if given, counts
-    "ignored_members" and "duplicate_names". Loose images whose id is in `exclude` are skipped
-    without being read; shards are always read in full.
+    A bad image never raises: it becomes a sample with an error. `notes`, if given, counts what
+    was left out or renamed (see `read_tar` and `read_parquet`). Loose images whose id is in
+    `exclude` are skipped without being read; shards are always read in full.
 
     Raises:
         StorageError: The unit as a whole cannot be read now (storage down, shard gone or changed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +12,18 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
+from segcore.errors import (
+    AccessDenied,
+    ErrorCode,
+    ImageError,
+    ObjectChanged,
+    ObjectNotFound,
+    StorageError,
+)
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import ObjectInfo, ObjectTooLarge, Storage
 from segcore.storage.listing import Listing
-from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK
+from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK, SPECIAL_FILE, SpecialFile
 from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
@@ -23,12 +31,18 @@ Kind = Literal["images", "tar", "parquet", "manifest", "coco"]
 
 # Etags that mark an entry that is part of the archive but must not be read. Such an entry becomes a
 # failed row with the code `unsafe_uri` and one of these reasons.
-BAD_PARENT, BAD_SCHEME, BAD_URI = "!parent", "!scheme", "!uri"
+BAD_PARENT, BAD_SCHEME, BAD_URI, BAD_PLACE = "!parent", "!scheme", "!uri", "!place"
+BAD_BACKSLASH = "!backslash"  # becomes `not_found`
 REFUSALS = {
     OUTSIDE_LINK: "a link that leads outside the input folder "
     "(allow with source.allow_outside=true)",
     BAD_NAME: "its file name is not valid UTF-8; rename the file",
+    SPECIAL_FILE: "a pipe, a socket or a device, not a regular file",
     BAD_PARENT: "leads outside the folder it is relative to (allow with source.allow_outside=true)",
+    BAD_PLACE: "outside the folder or bucket of the list that names it (allow its place with "
+    "source.allow, or all places with source.allow_outside=true)",
+    BAD_BACKSLASH: "no such file, neither with its backslashes as they are nor as '/'; write paths "
+    "with '/', relative to the folder of the list",
     BAD_SCHEME: "its scheme is not one of source.allowed_schemes",
     BAD_URI: "not a URI that can be read (signed query, credentials, or empty and '..' parts)",
 }
@@ -58,14 +72,31 @@ class SourceOptions(BaseModel):
     allowed_schemes: tuple[Literal["file", "s3", "gs", "az"], ...] | None = Field(
         default=None,
         description="Schemes that the entries of a manifest may have; by default s3, gs, az, and "
-        "file if the manifest itself is a local file.",
+        "file if the manifest itself is a local file. Where they may lie is a matter of `allow`.",
+    )
+    allow: tuple[str, ...] = Field(
+        default=(),
+        description="Folders, buckets or prefixes outside its own that the entries of a manifest "
+        "or COCO file may name, such as /data/images or s3://bucket; 's3://' is every bucket. By "
+        "default an entry must lie in the folder or bucket of the file that names it.",
     )
     allow_outside: bool = Field(
         default=False,
-        description="Follow links, and '..' in manifests, that lead outside the input folder.",
+        description="Follow links that lead outside the input folder, and read whatever a manifest "
+        "or COCO file names.",
     )
     extensions: tuple[str, ...] = Field(
         default=IMAGE_EXTENSIONS, min_length=1, description="File extensions of images."
+    )
+    suffixes: tuple[str, ...] = Field(
+        default=(),
+        description="Whole suffixes (from the first dot of the file name on) of the images to "
+        "segment, such as jpg or image.png, where masks or depth maps lie beside them; by default "
+        "every file with one of `extensions`. For tar shards and folders.",
+    )
+    allow_empty: bool = Field(
+        default=False,
+        description="An input without a single image is a result, not an error (exit code 1).",
     )
     read_threads: int | None = Field(
         default=None,
@@ -83,10 +114,22 @@ class SourceOptions(BaseModel):
             raise ValueError("extensions must consist of letters and digits, such as 'jpg'")
         return normalized
 
+    @field_validator("suffixes")
+    @classmethod
+    def _normalize_suffixes(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        normalized = tuple(suffix.lower().lstrip(".") for suffix in suffixes)
+        if any(re.search(r"^$|[/,;\s]", suffix) for suffix in normalized):
+            raise ValueError("suffixes must be such as 'jpg' or 'image.png'")
+        return normalized
+
     def is_image_name(self, name: str) -> bool:
-        """Whether the name has the extension of an image and is not hidden."""
+        """Whether the name is not hidden and has the extension or suffix of an image."""
         base = name.rpartition("/")[2]
-        return not base.startswith(".") and base.rpartition(".")[2].lower() in self.extensions
+        if base.startswith("."):
+            return False
+        if self.suffixes:
+            return base.partition(".")[2].lower() in self.suffixes
+        return base.rpartition(".")[2].lower() in self.extensions
 
     def schemes_for(self, manifest_is_remote: bool) -> tuple[str, ...]:
         """The schemes that entries of a manifest may have."""
@@ -160,14 +203,12 @@ def stat_unchanged_shard(unit: Unit, storage: Storage) -> ObjectInfo:
     """Size and version of the shard of a unit.
 
     Raises:
-        StorageError: It is gone, must not be read, or has changed since planning.
+        StorageError: It is gone or must not be read.
+        ObjectChanged: It has changed since planning.
     """
     info = storage.stat(unit.shard)
     if info.etag != unit.etag:
-        raise StorageError(
-            f"{unit.shard} changed while the run was in progress.",
-            "Rerun the same command to plan it again.",
-        )
+        raise ObjectChanged(f"{unit.shard} changed while the run was in progress.")
     return info
 
 
@@ -177,6 +218,8 @@ def as_image_error(error: StorageError) -> ImageError:
         code = ErrorCode.TOO_MANY_BYTES
     elif isinstance(error, ObjectNotFound):
         code = ErrorCode.NOT_FOUND
+    elif isinstance(error, SpecialFile):
+        code = ErrorCode.UNSAFE_URI
     elif isinstance(error, AccessDenied):
         code = ErrorCode.ACCESS_DENIED
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from segcore.errors import SegcoreError, UsageError
+from segcore.errors import NothingFound, SegcoreError, UsageError
 from segcore.sources.base import SourceOptions
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import ReferenceResolver
@@ -28,22 +28,26 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
         UsageError: It is not a COCO file, it names no images, or none of these folders holds them.
         ObjectNotFound, AccessDenied, StorageError: The JSON file itself cannot be read.
     """
-    names = _file_names(uri, storage)
+    names = _file_names(uri, options, storage)
+    if not names:
+        return ObjectsSource(input=uri, kind="coco", listing=Listing.from_rows([]))
     if options.coco_images is None:
         folder = _find_folder(uri, names, options, storage)
     else:
         folder = normalize(options.coco_images)
-        if not _holds_first_images(folder, names, options, storage):
+        if not _holds_first_images(folder, uri, names, options, storage):
             raise UsageError(
                 f"None of the first images of {uri} (such as {names[0]!r}) was found in {folder}.",
                 "source.coco_images must be the folder that their file names are relative to.",
             )
-    resolver = ReferenceResolver.for_root(folder, options)
-    listing = Listing.from_rows(resolver.resolve(name) for name in names)
-    return ObjectsSource(input=uri, kind="coco", listing=listing)
+    resolver = ReferenceResolver(folder, uri, options, storage)
+    listing = Listing.from_rows(resolver.resolve_all(names))
+    return ObjectsSource(
+        input=uri, kind="coco", listing=listing, storage=storage, notes=resolver.notes()
+    )
 
 
-def _file_names(uri: str, storage: Storage) -> list[str]:
+def _file_names(uri: str, options: SourceOptions, storage: Storage) -> list[str]:
     try:
         document: Any = json.loads(storage.read(uri))
     except (ValueError, RecursionError) as error:
@@ -51,8 +55,11 @@ def _file_names(uri: str, storage: Storage) -> list[str]:
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise UsageError(f"{uri} is not a COCO file: it has no list 'images'.")
-    if not images:
-        raise UsageError(f"{uri} names no images: its list 'images' is empty.")
+    if not images and not options.allow_empty:
+        raise NothingFound(
+            f"{uri} names no images: its list 'images' is empty.",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
     names = []
     for index, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None
@@ -68,7 +75,7 @@ def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: St
     candidates = [folder, f"{folder}/images", f"{parent(folder)}/images"]
     candidates += [f"{folder}/{stem}", f"{parent(folder)}/{stem}"] if stem else []
     for candidate in candidates:
-        if _holds_first_images(candidate, names, options, storage):
+        if _holds_first_images(candidate, uri, names, options, storage):
             return candidate
     folders = ", ".join(dict.fromkeys(candidates))
     raise UsageError(
@@ -78,10 +85,10 @@ def _find_folder(uri: str, names: list[str], options: SourceOptions, storage: St
 
 
 def _holds_first_images(
-    folder: str, names: list[str], options: SourceOptions, storage: Storage
+    folder: str, uri: str, names: list[str], options: SourceOptions, storage: Storage
 ) -> bool:
     """Whether at least one of the first images is in this folder."""
-    resolver = ReferenceResolver.for_root(folder, options)
+    resolver = ReferenceResolver(folder, uri, options, storage)
     rows = [resolver.resolve(name) for name in names[:_PROBED_IMAGES]]
     return any(not etag.startswith("!") and _exists(uri, storage) for uri, _, etag in rows)
 

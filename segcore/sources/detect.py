@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.errors import ObjectNotFound, UsageError
+from segcore.errors import NothingFound, ObjectNotFound, UsageError
 from segcore.sources import manifest
-from segcore.sources.base import Kind, Source, SourceOptions
+from segcore.sources.arrow_types import is_text_type
+from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
 from segcore.sources.manifest import open_manifest
 from segcore.sources.objects import ObjectsSource
-from segcore.sources.parquet import ParquetSource
+from segcore.sources.parquet import ParquetSource, probe_shard
+from segcore.sources.parquet_columns import may_hold_images
 from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
 from segcore.storage.listing import Listing
 from segcore.storage.local_disk import LINKED_FOLDER
-from segcore.storage.uris import is_remote, normalize, redact
-from segcore.text import plural
+from segcore.storage.uris import is_remote, normalize_input, redact
+from segcore.text import plural, printable
 
 _COMPRESSED_EXTENSIONS = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
+_SUFFIX = r"(?:^|/)[^./]*\.(?P<part>[^/]*)$"  # all behind the first dot of the file name
 _NOUNS = {"tar": "tar shard", "parquet": "Parquet file", "images": "image"}
 
 
@@ -38,9 +42,9 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
         UsageError: It holds nothing to segment, or its kind is ambiguous.
         ObjectNotFound, AccessDenied, StorageError: It does not exist or cannot be read.
     """
-    uri = normalize(input_uri)
+    uri = normalize_input(input_uri)
     info = _stat_file(uri, storage)
-    if info is not None:
+    if info is not None and not _is_also_folder(uri, input_uri, options, storage):
         return _open_file(info, options, storage)
     if options.kind in ("manifest", "coco"):
         raise UsageError(f"{uri} is a folder; source.kind={options.kind} needs the file itself.")
@@ -58,7 +62,26 @@ def _stat_file(uri: str, storage: Storage) -> ObjectInfo | None:
     try:
         return storage.stat(uri)
     except ObjectNotFound:
+        if not is_remote(uri) and os.path.exists(uri):
+            raise  # it is there, but is a pipe or device
         return None
+
+
+def _is_also_folder(uri: str, input_uri: str, options: SourceOptions, storage: Storage) -> bool:
+    """Whether there are objects below an object, and the input means them.
+
+    On an object store, `photos` and `photos/1.jpg` may both be objects. A slash at the end of the
+    input means the folder, and so does a name that no kind of file has.
+    """
+    if not is_remote(uri) or options.kind in ("manifest", "coco"):
+        return False
+    means_file = not input_uri.endswith("/") and _has_known_extension(uri, options)
+    return not means_file and next(storage.list(uri), None) is not None
+
+
+def _has_known_extension(uri: str, options: SourceOptions) -> bool:
+    known = {*options.extensions, *manifest.EXTENSIONS, *_COMPRESSED_EXTENSIONS, "json", "tar"}
+    return uri.rpartition("/")[2].rpartition(".")[2].lower() in known
 
 
 def _open_file(info: ObjectInfo, options: SourceOptions, storage: Storage) -> Source:
@@ -105,16 +128,17 @@ def _detect_file_kind(uri: str, storage: Storage, options: SourceOptions) -> Kin
 
 
 def _detect_parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> Kind:
-    """A Parquet file is a manifest if it has strings but no bytes."""
+    """A Parquet file is a manifest if it has text but nothing that may be images."""
     if options.image_column is None:
         try:
             with storage.open(uri, 1 << 20) as file:
                 schema = pq.read_schema(file)
         except (pa.ArrowException, OSError, ValueError):
             return "parquet"  # damaged: its reader reports that
-        types = [str(column.type) for column in schema]
-        has_bytes = any("binary" in name for name in types)
-        if not has_bytes and any("string" in name for name in types):
+        has_images = any(may_hold_images(column) for column in schema)
+        if has_images and probe_shard(uri, storage, options) is not None:
+            has_images = False  # hashes or other bytes
+        if not has_images and any(is_text_type(column.type) for column in schema):
             return "manifest"
     return "parquet"
 
@@ -128,21 +152,65 @@ def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: St
         for kind, extensions in extensions_of_kind.items()
     }
     kind = _choose_folder_kind(uri, kind_counts, options, extension_counts)
-    extensions = pa.array(extensions_of_kind[kind], pa.large_string())
-    selected = listing.filter(
-        lambda table: pc.and_(
-            _visible(uri, table["uri"], table["etag"]),
-            pc.is_in(_extensions(table["uri"]), extensions),
-        )
-    )
-    n_others = extension_counts.total() - selected.num_rows
-    if n_others:
-        notes.append(f"Skipped {plural(n_others, 'other file')} in {redact(uri)}.")
+    selected = _select(uri, listing, kind, extensions_of_kind[kind], options)
+    for extension in extensions_of_kind[kind]:
+        extension_counts.pop(extension, None)
+    notes += _notes_on_others(uri, extension_counts)
+    if n_unchosen := kind_counts[kind] - selected.num_rows:
+        images = plural(n_unchosen, "image without", "images without")
+        notes.append(f"Skipped {images} one of source.suffixes in {redact(uri)}.")
+    if selected.num_rows == 0 and not options.allow_empty:
+        suffixes = ", ".join(f".{suffix}" for suffix in options.suffixes)
+        raise NothingFound(f"None of the images in {redact(uri)} has a suffix of {suffixes}.")
     if kind != "images":
         _refuse_marked_shards(selected.to_table())
     source = _make_source(kind, uri, selected, options, storage)
     source.notes.extend(notes)
     return source
+
+
+def _select(
+    uri: str, listing: Listing, kind: Kind, extensions: Sequence[str], options: SourceOptions
+) -> Listing:
+    """The visible files with these extensions and, if they are images, with the chosen suffixes."""
+    wanted = pa.array(extensions, pa.large_string())
+    suffixes = pa.array(options.suffixes if kind == "images" else (), pa.large_string())
+
+    def is_selected(table: pa.Table) -> pa.ChunkedArray:
+        mask = pc.and_(
+            _visible(uri, table["uri"], table["etag"]),
+            pc.is_in(_extensions(table["uri"]), wanted),
+        )
+        if len(suffixes):
+            mask = pc.and_(mask, pc.is_in(_match(table["uri"], _SUFFIX), suffixes))
+        return mask
+
+    return listing.filter(is_selected)
+
+
+def _notes_on_others(uri: str, counts: Counter[str]) -> list[str]:
+    """What else is in a folder, by extension, and what could be done about it."""
+    if not counts.total():
+        return []
+    notes = [
+        f"Skipped {plural(counts.total(), 'other file')} in {redact(uri)}: "
+        f"{_describe_extensions(counts)}."
+    ]
+    if any(counts[extension] for extension in _COMPRESSED_EXTENSIONS):
+        notes.append("Compressed archives are not read: unpack them to .tar or to files.")
+    return notes
+
+
+def _describe_extensions(counts: Counter[str]) -> str:
+    """The most common extensions: `3 x .txt, 1 x without extension`."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    parts = [
+        f"{count:,} x " + (f".{printable(extension[:20])}" if extension else "without extension")
+        for extension, count in ordered[:5]
+    ]
+    if n_more := sum(count for _, count in ordered[5:]):
+        parts.append(f"{n_more:,} x other extensions")
+    return ", ".join(parts)
 
 
 def _count_extensions(uri: str, listing: Listing) -> Counter[str]:
@@ -160,7 +228,8 @@ def _count_extensions(uri: str, listing: Listing) -> Counter[str]:
 def _visible(uri: str, uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
     """Mask of the rows that are neither hidden nor links to folders that were not entered."""
     below = pc.utf8_slice_codeunits(uris, len(uri))
-    is_hidden = pc.match_substring_regex(below, r"/\.")
+    # "." and ".." are no hidden names: S3 allows such segments in keys.
+    is_hidden = pc.match_substring_regex(below, r"/\.(?:[^./]|\.[^/])")
     return pc.invert(pc.or_(is_hidden, pc.equal(etags, LINKED_FOLDER)))
 
 
@@ -179,8 +248,13 @@ def _notes_on_links(uri: str, listing: Listing) -> list[str]:
 
 def _extensions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """The extension of each URI in lower case; "" for none."""
-    matches = pc.extract_regex(uris, r"\.(?P<extension>[^./]*)$")
-    return pc.utf8_lower(pc.fill_null(pc.struct_field(matches, "extension"), ""))
+    return _match(uris, r"\.(?P<part>[^./]*)/*$")
+
+
+def _match(uris: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    """What the group `part` of a pattern matches in each URI, in lower case; "" for nothing."""
+    matches = pc.extract_regex(uris, pattern)
+    return pc.utf8_lower(pc.fill_null(pc.struct_field(matches, "part"), ""))
 
 
 def _choose_folder_kind(
@@ -201,9 +275,10 @@ def _choose_folder_kind(
         "images": options.extensions,
     }.get(options.kind, (options.kind,))
     expected_names = ", ".join(f".{extension}" for extension in expected)
-    most_common = sorted(extension_counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-    present = ", ".join(f"{count:,} x .{extension}" for extension, count in most_common)
-    raise UsageError(
+    if options.allow_empty:
+        return options.kind if options.kind in ("tar", "parquet") else "images"
+    present = _describe_extensions(extension_counts)
+    raise NothingFound(
         f"No images found in {folder}. Expected files with the extensions {expected_names}; found "
         f"{present or 'no files'}.",
         "For a manifest or a COCO file, give the file itself.",
@@ -213,8 +288,4 @@ def _choose_folder_kind(
 def _refuse_marked_shards(shards: pa.Table) -> None:
     """Shards that must not be read end the run: as failed rows they would hide many images."""
     for row in shards.filter(pc.starts_with(shards["etag"], "!")).slice(0, 1).to_pylist():
-        raise UsageError(
-            f"{row['uri']} is a link that leads outside the input folder, or its name is not valid "
-            "UTF-8.",
-            "To follow links, set source.allow_outside=true.",
-        )
+        raise UsageError(f"{row['uri']}: {REFUSALS[row['etag']]}.")

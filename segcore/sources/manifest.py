@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import UsageError
+from segcore.errors import NothingFound, UsageError
+from segcore.sources.arrow_types import is_bytes_type, is_text_type, to_plain
 from segcore.sources.base import SourceOptions
+from segcore.sources.delimited import DelimitedTable
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.references import ReferenceResolver
 from segcore.storage import Storage
 from segcore.storage.listing import Listing
 from segcore.storage.uris import parent
-from segcore.text import plural
 
 EXTENSIONS = ("txt", "lst", "csv", "tsv", "jsonl", "ndjson", "parquet")
 _URI_COLUMNS = ("uri", "url", "image_uri", "image_url", "image_path", "path", "file_name",
@@ -25,14 +27,16 @@ _URI_COLUMNS = ("uri", "url", "image_uri", "image_url", "image_path", "path", "f
 _URI_COLUMN_HINT = "Name it with --set source.uri_column=NAME."
 _MAX_LINE_CHARS = 1 << 20
 _BATCH_ROWS = 10_000
+_MAX_LOOKUPS = 1000  # of lines that begin with "#"
 
 
 def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSource:
     """The images that a manifest names; relative entries start at the manifest's folder.
 
-    txt/lst: one reference per line; empty lines and lines that begin with `#` are skipped.
-    csv/tsv: with a header. jsonl/ndjson: objects or plain strings. Entries that have a scheme that
-    is not allowed or that lead outside the folder become failed rows.
+    txt/lst: one reference per line; empty lines are skipped, and so are lines that begin with `#`
+    and name no file. csv/tsv: with a header; other separators are recognised. jsonl/ndjson: objects
+    or plain strings. Entries that have a scheme that is not allowed or that lead outside the folder
+    or bucket become failed rows; what was skipped is said in `notes`.
 
     Raises:
         UsageError: The extension is unknown, the content is unreadable, or there is no column with
@@ -40,38 +44,60 @@ def open_manifest(uri: str, options: SourceOptions, storage: Storage) -> Objects
         ObjectNotFound, AccessDenied, StorageError: The manifest itself cannot be read.
     """
     extension = uri.rpartition(".")[2].lower()
-    resolver = ReferenceResolver.for_root(parent(uri), options)
+    resolver = ReferenceResolver(parent(uri), uri, options, storage)
+    skipped: Counter[str] = Counter()
     if extension == "parquet":
-        references = _read_parquet(uri, options, storage)
+        references = _read_parquet(uri, options, storage, skipped)
+    elif extension in ("csv", "tsv"):
+        references = _read_csv(uri, "\t" if extension == "tsv" else ",", options, storage, skipped)
+    elif extension in ("jsonl", "ndjson"):
+        references = _read_json_lines(uri, options, storage)
     elif extension in EXTENSIONS:
-        references = _read_text(uri, extension, options, storage)
+        references = _read_lines(uri, resolver, skipped)
     else:
         known = ", ".join(f".{name}" for name in EXTENSIONS)
         raise UsageError(
             f"{uri} does not have the extension of a manifest; known extensions are {known}."
         )
-    listing = Listing.from_rows(resolver.resolve(reference) for reference in references)
-    if listing.num_rows == 0:
-        raise UsageError(f"{uri} names no images: it has no entries.")
-    return ObjectsSource(input=uri, kind="manifest", listing=listing)
+    listing = Listing.from_rows(resolver.resolve_all(references))
+    if listing.num_rows == 0 and not options.allow_empty:
+        raise NothingFound(
+            f"{uri} names no images: it has no entries.",
+            "Set source.allow_empty=true if an input may be empty.",
+        )
+    notes = [f"{uri}: {count:,} x {what}." for what, count in skipped.items()] + resolver.notes()
+    return ObjectsSource(input=uri, kind="manifest", listing=listing, storage=storage, notes=notes)
 
 
-def _read_text(uri: str, extension: str, options: SourceOptions, storage: Storage) -> Iterator[str]:
+@contextmanager
+def open_text(uri: str, storage: Storage) -> Iterator[io.TextIOWrapper]:
+    """The file as UTF-8 text.
+
+    Raises:
+        UsageError: It is not UTF-8.
+    """
     with storage.open(uri) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
         try:
-            if extension in ("csv", "tsv"):
-                delimiter = "\t" if extension == "tsv" else ","
-                yield from _read_csv(uri, file, delimiter, options)
-            elif extension in ("jsonl", "ndjson"):
-                yield from _read_json_lines(uri, file, options)
-            else:
-                for _, line in _numbered_lines(uri, file):
-                    if not line.startswith("#"):
-                        yield line
+            yield file
         except UnicodeDecodeError as error:
-            raise UsageError(f"{uri} is not UTF-8 text.") from error
-        except csv.Error as error:
-            raise UsageError(f"{uri} is not valid CSV: {error}.") from error
+            raise UsageError(f"{uri} is not UTF-8 text.", "Save it as UTF-8.") from error
+
+
+def _read_lines(uri: str, resolver: ReferenceResolver, skipped: Counter[str]) -> Iterator[str]:
+    """One reference per line; a line with "#" that names no file is a comment."""
+    n_lookups = 0
+    with open_text(uri, resolver.storage) as file:
+        for _, line in _numbered_lines(uri, file):
+            if line.startswith("#"):
+                n_lookups += 1
+                # Beyond the limit lines count as entries: as failed rows they are seen.
+                is_name = resolver.options.is_image_name(line) and (
+                    n_lookups > _MAX_LOOKUPS or resolver.exists(line)
+                )
+                if not is_name:
+                    skipped["comment (a line that begins with '#' and names no file)"] += 1
+                    continue
+            yield line
 
 
 def _numbered_lines(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, str]]:
@@ -86,55 +112,62 @@ def _numbered_lines(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, str
 
 
 def _read_csv(
-    uri: str, file: io.TextIOWrapper, delimiter: str, options: SourceOptions
+    uri: str, separator: str, options: SourceOptions, storage: Storage, skipped: Counter[str]
 ) -> Iterator[str]:
-    rows = csv.reader(file, delimiter=delimiter, strict=True)
-    header = [name.strip() for name in next(rows, [])]
-    index = header.index(_find_uri_column(uri, header, options))
-    for row in rows:
-        if not row:
-            continue
-        if index >= len(row):
-            raise UsageError(
-                f"{uri}, line {rows.line_num}: no column {header[index]!r}; it has "
-                f"{len(row)} of {plural(len(header), 'column')}."
+    with open_text(uri, storage) as file:
+        table = DelimitedTable.open(uri, file, separator, lambda names: _known(names, options))
+        index = table.header.index(_find_uri_column(uri, table.header, options))
+        for row in table.rows(index, options.is_image_name):
+            if value := row.cells[index].strip():
+                yield value
+            else:
+                skipped[f"row without a value in column {table.header[index]!r}"] += 1
+        if table.n_multiline:
+            skipped["row that spans several lines (a quoted field with line breaks)"] = (
+                table.n_multiline
             )
-        if value := row[index].strip():
+
+
+def _read_json_lines(uri: str, options: SourceOptions, storage: Storage) -> Iterator[str]:
+    key: str | None = None
+    with open_text(uri, storage) as file:
+        for number, line in _numbered_lines(uri, file):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{uri}, line {number}: not valid JSON.") from error
+            if isinstance(value, dict):
+                if key is None:
+                    key = _find_uri_column(uri, list(value), options)
+                if key not in value:
+                    raise UsageError(f"{uri}, line {number}: no key {key!r}.", _URI_COLUMN_HINT)
+                value = value[key]
+            if not isinstance(value, str) or not value:
+                raise UsageError(
+                    f"{uri}, line {number}: the URI is not a string.", _URI_COLUMN_HINT
+                )
             yield value
 
 
-def _read_json_lines(uri: str, file: io.TextIOWrapper, options: SourceOptions) -> Iterator[str]:
-    key: str | None = None
-    for number, line in _numbered_lines(uri, file):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{uri}, line {number}: not valid JSON.") from error
-        if isinstance(value, dict):
-            if key is None:
-                key = _find_uri_column(uri, list(value), options)
-            if key not in value:
-                raise UsageError(f"{uri}, line {number}: no key {key!r}.", _URI_COLUMN_HINT)
-            value = value[key]
-        if not isinstance(value, str) or not value:
-            raise UsageError(f"{uri}, line {number}: the URI is not a string.", _URI_COLUMN_HINT)
-        yield value
-
-
-def _read_parquet(uri: str, options: SourceOptions, storage: Storage) -> Iterator[str]:
+def _read_parquet(
+    uri: str, options: SourceOptions, storage: Storage, skipped: Counter[str]
+) -> Iterator[str]:
     with storage.open(uri) as file:
         try:
             parquet = pq.ParquetFile(file)
             name = _find_uri_column(uri, parquet.schema_arrow.names, options)
             data_type = parquet.schema_arrow.field(name).type
-            if not (pa.types.is_string(data_type) or pa.types.is_large_string(data_type)):
+            if not (is_text_type(data_type) or is_bytes_type(data_type)):
                 raise UsageError(
                     f"{uri}: column {name!r} holds {data_type}, not strings.", _URI_COLUMN_HINT
                 )
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False):
-                for value in batch.column(0).to_pylist():
+                values = to_plain(batch.column(0)).to_pylist()
+                for value in values:
                     if value:
-                        yield value
+                        yield value if isinstance(value, str) else value.decode()
+                    else:
+                        skipped[f"row without a value in column {name!r}"] += 1
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names not UTF-8
             reason = str(error).partition("\n")[0][:200]
             raise UsageError(f"{uri} cannot be read as Parquet: {reason}") from error
@@ -144,17 +177,22 @@ def _find_uri_column(uri: str, names: list[str], options: SourceOptions) -> str:
     if not names:
         raise UsageError(f"{uri} has no columns.", _URI_COLUMN_HINT)
     columns = ", ".join(repr(name) for name in names)[:500]
+    name = _known(names, options)
+    if name is not None:
+        return name
     if options.uri_column is not None:
-        if options.uri_column not in names:
-            raise UsageError(
-                f"{uri} has no column {options.uri_column!r}; its columns are {columns}.",
-                _URI_COLUMN_HINT,
-            )
-        return options.uri_column
-    by_lower = {name.lower(): name for name in reversed(names)}
-    for name in _URI_COLUMNS:
-        if name in by_lower:
-            return by_lower[name]
+        raise UsageError(
+            f"{uri} has no column {options.uri_column!r}; its columns are {columns}.",
+            _URI_COLUMN_HINT,
+        )
     raise UsageError(
         f"{uri}: no column is known to hold URIs; the columns are {columns}.", _URI_COLUMN_HINT
     )
+
+
+def _known(names: Sequence[str], options: SourceOptions) -> str | None:
+    """The column that the options name, or one whose name says that it holds URIs."""
+    if options.uri_column is not None:
+        return options.uri_column if options.uri_column in names else None
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in _URI_COLUMNS if name in by_lower), None)

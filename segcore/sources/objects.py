@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from segcore.errors import AccessDenied, ErrorCode, ImageError, ObjectNotFound, StorageError
+from segcore.errors import ErrorCode, ImageError, ObjectChanged, StorageError
 from segcore.sources.base import (
+    BAD_BACKSLASH,
     REFUSALS,
     Entries,
     Sample,
@@ -16,20 +17,22 @@ from segcore.sources.base import (
     SourceOptions,
     as_image_error,
 )
+from segcore.sources.outages import (
+    OutageDetector,
+    ReadResult,
+    may_be_outage,
+)
 from segcore.sources.units import Member, Unit, UnitLimits, make_objects_unit
-from segcore.storage import ObjectTooLarge, Storage, is_remote
+from segcore.sources.versions import with_versions
+from segcore.storage import Storage, is_remote
 from segcore.storage.listing import Listing
 from segcore.storage.uris import redact
 from segcore.text import plural
 
-# This many failed requests in a row mean that the storage is down, not that the images are bad.
-_OUTAGE_FAILURES = 3
 _READ_THREADS = 16  # enough for a CPU; for a GPU, the options ask for more
 _MAX_PREFETCH_BYTES = 64 << 20  # of encoded images read ahead; a larger image is read alone
 _ASSUMED_IMAGE_BYTES = 1 << 20  # for an image whose size is unknown
 _BATCH_ROWS = 10_000
-
-ReadResult = bytes | ImageError | StorageError
 
 
 @dataclass(kw_only=True)
@@ -38,17 +41,23 @@ class ObjectsSource(Source):
 
     Attributes:
         listing: Rows uri, size, etag; a uri may occur more than once.
+        storage: Where unknown versions of remote images are looked up; None: they stay unknown.
     """
 
     listing: Listing = field(repr=False)
+    storage: Storage | None = field(default=None, repr=False)
 
     def entries(self) -> Listing:
-        """Each image once, sorted by uri; `notes` says how many entries were duplicates."""
+        """Each image once, sorted by uri; `notes` says how many entries were duplicates.
+
+        Raises:
+            StorageError: See `with_versions`.
+        """
         unique, n_duplicates = self.listing.unique()
         if n_duplicates:
             duplicates = plural(n_duplicates, "duplicate entry", "duplicate entries")
             self.notes.append(f"Ignored {duplicates} of {redact(self.input)}.")
-        return unique
+        return with_versions(unique, self.storage) if self.storage else unique
 
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Consecutive images, as many as the limits allow."""
@@ -80,46 +89,31 @@ def read_objects(
 
     An image that cannot be read becomes a sample with an error. An outage does not: it must not
     turn good images into failed rows. So an image whose request failed is requested once more after
-    another image was read, and fails only if that request fails, too.
+    another image was read, and fails only if that request fails, too. And no image fails by a
+    request unless one that was read well can be read still.
 
     Raises:
-        StorageError: Three requests failed after their retries, and none succeeded in between.
-        AccessDenied: None of the images of the unit may be read.
+        StorageError: Three requests failed after their retries, and none succeeded in between; or
+            what could be read before cannot be read now; or the credentials are not accepted.
+        AccessDenied: None of the images may be read.
+        ObjectChanged: An image is no longer the version that was planned.
     """
-    undecided: list[tuple[Member, ReadResult]] = []  # from the first possible outage on
-    n_possible_outages = n_denied = 0
-    last_readable: Member | None = None
     members = [member for member in unit.members if member.image_id not in exclude]
+    readable = (member.uri for member in unit.members if member.image_id in exclude)
+    detector = OutageDetector(storage, list(readable))
+
+    def samples_of(results: Iterable[tuple[Member, ReadResult]]) -> Iterator[Sample]:
+        for member, first_result in results:
+            result = first_result
+            if may_be_outage(first_result):
+                result = _read(member, storage, options)
+                detector.check_second_result(member, result)
+            yield _to_sample(member, result)
+
     for member, result in _read_ahead(members, storage, options):
-        n_denied += isinstance(result, AccessDenied)
-        n_possible_outages += _may_be_outage(result)
-        is_down = n_possible_outages == _OUTAGE_FAILURES or n_denied == len(unit.members)
-        if is_down and isinstance(result, StorageError):
-            raise result
-        undecided.append((member, result))
-        if isinstance(result, bytes):
-            last_readable, n_possible_outages = member, 0
-        if not n_possible_outages:
-            yield from _samples_of(undecided, storage, options)
-            undecided.clear()
-    if n_possible_outages and last_readable is not None:
-        storage.read(last_readable.uri, options.max_image_bytes)  # raises if the storage is down
-    yield from _samples_of(undecided, storage, options)
-
-
-def _may_be_outage(result: ReadResult) -> bool:
-    """Whether the storage may have failed rather than the image."""
-    about_image = AccessDenied | ObjectNotFound | ObjectTooLarge
-    return isinstance(result, StorageError) and not isinstance(result, about_image)
-
-
-def _samples_of(
-    results: Iterable[tuple[Member, ReadResult]], storage: Storage, options: SourceOptions
-) -> Iterator[Sample]:
-    """Samples of read results; an image that may have failed by an outage is read once more."""
-    for member, first_result in results:
-        result = _read(member, storage, options) if _may_be_outage(first_result) else first_result
-        yield _to_sample(member, result)
+        detector.add(member, result)
+        yield from samples_of(detector.take())
+    yield from samples_of(detector.finish())
 
 
 def _read_ahead(
@@ -163,11 +157,24 @@ def _estimated_bytes(member: Member) -> int:
 def _read(member: Member, storage: Storage, options: SourceOptions) -> ReadResult:
     if member.etag.startswith("!"):
         reason = REFUSALS.get(member.etag, "may not be read")
-        return ImageError(ErrorCode.UNSAFE_URI, f"{member.uri}: {reason}.")
+        is_missing = member.etag == BAD_BACKSLASH
+        code = ErrorCode.NOT_FOUND if is_missing else ErrorCode.UNSAFE_URI
+        return ImageError(code, f"{member.uri}: {reason}.")
     try:
-        return storage.read(member.uri, options.max_image_bytes)
+        data, etag = storage.read_version(member.uri, options.max_image_bytes)
+        if _is_planned_version(member, etag, storage):
+            return data
+        return ObjectChanged(f"{member.uri} changed while the run was in progress.")
     except StorageError as error:
         return error
+
+
+def _is_planned_version(member: Member, etag: str, storage: Storage) -> bool:
+    """Whether the version that was read is the one that was planned, as far as that is known."""
+    if not etag or not member.etag or etag == member.etag:
+        return True
+    # Some servers list objects by other etags than they send them with.
+    return storage.listed_etag(member.uri) == member.etag
 
 
 def _to_sample(member: Member, result: ReadResult) -> Sample:

@@ -3,47 +3,38 @@ Hugging Face hub."""
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import ErrorCode, ImageError
-from segcore.sources.base import (
-    Entries,
-    Sample,
-    Source,
-    SourceOptions,
-    UniqueImageIds,
-    stat_unchanged_shard,
+from segcore.errors import SegcoreError, UsageError
+from segcore.sources.base import Entries, Source, SourceOptions, UniqueImageIds
+from segcore.sources.parquet_columns import (
+    ParquetColumns,
+    find_columns,
+    find_image_column,
+    has_image_name,
 )
-from segcore.sources.parquet_columns import ParquetColumns, find_columns
+from segcore.sources.parquet_rows import (
+    ShardReader,
+    UnreadableParquet,
+    may_hold_images,
+    unreadable_if_failing,
+)
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
 
 _FOOTER_THREADS = 8
 _FOOTER_BUFFER_BYTES = 1 << 20
 _MAX_GROUP_ROWS = 10_000_000  # more is damage: one failed row each would fill the memory
-_MAX_KEY_CHARS = 1024
-_BATCH_ROWS = 32  # bounds the memory of the images that are read together
-
-
-class _UnreadableParquet(Exception):
-    """The file is not Parquet, or is damaged."""
-
-
-@contextmanager
-def _unreadable_if_failing() -> Iterator[None]:
-    """Turn the errors that pyarrow raises for damaged files into `_UnreadableParquet`."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
-        raise _UnreadableParquet(str(error).partition("\n")[0][:200]) from error
+_SPLIT_GROUP_ROWS = 1 << 20  # a row group with more is cut: a row may take no bytes at all
+_PIECE_ROWS = 1 << 17
+_PROBED_SHARDS = 3
 
 
 @dataclass(kw_only=True)
@@ -71,6 +62,8 @@ class ParquetSource(Source):
                 name.
         """
 
+        self._check_first_values(entries)
+
         def units_of(shard: dict[str, Any]) -> list[Unit]:
             return _cut_shard(shard, limits, self.storage, self.options)
 
@@ -79,207 +72,138 @@ class ParquetSource(Source):
                 for units in pool.map(units_of, batch.to_pylist()):
                     yield from units
 
+    def _check_first_values(self, entries: Entries) -> None:
+        """Raise if the column that would be read clearly holds something else than images.
+
+        Only a column that neither its name nor the options call images is looked at.
+        """
+        if self.options.image_column is not None:
+            return
+        other = ""
+        for batch in entries.to_batches(_PROBED_SHARDS):
+            for shard in batch.to_pylist():
+                columns = probe_shard(shard["uri"], self.storage, self.options)
+                if columns is None:
+                    return
+                other = other or f"{shard['uri']}: column {columns.image!r}"
+            break
+        if other:
+            raise UsageError(
+                f"{other} is the only one with bytes, but its first values are no images.",
+                "Name the column of the images with --set source.image_column=NAME; for a list of "
+                "URIs use --set source.kind=manifest.",
+            )
+
+
+def probe_shard(uri: str, storage: Storage, options: SourceOptions) -> ParquetColumns | None:
+    """The columns of a shard if the first images in it clearly are none; None otherwise."""
+    try:
+        with storage.open(uri, _FOOTER_BUFFER_BYTES) as file, unreadable_if_failing():
+            reader = ShardReader(file)
+            name = find_image_column(reader.schema)
+            if name is None or has_image_name(name):
+                return None
+            columns = find_columns(reader.schema, options, uri)
+            return None if may_hold_images(reader, columns) else columns
+    except (UnreadableParquet, SegcoreError):
+        return None  # cutting or reading the shard says what is wrong
+
 
 def _cut_shard(
     shard: dict[str, Any], limits: UnitLimits, storage: Storage, options: SourceOptions
 ) -> list[Unit]:
     uri, etag = shard["uri"], shard["etag"]
     try:
-        with storage.open(uri, _FOOTER_BUFFER_BYTES) as file, _unreadable_if_failing():
-            parquet = pq.ParquetFile(file)
-            columns = find_columns(parquet.schema_arrow, options, uri)
-            pieces = _split_row_groups(parquet.metadata, limits)
-            duplicates = _find_duplicates(parquet, columns, uri) if len(pieces) > 1 else {}
-    except _UnreadableParquet:
+        with storage.open(uri, _FOOTER_BUFFER_BYTES) as file, unreadable_if_failing():
+            reader = ShardReader(file)
+            columns = find_columns(reader.schema, options, uri)
+            pieces = _split_row_groups(reader.metadata, limits)
+            duplicates = _find_duplicates(reader, columns, uri) if len(pieces) > 1 else []
+    except UnreadableParquet:
         # One damaged shard is one failed row, not the end of the run: read_parquet reports it.
         return [make_unit("parquet", shard=uri, etag=etag, stop=0, n_images=1,
                           n_bytes=shard["size"])]  # fmt: skip
-    return [
-        make_unit("parquet", shard=uri, etag=etag, start=start, stop=stop, n_images=n_images,
-                  n_bytes=n_bytes, reader=columns.to_reader(),
-                  members=[member for group in range(start, stop)
-                           for member in duplicates.get(group, ())])
-        for start, stop, n_images, n_bytes in pieces
-    ]  # fmt: skip
+    units = []
+    first_row = 0  # of the piece, in the shard
+    for piece in pieces:
+        end_row = first_row + piece.n_rows
+        begin = bisect_left(duplicates, first_row, key=_row_of)
+        end = bisect_left(duplicates, end_row, key=_row_of)
+        units.append(
+            make_unit("parquet", shard=uri, etag=etag, start=piece.start, stop=piece.stop,
+                      n_images=None if columns.is_list else piece.n_rows, n_bytes=piece.n_bytes,
+                      reader=replace(columns, rows=piece.rows).to_reader(),
+                      members=duplicates[begin:end])
+        )  # fmt: skip
+        first_row = end_row
+    return units
 
 
-def _split_row_groups(
-    metadata: pq.FileMetaData, limits: UnitLimits
-) -> list[tuple[int, int, int, int]]:
-    """(first row group, end, rows, bytes) of each unit of a shard.
+def _row_of(duplicate: Member) -> int:
+    return duplicate.size
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What becomes one unit: row groups [start, stop), or the `rows` of one of them."""
+
+    start: int
+    stop: int
+    n_rows: int
+    n_bytes: int
+    rows: tuple[int, int] | None = None
+
+
+def _split_row_groups(metadata: pq.FileMetaData, limits: UnitLimits) -> list[_Piece]:
+    """The units of a shard.
 
     The bytes are those of whole row groups: asking for single columns crashes the process if a
     footer is damaged (seen with pyarrow 26).
     """
-    pieces: list[tuple[int, int, int, int]] = []
+    pieces: list[_Piece] = []
     start = n_images = n_bytes = 0
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows:
-        raise _UnreadableParquet("its row groups do not add up to its number of rows")
+        raise UnreadableParquet("its row groups do not add up to its number of rows")
     for index, group in enumerate(groups):
         if not 0 <= group.num_rows <= _MAX_GROUP_ROWS or group.total_byte_size < 0:
-            raise _UnreadableParquet(f"row group {index} claims {group.num_rows:,} rows")
+            raise UnreadableParquet(f"row group {index} claims {group.num_rows:,} rows")
+        is_huge = group.num_rows > _SPLIT_GROUP_ROWS
         is_full = n_images + group.num_rows > limits.images or (
             n_bytes + group.total_byte_size > limits.bytes
         )
-        if n_images and is_full:
-            pieces.append((start, index, n_images, n_bytes))
+        if n_images and (is_full or is_huge):
+            pieces.append(_Piece(start, index, n_images, n_bytes))
             start, n_images, n_bytes = index, 0, 0
+        if is_huge:
+            pieces += _split_huge_group(index, group)
+            start, n_images, n_bytes = index + 1, 0, 0
+            continue
         n_images, n_bytes = n_images + group.num_rows, n_bytes + group.total_byte_size
     if n_images:
-        pieces.append((start, metadata.num_row_groups, n_images, n_bytes))
+        pieces.append(_Piece(start, metadata.num_row_groups, n_images, n_bytes))
     return pieces
 
 
-def _find_duplicates(
-    parquet: pq.ParquetFile, columns: ParquetColumns, shard: str
-) -> dict[int, list[Member]]:
-    """The rows whose key occurred before in the shard, by row group."""
-    duplicates: dict[int, list[Member]] = {}
-    image_ids = UniqueImageIds(shard)
-    for group, row, key in _iter_keys(parquet, columns, 0, parquet.num_row_groups):
-        image_id, is_duplicate = image_ids.assign(key)
-        if is_duplicate:
-            duplicates.setdefault(group, []).append(Member(image_id, key, "", row))
-    return duplicates
-
-
-def _iter_keys(
-    parquet: pq.ParquetFile, columns: ParquetColumns, start: int, stop: int
-) -> Iterator[tuple[int, int, str]]:
-    """(row group, row in the shard, key) of row groups `start` to `stop`; reads no images.
-
-    A row without a key, or whose key cannot be read, is named by its row number: a position, but a
-    stable one within one version (etag) of the shard.
-    """
-    row = sum(parquet.metadata.row_group(group).num_rows for group in range(start))
-    for group in range(start, stop):
-        for key in _read_keys(parquet, columns, group):
-            yield group, row, f"row{row}" if key is None else str(key)[:_MAX_KEY_CHARS]
-            row += 1
-
-
-def _read_keys(parquet: pq.ParquetFile, columns: ParquetColumns, group: int) -> list[Any]:
-    """The keys of a row group; None for each row if they cannot be read."""
-    n_rows = parquet.metadata.row_group(group).num_rows
-    if columns.key:
-        with suppress(_UnreadableParquet), _unreadable_if_failing():
-            table = parquet.read_row_group(group, columns=[columns.key], use_threads=False)
-            if table.num_rows == n_rows:
-                return list(_resolve_path(table.column(0), columns.key).to_pylist())
-    return [None] * n_rows
-
-
-def _resolve_path(column: Any, path: str) -> Any:
-    """The column, or the field of a struct column that `path` names; dictionaries are decoded."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    field_name = path.partition(".")[2]
-    if field_name and pa.types.is_struct(column.type):
-        index = column.type.get_field_index(field_name)
-        column = column.flatten()[index]  # flatten keeps the nulls of the parent
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def read_parquet(
-    unit: Unit, storage: Storage, options: SourceOptions, notes: Counter[str]
-) -> Iterator[Sample]:
-    """The rows of a unit in the order of the shard; counts "duplicate_names" in `notes`.
-
-    The rows of a damaged row group become failed rows `shard_corrupt`, each under its own key.
-
-    Raises:
-        StorageError: The shard is gone, must not be read, or has changed since planning.
-    """
-    info = stat_unchanged_shard(unit, storage)
-    with storage.stream(info) as file:
-        try:
-            with _unreadable_if_failing():
-                parquet = pq.ParquetFile(file)
-            if not unit.reader:
-                raise _UnreadableParquet("it could not be read while planning")
-        except _UnreadableParquet as error:
-            yield _failed_sample(unit, f"{unit.shard}#file", ErrorCode.SHARD_CORRUPT, str(error))
-            return
-        columns = ParquetColumns.from_reader(unit.reader)
-        is_whole_shard = (unit.start, unit.stop) == (0, parquet.num_row_groups)
-        image_ids = UniqueImageIds(unit.shard) if is_whole_shard else None
-        duplicate_ids = {member.size: member.image_id for member in unit.members}  # by row
-        for group in range(unit.start, unit.stop):
-            rows = _name_rows(unit, parquet, columns, group, image_ids, duplicate_ids)
-            notes["duplicate_names"] += sum(is_duplicate for _, is_duplicate in rows)
-            yield from _read_group(unit, parquet, columns, group, rows, options)
-
-
-def _name_rows(
-    unit: Unit,
-    parquet: pq.ParquetFile,
-    columns: ParquetColumns,
-    group: int,
-    image_ids: UniqueImageIds | None,
-    duplicate_ids: dict[int, str],
-) -> list[tuple[str, bool]]:
-    """(image id, whether it is a renamed duplicate) of each row of a row group.
-
-    Args:
-        image_ids: Assigns the ids if the unit is a whole shard. Otherwise `duplicate_ids` (row in
-            the shard -> image id) has those of the renamed duplicates, found while planning.
-    """
-    keys = _iter_keys(parquet, columns, group, group + 1)
-    if image_ids is not None:
-        return [image_ids.assign(key) for _, _, key in keys]
+def _split_huge_group(index: int, group: pq.RowGroupMetaData) -> list[_Piece]:
+    n_rows = group.num_rows
     return [
-        (duplicate_ids.get(row, f"{unit.shard}#{key}"), row in duplicate_ids)
-        for _, row, key in keys
-    ]
+        _Piece(index, index + 1, end - begin, group.total_byte_size * (end - begin) // n_rows,
+               (begin, end))
+        for begin in range(0, n_rows, _PIECE_ROWS)
+        for end in [min(begin + _PIECE_ROWS, n_rows)]
+    ]  # fmt: skip
 
 
-def _read_group(
-    unit: Unit,
-    parquet: pq.ParquetFile,
-    columns: ParquetColumns,
-    group: int,
-    rows: list[tuple[str, bool]],
-    options: SourceOptions,
-) -> Iterator[Sample]:
-    n_read = 0
-    try:
-        batches = parquet.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=[columns.image], use_threads=False
-        )
-        while True:
-            with _unreadable_if_failing():
-                batch = next(batches, None)
-            if batch is None:
-                break
-            if n_read + batch.num_rows > len(rows):
-                raise _UnreadableParquet(f"row group {group} holds more rows than its footer says")
-            for value in _resolve_path(batch.column(0), columns.image):
-                image_id, is_duplicate = rows[n_read]
-                yield _to_sample(unit, image_id, is_duplicate, value, options)
-                n_read += 1
-        reason = f"row group {group} ends early"
-    except _UnreadableParquet as error:
-        reason = str(error)
-    for image_id, _ in rows[n_read:]:
-        yield _failed_sample(unit, image_id, ErrorCode.SHARD_CORRUPT, reason)
-
-
-def _to_sample(
-    unit: Unit, image_id: str, is_duplicate: bool, value: pa.Scalar, options: SourceOptions
-) -> Sample:
-    warning = "duplicate_name" if is_duplicate else ""
-    if not value.is_valid:
-        return _failed_sample(unit, image_id, ErrorCode.EMPTY, "the row holds no bytes", warning)
-    n_bytes = value.as_buffer().size
-    if n_bytes > options.max_image_bytes:
-        reason = f"{n_bytes:,} bytes; the limit is {options.max_image_bytes:,}"
-        return _failed_sample(unit, image_id, ErrorCode.TOO_MANY_BYTES, reason, warning)
-    return Sample(image_id, unit.shard, unit.etag, value.as_py(), None, warning)
-
-
-def _failed_sample(
-    unit: Unit, image_id: str, code: ErrorCode, reason: str, warning: str = ""
-) -> Sample:
-    error = ImageError(code, f"{image_id}: {reason}.")
-    return Sample(image_id, unit.shard, unit.etag, None, error, warning)
+def _find_duplicates(reader: ShardReader, columns: ParquetColumns, shard: str) -> list[Member]:
+    """The rows whose key occurred before in the shard, in their order."""
+    if not columns.key:
+        return []  # named by their row numbers
+    duplicates: list[Member] = []
+    image_ids = UniqueImageIds(shard)
+    for group in range(reader.n_groups):
+        for row, key in reader.iter_keys(columns, group):
+            image_id, is_duplicate = image_ids.assign(key)
+            if is_duplicate:
+                duplicates.append(Member(image_id, key, "", row))
+    return duplicates

@@ -4,46 +4,99 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from segcore.errors import UsageError
+from segcore.sources.arrow_types import is_bytes_type, is_list_type, is_text_type, value_type
 from segcore.sources.base import SourceOptions
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
+_LIST_COLUMNS = ("images", *_IMAGE_COLUMNS)
+_MIN_IMAGE_BYTES = 32  # a column whose values all have fewer bytes holds hashes or ids
 _KEY_COLUMNS = ("__key__", "key", "image_id", "id", "file_name", "filename", "path", "uri", "url")
 
 
 @dataclass(frozen=True)
 class ParquetColumns:
-    """Paths of the columns to read.
+    """Paths of the columns to read, and which rows.
 
     Attributes:
         image: Column with the bytes: "name" or, inside a struct, "name.bytes".
         key: Column with the name of each image: "name" or "name.path"; "" if there is none and
             images are named by their row number.
+        is_list: Whether each row of `image` holds a list of images.
+        rows: (first, end) of the rows to read if the unit is a piece of one huge row group,
+            counted inside the group.
     """
 
     image: str
     key: str
+    is_list: bool = False
+    rows: tuple[int, int] | None = None
+
+    @property
+    def list_column(self) -> str:
+        """Name of the column, if it holds lists."""
+        return self.image.removesuffix(".bytes")
 
     def to_reader(self) -> str:
         """The columns as stored in `Unit.reader`."""
-        return json.dumps({"image": self.image, "key": self.key})
+        reader: dict[str, Any] = {"image": self.image, "key": self.key}
+        if self.is_list:
+            reader["list"] = True
+        if self.rows is not None:
+            reader["rows"] = self.rows
+        return json.dumps(reader)
 
     @classmethod
     def from_reader(cls, reader: str) -> ParquetColumns:
         """Inverse of `to_reader`."""
-        return cls(**json.loads(reader))
+        value = json.loads(reader)
+        rows = value.get("rows")
+        return cls(
+            value["image"], value["key"], value.get("list", False), tuple(rows) if rows else None
+        )
 
 
 def find_image_column(schema: pa.Schema) -> str | None:
-    """The column that holds image bytes; None if there is none or the choice is ambiguous."""
-    candidates = [column.name for column in schema if _bytes_path(column) is not None]
-    preferred = [name for name in _IMAGE_COLUMNS if name in candidates]
-    if preferred:
-        return preferred[0]
-    return candidates[0] if len(candidates) == 1 else None
+    """The column that holds image bytes; None if there is none or the choice is ambiguous.
+
+    A column of lists is taken only if no column holds one image in each row.
+    """
+    candidates = [column.name for column in schema if may_hold_images(column)]
+    for names, preferred in (
+        ([name for name in candidates if not _is_list(schema, name)], _IMAGE_COLUMNS),
+        ([name for name in candidates if _is_list(schema, name)], _LIST_COLUMNS),
+    ):
+        known = [name for name in preferred if name in names]
+        if known:
+            return known[0]
+        if names:
+            return names[0] if len(names) == 1 else None
+    return None
+
+
+def has_image_name(name: str) -> bool:
+    """Whether the name of a column alone says that it holds images."""
+    return name in _LIST_COLUMNS
+
+
+def _is_list(schema: pa.Schema, name: str) -> bool:
+    return is_list_type(schema.field(name).type)
+
+
+def may_hold_images(column: pa.Field) -> bool:
+    """Whether the column holds bytes, and more of them than a hash or an id has."""
+    if _bytes_path(column) is None:
+        return False
+    data_type = value_type(column.type)
+    if is_list_type(data_type):
+        data_type = value_type(data_type.value_type)
+    if pa.types.is_fixed_size_binary(data_type):
+        return bool(data_type.byte_width >= _MIN_IMAGE_BYTES)
+    return True
 
 
 def find_columns(schema: pa.Schema, options: SourceOptions, shard: str) -> ParquetColumns:
@@ -68,55 +121,42 @@ def find_columns(schema: pa.Schema, options: SourceOptions, shard: str) -> Parqu
         raise UsageError(
             f"{shard}: column {name!r} does not hold image bytes; its columns are {columns}."
         )
+    is_list = _is_list(schema, name)
     if options.key_column is not None:
         if options.key_column not in schema.names:
             raise UsageError(
                 f"{shard} has no column {options.key_column!r}; its columns are {columns}."
             )
-        if not _is_key_type(schema.field(options.key_column).type):
+        key_type = schema.field(options.key_column).type
+        if not (_is_key_type(key_type) or is_bytes_type(key_type)):
             raise UsageError(
-                f"{shard}: key column {options.key_column!r} does not hold strings or integers."
+                f"{shard}: key column {options.key_column!r} does not hold text or integers."
             )
-        return ParquetColumns(image_path, options.key_column)
+        return ParquetColumns(image_path, options.key_column, is_list)
     for candidate in _KEY_COLUMNS:
         if candidate in schema.names and _is_key_type(schema.field(candidate).type):
-            return ParquetColumns(image_path, candidate)
-    if image_path != name:
-        struct = schema.field(name).type
+            return ParquetColumns(image_path, candidate, is_list)
+    if image_path != name and not is_list:
+        struct = value_type(schema.field(name).type)
         index = struct.get_field_index("path")
         if index >= 0 and _is_key_type(struct.field(index).type):
             return ParquetColumns(image_path, f"{name}.path")
-    return ParquetColumns(image_path, "")
+    return ParquetColumns(image_path, "", is_list)
 
 
 def _bytes_path(column: pa.Field) -> str | None:
-    """Path of the bytes in a column: its name, or "name.bytes"; None if it has no bytes."""
-    if _is_bytes_type(column.type):
+    """Path of the bytes in a column, as in `ParquetColumns.image`; None if it has no bytes."""
+    data_type = value_type(column.type)
+    if is_list_type(data_type):
+        data_type = value_type(data_type.value_type)
+    if is_bytes_type(data_type):
         return str(column.name)
-    if pa.types.is_struct(column.type):
-        index = column.type.get_field_index("bytes")
-        if index >= 0 and _is_bytes_type(column.type.field(index).type):
+    if pa.types.is_struct(data_type):
+        index = data_type.get_field_index("bytes")
+        if index >= 0 and is_bytes_type(data_type.field(index).type):
             return f"{column.name}.bytes"
     return None
 
 
-def _is_bytes_type(data_type: pa.DataType) -> bool:
-    data_type = _value_type(data_type)
-    return bool(
-        pa.types.is_binary(data_type)
-        or pa.types.is_large_binary(data_type)
-        or pa.types.is_fixed_size_binary(data_type)
-    )
-
-
 def _is_key_type(data_type: pa.DataType) -> bool:
-    data_type = _value_type(data_type)
-    return bool(
-        pa.types.is_string(data_type)
-        or pa.types.is_large_string(data_type)
-        or pa.types.is_integer(data_type)
-    )
-
-
-def _value_type(data_type: pa.DataType) -> pa.DataType:
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+    return is_text_type(data_type) or bool(pa.types.is_integer(value_type(data_type)))

@@ -1,19 +1,13 @@
-"""Tar shards (WebDataset layout): cutting large ones, and reading members in their order.
-
-Headers are parsed by the standard library; nothing is ever extracted to disk. The library stops
-silently at a damaged header, so the end of every archive is checked here: it must be a block of
-zeros. Anything else becomes a failed row, never a silent loss.
-"""
+"""Tar shards (WebDataset layout): cutting large ones, and reading members in their order."""
 
 from __future__ import annotations
 
-import struct
-import tarfile
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -26,39 +20,18 @@ from segcore.sources.base import (
     UniqueImageIds,
     stat_unchanged_shard,
 )
+from segcore.sources.tar_members import (
+    DamagedArchive,
+    InnerTar,
+    TarMember,
+    iter_tar_members,
+)
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
 
-_BLOCK_BYTES = 512
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or pax record; more is an attack or damage
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
-_TARFILE_ERRORS = (
-    tarfile.TarError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-    IndexError,
-    KeyError,
-    struct.error,
-)
-
-
-class _DamagedArchive(Exception):
-    """The archive cannot be read beyond `position`."""
-
-    def __init__(self, code: ErrorCode, position: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.position, self.reason = code, position, reason
-
-
-@dataclass(frozen=True)
-class _TarMember:
-    name: str  # as stored, without a leading "./"
-    header_offset: int  # where its headers begin, extended ones included
-    data_offset: int
-    size: int  # bytes
-    unsafe_reason: str  # "" if the member is safe
+_MAX_EXTENSIONS = 32  # counted by name in one unit; the names come from the archive
 
 
 @dataclass(kw_only=True)
@@ -71,7 +44,7 @@ class TarSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """The extensions that make a member an image."""
+        """What makes a member an image: its extension, or its whole suffix."""
         return "tar:" + _reader_of(self.options)
 
     def entries(self) -> pa.Table:
@@ -100,8 +73,31 @@ class TarSource(Source):
 
 
 def _reader_of(options: SourceOptions) -> str:
-    """The extensions of images, as stored in `Unit.reader`."""
-    return ",".join(sorted(options.extensions))
+    """What makes a member an image, as stored in `Unit.reader`."""
+    extensions = ",".join(sorted(options.extensions))
+    return f"{extensions};{','.join(sorted(options.suffixes))}" if options.suffixes else extensions
+
+
+def _add_enclosing(reader: str, enclosing: tuple[InnerTar, ...]) -> str:
+    """The reader of a unit that begins inside inner archives."""
+    inner = [[tar.name, tar.end] for tar in enclosing]
+    return f"{reader}\n{json.dumps(inner)}" if inner else reader
+
+
+def _enclosing_of(reader: str) -> tuple[InnerTar, ...]:
+    """The inner archives in which a unit with this reader begins."""
+    inner = reader.partition("\n")[2]
+    return tuple(InnerTar(name, end) for name, end in json.loads(inner)) if inner else ()
+
+
+@dataclass
+class _Piece:
+    """What becomes one unit of a large shard."""
+
+    start: int
+    enclosing: tuple[InnerTar, ...] = ()
+    n_images: int = 0
+    duplicates: list[Member] = field(default_factory=list)  # renamed ones
 
 
 def _cut_shard(
@@ -109,33 +105,36 @@ def _cut_shard(
 ) -> list[Unit]:
     size: int = shard["size"]
     image_ids = UniqueImageIds(shard["uri"])
-    pieces: list[tuple[int, int, list[Member]]] = []  # (start, images, renamed duplicates)
-    start, n_images, duplicates = 0, 0, list[Member]()
+    pieces = [_Piece(0)]
     is_damaged = False
     with storage.open(shard["uri"], _INDEX_BUFFER_BYTES) as file:
         try:
-            for member in _iter_tar_members(file, 0, size, size):
-                if not options.is_image_name(member.name):
+            for member in iter_tar_members(file, 0, size, size, Counter()):
+                if not (member.damage or options.is_image_name(member.name)):
                     continue
-                n_bytes = member.data_offset + member.size - start
-                if n_images and (n_images == limits.images or n_bytes > limits.bytes):
-                    pieces.append((start, n_images, duplicates))
-                    start, n_images, duplicates = member.header_offset, 0, []
-                n_images += 1
+                piece = pieces[-1]
+                n_bytes = member.data_offset + member.size - piece.start
+                if piece.n_images and (piece.n_images == limits.images or n_bytes > limits.bytes):
+                    piece = _Piece(member.header_offset, member.enclosing)
+                    pieces.append(piece)
+                piece.n_images += 1
+                if member.damage:
+                    continue
                 image_id, is_duplicate = image_ids.assign(member.name)
                 if is_duplicate:
-                    duplicates.append(Member(image_id, member.name, "", member.header_offset))
-        except _DamagedArchive:
+                    duplicate = Member(image_id, member.name, "", member.header_offset)
+                    piece.duplicates.append(duplicate)
+        except DamagedArchive:
             is_damaged = True  # whoever reads the last piece finds the damage again and reports it
-    pieces.append((start, n_images, duplicates))
     units = []
-    for index, (begin, count, members) in enumerate(pieces):
+    for index, piece in enumerate(pieces):
         is_last = index == len(pieces) - 1
-        stop = size if is_last else pieces[index + 1][0]
+        stop = size if is_last else pieces[index + 1].start
+        n_images = None if is_damaged and is_last else piece.n_images
         units.append(
-            make_unit("tar", shard=shard["uri"], etag=shard["etag"], start=begin, stop=stop,
-                      n_images=None if is_damaged and is_last else count, n_bytes=stop - begin,
-                      members=members, reader=_reader_of(options))
+            make_unit("tar", shard=shard["uri"], etag=shard["etag"], start=piece.start, stop=stop,
+                      n_images=n_images, n_bytes=stop - piece.start, members=piece.duplicates,
+                      reader=_add_enclosing(_reader_of(options), piece.enclosing))
         )  # fmt: skip
     return units
 
@@ -145,7 +144,10 @@ def read_tar(
 ) -> Iterator[Sample]:
     """The image members of a unit in the order of the archive.
 
-    Counts in `notes`: "ignored_members" (without the extension of an image), "duplicate_names".
+    Counts in `notes`: "ignored_members" (not images by their names) and how many of them have which
+    extension ("ignored_members.json"), "duplicate_names", "samples_with_several_images" (such as
+    `1.jpg` and `1.seg.png`; see `source.suffixes`), "inner_archives" that were read, and
+    "bytes_behind_end_mark" that are not another archive.
 
     Raises:
         StorageError: The shard is gone, must not be read, or has changed since planning.
@@ -154,12 +156,23 @@ def read_tar(
     is_whole_shard = unit.start == 0 and unit.stop == info.size
     image_ids = UniqueImageIds(unit.shard) if is_whole_shard else None
     duplicate_ids = {member.size: member.image_id for member in unit.members}  # by header offset
+    enclosing = _enclosing_of(unit.reader)
+    last_sample: tuple[str, int] = ("", 0)  # key, number of images
     with storage.stream(info, prefetch_until=unit.stop) as file:
         try:
-            for member in _iter_tar_members(file, unit.start, unit.stop, info.size):
-                if not options.is_image_name(member.name):
-                    notes["ignored_members"] += 1
+            members = iter_tar_members(file, unit.start, unit.stop, info.size, notes, enclosing)
+            for member in members:
+                if member.damage:
+                    yield _damage_sample(
+                        unit, member.damage, member.header_offset, member.unreadable_reason
+                    )
                     continue
+                if not options.is_image_name(member.name):
+                    _count_ignored(member.name, notes)
+                    continue
+                key = _sample_key(member.name)
+                last_sample = (key, last_sample[1] + 1 if key == last_sample[0] else 1)
+                notes["samples_with_several_images"] += last_sample[1] == 2
                 if image_ids is not None:
                     image_id, is_duplicate = image_ids.assign(member.name)
                 else:
@@ -168,10 +181,35 @@ def read_tar(
                     image_id = duplicate_ids.get(offset, f"{unit.shard}#{member.name}")
                 notes["duplicate_names"] += is_duplicate
                 yield _read_member(unit, image_id, is_duplicate, file, member, options)
-        except _DamagedArchive as damage:
-            image_id = f"{unit.shard}#{damage.position}"
-            error = ImageError(damage.code, f"{unit.shard}: {damage.reason}.")
-            yield Sample(image_id, unit.shard, unit.etag, None, error)
+        except DamagedArchive as damage:
+            yield _damage_sample(unit, damage.code, damage.position, damage.reason)
+
+
+def _damage_sample(unit: Unit, code: ErrorCode, position: int, reason: str) -> Sample:
+    """The failed row of a place where a shard, or an archive inside it, cannot be read."""
+    error = ImageError(code, f"{unit.shard}: {reason}.")
+    return Sample(f"{unit.shard}#{position}", unit.shard, unit.etag, None, error)
+
+
+def _sample_key(name: str) -> str:
+    """What the files of one WebDataset sample have in common: all before the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _count_ignored(name: str, notes: Counter[str]) -> None:
+    notes["ignored_members"] += 1
+    base = name.rpartition("/")[2]
+    extension = base.rpartition(".")[2].lower() if "." in base else "none"
+    if base.startswith("."):
+        extension = "hidden"
+    note = f"ignored_members.{extension}"
+    is_known = note in notes or sum(key.startswith("ignored_members.") for key in notes) < (
+        _MAX_EXTENSIONS
+    )
+    if not (is_known and extension.isascii() and extension.isalnum() and len(extension) <= 10):
+        note = "ignored_members.other"
+    notes[note] += 1
 
 
 def _read_member(
@@ -179,13 +217,13 @@ def _read_member(
     image_id: str,
     is_duplicate: bool,
     file: BinaryIO,
-    member: _TarMember,
+    member: TarMember,
     options: SourceOptions,
 ) -> Sample:
     data: bytes | None = None
     error: ImageError | None = None
-    if member.unsafe_reason:
-        error = ImageError(ErrorCode.UNSAFE_MEMBER, f"{image_id}: {member.unsafe_reason}.")
+    if member.unreadable_reason:
+        error = ImageError(ErrorCode.UNSAFE_MEMBER, f"{image_id}: {member.unreadable_reason}.")
     elif member.size > options.max_image_bytes:
         error = ImageError(
             ErrorCode.TOO_MANY_BYTES,
@@ -198,98 +236,3 @@ def _read_member(
             raise StorageError(f"{unit.shard} became shorter while it was read.")
     warning = "duplicate_name" if is_duplicate else ""
     return Sample(image_id, unit.shard, unit.etag, data, error, warning)
-
-
-def _iter_tar_members(file: BinaryIO, start: int, stop: int, size: int) -> Iterator[_TarMember]:
-    """Members whose header begins in [start, stop), except folders.
-
-    Raises:
-        _DamagedArchive: The archive cannot be read any further.
-    """
-    position = start
-    try:
-        file.seek(start)
-        archive = tarfile.TarFile(fileobj=cast(BinaryIO, _BoundedReader(file)), mode="r")
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # free the headers
-            if info.size < 0 or archive.offset <= position:
-                raise _DamagedArchive(
-                    ErrorCode.SHARD_CORRUPT, position, f"invalid size in the header at {position}"
-                )
-            position = info.offset
-            stored_bytes = info.size if info.isreg() and not info.issparse() else 0
-            if info.offset_data + stored_bytes > size:
-                raise _DamagedArchive(
-                    ErrorCode.SHARD_TRUNCATED,
-                    position,
-                    f"the archive ends inside the member {_clean_name(info.name)!r}",
-                )
-            if not info.isdir():
-                name = _clean_name(info.name)
-                reason = _find_unsafe_reason(info)
-                yield _TarMember(name, info.offset, info.offset_data, info.size, reason)
-            position = archive.offset
-            if position >= stop and stop < size:
-                return
-        position = archive.offset
-    except _TARFILE_ERRORS as error:
-        is_truncated = file.tell() >= size  # the library read to the end and expected more
-        raise _damage_at(position, size, str(error), is_truncated) from error
-    _check_end_mark(file, position, size)
-
-
-def _check_end_mark(file: BinaryIO, position: int, size: int) -> None:
-    """Raise unless a block of zeros is at `position`."""
-    file.seek(min(position, size))
-    block = file.read(_BLOCK_BYTES)
-    if len(block) == _BLOCK_BYTES and not any(block):
-        return
-    raise _damage_at(position, size, "invalid header", len(block) < _BLOCK_BYTES)
-
-
-def _damage_at(position: int, size: int, reason: str, is_truncated: bool) -> _DamagedArchive:
-    if size == 0:
-        return _DamagedArchive(ErrorCode.SHARD_TRUNCATED, 0, "the archive is empty (0 bytes)")
-    if is_truncated:
-        return _DamagedArchive(
-            ErrorCode.SHARD_TRUNCATED,
-            position,
-            f"the archive ends at byte {size:,} without its end mark",
-        )
-    return _DamagedArchive(
-        ErrorCode.SHARD_CORRUPT, position, f"cannot be read past byte {position:,} ({reason})"
-    )
-
-
-def _find_unsafe_reason(info: tarfile.TarInfo) -> str:
-    """Why the member must not be read; "" if it may."""
-    if info.issym() or info.islnk():
-        return "links inside an archive are not followed"
-    if not info.isreg():
-        return "not a plain file"
-    if info.issparse():
-        return "sparse members are not supported"
-    if info.name.startswith("/") or ".." in info.name.split("/"):
-        return "absolute paths and '..' are not allowed inside an archive"
-    return ""
-
-
-def _clean_name(name: str) -> str:
-    """The name without a leading "./", as valid UTF-8."""
-    while name.startswith("./"):
-        name = name[2:]
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class _BoundedReader:
-    """The file that tarfile reads: refuses the huge or negative reads that bad headers ask for."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.name = ""
-        self.tell, self.seek = file.tell, file.seek
-
-    def read(self, length: int = -1) -> bytes:
-        if not 0 <= length <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header claims {length:,} bytes")
-        return self._file.read(length)

@@ -5,17 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+import stat as file_modes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from segcore.errors import AccessDenied, ObjectNotFound, StorageError
+from segcore.errors import AccessDenied, ObjectChanged, ObjectNotFound, StorageError, StorageFull
 
 # Markers that replace the etag of an entry that is listed, so that no entry is lost, but must not
 # be read.
 OUTSIDE_LINK = "!link"  # a symbolic link to a file outside the listed folder
 LINKED_FOLDER = "!folder"  # a link to a folder that was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
+SPECIAL_FILE = "!special"  # a pipe, a socket or a device
+
+_FULL_HINTS = {
+    errno.ENOSPC: "Free some space on this disk, then rerun the same command to resume.",
+    errno.EDQUOT: "Free some space or raise the quota, then rerun the same command to resume.",
+}
+
+
+class SpecialFile(StorageError):
+    """Not a regular file: reading a pipe or a device may block for ever or have effects."""
 
 
 @contextmanager
@@ -30,6 +41,9 @@ def translate_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise ObjectNotFound(f"{path[:200]}: {error.strerror}.") from error
+        if error.errno in _FULL_HINTS:
+            full = f"{path} cannot be written: {error.strerror}."
+            raise StorageFull(full, _FULL_HINTS[error.errno]) from error
         reason = error.strerror or type(error).__name__
         raise StorageError(f"{path}: {reason}.") from error
 
@@ -40,12 +54,29 @@ def file_etag(status: os.stat_result) -> str:
 
 
 def stat(path: str) -> tuple[int, str]:
-    """(size in bytes, etag) of a file; a folder counts as missing."""
+    """(size in bytes, etag) of a regular file; a folder counts as missing.
+
+    Raises:
+        SpecialFile: It is a pipe, a socket or a device.
+    """
     with translate_errors(path):
         status = os.stat(path)
-        if os.path.isdir(path):
-            raise ObjectNotFound(f"{path} is a folder, not a file.")
+    _require_regular(path, status)
     return status.st_size, file_etag(status)
+
+
+def _require_regular(path: str, status: os.stat_result) -> None:
+    mode = status.st_mode
+    if file_modes.S_ISREG(mode):
+        return
+    if file_modes.S_ISDIR(mode):
+        raise ObjectNotFound(f"{path} is a folder, not a file.")
+    kind = "a device"
+    if file_modes.S_ISFIFO(mode):
+        kind = "a named pipe"
+    elif file_modes.S_ISSOCK(mode):
+        kind = "a socket"
+    raise SpecialFile(f"{path} is {kind}, not a regular file.")
 
 
 def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
@@ -55,7 +86,8 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
     lies below `root` or `follow_links` is set, and with the etag `OUTSIDE_LINK` and size -1
     otherwise. A link to a folder is entered if `follow_links` is set (each real folder once, so
     loops end), and listed with the etag `LINKED_FOLDER` and size -1 otherwise. A broken link is
-    listed with size -1 and an empty etag.
+    listed with size -1 and an empty etag; a pipe, socket or device with size -1 and the etag
+    `SPECIAL_FILE`.
     """
     real_root = os.path.realpath(root)
     visited = {real_root}
@@ -74,7 +106,7 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
                 pending.append(entry.path)
             elif entry.is_symlink():
                 yield from _walk_link(entry, real_root, follow_links, pending, visited)
-            elif entry.is_file(follow_symlinks=False):
+            else:
                 try:
                     status = os.stat(entry.path, follow_symlinks=False)
                 except FileNotFoundError:
@@ -113,6 +145,8 @@ def _walk_link(
 
 def _listing_row(path: str, status: os.stat_result) -> tuple[str, int, str]:
     uri = _escape_invalid_utf8(path)
+    if not file_modes.S_ISREG(status.st_mode):
+        return uri, -1, SPECIAL_FILE
     return (uri, status.st_size, file_etag(status)) if uri == path else (uri, -1, BAD_NAME)
 
 
@@ -121,9 +155,40 @@ def _escape_invalid_utf8(path: str) -> str:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open the file for reading."""
+    """Open a regular file for reading; never waits, as opening a pipe without a writer would.
+
+    Raises:
+        SpecialFile: It is a pipe, a socket or a device.
+    """
+    stat(path)  # opening some devices has effects
     with translate_errors(path):
-        return open(path, "rb")
+        # The file may have been replaced since, so opening must not wait either.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read(path: str, check_size: Callable[[int], None], max_bytes: int | None) -> tuple[bytes, str]:
+    """(all bytes, etag) of one version of a file.
+
+    Raises:
+        SpecialFile: See `open_file`.
+        ObjectChanged: It was written to while it was read.
+    """
+    with open_file(path) as file, translate_errors(path):
+        before = os.fstat(file.fileno())
+        check_size(before.st_size)
+        # Bounded again, as the size of a growing file cannot be trusted.
+        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        check_size(len(data))
+        etag = file_etag(before)
+        if etag != file_etag(os.fstat(file.fileno())):
+            raise ObjectChanged(f"{path} changed while it was read.")
+    return data, etag
 
 
 def write(path: str, data: bytes) -> None:

@@ -1,60 +1,37 @@
 """Objects on S3, Google Cloud Storage and Azure through obstore, with readable errors.
 
-S3 credentials come from botocore's chain (environment, profile, container or instance role), so
-whatever works for the AWS command line works here. `gs://` and `az://` take their credentials from
-the environment variables that obstore documents; the tests of this project do not cover them.
+S3 is listed by `s3_client`, which also reads what obstore cannot name. `gs://` and `az://` take
+their credentials from the environment variables that obstore documents; the tests of this project
+do not cover them.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    GenericError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
-from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
-from segcore.storage.uris import redact, split
+from segcore.errors import ObjectNotFound, StorageError
+from segcore.storage.remote_errors import is_transient, short_reason, translate_errors
+from segcore.storage.retries import sleep_before_retry
+from segcore.storage.s3_session import open_session
+from segcore.storage.uris import split
 
 if TYPE_CHECKING:
+    from obstore import PutMode
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-_ERROR_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
-_HTTP_STATUS = re.compile(r"status code: (\d{3})")
-_DENIED_CODES = {
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidObjectState",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_CREDENTIALS_HINT = (
-    "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role of this machine."
-)
 # Objects up to this size are written by one PUT. Larger ones are uploaded in parts and still become
 # visible only when they are complete.
 _SINGLE_PUT_BYTES = 64 << 20
 _LIST_CHUNK_OBJECTS = 1000
 _CONNECT_TIMEOUT = timedelta(seconds=10)
-_FIRST_RETRY_DELAY_S, _MAX_RETRY_DELAY_S = 0.1, 15.0
+_MAX_REPAIRS = 10  # of an object that a server created without its bytes
 _NONCE_ATTRIBUTE = "segcore-nonce"
-_RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
-_TRANSIENT_CODES = {"IncompleteBody", "NoSuchUpload", "RequestTimeout", "SlowDown"}
 _Result = TypeVar("_Result")
 
 
@@ -82,46 +59,25 @@ def connect(uri: str, options: Any) -> Any:
             f"{scheme}://{bucket}", client_options=client, retry_config=retry
         )
     except (BaseError, ValueError) as error:
-        raise StorageError(f"Cannot open {scheme}://{bucket}: {_short_reason(error)}") from error
+        raise StorageError(f"Cannot open {scheme}://{bucket}: {short_reason(error)}") from error
 
 
 def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryConfig) -> Any:
-    import botocore.exceptions
-    import botocore.session
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = botocore.session.Session()
-    try:
-        profile = session.get_scoped_config()
-        credentials: dict[str, Any] = {"skip_signature": True}
-        if not options.anonymous:
-            if session.get_credentials() is None:
-                raise AccessDenied(
-                    f"No AWS credentials were found for s3://{bucket}.",
-                    _CREDENTIALS_HINT + " For a public bucket set storage.anonymous=true.",
-                )
-            # botocore renews credentials 15 minutes before they expire, so caching them for
-            # 5 minutes never yields expired ones
-            provider = Boto3CredentialProvider(session, ttl=timedelta(minutes=5))
-            credentials = {"credential_provider": provider}
-    except botocore.exceptions.BotoCoreError as error:
-        raise AccessDenied(f"AWS credentials cannot be used: {error}", _CREDENTIALS_HINT) from error
-    environment = os.environ
-    endpoint = (
-        options.endpoint_url
-        or environment.get("AWS_ENDPOINT_URL_S3")
-        or environment.get("AWS_ENDPOINT_URL")
-        or profile.get("endpoint_url")
-    )
-    config: S3Config = {
-        "region": options.region
-        or environment.get("AWS_REGION")
-        or session.get_config_variable("region")
-        or "us-east-1"
-    }
-    if endpoint:
-        config["endpoint"] = endpoint.rstrip("/")
-        client["allow_http"] = endpoint.startswith("http://")
+    session = open_session(bucket, options)
+    credentials: dict[str, Any] = {"skip_signature": True}
+    if not session.anonymous:
+        # botocore renews credentials 15 minutes before they expire, so caching them for 5 minutes
+        # never yields expired ones
+        provider = Boto3CredentialProvider(session.session, ttl=timedelta(minutes=5))
+        credentials = {"credential_provider": provider}
+    config: S3Config = {"region": session.region}
+    if options.requester_pays:
+        config["request_payer"] = True
+    if session.endpoint:
+        config["endpoint"] = session.endpoint
+        client["allow_http"] = session.endpoint.startswith("http://")
     return obstore.store.S3Store(
         bucket, config=config, client_options=client, retry_config=retry, **credentials
     )
@@ -142,42 +98,6 @@ def s3_store(bucket: str, endpoint: str, access_key: str, secret_key: str) -> An
     )
 
 
-@contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Turn the errors of obstore into those of segcore, without secrets."""
-    try:
-        yield
-    except SegcoreError:
-        raise
-    except (BaseError, OSError, ValueError) as error:
-        raise _to_segcore_error(error, uri) from error
-
-
-def _to_segcore_error(error: Exception, uri: str) -> StorageError:
-    safe_uri = redact(uri)
-    text = str(error)
-    code = match.group(1) if (match := _ERROR_CODE.search(text)) else ""
-    status = match.group(1) if (match := _HTTP_STATUS.search(text)) else ""
-    if code == "NoSuchBucket":
-        return ObjectNotFound(f"{safe_uri}: there is no such bucket.")
-    is_denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-    if is_denied or code in _DENIED_CODES or status in ("401", "403"):
-        reason = f" ({code})" if code else ""
-        return AccessDenied(f"No permission for {safe_uri}{reason}.", _CREDENTIALS_HINT)
-    if isinstance(error, FileNotFoundError) or status == "404":
-        return ObjectNotFound(f"{safe_uri} does not exist.")
-    if status in ("301", "307") or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
-        return StorageError(
-            f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
-        )
-    if not status and "sending request" in text:
-        return StorageError(
-            f"{safe_uri}: the storage server cannot be reached.",
-            "Check storage.endpoint_url (or AWS_ENDPOINT_URL) and the network.",
-        )
-    return StorageError(f"{safe_uri}: {code or _short_reason(error)}")
-
-
 def _with_retries(store: Any, action: Callable[[], _Result]) -> _Result:
     """Run an idempotent action, and retry it after transient failures with random backoff.
 
@@ -191,32 +111,10 @@ def _with_retries(store: Any, action: Callable[[], _Result]) -> _Result:
         try:
             return action()
         except GenericError as error:
-            if not _is_transient(error, retries):
+            if not is_transient(error, retries):
                 raise
         sleep_before_retry(attempt)
     return action()
-
-
-def sleep_before_retry(attempt: int) -> None:
-    """Sleep before retry number `attempt` (from 0): exponential backoff with full jitter."""
-    time.sleep(random.uniform(0, min(_MAX_RETRY_DELAY_S, _FIRST_RETRY_DELAY_S * 2**attempt)))
-
-
-def _is_transient(error: BaseError, retries: int) -> bool:
-    """Whether the request may succeed if repeated and obstore has not used up its retries."""
-    text = str(error).partition("Debug source:")[0]
-    exhausted = _RETRIES_EXHAUSTED.search(text)
-    if exhausted and int(exhausted.group(1)) >= retries:
-        return False
-    code, status = _ERROR_CODE.search(text), _HTTP_STATUS.search(text)
-    if status is None:
-        return "HTTP error" in text or "response body" in text
-    return status.group(1)[0] == "5" or bool(code and code.group(1) in _TRANSIENT_CODES)
-
-
-def _short_reason(error: Exception) -> str:
-    line = str(error).partition("\n")[0].partition("<?xml")[0].strip()
-    return re.sub(r"https?://\S+", lambda match: redact(match.group()), line)[:300]
 
 
 def clean_etag(meta: Any) -> str:
@@ -233,14 +131,11 @@ def stat(store: Any, uri: str) -> tuple[int, str]:
     return int(meta["size"]), clean_etag(meta)
 
 
-def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str]]:
-    """(uri, size, etag) of all objects below the prefix, in the order of the store."""
-    for object_uri, size, etag, _ in walk_with_times(store, uri):
-        yield object_uri, size, etag
+def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
+    """(uri, size, etag, time of the last change) of all objects below the prefix.
 
-
-def walk_with_times(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
-    """Like `walk`, with the time of the last change in seconds since 1970 by the store's clock."""
+    In the order of the store; times are in seconds since 1970 by its clock.
+    """
     scheme, bucket, key = split(uri)
     retries = int((store.retry_config or {}).get("max_retries", 0))
     last_key: str | None = None
@@ -260,19 +155,19 @@ def walk_with_times(store: Any, uri: str) -> Iterator[tuple[str, int, str, float
                     attempt = 0
                 return
             except GenericError as error:  # a page broke off: continue after the last key
-                if attempt >= retries or not _is_transient(error, retries):
+                if attempt >= retries or not is_transient(error, retries):
                     raise
             sleep_before_retry(attempt)
             attempt += 1
 
 
-def read(store: Any, uri: str, check_size: Callable[[int], None]) -> bytes:
-    """The whole object in one request; `check_size` gets its size before the body is fetched."""
+def read(store: Any, uri: str, check_size: Callable[[int], None]) -> tuple[bytes, str]:
+    """(the whole object, etag); `check_size` gets its size before the body is fetched."""
 
-    def get() -> bytes:
+    def get() -> tuple[bytes, str]:
         result = obstore.get(store, split(uri)[2])
         check_size(int(result.meta["size"]))
-        return bytes(result.bytes())
+        return bytes(result.bytes()), clean_etag(result.meta)
 
     with translate_errors(uri):
         return _with_retries(store, get)
@@ -313,24 +208,40 @@ def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
     """One PUT with `If-None-Match: *`; True if this call created the object.
 
     A PUT whose response was lost is sent again and then finds the object that it created itself: a
-    nonce in the object's metadata tells who created it.
+    nonce in the object's metadata tells who created it. SeaweedFS 4.48 creates an empty object if
+    the connection breaks off between the head of a PUT and its body. Then the creator, and no one
+    else, puts the bytes in its place.
+
+    Raises:
+        StorageError: The object was created, but could not be made whole.
     """
     key, nonce = split(uri)[2], secrets.token_hex(16)
     attributes = {_NONCE_ATTRIBUTE: nonce}
+    mode: PutMode = "create"
 
     def put() -> None:
-        obstore.put(store, key, data, attributes=attributes, mode="create", use_multipart=False)
+        obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+
+    def get() -> tuple[Any, bytes]:
+        result = obstore.get(store, key)
+        return result, bytes(result.bytes())
 
     with translate_errors(uri):
-        try:
-            _with_retries(store, put)
-        except AlreadyExistsError:
+        for _ in range(_MAX_REPAIRS):
             try:
-                existing = _with_retries(store, lambda: obstore.get(store, key))
-            except FileNotFoundError:  # deleted in the meantime
+                _with_retries(store, put)
+                return True
+            except (AlreadyExistsError, PreconditionError):
+                try:
+                    existing, content = _with_retries(store, get)
+                except FileNotFoundError:  # deleted in the meantime
+                    return False
+            if existing.attributes.get(_NONCE_ATTRIBUTE) != nonce:
                 return False
-            return bool(existing.attributes.get(_NONCE_ATTRIBUTE) == nonce)
-    return True
+            if content == data:
+                return True
+            mode = {"e_tag": existing.meta["e_tag"] or ""}
+    raise StorageError(f"{uri} was created without its bytes.", "Delete this object.")
 
 
 def delete(store: Any, uri: str) -> None:

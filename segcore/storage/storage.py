@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -17,10 +18,17 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.errors import ObjectNotFound, StorageError
-from segcore.storage import local_disk, object_store
+from segcore.storage import local_disk, object_store, s3_client
 from segcore.storage.listing import Listing
 from segcore.storage.remote_file import PrefetchingRemoteFile, RemoteFile
-from segcore.storage.uris import is_remote, normalize, split
+from segcore.storage.uris import (
+    is_remote,
+    normalize,
+    normalize_input,
+    normalize_object,
+    scheme_of,
+    split,
+)
 
 _LISTING_BATCH_ROWS = 10_000
 _STREAM_BUFFER_BYTES = 1 << 20
@@ -60,6 +68,10 @@ class StorageOptions(BaseModel):
         description="S3 region; by default AWS_REGION, then the profile's, then us-east-1.",
     )
     anonymous: bool = Field(default=False, description="Do not sign requests (public buckets).")
+    requester_pays: bool = Field(
+        default=False,
+        description="Pay for the requests to S3 buckets whose owners ask for that.",
+    )
     retries: int = Field(default=8, ge=0, le=50, description="How often one request is retried.")
     timeout_s: float = Field(
         default=60.0, gt=0, description="Time limit of one request in seconds."
@@ -71,11 +83,17 @@ class Storage:
 
     Can be pickled (each process creates its own clients when it first needs them) and used from
     many threads.
+
+    Attributes:
+        witnesses: Bucket -> objects in it that this process could read lately; see
+            `segcore.sources.outages`.
     """
 
     def __init__(self, options: StorageOptions | None = None) -> None:
         self.options = options or StorageOptions()
+        self.witnesses: dict[str, deque[str]] = {}
         self._stores: dict[str, Any] = {}
+        self._s3_client: s3_client.S3Client | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,13 +110,21 @@ class Storage:
                 self._stores[bucket_uri] = object_store.connect(uri, self.options)
             return self._stores[bucket_uri]
 
+    def _client(self, uri: str) -> s3_client.S3Client:
+        with self._lock:
+            if self._s3_client is None:
+                self._s3_client = s3_client.connect(uri, self.options)
+            return self._s3_client
+
     def stat(self, uri: str) -> ObjectInfo:
         """Size and version of one object; a folder counts as missing."""
-        uri = normalize(uri)
-        if is_remote(uri):
-            size, etag = object_store.stat(self._store(uri), uri)
-        else:
+        uri = normalize_object(uri)
+        if not is_remote(uri):
             size, etag = local_disk.stat(uri)
+        elif s3_client.is_needed(uri):
+            size, etag = s3_client.stat(self._client(uri), uri)
+        else:
+            size, etag = object_store.stat(self._store(uri), uri)
         return ObjectInfo(uri, size, etag)
 
     def exists(self, uri: str) -> bool:
@@ -115,10 +141,15 @@ class Storage:
         A missing folder has no rows. On disk, names that start with a dot are skipped, and links
         are handled as described at `local_disk.walk`.
         """
-        prefix = normalize(prefix)
+        prefix = normalize_input(prefix)
         if is_remote(prefix):
-            return Listing.from_rows(object_store.walk(self._store(prefix), prefix))
+            return Listing.from_rows(row[:3] for row in self._walk_remote(prefix))
         return Listing.from_rows(local_disk.walk(prefix, follow_links))
+
+    def _walk_remote(self, prefix: str) -> Iterator[tuple[str, int, str, float]]:
+        if scheme_of(prefix) == "s3":
+            return s3_client.walk(self._client(prefix), prefix)
+        return object_store.walk(self._store(prefix), prefix)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The rows of `listing`, one by one."""
@@ -127,15 +158,23 @@ class Storage:
             for uri, size, etag in zip(*columns, strict=True):
                 yield ObjectInfo(uri, size, etag)
 
-    def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+    def list_pages_from(self, uri: str) -> Iterator[Sequence[ObjectInfo]]:
+        """The objects in the folder of an object of S3, from that object on, page by page.
+
+        In the order of the server. Folders inside it are not entered.
+        """
+        uri = normalize_object(uri)
+        for rows in s3_client.walk_folder_from(self._client(uri), uri):
+            yield [ObjectInfo(*row[:3]) for row in rows]
+
+    def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
         """All objects below the folder `prefix`, each with the time of its last change.
 
         Times are in seconds since 1970 by the clock of the store (local files: of the file system).
         """
-        prefix = normalize(prefix)
+        prefix = normalize_input(prefix)
         if is_remote(prefix):
-            rows = object_store.walk_with_times(self._store(prefix), prefix)
-            for uri, size, etag, changed_s in rows:
+            for uri, size, etag, changed_s in self._walk_remote(prefix):
                 yield ObjectInfo(uri, size, etag), changed_s
             return
         for uri, size, etag in local_disk.walk(prefix, False):
@@ -149,33 +188,45 @@ class Storage:
         Raises:
             ObjectTooLarge: It has more than `max_bytes` bytes; none of them were read.
         """
-        uri = normalize(uri)
+        return self.read_version(uri, max_bytes)[0]
+
+    def read_version(self, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
+        """(the whole object, its etag): both of the same version.
+
+        Raises:
+            ObjectTooLarge: See `read`.
+        """
+        uri = normalize_object(uri)
 
         def check_size(size: int) -> None:
             if max_bytes is not None and size > max_bytes:
                 raise ObjectTooLarge(f"{uri} has {size:,} bytes; the limit is {max_bytes:,}.")
 
-        if is_remote(uri):
-            return object_store.read(self._store(uri), uri, check_size)
-        check_size(local_disk.stat(uri)[0])
-        with local_disk.open_file(uri) as file, local_disk.translate_errors(uri):
-            # bounded again, as the size of a pipe or of a growing file cannot be trusted
-            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
-        check_size(len(data))
-        return data
+        if not is_remote(uri):
+            return local_disk.read(uri, check_size, max_bytes)
+        if s3_client.is_needed(uri):
+            return s3_client.read(self._client(uri), uri, check_size)
+        return object_store.read(self._store(uri), uri, check_size)
+
+    def listed_etag(self, uri: str) -> str:
+        """The etag that a listing shows for this object now; "" if it shows none."""
+        uri = normalize_object(uri)
+        if scheme_of(uri) == "s3":
+            return s3_client.listed_etag(self._client(uri), uri)
+        return self.stat(uri).etag
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on; fewer at the end of the object."""
-        uri = normalize(uri)
+        uri = normalize_object(uri)
         if is_remote(uri):
-            return object_store.read_range(self._store(uri), uri, start, length)
+            return self._range_reader(uri)(start, length)
         with local_disk.open_file(uri) as file, local_disk.translate_errors(uri):
             file.seek(start)
             return file.read(length)
 
     def open(self, uri: str, buffer_bytes: int = 4 << 20) -> BinaryIO:
         """The object as a seekable file; a remote one is read `buffer_bytes` at a time."""
-        uri = normalize(uri)
+        uri = normalize_object(uri)
         if not is_remote(uri):
             return local_disk.open_file(uri)
         file = RemoteFile(self._range_reader(uri), self.stat(uri).size)
@@ -193,6 +244,8 @@ class Storage:
         return io.BufferedReader(file, _STREAM_BUFFER_BYTES)
 
     def _range_reader(self, uri: str) -> Callable[[int, int], bytes]:
+        if s3_client.is_needed(uri):
+            return partial(s3_client.read_range, self._client(uri), uri)
         return partial(object_store.read_range, self._store(uri), uri)
 
     def write(self, uri: str, data: bytes) -> None:

@@ -56,13 +56,50 @@ def normalize(uri_or_path: str | os.PathLike[str]) -> str:
         UsageError: The scheme is unknown, the bucket is missing, the URI contains credentials, or
             the key has empty, `.` or `..` segments.
     """
+    uri = _normalize_remote_or_local(uri_or_path)
+    if is_remote(uri):
+        _refuse_nul(uri)
+        scheme, bucket, key = split(uri)
+        key = key.rstrip("/")
+        if key and any(part in ("", ".", "..") for part in key.split("/")):
+            raise UsageError(
+                f"{redact(uri)}: keys with empty, '.' or '..' parts are not supported."
+            )
+        return _join_remote(scheme, bucket, key)
+    return uri
+
+
+def normalize_input(uri_or_path: str | os.PathLike[str]) -> str:
+    """Like `normalize`, but a folder of S3 may have empty, `.` and `..` segments.
+
+    Raises:
+        UsageError: As for `normalize`.
+    """
+    uri = _normalize_remote_or_local(uri_or_path)
+    if scheme_of(uri) != "s3":
+        return normalize(uri) if is_remote(uri) else uri
+    scheme, bucket, key = split(uri)
+    return _join_remote(scheme, bucket, key.rstrip("/"))
+
+
+def normalize_object(uri_or_path: str | os.PathLike[str]) -> str:
+    """Like `normalize` for one object: what is a key on S3 stays as it is, slashes included.
+
+    Raises:
+        UsageError: As for `normalize`.
+    """
+    uri = _normalize_remote_or_local(uri_or_path)
+    return normalize(uri) if is_remote(uri) and scheme_of(uri) != "s3" else uri
+
+
+def _normalize_remote_or_local(uri_or_path: str | os.PathLike[str]) -> str:
+    """Canonical form, except that the key of a remote URI is left as it is."""
     text = os.fspath(uri_or_path)
     if not text:
         raise UsageError("The path or URI is empty.")
-    if "\0" in text:
-        raise UsageError(f"{redact(text)!r} contains a NUL character.")
     scheme = scheme_of(text)
     if scheme == "file":
+        _refuse_nul(text)
         return _normalize_local(text)
     if scheme not in REMOTE_SCHEMES:
         known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
@@ -79,9 +116,15 @@ def normalize(uri_or_path: str | os.PathLike[str]) -> str:
         )
     if not bucket:
         raise UsageError(f"{redact(text)} names no bucket.", f"Write {scheme}://bucket/path.")
-    key = key.rstrip("/")
-    if key and any(part in ("", ".", "..") for part in key.split("/")):
-        raise UsageError(f"{redact(text)}: keys with empty, '.' or '..' parts are not supported.")
+    return _join_remote(scheme, bucket, key)
+
+
+def _refuse_nul(text: str) -> None:
+    if "\0" in text:
+        raise UsageError(f"{redact(text)!r} contains a NUL character.")
+
+
+def _join_remote(scheme: str, bucket: str, key: str) -> str:
     return f"{scheme}://{bucket}/{key}" if key else f"{scheme}://{bucket}"
 
 

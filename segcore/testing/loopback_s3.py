@@ -152,12 +152,12 @@ class LoopbackS3:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill the server, as a crash would end it; `revive` starts it again."""
+        """Kill the server, as a crash would end it; `restart` starts it again."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
-    def revive(self) -> None:
+    def restart(self) -> None:
         """Start a killed server again: same ports, same data, same credentials.
 
         Raises:

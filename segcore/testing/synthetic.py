@@ -76,7 +76,7 @@ class _Nucleus:
     brightness: float
 
 
-def render(seed: int, index: int) -> Scene:
+def render_scene(seed: int, index: int) -> Scene:
     """Render the image with this index in the archive with this seed."""
     rng = np.random.default_rng([seed, index])
     style = STYLES[int(rng.choice(len(STYLES), p=[s.share for s in STYLES]))]

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from segcore.errors import ErrorCode, UsageError
 from segcore.storage import Storage, join
 from segcore.storage.uris import basename, normalize
-from segcore.testing.synthetic import Scene, render
+from segcore.testing.synthetic import Scene, render_scene
 
 _SHARD_NAME = "nuclei-{:04d}.tar"
 _SHARD_PATTERN = re.compile(r"nuclei-\d{4,}\.tar")
@@ -209,7 +209,7 @@ def _render_members(
     """Name and bytes of some members; the readable ones are added to the ground truth."""
     for index in indices:
         name, breakage = members[index]
-        scene = render(seed, index)
+        scene = render_scene(seed, index)
         data = _encode_image(scene, name)
         if breakage is None:
             truth.add(index, name, scene)

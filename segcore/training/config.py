@@ -12,12 +12,23 @@ class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+ExifLabels = Literal["refuse", "shown", "stored"]
+
+
 class DataConfig(_StrictModel):
     """Where the labelled images are: COCO JSON files, and the folder with the images they list."""
 
-    images: Path
-    train: Path
-    val: Path
+    images: Path = Field(
+        description="folder that the file names are relative to; no image is read from elsewhere"
+    )
+    train: Path = Field(description="COCO instances file to train on")
+    val: Path = Field(description="COCO instances file to measure on; classes as in train")
+    exif_labels: ExifLabels = Field(
+        "refuse",
+        description="images whose size in the COCO file is that before EXIF rotation; refuse: an "
+        "error; shown: labels lie on the image as viewers show it; stored: labels of every image "
+        "lie on its pixels as stored, and are turned with them",
+    )
 
 
 class AugmentConfig(_StrictModel):

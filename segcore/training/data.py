@@ -1,12 +1,10 @@
-"""Labelled images for training: COCO files in, augmented crops with targets out."""
+"""Labelled images for training: pixels and masks in, augmented crops with targets out."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +12,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from segcore.errors import ImageError, UsageError
-from segcore.evaluation.average_precision import to_rle
-from segcore.images import decode_image
+from segcore.errors import UsageError
+from segcore.evaluation.ground_truth import Id, LabelledObject
+from segcore.evaluation.truth_masks import mask_area
+from segcore.text import plural
 from segcore.training.augment import random_crop
 from segcore.training.config import AugmentConfig
+from segcore.training.labelled_images import LabelledSet
 from segcore.training.targets import GroundTruth, Targets
 
 
@@ -40,82 +40,46 @@ class LabelledImage:
     weight: float
 
 
-def read_coco(path: Path) -> dict:
-    """The annotation file as a dictionary.
-
-    Raises:
-        UsageError: It cannot be read, is not JSON, or is not a COCO data set.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the annotations {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    missing = [k for k in ("images", "annotations", "categories") if k not in document]
-    if missing:
-        raise UsageError(f"{path} is not a COCO data set: it has no {', '.join(missing)}")
-    return document
-
-
-def read_image(folder: Path, name: str, annotations: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, decoded as archives are.
-
-    Raises:
-        UsageError: The image that `annotations` names cannot be read or decoded.
-    """
-    path = folder / Path(name).name
-    try:
-        return decode_image(path.read_bytes())
-    except (OSError, ImageError) as error:
-        raise UsageError(
-            f"cannot read the image {path}, which is listed in {annotations}: {error}"
-        ) from None
-
-
-def load_images(annotations: Path, images: Path) -> tuple[list[LabelledImage], list[str]]:
-    """All images of a COCO file, decoded, and the names of the classes in order of their ids.
+def label_images(labelled: LabelledSet) -> list[LabelledImage]:
+    """Draw the labels of all images; classes are numbered in the order of their ids.
 
     Crowd annotations are left out. Where image entries have the optional key `image_type`, images
     of rarer types are drawn more often (inversely to the square root of the type's share).
 
     Raises:
-        UsageError: A file is missing or damaged, or there is no instance at all.
+        UsageError: There is no instance at all.
     """
-    document = read_coco(annotations)
-    categories = sorted(document["categories"], key=lambda c: c["id"])
-    class_index = {c["id"]: i for i, c in enumerate(categories)}
-    annotations_by_image: dict[int, list[dict]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        if not annotation.get("iscrowd"):
-            annotations_by_image[annotation["image_id"]].append(annotation)
-    types = [entry.get("image_type", "") for entry in document["images"]]
-    share = {type_: types.count(type_) / len(types) for type_ in set(types)}
-    labelled = []
-    for entry, type_ in zip(document["images"], types, strict=True):
-        image = read_image(images, entry["file_name"], annotations)
-        labels, classes = _draw_labels(
-            annotations_by_image[entry["id"]], image.shape[0], image.shape[1], class_index
-        )
-        labelled.append(LabelledImage(image, labels, classes, share[type_] ** -0.5))
-    if not any(len(item.classes) for item in labelled):
-        raise UsageError(f"{annotations} has no instance to train on")
-    return labelled, [c["name"] for c in categories]
+    truth = labelled.truth
+    class_index = {category.id: i for i, category in enumerate(truth.categories)}
+    n_of_type = Counter(truth.images[image_id].image_type for image_id in labelled.images)
+    images = []
+    for image_id, image in labelled.images.items():
+        objects = [item for item in truth.objects(image_id) if not item.is_crowd]
+        labels, classes = _draw_labels(objects, image.shape[0], image.shape[1], class_index)
+        share = n_of_type[truth.images[image_id].image_type] / len(labelled.images)
+        images.append(LabelledImage(image, labels, classes, share**-0.5))
+    if not any(len(item.classes) for item in images):
+        raise UsageError(f"{truth.name} has no instance to train on")
+    return images
+
+
+def training_notes(labelled: LabelledSet) -> list[str]:
+    """Sentences for people about what is not trained on, or taken otherwise than written."""
+    truth = labelled.truth
+    n_crowds = sum(item.is_crowd for i in labelled.images for item in truth.objects(i))
+    crowds = f"{truth.name}: {plural(n_crowds, 'crowd region')} not trained on."
+    return [*labelled.notes, *([crowds] if n_crowds else [])]
 
 
 def _draw_labels(
-    annotations: list[dict], height: int, width: int, class_index: dict[int, int]
+    objects: Sequence[LabelledObject], height: int, width: int, class_index: dict[Id, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """`LabelledImage.labels` and `LabelledImage.classes`."""
-    masks = [
-        (a, coco_mask.decode(to_rle(a["segmentation"], height, width)).astype(bool))
-        for a in annotations
-    ]
-    masks.sort(key=lambda item: -int(item[1].sum()))
+    ordered = sorted(objects, key=lambda item: -mask_area(item.rle))
     labels = np.zeros((height, width), np.int32)
-    for g, (_, mask) in enumerate(masks):
-        labels[mask] = g + 1
-    return labels, np.array([class_index[a["category_id"]] for a, _ in masks], np.int64)
+    for g, item in enumerate(ordered):
+        labels[coco_mask.decode(item.rle).astype(bool)] = g + 1
+    return labels, np.array([class_index[item.category_id] for item in ordered], np.int64)
 
 
 class CropDataset(Dataset):

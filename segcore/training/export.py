@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from segcore.evaluation.average_precision import Scores
+from segcore.evaluation.remarks import shorten
 from segcore.models.checkpoints import save_safetensors
 from segcore.text import plural
 from segcore.training.card import write_card
 from segcore.training.config import TrainConfig
-from segcore.training.data import read_coco
+from segcore.training.labelled_images import LabelledSet
 from segcore.training.validate import (
-    LabelledSet,
     checkpoint_categories,
     measure_accuracy,
-    short,
+    summarize_scores,
 )
 
 _MAX_CLASS_NAMES = 5  # in the card
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """The result of a training run: the files to publish, and the scores of the checkpoint."""
 
     checkpoint: Path
@@ -39,8 +40,12 @@ def halve_kernels(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_checkpoint(
-    config: TrainConfig, weights: dict[str, Tensor], labelled: LabelledSet, config_file: str
-) -> Exported:
+    config: TrainConfig,
+    weights: dict[str, Tensor],
+    labelled: LabelledSet,
+    config_file: str,
+    train_counts: tuple[int, int],
+) -> ExportedModel:
     """Write `<output>/<name>.safetensors` and its card.
 
     The scores are those of the weights as stored, in float16.
@@ -50,12 +55,13 @@ def export_checkpoint(
         weights: State dict to export.
         labelled: The validation set.
         config_file: Path of the configuration, for the card.
+        train_counts: Images and instances that were trained on, for the card.
     """
     stored = halve_kernels(weights)
     scores = measure_accuracy(config, {name: t.float() for name, t in stored.items()}, labelled)
     meta = {
         "architecture": config.architecture,
-        "categories": checkpoint_categories(labelled.document),
+        "categories": checkpoint_categories(labelled.truth),
         "name": config.name,
         "licence": config.licence,
         "imgsz": config.validation.imgsz,
@@ -68,21 +74,20 @@ def export_checkpoint(
     save_safetensors(checkpoint, stored, meta)
     card = folder / f"{config.name}.md"
     data = checkpoint.read_bytes()
-    train = read_coco(config.data.train)
     facts = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data) / 1e6,
         "parameters": _count_parameters(weights),
-        "classes": _describe_classes([c["name"] for c in labelled.document["categories"]]),
-        "train_images": len(train["images"]),
-        "train_instances": len(train["annotations"]),
+        "classes": _describe_classes([c.name for c in labelled.truth.categories]),
+        "train_images": train_counts[0],
+        "train_instances": train_counts[1],
         "val_images": scores.n_images,
         "val_instances": scores.n_ground_truth,
         "config_file": config_file,
-        **short(scores),
+        **summarize_scores(scores),
     }
     write_card(card, config, facts)
-    return Exported(checkpoint, card, scores)
+    return ExportedModel(checkpoint, card, scores)
 
 
 def _count_parameters(weights: dict[str, Tensor]) -> int:
@@ -93,5 +98,10 @@ def _count_parameters(weights: dict[str, Tensor]) -> int:
 
 def _describe_classes(names: list[str]) -> str:
     more = ", ..." if len(names) > _MAX_CLASS_NAMES else ""
-    names_text = ", ".join(names[:_MAX_CLASS_NAMES])
+    names_text = ", ".join(_markdown_text(name) for name in names[:_MAX_CLASS_NAMES])
     return f"{plural(len(names), 'class', 'classes')} ({names_text}{more})"
+
+
+def _markdown_text(name: str) -> str:
+    """A name as Markdown shows it, whatever characters it has."""
+    return re.sub(r"([\\`*_\[\]<>|&#])", r"\\\1", shorten(name))

@@ -17,8 +17,9 @@ from segcore.models.registry import read_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
 from segcore.training.config import TrainConfig
-from segcore.training.data import CropDataset, collate, load_images
+from segcore.training.data import CropDataset, collate, label_images
 from segcore.training.files import EpochResult, RunFiles
+from segcore.training.labelled_images import read_labelled_set
 from segcore.training.loss import SegmentationLoss
 from segcore.training.optimizer import average_weights, build_optimizer, learning_rate
 from segcore.training.targets import Targets
@@ -50,11 +51,12 @@ class Trainer:
         self.progress = progress
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
-        images, class_names = load_images(config.data.train, config.data.images)
+        self.labelled = read_labelled_set(config.data.train, config.data)
+        images = label_images(self.labelled)
         self.dataset = CropDataset(
             images, config.augment, config.samples_per_epoch or len(images), config.seed
         )
-        self.model = build_model(config, len(class_names)).to(self.device)
+        self.model = build_model(config, len(self.labelled.truth.categories)).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged_model = average_weights(self.model, config.optimizer)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -147,6 +149,12 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the schedule is complete."""
         return self.schedule_progress >= 1.0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Images and instances of the training set."""
+        images = self.dataset.images
+        return len(images), sum(len(image.classes) for image in images)
 
     def validate_epoch(self) -> dict[str, float]:
         """Scores of the averaged weights; empty where this epoch is not validated."""

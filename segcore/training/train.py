@@ -9,9 +9,10 @@ from typing import Any
 
 from segcore.evaluation.average_precision import Scores
 from segcore.training.config import TrainConfig
+from segcore.training.data import training_notes
 from segcore.training.export import export_checkpoint
 from segcore.training.loop import Progress, Trainer
-from segcore.training.validate import load_validation, measure_accuracy, short
+from segcore.training.validate import load_validation, measure_accuracy, summarize_scores
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,17 @@ def train(
     Raises:
         SegcoreError: The configuration, the labels or the images cannot be used.
     """
-    labelled = load_validation(config.data)
     trainer = Trainer(
-        config, lambda weights: short(measure_accuracy(config, weights, labelled)), progress
+        config,
+        lambda weights: summarize_scores(measure_accuracy(config, weights, labelled)),
+        progress,
     )
+    labelled = load_validation(config.data, trainer.labelled.truth)
+    for note in dict.fromkeys((*training_notes(trainer.labelled), *labelled.notes)):
+        notify(note)
     if restart:
         trainer.discard()
     elif trainer.resume():
         notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
-    exported = export_checkpoint(config, trainer.run(), labelled, config_file)
+    exported = export_checkpoint(config, trainer.run(), labelled, config_file, trainer.counts)
     return TrainReport(exported.checkpoint, exported.card, exported.scores)

@@ -14,6 +14,7 @@ from segcore.models.base import Model
 from segcore.models.torch_runtime import free_cached_device_memory
 from segcore.worker.memory import is_out_of_memory
 from segcore.worker.preprocessing import PreparedSample
+from segcore.worker.result_checks import ResultChecks
 from segcore.worker.watchdog import Watchdog
 
 Batch = list[tuple[int, PreparedSample]]  # each image with its position in the unit
@@ -31,7 +32,8 @@ class BatchRunner:
     """Runs prepared images through a model, whatever a batch does.
 
     When memory runs out the batch size is halved, for good. When the model raises, the images of
-    the batch are tried one by one, and the one that raises again gets the error.
+    the batch are tried one by one, and the one that raises again gets the error. A result that is
+    wrong is an error of its image.
 
     Attributes:
         batch_size: Images that go into the model together, at most.
@@ -39,6 +41,7 @@ class BatchRunner:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._checks = ResultChecks(model)
         self.batch_size = max(1, model.batch_size)
 
     def run(self, prepared: Sequence[Any]) -> Outcomes:
@@ -62,7 +65,7 @@ class BatchRunner:
             detections = list(self._model.postprocess(raw, batch))
             if len(detections) != len(batch):
                 raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
-            return list(detections)
+            return [self._checks.checked(result) for result in detections]
         except Exception as caught:
             error = caught.with_traceback(None)  # the traceback would keep the batch's tensors
         if error is not None:

@@ -61,10 +61,10 @@ def test_reports_are_unchanged(bucket: Bucket, output: str, command: str) -> Non
     expected = OUTPUTS[output]["reports"][command]
     truth = [f"{ROOT_URI}truth.json"] if command == "evaluate" else []
     done = _segcore(command, f"{ROOT_URI}output/{output}", *truth, "--json")
-    assert (done.exit_code, _approximate(done.document)) == (
-        expected["exit_code"],
-        expected["document"],
-    )
+    document, expected_document = dict(done.document), dict(expected["document"])
+    if command == "evaluate":  # its notes are sentences for people: their words may change
+        assert len(document.pop("notes")) == len(expected_document.pop("notes"))
+    assert (done.exit_code, _approximate(document)) == (expected["exit_code"], expected_document)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -11,14 +11,15 @@ from segcore.output.report import RunReport
 from segcore.run.segment import segment
 from segcore.storage import Storage
 from tests.support.archives import parquet_bytes, tar_bytes
-from tests.support.bright_images import bright_png, write_files
+from tests.support.bright_images import boxed_png
 from tests.support.fake_models import DEADLY, DEADLY_EARLY, GREEDY, HANGS, RAISES
+from tests.support.jobs import write_files
 
 pytestmark = pytest.mark.ray
 
 
 def _png(seed: int, first_pixel: tuple[int, int, int] = (0, 0, 0)) -> bytes:
-    return bright_png(40 + seed % 7, 56, first_pixel, box=(5, 9 + seed % 5, 7, 20))
+    return boxed_png(40 + seed % 7, 56, first_pixel, box=(5, 9 + seed % 5, 7, 20))
 
 
 def _contents(**bad: tuple[int, int, int]) -> dict[str, bytes]:

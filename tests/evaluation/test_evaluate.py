@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from pycocotools import mask as coco_mask
 from segcore.errors import ErrorCode, ImageError, UsageError
 from segcore.evaluation.average_precision import mask_and_box_ap
 from segcore.evaluation.evaluate import evaluate
+from segcore.evaluation.ground_truth import TruthCategory
 from segcore.evaluation.matching import match_categories
+from segcore.evaluation.paths import PathIndex
 from segcore.instances import Instances
 from segcore.output.parts import Parts
 from segcore.output.results import open_results
@@ -225,11 +228,17 @@ def test_a_different_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
 
 
 def test_classes_are_matched_by_name_or_else_by_id(tmp_path: Path) -> None:
-    categories = [{"id": 7, "name": "Nucleus"}, {"id": 8, "name": "cell"}]
+    categories = [TruthCategory(7, "Nucleus"), TruthCategory(8, "cell")]
     assert match_categories({1: "nucleus", 2: "debris"}, categories) == ({1: 7}, False)
     assert match_categories({7: "x", 8: "y"}, categories) == ({7: 7, 8: 8}, True)
     with pytest.raises(UsageError, match=r"debris.*Nucleus, cell"):
         match_categories({1: "debris"}, categories)
+    twice = [*categories, TruthCategory("n", "nucleus "), TruthCategory(9, "Nucleus")]
+    with pytest.raises(
+        UsageError, match=r"nucleus of the model could be 3 classes .*id 7.*id n.*id 9"
+    ):
+        match_categories({1: "nucleus"}, twice)
+    assert match_categories({9: "nucleus", 7: "Nucleus"}, twice) == ({9: 9, 7: 7}, False)
     _write_output(tmp_path / "out", _perfect_units())
     report = evaluate(
         Storage(), str(tmp_path / "out"), _write_truth(tmp_path, _ground_truth(category="zelle"))
@@ -305,15 +314,79 @@ def test_a_file_that_is_not_a_ground_truth_is_refused(
         evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
 
 
-def test_an_unreadable_annotation_is_named(tmp_path: Path) -> None:
+def test_annotations_without_a_mask_are_left_out_counted_and_named(tmp_path: Path) -> None:
     _write_output(tmp_path / "out", _perfect_units())
     truth = _ground_truth()
     truth["annotations"][3]["segmentation"] = []
-    with pytest.raises(UsageError, match="annotation 4"):
+    truth["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": "Q3"}
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
+    assert report.notes == (
+        "1 annotation with a mask of another size than its image: left out "
+        "(id 2; the first: 9 x 9, not 80 x 60).",
+        "1 annotation with an empty segmentation: left out (id 4).",
+    )
+    assert (report.scores.n_ground_truth, report.scores.n_detections) == (3, 5)
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
+    with pytest.raises(UsageError, match=r"5 annotations without a segmentation: left out"):
         evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
-    truth["annotations"][3]["segmentation"] = {"size": [9, 9], "counts": "Q3"}
-    with pytest.raises(UsageError, match=r"annotation 4 .*\(9, 9\)"):
-        evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
+
+
+def test_swapped_sides_are_refused_taken_as_shown_or_left_out(tmp_path: Path) -> None:
+    _write_output(tmp_path / "out", _perfect_units())
+    truth = _ground_truth()
+    x, y, side = SQUARES["b.png"][0]
+    corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+    truth["annotations"][2]["segmentation"] = [corners]  # as viewers show it
+    truth["images"][1] |= {"width": 60, "height": 80}  # as it is stored
+    path = _write_truth(tmp_path, truth)
+    with pytest.raises(UsageError, match=r"swapped .*b\.png is 80 x 60 pixels") as caught:
+        evaluate(Storage(), str(tmp_path / "out"), path)
+    assert "--exif-labels shown" in caught.value.hint
+    shown = evaluate(Storage(), str(tmp_path / "out"), path, exif_labels="shown")
+    assert shown.scores.mask.ap == pytest.approx(1.0)
+    assert (shown.images, shown.scores.n_ground_truth) == (3, 5)
+    assert shown.notes == ("1 image with swapped sides in the ground truth: masks taken as shown.",)
+    less = evaluate(Storage(), str(tmp_path / "out"), path, exif_labels="leave-out")
+    assert (less.images, less.scores.n_ground_truth, less.scores.mask.ap) == (2, 4, 1.0)
+    assert "left out" in less.notes[0]
+
+
+def test_sizes_that_the_ground_truth_lacks_are_those_of_the_output(tmp_path: Path) -> None:
+    _write_output(tmp_path / "out", _perfect_units())
+    truth = _ground_truth()
+    del truth["images"][0]["width"]
+    truth["images"][2]["height"] = None
+    report = evaluate(Storage(), str(tmp_path / "out"), _write_truth(tmp_path, truth))
+    assert report.scores.mask.ap == pytest.approx(1.0)
+    assert "2 images without a size" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "file_names", "found"),
+    [
+        (["v\\1.png"], ["v/1.png"], [[0]]),
+        (["v/1.png"], ["C:\\data\\v\\1.png"], [[0]]),
+        (["v\\1.png", "v/1.png"], ["v/1.png", "v\\1.png"], [[1], [0]]),
+        (["1.png"], ["a/1.png", "b/1.png"], [[-1, -1]]),
+        (["a/1", "/d/b/1"], ["./a//1.png", "b/1.png"], [[0], [1]]),
+        (["x/1.png"], ["1.png", "x/1.jpg"], [[0]]),
+        (["x/y/1.png"], ["y/1.png", "1.png"], [[0, 1]]),
+    ],
+)
+def test_paths_are_found_by_their_ends(
+    image_ids: list[str], file_names: list[str], found: list[list[int]]
+) -> None:
+    index = PathIndex(file_names)
+    assert [index.find(image_id) for image_id in image_ids] == found
+
+
+def test_names_with_the_same_last_part_take_linear_time() -> None:
+    names = [f"scans/{i}/image.png" for i in range(50_000)]
+    index = PathIndex(names)
+    started = time.perf_counter()
+    assert all(index.find(f"s3://b/{name}") == [i] for i, name in enumerate(names))
+    assert time.perf_counter() - started < 5
 
 
 def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:

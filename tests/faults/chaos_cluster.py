@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be killed.
 
 It lives in a process of its own, so that the tests' process never touches Ray, and so that all
-of it can be found and ended as that process's descendants.
+its processes can be found and ended as descendants of that one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 
 import psutil
 
+from tests.support.commands import kill_trees
+from tests.support.paths import ROOT
+
 NODES = 2
 
 # A lost node is noticed within seconds, not half a minute; a busy machine still answers in time.
@@ -30,12 +33,12 @@ _HEALTH = {
 
 
 class RealCluster:
-    """A head without CPUs, where drivers connect, and worker nodes of one CPU.
+    """A head node without CPUs, where drivers connect, and worker nodes with one CPU each.
 
     Attributes:
-        address: What `--address` takes.
-        environment: What a driver needs besides: the cluster's token.
-        nodes: Worker nodes that should be alive.
+        address: For `--address`.
+        environment: What a driver needs besides the address: the cluster's token.
+        nodes: How many worker nodes should be alive.
     """
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
@@ -47,7 +50,8 @@ class RealCluster:
         }
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, "-m", "tests.faults.chaos_cluster"],
+                cwd=ROOT,
                 env={**os.environ, **environment, **_HEALTH, **self.environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -57,61 +61,46 @@ class RealCluster:
             )
         self._log = log
         self.nodes = NODES
-        self.address = str(self._answer()["address"])
+        self.address = str(self._read_answer()["address"])
 
     def remove_node(self, index: int) -> None:
         """Kill a worker node with all that runs on it."""
-        self.nodes = self._ask(remove=index)["nodes"]
+        self.nodes = self._request(remove=index)["nodes"]
 
     def add_node(self) -> None:
-        """Add a worker node and wait until the cluster knows it."""
-        self.nodes = self._ask(add=1)["nodes"]
+        """Add a worker node; returns when the cluster knows it."""
+        self.nodes = self._request(add=1)["nodes"]
 
     def workers(self) -> list[psutil.Process]:
-        """Everything below the cluster: its own processes, actors and tasks."""
+        """All processes below the cluster: its own, actors and tasks."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> None:
-        """End it, gently and then not."""
-        family = [psutil.Process(self.process.pid), *self.workers()]
+        """Ask it to end, and kill what is left after half a minute."""
+        processes = [psutil.Process(self.process.pid), *self.workers()]
         if self.process.poll() is None and self.process.stdin is not None:
             self.process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-        end(family)
+        kill_trees(processes)
         self.process.wait()
 
-    def _ask(self, **request: int) -> dict[str, Any]:
+    def _request(self, **request: int) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self._answer()
+        return self._read_answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"The cluster ended:\n{self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"The Ray cluster ended:\n{self._log.read_text()[-3000:]}")
         return dict(json.loads(line))
 
 
-def end(processes: list[psutil.Process]) -> None:
-    """Kill these processes, and whatever they started meanwhile, by id."""
-    for process in processes:
-        try:
-            family = [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-        for one in family:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-    psutil.wait_procs(processes, timeout=10)
-
-
 def main() -> None:
-    """Hold a cluster until stdin ends."""
+    """Keep a cluster up until stdin ends; each line of stdin is a request in JSON."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints; answers must stay JSON
     from ray.cluster_utils import Cluster
@@ -120,18 +109,18 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
 
-    def say(**words: str | int) -> None:
-        out.write(json.dumps(words) + "\n")
+    def answer(**values: str | int) -> None:
+        out.write(json.dumps(values) + "\n")
         out.flush()
 
-    say(address=cluster.address)
+    answer(address=cluster.address)
     for line in sys.stdin:
         request = json.loads(line)
         if "remove" in request:
             cluster.remove_node(nodes.pop(request["remove"] % len(nodes)), allow_graceful=False)
         else:
             nodes.append(cluster.add_node(num_cpus=1))
-        say(nodes=len(nodes))
+        answer(nodes=len(nodes))
     cluster.shutdown()
 
 

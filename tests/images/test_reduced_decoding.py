@@ -25,7 +25,7 @@ from segcore.run.job import prepare_job
 from segcore.sources import Sample, SourceOptions
 from segcore.sources.units import Member, Unit, make_unit
 from segcore.storage import Storage
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 from segcore.worker.prefetch import Prefetcher
 from segcore.worker.preprocessing import Preprocessor
 from segcore.worker.read_options import ReadOptions
@@ -173,7 +173,7 @@ def test_limits_apply_to_the_full_image():
 
 def nuclei(height: int, width: int) -> np.ndarray:
     """A rendered scene at this size: (height, width, 3) uint8."""
-    grey = cv2.resize(render(7, 3).pixels, (width, height), interpolation=cv2.INTER_CUBIC)
+    grey = cv2.resize(render_scene(7, 3).pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.repeat(grey[..., None], 3, axis=2)
 
 

@@ -18,7 +18,8 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING, RunReport
 from segcore.storage import ObjectInfo, Storage, join
 from tests.support import serial_run
-from tests.support.bright_runs import bright_config, bright_png
+from tests.support.bright_images import bright_png
+from tests.support.jobs import job_config
 
 storage = Storage()
 
@@ -26,7 +27,7 @@ storage = Storage()
 def _run_in_progress(folder: str) -> RunReport:
     """A run whose record says that it is in progress."""
     storage.write(f"{folder}/in/a.png", bright_png(0))
-    report = serial_run.segment(bright_config(f"{folder}/in", f"{folder}/out"))
+    report = serial_run.segment(job_config(f"{folder}/in", f"{folder}/out"))
     serial_run.write_record(replace(report, status=RUNNING, started="just now"))
     return report
 
@@ -45,7 +46,7 @@ def _write_lease(report: RunReport, generation: int = 7, **changes: object) -> s
     """A lease file by a process of another machine, unless `changes` say otherwise."""
     elsewhere = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
     uri = join(_lease_folder(report), f"{generation:08d}.json")
-    storage.write(uri, Holder.here(60).model_copy(update=elsewhere).to_json())
+    storage.write(uri, Holder.of_current_process(60).model_copy(update=elsewhere).to_json())
     return uri
 
 
@@ -67,7 +68,7 @@ def test_a_run_of_this_machine(report: RunReport) -> None:
     assert _states(status) == ("running", "held")
     assert status.pace is not None
     assert status.lease is not None
-    assert (status.lease.pid, status.lease.host) == (os.getpid(), Holder.here(1).host)
+    assert (status.lease.pid, status.lease.host) == (os.getpid(), Holder.of_current_process(1).host)
     assert 0 <= (status.lease.last_heartbeat_s or 0.0) < 60
     assert f"process {os.getpid()}" in status.summary()
     assert "last heartbeat 0:" in status.summary()
@@ -77,7 +78,7 @@ def test_a_run_of_this_machine(report: RunReport) -> None:
     assert _states(after) == ("stopped", "released")
     assert "lease" not in after.summary()
 
-    this_process = Holder.here(60)
+    this_process = Holder.of_current_process(60)
     _write_lease(
         report,
         machine=this_process.machine,
@@ -114,7 +115,7 @@ def test_a_lease_file_that_is_not_one_of_segcores(report: RunReport) -> None:
 
 
 def test_a_stopped_process_of_this_machine_may_wake_up(report: RunReport) -> None:
-    this_process = Holder.here(0.001)
+    this_process = Holder.of_current_process(0.001)
     _write_lease(report, **this_process.model_dump())
     time.sleep(2.1)
     assert _states(read_status(storage, report.output)) == ("running", "expired")
@@ -124,8 +125,8 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
     """It ends between the look at its lease and the look at its record."""
 
     class EndsMeanwhile(Storage):
-        def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
-            yield from super().list_dated(prefix)
+        def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+            yield from super().list_with_times(prefix)
             if prefix.endswith("/runs"):  # listed, and then the run ends
                 serial_run.write_record(report)
                 _write_lease(report, released=True)
@@ -139,10 +140,10 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
 
 def test_a_run_that_begins_meanwhile_is_not_taken_for_dead(report: RunReport) -> None:
     class BeginsMeanwhile(Storage):
-        def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
             if prefix.endswith("/runs"):
                 _write_lease(report, generation=8)
-            yield from super().list_dated(prefix)
+            yield from super().list_with_times(prefix)
 
     _write_lease(report, released=True)
     assert _states(read_status(BeginsMeanwhile(), report.output)) == ("running", "held")

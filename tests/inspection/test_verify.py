@@ -17,7 +17,7 @@ import pytest
 from segcore.inspection.problems import KINDS
 from segcore.inspection.verify import verify_output
 from segcore.storage import Storage
-from tests.support.bright_runs import BRIGHT_AREA
+from tests.support.bright_images import BRIGHT_AREA
 from tests.support.finished_output import FinishedOutput, finish_run
 
 storage = Storage()

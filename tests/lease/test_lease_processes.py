@@ -96,7 +96,7 @@ def test_the_lease_of_a_killed_process_on_this_machine_is_free_at_once(
 
 
 def test_another_process_with_the_same_pid_is_not_the_holder(tmp_path: Path) -> None:
-    current = Holder.here(60)
+    current = Holder.of_current_process(60)
     other_start = {"process_start_ticks": current.process_start_ticks + 1}
     assert current.exists() is True
     assert current.model_copy(update=other_start).exists() is False

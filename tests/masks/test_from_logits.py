@@ -12,7 +12,7 @@ from segcore.masks import Window
 from segcore.masks.bilinear import mix, resample_axis
 
 f32 = np.float32
-BACKENDS = sorted({"numpy", masks.implementation()})
+BACKENDS = sorted({"numpy", masks.default_backend()})
 
 
 def torch_resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -30,7 +30,7 @@ def encode_with_both(planes, boxes, canvas, window=None):
 
 
 def test_the_compiled_kernel_is_chosen_where_numba_is_installed():
-    assert masks.implementation() == "compiled"
+    assert masks.default_backend() == "compiled"
 
 
 @given(
@@ -114,7 +114,7 @@ def test_threads_do_not_disturb_each_other():
 def test_numpy_is_used_without_numba(monkeypatch):
     monkeypatch.setattr(from_logits, "_compiled_kernel", lambda: None)
     planes, boxes = np.ones((1, 4, 4), f32), np.array([[0, 0, 4, 4]], f32)
-    assert masks.implementation() == "numpy"
+    assert masks.default_backend() == "numpy"
     assert masks.encode_logits(planes, boxes, (4, 4)).areas.tolist() == [16]
     with pytest.raises(RuntimeError, match="need numba"):
         masks.encode_logits(planes, boxes, (4, 4), backend="compiled")

@@ -1,18 +1,17 @@
 """Memory of a whole job over more and more images: driver, actors, object store, spilling.
 
-    python tests/measure_memory.py [--images 1000 5000 20000] [--csv FILE] [--plot FILE.png]
+    python -m tests.measure.memory [--images 1000 5000 20000] [--csv FILE] [--plot FILE.png]
 
 Each size is a job of its own, the real command on a Ray of its own, over tar shards of small
-JPEG and PNG images made on the fly. RSS counts what several processes share (libraries, pages of
-the object store) in each of them; USS is what would be freed if the process ended. Exit code 1 when
-a peak grows by more than 10 % from the first size to the last, or anything was spilled.
+JPEG and PNG images that are made first. RSS counts what several processes share (libraries, pages
+of the object store) in each of them; USS is what would be freed if the process ended. The exit code
+is 1 when a peak grows by more than 10 % from the first size to the last, or anything was spilled.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import re
 import sys
@@ -23,22 +22,22 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import Image
 
-from segcore.storage import Storage
-from tests.faults.chaos_command import Command, Parts, actors, words_of
 from tests.support.archives import tar_bytes
-from tests.support.paths import PYTHONPATH
+from tests.support.commands import SegmentCommand, command_line, pool_actors
+from tests.support.image_files import save
+from tests.support.jobs import BRIGHT_MODEL
 
-PER_SHARD = 250
-DISTINCT = 50
-MOST_GROWTH = 1.1
+IMAGES_PER_SHARD = 250
+N_DISTINCT_IMAGES = 50
+MAX_GROWTH = 1.1
+SAMPLE_EVERY_S = 0.5
 _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One look at the processes of a job; megabytes (10^6 bytes), of actors the largest."""
+class MemorySample:
+    """The processes of a job at one moment; megabytes (10^6 bytes), of actors the largest."""
 
     seconds: float
     driver_rss: float
@@ -50,59 +49,57 @@ class Reading:
 
 
 def make_shards(folder: Path, n: int) -> None:
-    """`n` images in tar shards; a function of `n`."""
-    kinds = [_encoded(i, ("JPEG", "PNG")[i % 2]) for i in range(DISTINCT)]
+    """Write `n` images in tar shards; a function of `n`."""
+    contents = [_encode_image(i, ("JPEG", "PNG")[i % 2]) for i in range(N_DISTINCT_IMAGES)]
     folder.mkdir()
-    for start in range(0, n, PER_SHARD):
-        names = range(start, min(start + PER_SHARD, n))
+    for start in range(0, n, IMAGES_PER_SHARD):
         members = [
-            (f"{i:06d}.{'jpg' if i % 2 == 0 else 'png'}", kinds[i % DISTINCT]) for i in names
+            (f"{i:06d}.{'jpg' if i % 2 == 0 else 'png'}", contents[i % N_DISTINCT_IMAGES])
+            for i in range(start, min(start + IMAGES_PER_SHARD, n))
         ]
         (folder / f"{start:06d}.tar").write_bytes(tar_bytes(members))
 
 
-def _encoded(seed: int, kind: str) -> bytes:
+def _encode_image(seed: int, kind: str) -> bytes:
     rng = np.random.default_rng(seed)
     pixels = np.zeros((240, 320, 3), np.uint8)
     for _ in range(8):
         y, x = rng.integers(0, 200, 2)
         pixels[y : y + rng.integers(5, 40), x : x + rng.integers(5, 40)] = rng.integers(0, 256, 3)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+    return save(pixels, kind)
 
 
-def look(command: Command, began: float) -> Reading | None:
+def sample_memory(command: SegmentCommand) -> MemorySample | None:
     """What the processes of a job hold now; None once the driver has ended."""
-    family = command.family()
+    processes = command.descendants()
     try:
         driver = psutil.Process(command.process.pid).memory_full_info()
     except psutil.Error:
         return None
-    at_work = [found for process in actors(family) if (found := _memory(process))]
+    actors = [memory for process in pool_actors(processes) if (memory := _rss_and_uss_mb(process))]
     store = spilled = 0.0
-    for process in family:
-        words = words_of(process)
+    for process in processes:
+        words = command_line(process)
         if words and words[0].endswith("/raylet"):
             store = _shared_mb(process.pid)
             spilled = _spilled_mb(words)
-    return Reading(
-        seconds=round(time.monotonic() - began, 1),
+    return MemorySample(
+        seconds=round(time.monotonic() - command.started, 1),
         driver_rss=driver.rss / _MB,
         driver_uss=driver.uss / _MB,
-        actor_rss=max((rss for rss, _ in at_work), default=0.0),
-        actor_uss=max((uss for _, uss in at_work), default=0.0),
+        actor_rss=max((rss for rss, _ in actors), default=0.0),
+        actor_uss=max((uss for _, uss in actors), default=0.0),
         store=store,
         spilled=spilled,
     )
 
 
-def _memory(process: psutil.Process) -> tuple[float, float] | None:
+def _rss_and_uss_mb(process: psutil.Process) -> tuple[float, float] | None:
     try:
-        found = process.memory_full_info()
+        memory = process.memory_full_info()
     except psutil.Error:
         return None
-    return found.rss / _MB, found.uss / _MB
+    return memory.rss / _MB, memory.uss / _MB
 
 
 def _shared_mb(pid: int) -> float:
@@ -111,12 +108,12 @@ def _shared_mb(pid: int) -> float:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0.0
-    found = re.search(r"RssShmem:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / _MB if found else 0.0
+    match = re.search(r"RssShmem:\s+(\d+) kB", status)
+    return int(match[1]) * 1024 / _MB if match else 0.0
 
 
 def _spilled_mb(words: list[str]) -> float:
-    """What lies in the folder to which Ray spills objects."""
+    """Size of the folder to which Ray spills objects, found by the raylet's command line."""
     socket = next((w.partition("=")[2] for w in words if w.startswith("--raylet_socket_name=")), "")
     session = Path(socket).parent.parent
     if not socket or not session.is_dir():
@@ -125,52 +122,43 @@ def _spilled_mb(words: list[str]) -> float:
     return sum(file.stat().st_size for file in files if file.is_file()) / _MB
 
 
-def measure(n: int, folder: Path, n_actors: int) -> list[Reading]:
-    """Run a job over `n` images; what was read of it, about twice a second."""
+def measure(n: int, folder: Path, n_actors: int) -> list[MemorySample]:
+    """Run a job over `n` images; samples of its memory, about two a second."""
     source, output = folder / f"in{n}", folder / f"out{n}"
     make_shards(source, n)
-    options = [
-        "--model",
-        "tests.support.fake_models:BrightModel",
-        "--json",
-        "--actors",
-        str(n_actors),
-    ]
-    environment = {"PYTHONPATH": PYTHONPATH}
-    log = folder / f"{n}.log"
-    command = Command(
-        [str(source), str(output), *options], environment, log, Parts(Storage(), str(output))
-    )
-    readings = []
+    options = ["--model", BRIGHT_MODEL, "--json", "--actors", str(n_actors)]
+    command = SegmentCommand([str(source), str(output), *options], folder / f"{n}.log")
+    samples = []
     try:
-        while (reading := look(command, command.began)) is not None and command.running():
-            readings.append(reading)
-            time.sleep(0.5)
-        assert command.process.wait() == 0, command.story()
+        while (sample := sample_memory(command)) is not None and command.running():
+            samples.append(sample)
+            time.sleep(SAMPLE_EVERY_S)
+        assert command.process.wait() == 0, command.describe()
         assert command.report()["images"] == n
     finally:
-        command.end()
-    return readings
+        command.kill_all()
+    return samples
 
 
-def peaks(readings: list[Reading]) -> dict[str, float]:
-    """The largest of each column."""
-    names = [field.name for field in fields(Reading)]
-    return {name: round(max(getattr(r, name) for r in readings), 1) for name in names}
+def peaks(samples: list[MemorySample]) -> dict[str, float]:
+    """The largest value of each column."""
+    names = [field.name for field in fields(MemorySample)]
+    return {name: round(max(getattr(sample, name) for sample in samples), 1) for name in names}
 
 
-def plot(found: dict[int, list[Reading]], path: str) -> None:
-    """Curves over time, one column for each size."""
+def plot(samples_by_size: dict[int, list[MemorySample]], path: str) -> None:
+    """Draw curves over time, one column for each size."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(found), sharey=True, figsize=(4 * len(found), 3.5))
-    for axis, (n, readings) in zip(np.atleast_1d(axes), found.items(), strict=True):
+    n_sizes = len(samples_by_size)
+    figure, axes = pyplot.subplots(1, n_sizes, sharey=True, figsize=(4 * n_sizes, 3.5))
+    for axis, (n, samples) in zip(np.atleast_1d(axes), samples_by_size.items(), strict=True):
         for name in ("driver_rss", "driver_uss", "actor_rss", "actor_uss", "store"):
-            values = [getattr(reading, name) for reading in readings]
-            axis.plot([r.seconds for r in readings], values, label=name.replace("_", " "))
+            values = [getattr(sample, name) for sample in samples]
+            axis.plot([sample.seconds for sample in samples], values, label=name.replace("_", " "))
         axis.set(title=f"{n:,} images", xlabel="seconds")
     np.atleast_1d(axes)[0].set(ylabel="MB", ylim=(0, None))
     np.atleast_1d(axes)[-1].legend(fontsize=8)
@@ -179,31 +167,39 @@ def plot(found: dict[int, list[Reading]], path: str) -> None:
 
 
 def main() -> None:
-    """Measure, and print one JSON object per size."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000, 20_000])
-    parser.add_argument("--actors", type=int, default=1)
-    parser.add_argument("--csv", help="all readings")
-    parser.add_argument("--plot", help="their curves, as a PNG")
+    """Measure, and print one JSON object for each size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[1000, 5000, 20_000], help="size of each job"
+    )
+    parser.add_argument("--actors", type=int, default=1, help="size of the pool")
+    parser.add_argument("--csv", help="write all samples to this file")
+    parser.add_argument("--plot", help="write their curves to this PNG")
     options = parser.parse_args()
-    found: dict[int, list[Reading]] = {}
+    samples_by_size: dict[int, list[MemorySample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for n in options.images:
-            found[n] = measure(n, Path(folder), options.actors)
-            print(json.dumps({"images": n, **peaks(found[n])}), flush=True)
+            samples_by_size[n] = measure(n, Path(folder), options.actors)
+            print(json.dumps({"images": n, **peaks(samples_by_size[n])}), flush=True)
     if options.csv:
+        rows = [
+            {"images": n, **asdict(sample)}
+            for n, samples in samples_by_size.items()
+            for sample in samples
+        ]
         with open(options.csv, "w", newline="") as file:
-            rows = [{"images": n, **asdict(r)} for n, some in found.items() for r in some]
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
     if options.plot:
-        plot(found, options.plot)
-    first, last = peaks(found[options.images[0]]), peaks(found[options.images[-1]])
+        plot(samples_by_size, options.plot)
+    first, last = (peaks(samples_by_size[options.images[place]]) for place in (0, -1))
     names = ("driver_rss", "driver_uss", "actor_rss", "actor_uss")
     growth = {name: round(last[name] / first[name], 3) for name in names}
     print(json.dumps({"growth": growth, "spilled": last["spilled"]}))
-    sys.exit(int(max(growth.values()) > MOST_GROWTH or last["spilled"] > 0))
+    sys.exit(int(max(growth.values()) > MAX_GROWTH or last["spilled"] > 0))
 
 
 if __name__ == "__main__":

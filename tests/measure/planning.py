@@ -1,10 +1,11 @@
-"""Time and peak memory of planning millions of loose images, first and incrementally.
+"""Time and peak memory of planning millions of loose images, first and after changes.
 
     python -m tests.measure.planning [--images 10000000] [--changed 0.01] [--shuffled]
 
-Each step runs in a process of its own, as a run would: list, plan, save; then with 1 % of the
-images changed, 1 % new and 1 % deleted, spread evenly or in one folder in a hundred: load the
-previous plan, plan, save. The archive is a generator of names, sizes and etags as S3 gives them.
+Each step runs in a process of its own, as a run would. The first lists, plans and saves. Then 1 %
+of the images are changed, 1 % new and 1 % deleted, spread evenly or in one folder in a hundred, and
+the next step lists, loads the previous plan, plans and saves. The archive is a generator of names,
+sizes and etags as S3 gives them.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import UnitLimits
 from segcore.storage.listing import Listing
 
-_PER_FOLDER = 1000
+_IMAGES_PER_FOLDER = 1000
 
 
 def peak_rss_mb() -> int:
     """Of this process alone; getrusage would count what its parent held when it was started."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found, "peak memory is read from /proc, which this machine lacks"
-    return int(found[1]) // 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match, "peak memory is read from /proc, which this machine lacks"
+    return int(match[1]) // 1024
 
 
 def rows(n: int, changed: float, clustered: bool) -> Iterator[tuple[str, int, str]]:
     """(uri, size, etag) of an archive in the order of its names.
 
-    Of each share `changed` of the images, some have another etag, some are gone, and as many new
-    ones stand behind their place.
+    A share `changed` of the images have another etag, as many are gone, and as many new ones
+    follow some of the others. Clustered, all of that happens in whole folders.
     """
-    every = round(1 / changed) if changed else 0
+    period = round(1 / changed) if changed else 0
     for i in range(n):
-        folder = i // _PER_FOLDER
+        folder = i // _IMAGES_PER_FOLDER
         name = f"s3://archive/photos/{folder // 100:04}/{folder:06}/image-{i:09}.jpg"
         etag = hashlib.md5(b"%d" % i, usedforsecurity=False).hexdigest()
-        place = (folder if clustered else i) % every if every else -1
+        place = (folder if clustered else i) % period if period else -1
         if place == 1:
             continue  # deleted
         yield name, 150_000 + i % 9973, etag[::-1] if place == 2 else etag
@@ -57,16 +58,16 @@ def rows(n: int, changed: float, clustered: bool) -> Iterator[tuple[str, int, st
 
 
 def _shuffled(items: Iterator[tuple[str, int, str]]) -> Iterator[tuple[str, int, str]]:
-    """The rows far out of order, in bounded memory: 64 folders of names interleaved."""
-    while part := list(itertools.islice(items, 1 << 18)):
+    """The rows far out of order, in bounded memory: of 262,144 rows, every 64th, and so on."""
+    while block := list(itertools.islice(items, 1 << 18)):
         for start in range(64):
-            yield from part[start::64]
+            yield from block[start::64]
 
 
 def plan_step(
     n: int, changed: float, clustered: bool, shuffled: bool, before: str, after: str, out: Any
 ) -> None:
-    """One planning in a fresh process; puts its figures in the queue `out`."""
+    """Plan once, in a fresh process, and put the figures into the queue `out`."""
     times: dict[str, float] = {}
 
     def timed(name: str, began: float) -> float:
@@ -108,9 +109,9 @@ def plan_step(
 
 
 def measure(n: int, changed: float, shuffled: bool = False) -> dict[str, dict[str, Any]]:
-    """Figures of the three steps."""
+    """The figures of the three steps, which are also printed."""
     context = multiprocessing.get_context("spawn")
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         first = f"{folder}/first.parquet"
         for name, share, clustered, before in (
@@ -126,17 +127,19 @@ def measure(n: int, changed: float, shuffled: bool = False) -> dict[str, dict[st
             while process.is_alive() and out.empty():
                 process.join(0.2)
             assert not out.empty(), f"planning ended with exit code {process.exitcode}"
-            found[name] = out.get()
+            figures[name] = out.get()
             process.join()
-            print(json.dumps({name: found[name]}), flush=True)
-    return found
+            print(json.dumps({name: figures[name]}), flush=True)
+    return figures
 
 
 def main() -> None:
-    """Measure and print one JSON object per step."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, and print one JSON object for each step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000_000)
-    parser.add_argument("--changed", type=float, default=0.01)
+    parser.add_argument("--changed", type=float, default=0.01, help="share of changed images")
     parser.add_argument("--shuffled", action="store_true", help="names come out of order")
     options = parser.parse_args()
     measure(options.images, options.changed, options.shuffled)

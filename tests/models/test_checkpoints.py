@@ -97,6 +97,19 @@ def test_metadata_that_does_not_fit_the_weights_is_refused(
         load_model("m.safetensors", CPU, data=data)
 
 
+def compressed_again(data: bytes, added: str = "archive/readme") -> bytes:
+    """A zip file with the same members and one more, compressed."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist()[:10]:
+            target.writestr(name, source.read(name))
+        target.writestr(added, b"x")
+    return buffer.getvalue()
+
+
 def wrong_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, bytes, str]]:
     """Description, content and a part of the message."""
     good = safetensors_file(weights, json.dumps(META))
@@ -115,10 +128,20 @@ def wrong_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, bytes, str]]:
     yield "cut zip", pickled[: len(pickled) // 2], "truncated or damaged zip"
     yield "zip of photos", photos.getvalue(), "not one that torch.save writes"
     yield "list", torch_file([1, 2]), "holds no model"
-    yield "no tensors", torch_file({"model": {"a": 1}}), "not a checkpoint of a supported model"
-    yield "unknown tensors", torch_file({"a": torch.zeros(1)}), "not a checkpoint of a supported"
+    yield "no tensors", torch_file({"model": {"a": 1}}), "it is a dict with the keys model"
+    yield "empty dict", torch_file({}), "it is an empty dict"
+    unknown = torch_file({"state_dict": {"head.a": torch.zeros(1), "b": torch.zeros(1)}})
+    yield "unknown", unknown, r"holds 2 tensors in \['state_dict'\] named like `head.a`"
+    yield "compressed", compressed_again(pickled), "'archive/data.pkl' is compressed"
+    yield "script", compressed_again(pickled, "archive/constants.pkl"), "TorchScript"
+    two = {f"{part}.{name}": tensor for part in ("a", "b") for name, tensor in weights.items()}
+    yield "two copies", torch_file(two), "2 copies of the model, under `a.model.` and `b.model.`"
     yield "detection", torch_file(detection), "for detection, not for instance segmentation"
-    yield "other tensors", torch_file({**weights, "extra": torch.zeros(1)}), "562 tensors do not"
+    yield (
+        "other tensors",
+        torch_file({**weights, "extra": torch.zeros(1)}),
+        "562 tensors do not .* e.g. extra",
+    )
     yield "YOLOv8", torch_file({"model.22.proto.cv3.conv.weight": torch.zeros(1)}), "a YOLOv8-seg"
     yield "no masks", torch_file({"backbone.body.conv1.weight": torch.zeros(1)}), "without masks"
     yield "pickle of a number", pickle.dumps(3), "torch.save did not write it"

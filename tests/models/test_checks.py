@@ -57,6 +57,10 @@ def test_batches_have_at_least_one_image_and_at_most_the_batch_size() -> None:
         ({"a": torch.ones(3)}, "a has shape (3,) instead of (2,)."),
         ({"a": torch.ones(2, dtype=torch.int64)}, "a holds torch.int64, not torch.float32."),
         ({"a": torch.tensor([0.0, torch.inf])}, "x is damaged: a holds NaN or infinity."),
+        (
+            {"a": torch.tensor([0.0, 1e300], dtype=torch.float64)},
+            "a holds a number that float32 cannot hold.",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tensors: dict[str, torch.Tensor], message: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segcore.errors import CheckpointError
-from segcore.models import pickles
+from segcore.models import pickle_machine, pickles
 from segcore.models.pickles import PickledFile, PickleRefused, TensorRecord
 from segcore.models.registry import parse_checkpoint
 from tests.support.checkpoint_files import torch_file
@@ -107,7 +107,7 @@ def test_attributes_set_on_what_the_unpickler_hands_out_do_not_outlive_the_file(
         b"\x00\x00aK\x01s\x86b."
     )
     PickledFile(zip_of(program))
-    assert not hasattr(pickles._rebuild_tensor, "a")
+    assert not hasattr(pickle_machine._rebuild_tensor, "a")
     assert not hasattr(pickles.Stub, "a")
 
 

@@ -177,3 +177,26 @@ def test_every_architecture_belongs_to_one_family():
     architectures = [name for family in registry.FAMILIES for name in family.architectures]
     assert len(architectures) == len(set(architectures))
     assert set(registry.PUBLISHED) <= set(architectures)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("batch_size = 0", "its batch_size is 0"),
+        ("batch_size = 2.5", "its batch_size is 2.5"),
+        ("info = {}", "its info is of type dict"),
+        ("info = ModelInfo('n', 'a', '', '', ())", "no categories"),
+        ("info = ModelInfo('n', 'a', '', '', (Category(-1, 'x'),))", "the id of Category"),
+        ("info = ModelInfo('n', 'a', '', '', (Category(1, None),))", "not a Category with a name"),
+        ("info = ModelInfo('n', 'a', '', '', (Category(1, 'x'),) * 2)", "the same id"),
+    ],
+)
+@pytest.mark.usefixtures("user_module")
+def test_what_a_class_of_the_user_says_about_itself_is_checked(tmp_path, change, message):
+    wrong = f"\nclass Wrong(Nothing):\n    def __init__(self, options): pass\n    {change}\n"
+    if "info" not in change:
+        wrong += "    info = ModelInfo('n', 'a', '', '', (Category(1, 'x'),))\n"
+    with (tmp_path / "my_models.py").open("a") as file:
+        file.write(wrong)
+    with pytest.raises(UsageError, match=f"my_models:Wrong cannot be used: .*{message}"):
+        load_model("my_models:Wrong")

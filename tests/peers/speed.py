@@ -34,7 +34,7 @@ from ultralytics import YOLO
 from ultralytics.utils import ops
 
 from segcore.images import DecodeOptions, decode_image
-from segcore.masks import encode_logits, implementation
+from segcore.masks import default_backend, encode_logits
 from segcore.models.base import InputShape, ModelOptions
 from segcore.models.registry import load_model
 from segcore.models.yolo import model as yolo_seg
@@ -168,7 +168,7 @@ def compare_strings(total: int) -> dict:
         if rng.random() < 0.4:
             canvas = (int(rng.integers(200, 1000)), int(rng.integers(200, 1000)))
         outputs = random_outputs(rng, canvas, 50)
-        reference, own = peer_strings(outputs), own_strings(outputs, implementation())
+        reference, own = peer_strings(outputs), own_strings(outputs, default_backend())
         instances += len(reference)
         if len(reference) != len(own):
             images_with_another_count += 1
@@ -327,7 +327,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--build", type=Path, required=True)
     arguments = parser.parse_args()
-    if implementation() != "compiled":
+    if default_backend() != "compiled":
         sys.exit("this environment has no numba: pip install numba")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

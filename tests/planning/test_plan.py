@@ -253,7 +253,7 @@ def test_notes_of_the_source_are_in_the_plan(tmp_path: object) -> None:
     storage.write(f"{tmp_path}/a.png", b"1")
     storage.write(f"{tmp_path}/a.txt", b"1")
     plan = make_plan(open_source(str(tmp_path), SourceOptions(), storage), UnitLimits())
-    assert plan.notes == (f"Skipped 1 other file in {tmp_path}.",)
+    assert plan.notes == (f"Skipped 1 other file in {tmp_path}: 1 x .txt.",)
 
 
 def test_the_plan_of_another_input_is_refused() -> None:

@@ -23,7 +23,7 @@ from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import Storage
 from segcore.storage.listing import Listing
-from tests.support.bright_runs import part_files
+from tests.support.jobs import part_bytes
 
 LIMITS = UnitLimits(images=4)
 
@@ -98,7 +98,7 @@ def test_only_new_and_changed_images_are_left_to_do(
         _commit(anew, unit)
     carried_files = {f"/{t}/{u}.parquet" for u in carried for t in ("images", "instances")}
     assert len(carried_files) == 4
-    files, segmented_anew = part_files(parts.prefix), part_files(anew.prefix)
+    files, segmented_anew = part_bytes(parts.prefix), part_bytes(anew.prefix)
     assert all(files[name] == segmented_anew[name] for name in carried_files)
     assert parts.committed_units() == set(plan.units.ids())
 

@@ -26,8 +26,8 @@ from segcore.worker.image_worker import ImageWorker
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support.archives import parquet_bytes, tar_bytes
-from tests.support.bright_runs import bright_config, part_files
 from tests.support.fake_models import RAISES, BrightModel
+from tests.support.jobs import job_config, part_bytes
 
 
 class MendedModel(BrightModel):
@@ -94,7 +94,7 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
         UnitWorker(BrightModel(), read_options, _parts(tmp_path / "retried")).segment(unit)
         UnitWorker(MendedModel(), read_options, _parts(tmp_path / "without_failures")).segment(unit)
     retried, expected = str(tmp_path / "retried"), str(tmp_path / "without_failures")
-    assert part_files(retried) != part_files(expected)
+    assert part_bytes(retried) != part_bytes(expected)
 
     model = MendedModel()
     parts = _parts(tmp_path / "retried")
@@ -112,7 +112,7 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
         failed.update(counts.failures)
     assert model.images_seen == 4  # and none of the good ones
     assert failed == {"not_an_image": 1}
-    assert part_files(retried) == part_files(expected)
+    assert part_bytes(retried) == part_bytes(expected)
 
     before = _times(tmp_path / "retried")
     for unit in units:
@@ -139,7 +139,7 @@ def test_rows_read_back_are_the_rows_that_were_written(tmp_path):
 
 def _config(source: str, output: str) -> Config:
     sets = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.3"]
-    return bright_config(source, output, *sets)
+    return job_config(source, output, *sets)
 
 
 @pytest.mark.ray
@@ -166,6 +166,6 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
     assert "Trying 5 failed images in 2 units again." in sentences
     assert "5 failed images, 4 now ok" in retried.summary()
     assert verify_output(Storage(), output).exit_code == 0
-    assert part_files(retried.prefix) == part_files(expected.prefix)
+    assert part_bytes(retried.prefix) == part_bytes(expected.prefix)
     with pytest.raises(UsageError, match="contradict"):
         segment(_config(source, output), retry_failed=True, overwrite=True)

@@ -25,15 +25,10 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RunReport
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
-from segcore.testing.synthetic import render
-from tests.support.bright_runs import (
-    BRIGHT_AREA,
-    BRIGHT_MODEL,
-    bright_config,
-    bright_png,
-    part_files,
-)
+from segcore.testing.synthetic import render_scene
+from tests.support.bright_images import BRIGHT_AREA, bright_png
 from tests.support.fake_models import RAISES
+from tests.support.jobs import BRIGHT_MODEL, job_config, part_bytes
 from tests.support.paths import PYTHONPATH
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -50,7 +45,7 @@ def _archive(folder: str, n_images: int, **extra: bytes) -> str:
 
 
 def _config(source: str, output: str, *sets: str, model: str = BRIGHT_MODEL) -> Config:
-    return bright_config(source, output, "plan.images=8", "ray.max_actors=2", *sets, model=model)
+    return job_config(source, output, "plan.images=8", "ray.max_actors=2", *sets, model=model)
 
 
 def _rows(report: RunReport) -> dict[str, tuple[str, str | None, int]]:
@@ -142,7 +137,7 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     source = _archive(str(tmp_path / "in"), 16)
     config = _config(source, str(tmp_path / "out"))
     first = segment(config)
-    parts_before = part_files(first.prefix)
+    parts_before = part_bytes(first.prefix)
 
     Path(source, "good001.png").unlink()  # in the first of two units
     _archive(source, 0, new=bright_png(99))
@@ -157,7 +152,7 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     assert second.images == len(rows) == 16
     assert second.images_this_time == 1  # the new one; what is unchanged is carried over
     assert second.sequence == first.sequence + 1
-    parts_after = part_files(second.prefix)
+    parts_after = part_bytes(second.prefix)
     unchanged = parts_before.keys() & parts_after.keys()
     assert len(unchanged) == 2
     assert all(parts_before[name] == parts_after[name] for name in unchanged)
@@ -167,7 +162,7 @@ def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
     source = str(tmp_path / "in")
     for i in range(4):
         file = io.BytesIO()
-        Image.fromarray(render(3, i).pixels).save(file, "PNG")
+        Image.fromarray(render_scene(3, i).pixels).save(file, "PNG")
         Storage().write(f"{source}/{i}.png", file.getvalue())
     layouts = (
         ["ray.max_actors=1", "ray.cpus_per_actor=2", "ray.decode_threads=3"],
@@ -181,7 +176,7 @@ def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
         report = segment(config)
         assert report.exit_code == 0
         assert report.instances > 20
-        outputs.append(part_files(report.prefix))
+        outputs.append(part_bytes(report.prefix))
     assert all(parts == outputs[0] for parts in outputs)
 
 
@@ -296,8 +291,8 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     assert report["images_this_time"] <= 31 - 4 * (report["units_done_before"] - 1)
 
     undisturbed = segment(_config(source, str(tmp_path / "undisturbed"), "plan.images=4"))
-    assert part_files(report["prefix"]) == part_files(undisturbed.prefix)
-    assert len(part_files(report["prefix"])) == 16
+    assert part_bytes(report["prefix"]) == part_bytes(undisturbed.prefix)
+    assert len(part_bytes(report["prefix"])) == 16
 
 
 def test_dry_run_prints_json_and_starts_nothing(tmp_path):

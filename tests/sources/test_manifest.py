@@ -107,7 +107,7 @@ def test_a_remote_manifest_cannot_reach_local_files(s3_prefix: str, tmp_path: ob
     _, samples = open_and_read(s3_prefix + "/m.txt", storage)
     assert set(codes(samples).values()) == {"unsafe_uri"}
     assert len(samples) == 3
-    _, samples = open_and_read(s3_prefix + "/m.txt", storage, allowed_schemes=("file",))
+    _, samples = open_and_read(s3_prefix + "/m.txt", storage, allow=(str(tmp_path),))
     assert [s.data for s in samples if s.uri == f"{tmp_path}/local.png"] == [b"local"]
 
 
@@ -116,8 +116,18 @@ def test_a_local_manifest_can_name_remote_images(s3_prefix: str, tmp_path: objec
     uris = _write_images(s3_prefix)
     with open(f"{tmp_path}/m.txt", "w", encoding="utf-8") as file:
         file.write("\n".join(uris))
-    _, samples = open_and_read(f"{tmp_path}/m.txt", storage)
-    assert [s.uri for s in samples] == uris
+    for allow in (("s3://",), ("s3://" + s3_prefix.split("/")[2],), (s3_prefix + "/",)):
+        _, samples = open_and_read(f"{tmp_path}/m.txt", storage, allow=allow)
+        assert [s.uri for s in samples] == uris
+    for allow in ((), ("gs://",), (s3_prefix[:-1],), (s3_prefix + "/b",)):
+        if allow == (s3_prefix + "/b",):  # only one of the images lies there
+            source, samples = open_and_read(f"{tmp_path}/m.txt", storage, allow=allow)
+            assert list(codes(samples).values()) == ["unsafe_uri"] * 2
+            assert "2 entries lie outside" in source.notes[0]
+            continue
+        with pytest.raises(UsageError, match="names only images outside") as caught:
+            open_and_read(f"{tmp_path}/m.txt", storage, allow=allow)
+        assert "source.allow=" in caught.value.hint
     _, samples = open_and_read(f"{tmp_path}/m.txt", storage, allowed_schemes=("file",))
     assert set(codes(samples).values()) == {"unsafe_uri"}
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from segcore.distributed.pool import PoolSize
-from segcore.errors import AccessDenied, ErrorCode, ObjectNotFound, StorageError, UsageError
-from segcore.run.passes import source_for
+from segcore.errors import (
+    AccessDenied,
+    ErrorCode,
+    NothingFound,
+    ObjectNotFound,
+    StorageError,
+    UsageError,
+)
+from segcore.run.passes import source_options_for_pool
 from segcore.sources import SourceOptions, objects, open_source, read_unit
 from segcore.sources.units import Member, UnitLimits, make_unit
 from segcore.storage import Storage, StorageOptions, join
@@ -28,7 +36,55 @@ def test_a_folder_of_images_is_read_without_hidden_and_other_files(folder: str) 
     assert all(s.error is None and s.uri == s.image_id and s.etag for s in samples)
     by_id = {s.image_id: s.data for s in samples}
     assert by_id[join(folder, "a.jpg")] == image_bytes(1, "jpg")
-    assert source.notes == [f"Skipped 1 other file in {folder}."]
+    assert source.notes == [f"Skipped 1 other file in {folder}: 1 x .txt."]
+
+
+def test_what_is_left_out_is_counted_by_extension(tmp_path: object) -> None:
+    names = ["a.png", "b.heic", "c.heic", "README", "d.tar.gz", *(f"{i}.{i}" for i in range(9))]
+    for name in [*names, "e.\x1b[31m"]:
+        storage.write(f"{tmp_path}/{name}", b"x")
+    source, _ = open_and_read(str(tmp_path), storage)
+    assert source.notes == [
+        f"Skipped 14 other files in {tmp_path}: 2 x .heic, 1 x without extension, 1 x .?[31m, "
+        "1 x .0, 1 x .1, 8 x other extensions.",
+        "Compressed archives are not read: unpack them to .tar or to files.",
+    ]
+
+
+def test_images_are_chosen_by_their_whole_suffix(folder: str) -> None:
+    for name in ("1.jpg", "1.seg.png", "d.x/1.image.png", "2.JPG", "3.txt"):
+        storage.write(join(folder, name), b"x")
+    source, samples = open_and_read(folder, storage, suffixes=("jpg", "image.png"))
+    assert [s.uri.removeprefix(folder + "/") for s in samples] == [
+        "1.jpg", "2.JPG", "d.x/1.image.png",
+    ]  # fmt: skip
+    assert source.notes == [
+        f"Skipped 1 other file in {folder}: 1 x .txt.",
+        f"Skipped 1 image without one of source.suffixes in {folder}.",
+    ]
+    with pytest.raises(UsageError, match=r"has a suffix of \.zz"):
+        open_source(folder, SourceOptions(suffixes=("zz",)), storage)
+
+
+def test_pipes_and_devices_are_failed_rows_at_once(tmp_path: Path) -> None:
+    storage.write(f"{tmp_path}/in/a.png", b"a")
+    os.mkfifo(tmp_path / "in" / "b.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "pipe")
+    (tmp_path / "in" / "d.png").symlink_to("/dev/zero")
+    for allow_outside in (False, True):
+        _, samples = open_and_read(f"{tmp_path}/in", storage, allow_outside=allow_outside)
+        assert set(codes(samples).values()) == {"unsafe_uri"}
+        assert [s.data for s in samples] == [b"a", None, None, None]
+    storage.write(f"{tmp_path}/in/m.txt", b"a.png\nb.png\nc.png\nd.png")
+    _, samples = open_and_read(f"{tmp_path}/in/m.txt", storage, allow_outside=True)
+    assert [s.data for s in samples] == [b"a", None, None, None]
+    assert set(codes(samples).values()) == {"unsafe_uri"}
+    assert "a pipe, a socket or a device" in str(samples[1].error)
+    os.rename(tmp_path / "pipe", tmp_path / "x.tar")
+    for name in ("x.tar", "in/b.png"):
+        with pytest.raises(StorageError, match="named pipe"):
+            open_source(str(tmp_path / name), SourceOptions(), storage)
 
 
 def test_a_single_image_is_an_archive(folder: str) -> None:
@@ -89,14 +145,14 @@ def test_one_read_error_is_one_failed_row(
 ) -> None:
     for name in "abcd":
         storage.write(f"{tmp_path}/{name}.png", name.encode())
-    read = Storage.read
+    read = Storage.read_version
 
-    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         if uri.endswith(("a.png", "c.png")):
             raise StorageError(f"{uri}: input/output error")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", flaky)
+    monkeypatch.setattr(Storage, "read_version", flaky)
     _, samples = open_and_read(str(tmp_path), storage)
     assert [s.error.code if s.error else s.data for s in samples] == [
         ErrorCode.READ_ERROR, b"b", ErrorCode.READ_ERROR, b"d",
@@ -112,15 +168,15 @@ def test_an_image_whose_request_failed_is_requested_once_more(
     for name in names:
         storage.write(name, name.encode())
     failures_left = {names[i]: count for i, count in failure_counts.items()}
-    read = Storage.read
+    read = Storage.read_version
 
-    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def flaky(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         if failures_left.get(uri):
             failures_left[uri] -= 1
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", flaky)
+    monkeypatch.setattr(Storage, "read_version", flaky)
     _, samples = open_and_read(str(tmp_path), storage)
     assert [s.data for s in samples] == [name.encode() for name in names]
 
@@ -130,17 +186,22 @@ def test_an_outage_at_the_end_of_a_unit_gives_no_failed_rows(
 ) -> None:
     for name in "abcd":
         storage.write(f"{tmp_path}/{name}.png", name.encode())
-    read = Storage.read
+    read = Storage.read_version
     is_down = False
 
-    def fail_from_last(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def fail_from_last(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         nonlocal is_down
         is_down = is_down or uri.endswith("d.png")
         if is_down:
             raise StorageError(f"{uri}: cannot be reached")
         return read(self, uri, max_bytes)
 
-    monkeypatch.setattr(Storage, "read", fail_from_last)
+    def fail_when_down(self: Storage, uri: str, start: int, length: int) -> bytes:
+        assert is_down
+        raise StorageError(f"{uri}: cannot be reached")
+
+    monkeypatch.setattr(Storage, "read_version", fail_from_last)
+    monkeypatch.setattr(Storage, "read_range", fail_when_down)
     with pytest.raises(StorageError, match="cannot be reached"):
         open_and_read(str(tmp_path), storage)
 
@@ -153,11 +214,11 @@ def test_reading_ahead_is_bounded_in_bytes(
     monkeypatch.setattr(objects, "_MAX_PREFETCH_BYTES", 450)
     requested: list[str] = []
 
-    def read(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+    def read(self: Storage, uri: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         requested.append(uri)
-        return b"x"
+        return b"x", ""
 
-    monkeypatch.setattr(Storage, "read", read)
+    monkeypatch.setattr(Storage, "read_version", read)
     members = [Member(f"s3://b/{i:02}", f"s3://b/{i:02}", "", size) for i in range(20)]
     unit = make_unit("objects", stop=20, n_images=20, n_bytes=0, members=members)
     samples = read_unit(unit, storage, SourceOptions(read_threads=4))
@@ -169,9 +230,9 @@ def test_reading_ahead_is_bounded_in_bytes(
 
 def test_more_images_are_read_concurrently_for_a_gpu() -> None:
     cpu, gpu = PoolSize(1, 1, 1, 0, "cpu"), PoolSize(1, 1, 1, 1, "cuda")
-    assert source_for(SourceOptions(), cpu).read_threads is None
-    assert source_for(SourceOptions(), gpu).read_threads == 64
-    assert source_for(SourceOptions(read_threads=3), gpu).read_threads == 3
+    assert source_options_for_pool(SourceOptions(), cpu).read_threads is None
+    assert source_options_for_pool(SourceOptions(), gpu).read_threads == 64
+    assert source_options_for_pool(SourceOptions(read_threads=3), gpu).read_threads == 3
 
 
 @pytest.mark.s3
@@ -263,3 +324,14 @@ def test_an_unsupported_scheme_is_an_error_without_secrets() -> None:
     with pytest.raises(UsageError, match="https:// is not supported") as caught:
         open_source("https://h/a?X-Amz-Signature=SECRET", SourceOptions(), storage)
     assert "SECRET" not in caught.value.message
+
+
+def test_an_input_without_images_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m.txt").write_text("# nothing\n")
+    (tmp_path / "m.json").write_text('{"images": []}')
+    for name in ("empty", "m.txt", "m.json"):
+        with pytest.raises(NothingFound) as caught:
+            open_source(str(tmp_path / name), SourceOptions(), storage)
+        assert caught.value.exit_code == 1
+        assert open_and_read(str(tmp_path / name), storage, allow_empty=True)[1] == []

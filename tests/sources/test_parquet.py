@@ -77,7 +77,7 @@ def test_a_wrong_column_is_a_readable_error(folder: str) -> None:
         ({"image_column": "zz"}, "has no column 'zz'; its columns are a"),
         ({"image_column": "text"}, "'text' does not hold image bytes"),
         ({"image_column": "a", "key_column": "zz"}, "has no column 'zz'"),
-        ({"image_column": "a", "key_column": "f"}, "'f' does not hold strings or integers"),
+        ({"image_column": "a", "key_column": "f"}, "'f' does not hold text or integers"),
     ]
     for options, message in cases:
         with pytest.raises(UsageError, match=message) as caught:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
-from segcore.storage import ObjectTooLarge, Storage, StorageOptions, join, local_disk
+from segcore.storage import (
+    ObjectTooLarge,
+    Storage,
+    StorageOptions,
+    join,
+    local_disk,
+    object_store,
+)
 from segcore.testing.loopback_s3 import LoopbackS3
 
 storage = Storage(StorageOptions(retries=1))
@@ -340,3 +347,21 @@ def test_errors_survive_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert isinstance(copy, SegcoreError)
     assert (copy.message, copy.hint) == ("message", "hint")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_object_that_the_server_created_empty_is_made_whole_by_its_creator(
+    s3: LoopbackS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+) -> None:
+    """What SeaweedFS leaves of a PUT whose connection broke off before its body."""
+    import boto3
+
+    monkeypatch.setattr(object_store.secrets, "token_hex", lambda n: "ours")
+    boto3.client("s3", endpoint_url=s3.endpoint).put_object(
+        Bucket=s3.bucket,
+        Key=f"{s3_prefix.rpartition('/')[2]}/x",
+        Metadata={"segcore-nonce": "ours" if is_ours else "theirs"},
+    )
+    assert storage.write_if_absent(f"{s3_prefix}/x", b"data") is is_ours
+    assert storage.read(f"{s3_prefix}/x") == (b"data" if is_ours else b"")

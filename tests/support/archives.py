@@ -1,4 +1,4 @@
-"""Small archives for tests: real images, real tars, real Parquet files, on disk or S3."""
+"""Small archives for tests: real images, tars and Parquet files, on disk or S3."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from segcore.storage import Storage
 def image_bytes(seed: int = 0, extension: str = "png") -> bytes:
     """A small image that is a function of its seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
-    done, data = cv2.imencode("." + extension, pixels)
-    assert done
+    encoded, data = cv2.imencode("." + extension, pixels)
+    assert encoded
     return data.tobytes()
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes] | tarfile.TarInfo], **options: Any) -> bytes:
-    """A tar of (name, content) pairs; a TarInfo stands for a member without content."""
+    """A tar of (name, content) pairs; a TarInfo is a member without content."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", **options) as archive:
         for member in members:
@@ -50,17 +50,17 @@ def parquet_bytes(columns: Mapping[str, Any] | pa.Table, rows_per_group: int = 1
 def open_and_read(
     uri: str, storage: Storage, limits: UnitLimits | None = None, **options: Any
 ) -> tuple[Source, list[Sample]]:
-    """Open an archive, cut it, read all of it."""
-    chosen = SourceOptions(**options)
-    source = open_source(uri, chosen, storage)
+    """Open an archive, cut it into units, read all of them."""
+    source_options = SourceOptions(**options)
+    source = open_source(uri, source_options, storage)
     samples = [
         sample
         for unit in source.units(limits or UnitLimits())
-        for sample in read_unit(unit, storage, chosen)
+        for sample in read_unit(unit, storage, source_options)
     ]
     return source, samples
 
 
 def codes(samples: Iterable[Sample]) -> dict[str, str]:
-    """image id -> error code, of the samples that failed."""
+    """The error code of each sample that failed, by image id."""
     return {s.image_id: str(s.error.code) for s in samples if s.error is not None}

@@ -1,6 +1,6 @@
 """Models without weights for tests of the pipeline: `tests.support.fake_models:BrightModel`.
 
-What they find is simple, and some images make them misbehave: the colour of an image says how.
+What they find is simple, and some images make them misbehave: the first pixel of an image says how.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from pycocotools import mask as coco_mask
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 
-RAISES = (255, 0, 255)  # an image whose first pixel is this makes `forward` raise, unless mended
-HUNGRY = (0, 255, 255)  # ... runs out of memory
-DEADLY = (255, 255, 0)  # ... kills the process
-HANGS = (0, 0, 255)  # ... never comes back
-GREEDY = (255, 255, 255)  # ... takes 3 GiB
-DEADLY_EARLY = (255, 128, 0)  # kills the process already in `preprocess`
+# An image whose first pixel has one of these colours (RGB) makes `forward`
+RAISES = (255, 0, 255)  # raise an error, until the file FAKE_MODEL_MENDED exists
+HUNGRY = (0, 255, 255)  # raise what torch raises when it is out of GPU memory
+DEADLY = (255, 255, 0)  # end the process
+HANGS = (0, 0, 255)  # wait for ever
+GREEDY = (255, 255, 255)  # allocate 3 GiB
+# ... and `preprocess`
+DEADLY_EARLY = (255, 128, 0)  # end the process
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _PreparedImage:
     image: np.ndarray
-    first: tuple[int, ...]
+    first_pixel: tuple[int, ...]
 
 
 class BrightModel:
-    """Finds one instance per image: its pixels over 127 in green; none, no instance."""
+    """Finds one instance per image, the pixels over 127 in green; no instance if there are none."""
 
     thread_safe = True
 
@@ -51,38 +53,42 @@ class BrightModel:
         )
         self.batch_size = options.batch_size or 4
         self.batches: list[int] = []
-        self._delay = float(os.environ.get("FAKE_MODEL_DELAY", "0"))
+        self._delay_s = float(os.environ.get("FAKE_MODEL_DELAY", "0"))  # per image
 
-    def preprocess(self, image: np.ndarray) -> _Prepared:
+    def preprocess(self, image: np.ndarray) -> _PreparedImage:
         """Keep the image and its first pixel."""
         if tuple(image[0, 0]) == DEADLY_EARLY:
             os.kill(os.getpid(), signal.SIGSEGV)
-        return _Prepared(image, tuple(int(value) for value in image[0, 0]))
+        return _PreparedImage(image, tuple(int(value) for value in image[0, 0]))
 
-    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+    def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
         """Threshold, or misbehave as the first pixel says."""
         self.batches.append(len(prepared))
-        time.sleep(self._delay * len(prepared))
-        for one in prepared:
-            if one.first == RAISES and not os.path.exists(os.environ.get("FAKE_MODEL_MENDED", "")):
-                raise ValueError("cannot segment this image")
-            if one.first == DEADLY:
-                os._exit(9)
-            if one.first == HANGS:
-                threading.Event().wait()
-            if one.first == GREEDY:
-                np.ones(3 << 30, np.uint8)
-            if one.first == HUNGRY:
-                raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB")
-        return [one.image[:, :, 1] > 127 for one in prepared]
+        time.sleep(self._delay_s * len(prepared))
+        for item in prepared:
+            _misbehave(item.first_pixel)
+        return [item.image[:, :, 1] > 127 for item in prepared]
 
     def postprocess(self, raw: list[np.ndarray], prepared: Sequence[Any]) -> list[Instances]:
         """One mask each, encoded by pycocotools."""
         return [_instances(mask) for mask in raw]
 
 
+def _misbehave(first_pixel: tuple[int, ...]) -> None:
+    if first_pixel == RAISES and not os.path.exists(os.environ.get("FAKE_MODEL_MENDED", "")):
+        raise ValueError("cannot segment this image")
+    if first_pixel == DEADLY:
+        os._exit(9)
+    if first_pixel == HANGS:
+        threading.Event().wait()
+    if first_pixel == GREEDY:
+        np.ones(3 << 30, np.uint8)
+    if first_pixel == HUNGRY:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB")
+
+
 class DriverOnlyModel(BrightModel):
-    """Can be made only where FAKE_MODEL_HOME is set: on the driver of a test that sets it."""
+    """Can be created only where FAKE_MODEL_HOME is set: on the driver of a test that sets it."""
 
     def __init__(self, options: ModelOptions | None = None) -> None:
         super().__init__(options)
@@ -91,9 +97,9 @@ class DriverOnlyModel(BrightModel):
 
 
 class DyingModel(BrightModel):
-    """Loads, and dies on whatever it is given."""
+    """Loads, and ends the process on any image."""
 
-    def forward(self, prepared: Sequence[_Prepared]) -> list[np.ndarray]:
+    def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
         """End the process."""
         os._exit(7)
 

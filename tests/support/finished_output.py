@@ -15,7 +15,8 @@ from segcore.output.report import RunReport
 from segcore.output.tables import encode_part
 from segcore.storage import Storage
 from tests.support import serial_run
-from tests.support.bright_runs import bright_config, bright_png
+from tests.support.bright_images import bright_png
+from tests.support.jobs import job_config
 
 storage = Storage()
 
@@ -55,5 +56,5 @@ def finish_run(folder: str, n_images: int = 10) -> FinishedOutput:
     for i in range(n_images):
         storage.write(f"{folder}/in/image{i:02d}.png", bright_png(i))
     storage.write(f"{folder}/in/words.png", b"no image at all")
-    config = bright_config(f"{folder}/in", f"{folder}/out", "plan.images=4")
+    config = job_config(f"{folder}/in", f"{folder}/out", "plan.images=4")
     return FinishedOutput(serial_run.segment(config), f"{folder}/out")

@@ -21,6 +21,7 @@ def pixels() -> np.ndarray:
 
 
 def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    """Encode an image with Pillow, in a format that it knows by this name."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     buffer = io.BytesIO()
@@ -29,27 +30,27 @@ def save(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
 
 
 def rle_bmp(grey: np.ndarray) -> bytes:
-    """8-bit run-length BMP, which Pillow reads but does not write."""
+    """A BMP with 8 bits and run lengths, which Pillow reads but does not write."""
     body = b""
     for row in grey[::-1].tolist():
-        at = 0
-        while at < len(row):
-            end = at
-            while end < len(row) and row[end] == row[at] and end - at < 255:
+        start = 0
+        while start < len(row):
+            end = start
+            while end < len(row) and row[end] == row[start] and end - start < 255:
                 end += 1
-            body += bytes([end - at, row[at]])
-            at = end
+            body += bytes([end - start, row[start]])
+            start = end
         body += b"\0\0"
     body += b"\0\1"
     palette = b"".join(bytes([v, v, v, 0]) for v in range(256))
-    start = 54 + len(palette)
-    h, w = grey.shape
-    info = struct.pack("<IiiHHIIiiII", 40, w, h, 1, 8, 1, len(body), 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + info + palette + body
+    offset = 54 + len(palette)
+    height, width = grey.shape
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + info + palette + body
 
 
 def tiny_tiff(data: bytes, bits: int, photometric: int = 1, order: str = "<", **tags: int) -> bytes:
-    """Uncompressed one-channel TIFF of 8 x 2 pixels; tags by number, e.g. `t339=2`."""
+    """An uncompressed one-channel TIFF of 8 x 2 pixels; tags by number, such as `t339=2`."""
     values = {256: 8, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 2}
     values |= {279: len(data), 339: 1} | {int(name[1:]): v for name, v in tags.items()}
     entries = b""
@@ -64,7 +65,7 @@ def tiny_tiff(data: bytes, bits: int, photometric: int = 1, order: str = "<", **
 
 
 def corpus() -> dict[str, bytes]:
-    """One valid file of HEIGHT x WIDTH for each kind that is decoded."""
+    """One valid file of HEIGHT x WIDTH pixels for each kind that is decoded."""
     rgb = Image.fromarray(pixels())
     grey = rgb.convert("L")
     deep = (np.asarray(grey).astype(np.uint16) << 8) + 99
@@ -113,21 +114,21 @@ def corpus() -> dict[str, bytes]:
 
 
 def mutations(files: dict[str, bytes], per_file: int) -> list[tuple[str, bytes]]:
-    """Damaged copies: bytes changed (anywhere, in the header), cut out, put in."""
+    """Damaged copies: a byte changed (anywhere, or in the header), bytes cut out or put in."""
     rng = np.random.default_rng(1)
     damaged = []
     for name, data in sorted(files.items()):
         for kind in range(per_file):
             copy = bytearray(data)
-            at = int(rng.integers(0, len(copy)))
-            some = rng.integers(0, 256, int(rng.integers(1, 40)), dtype=np.uint8).tobytes()
+            start = int(rng.integers(0, len(copy)))
+            noise = rng.integers(0, 256, int(rng.integers(1, 40)), dtype=np.uint8).tobytes()
             if kind % 4 == 0:
-                copy[at] ^= some[0] or 1
+                copy[start] ^= noise[0] or 1
             elif kind % 4 == 1:
-                copy[at % 120] ^= some[0] or 1
+                copy[start % 120] ^= noise[0] or 1
             elif kind % 4 == 2:
-                del copy[at : at + len(some)]
+                del copy[start : start + len(noise)]
             else:
-                copy[at:at] = some
+                copy[start:start] = noise
             damaged.append((f"{name}-{kind}", bytes(copy)))
     return damaged

@@ -23,7 +23,7 @@ def lease_folder(prefix: str) -> str:
 def foreign_holder(ttl_s: float = 1.0, **changes: object) -> Holder:
     """A holder on another machine, of which nothing is known here."""
     foreign = {"machine": "f" * 16, "host": "far-away", "pid": 4711, **changes}
-    return Holder.here(ttl_s).model_copy(update=foreign)
+    return Holder.of_current_process(ttl_s).model_copy(update=foreign)
 
 
 def write_lease_file(prefix: str, holder: Holder, generation: int = 3) -> str:

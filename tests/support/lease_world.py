@@ -280,7 +280,7 @@ class SimulatedStorage(Storage):
         assert isinstance(data, bytes)
         return data
 
-    def list_dated(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+    def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
         objects = self._request(lambda: dict(self.world.objects))
         assert isinstance(objects, dict)
         for uri, (data, version, changed_s) in objects.items():

@@ -1,6 +1,7 @@
 """A model without weights that does quite well on synthetic nuclei.
 
-`--model tests.support.threshold_model:Threshold`. It stands in for the bundled network where a test is about everything around it.
+`--model tests.support.threshold_model:Threshold` replaces the bundled network in tests that are
+about everything around it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from segcore import masks
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
 
+MIN_AREA = 15  # pixels
+
 
 class Threshold:
-    """Otsu's threshold, then every connected piece is a nucleus."""
+    """Otsu's threshold; then each connected component is a nucleus."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.info = ModelInfo(
@@ -32,23 +35,24 @@ class Threshold:
         return cv2.GaussianBlur(image[:, :, 0], (0, 0), 1)
 
     def forward(self, prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [cv2.threshold(one, 0, 255, cv2.THRESH_OTSU)[1] for one in prepared]
+        return [cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)[1] for grey in prepared]
 
     def postprocess(self, raw: list[np.ndarray], prepared: Sequence[np.ndarray]) -> list[Instances]:
-        return [_instances(binary) for binary in raw]
+        return [_components(binary) for binary in raw]
 
 
-def _instances(binary: np.ndarray) -> Instances:
+def _components(binary: np.ndarray) -> Instances:
+    """Each component of at least MIN_AREA pixels, scored by its size."""
     height, width = binary.shape
     count, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=4)
-    keep = [n for n in range(1, count) if stats[n, cv2.CC_STAT_AREA] >= 15]
+    keep = [n for n in range(1, count) if stats[n, cv2.CC_STAT_AREA] >= MIN_AREA]
     if not keep:
         return Instances.empty(height, width)
     boxes = stats[keep, :4].astype(np.float32)
     areas = stats[keep, cv2.CC_STAT_AREA].astype(np.int64)
     scores = (areas / (areas + 50)).astype(np.float32)
     order = np.argsort(-scores, kind="stable")
-    counts = [masks.encode(labels == keep[k]) for k in order]
+    counts = [masks.encode(labels == keep[i]) for i in order]
     return Instances(
         height=height,
         width=width,

@@ -46,7 +46,7 @@ def test_a_killed_server_comes_back_at_the_same_place(
         endpoint = server.endpoint
         server.kill()
         assert not server.alive()
-        server.revive()
+        server.restart()
         assert server.alive()
         assert server.endpoint == endpoint
         assert storage.read("s3://again/object") == b"content"

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from segcore.errors import ErrorCode, ImageError, UsageError
 from segcore.images import DecodeOptions, decode_image
 from segcore.storage import Storage
-from segcore.testing.synthetic import STYLES, render
+from segcore.testing.synthetic import STYLES, render_scene
 from segcore.testing.synthetic_archive import (
     BREAKAGES,
     SyntheticArchive,
@@ -48,7 +48,7 @@ def _members(files: dict[str, bytes]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("index", range(12))
 def test_nuclei_are_whole_bright_and_share_no_pixel(index: int) -> None:
-    scene = render(5, index)
+    scene = render_scene(5, index)
     assert scene.pixels.dtype == np.uint8
     assert scene.pixels.shape == scene.labels.shape
     assert scene.labels.shape in {(s.height, s.width) for s in STYLES}
@@ -66,20 +66,24 @@ def test_nuclei_are_whole_bright_and_share_no_pixel(index: int) -> None:
 def test_some_nuclei_touch() -> None:
     touching = 0
     for index in range(6):
-        labels = render(5, index).labels
+        labels = render_scene(5, index).labels
         left, right = labels[:, :-1], labels[:, 1:]
         touching += int(((left > 0) & (right > 0) & (left != right)).any())
     assert touching >= 3
 
 
 def test_an_image_depends_on_seed_and_index_alone() -> None:
-    np.testing.assert_array_equal(render(5, 3).pixels, render(5, 3).pixels)
-    assert not np.array_equal(render(5, 3).pixels[:256, :256], render(6, 3).pixels[:256, :256])
-    assert not np.array_equal(render(5, 3).pixels[:256, :256], render(5, 4).pixels[:256, :256])
+    np.testing.assert_array_equal(render_scene(5, 3).pixels, render_scene(5, 3).pixels)
+    assert not np.array_equal(
+        render_scene(5, 3).pixels[:256, :256], render_scene(6, 3).pixels[:256, :256]
+    )
+    assert not np.array_equal(
+        render_scene(5, 3).pixels[:256, :256], render_scene(5, 4).pixels[:256, :256]
+    )
 
 
 def test_rles_decode_to_the_labels() -> None:
-    labels = render(5, 0).labels
+    labels = render_scene(5, 0).labels
     rles = encode_labels(labels)
     assert len(rles) == labels.max()
     for label, rle in enumerate(rles, start=1):

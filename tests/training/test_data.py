@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from segcore.errors import UsageError
 from segcore.training.augment import random_crop
-from segcore.training.config import AugmentConfig
-from segcore.training.data import load_images, read_coco, renumber_instances
+from segcore.training.config import AugmentConfig, DataConfig
+from segcore.training.data import renumber_instances
+from segcore.training.labelled_images import read_coco, read_labelled_set
 
 
 @settings(max_examples=25, deadline=None)
@@ -47,9 +48,10 @@ def test_bad_data_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not JSON"):
         read_coco(bad)
     bad.write_text('{"images": []}')
-    with pytest.raises(UsageError, match="no annotations, categories"):
+    with pytest.raises(UsageError, match="no list `annotations`"):
         read_coco(bad)
     entry = {"id": 1, "file_name": "gone.png", "height": 4, "width": 4}
-    bad.write_text(json.dumps({"images": [entry], "annotations": [], "categories": []}))
+    document = {"images": [entry], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    bad.write_text(json.dumps(document))
     with pytest.raises(UsageError, match=r"gone\.png"):
-        load_images(bad, tmp_path)
+        read_labelled_set(bad, DataConfig(images=tmp_path, train=bad, val=bad))

@@ -10,7 +10,7 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.sources import Sample
 from segcore.worker.prefetch import ByteBudget, Prefetcher
-from tests.support.bright_images import bright_png
+from tests.support.bright_images import boxed_png
 
 
 def _stream(prefetcher: Prefetcher, samples, preprocess=lambda image: image.shape):
@@ -26,7 +26,7 @@ def test_reading_stays_within_the_window():
         for i in range(50):
             with lock:
                 n_read += 1
-            yield Sample(str(i), "", "", bright_png(8, 8))
+            yield Sample(str(i), "", "", boxed_png(8, 8))
 
     stream = _stream(Prefetcher(threads=2, window=5, max_decoded_bytes=1 << 20), samples())
     for n, image in enumerate(stream):
@@ -39,7 +39,7 @@ def test_reading_stays_within_the_window():
 
 def test_leaving_early_stops_the_reader():
     threads_before = threading.active_count()
-    endless = (Sample(str(i), "", "", bright_png(8, 8)) for i in iter(int, 1))
+    endless = (Sample(str(i), "", "", boxed_png(8, 8)) for i in iter(int, 1))
     stream = _stream(Prefetcher(threads=2, window=3, max_decoded_bytes=1 << 20), endless)
     next(stream)
     stream.close()
@@ -48,7 +48,7 @@ def test_leaving_early_stops_the_reader():
 
 def test_an_image_larger_than_the_budget_still_passes_alone():
     prefetcher = Prefetcher(threads=3, window=6, max_decoded_bytes=100)
-    samples = [Sample(str(i), "", "", bright_png(30, 30)) for i in range(5)]
+    samples = [Sample(str(i), "", "", boxed_png(30, 30)) for i in range(5)]
     images = list(_stream(prefetcher, samples))
     assert [image.value for image in images] == [(30, 30, 3)] * 5
 
@@ -87,7 +87,7 @@ def test_a_preprocess_that_raises_fails_its_image_only(error, code):
         return image.shape
 
     prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
-    samples = [Sample(str(height), "", "", bright_png(height, 8)) for height in (8, 9, 10)]
+    samples = [Sample(str(height), "", "", boxed_png(height, 8)) for height in (8, 9, 10)]
     images = list(_stream(prefetcher, samples, preprocess))
     assert [image.error and image.error.code for image in images] == [None, code, None]
 

@@ -16,7 +16,7 @@ from segcore.storage import Storage
 from segcore.worker import unit_worker
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import UnitWorker
-from tests.support.bright_images import bright_png, unit_of_files
+from tests.support.bright_images import boxed_png, unit_of_files
 from tests.support.fake_models import RAISES, BrightModel
 
 
@@ -29,9 +29,9 @@ def _worker(tmp_path, model: BrightModel, max_concurrent_batches: int = 1) -> Un
 
 
 def test_rows_keep_the_order_of_the_unit_and_batches_skip_failures(tmp_path):
-    contents = {f"{i:02d}.png": bright_png(10 + i, 20) for i in range(9)}
+    contents = {f"{i:02d}.png": boxed_png(10 + i, 20) for i in range(9)}
     contents["03.png"] = b"\x89PNG\r\n\x1a\n"
-    contents["05.png"] = bright_png(15, 20, RAISES)
+    contents["05.png"] = boxed_png(15, 20, RAISES)
     model = BrightModel(ModelOptions(batch_size=4))
     reports: list[tuple[int, int, int]] = []
     unit = unit_of_files(tmp_path, contents)
@@ -51,16 +51,16 @@ def test_masks_for_another_canvas_are_the_models_error(tmp_path):
         def postprocess(self, raw, prepared):
             return super().postprocess([mask[:-1] for mask in raw], prepared)
 
-    unit = unit_of_files(tmp_path, {"a.png": bright_png(9, 9)})
+    unit = unit_of_files(tmp_path, {"a.png": boxed_png(9, 9)})
     counts = _worker(tmp_path, CroppingModel()).segment(unit)
     assert counts.failures == {"model_error": 1}
 
 
 def test_storage_that_goes_away_commits_nothing(tmp_path, monkeypatch):
-    unit = unit_of_files(tmp_path, {"a.png": bright_png(9, 9), "b.png": bright_png(9, 9)})
+    unit = unit_of_files(tmp_path, {"a.png": boxed_png(9, 9), "b.png": boxed_png(9, 9)})
 
     def read_one_and_fail(unit, storage, options, notes, without):
-        yield Sample("a", "a", "", bright_png(9, 9))
+        yield Sample("a", "a", "", boxed_png(9, 9))
         raise StorageError("the server is gone")
 
     monkeypatch.setattr(unit_worker, "read_unit", read_one_and_fail)
@@ -70,8 +70,8 @@ def test_storage_that_goes_away_commits_nothing(tmp_path, monkeypatch):
 
 
 def test_concurrent_units_give_what_they_give_one_after_another(tmp_path):
-    contents = {f"{i:02d}.png": bright_png(10 + i, 20 + i % 3) for i in range(20)}
-    contents["03.png"] = bright_png(15, 20, RAISES)
+    contents = {f"{i:02d}.png": boxed_png(10 + i, 20 + i % 3) for i in range(20)}
+    contents["03.png"] = boxed_png(15, 20, RAISES)
     units = [unit_of_files(tmp_path / name, contents) for name in "abc"]
     one_by_one = _worker(tmp_path / "one-by-one", BrightModel())
     for unit in units:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import CheckpointError
+from segcore.text import printable
 
 MODEL_TYPES = ("mask2former", "maskformer")
 BACKBONES = ("swin", "maskformer-swin", "resnet")
@@ -23,7 +24,10 @@ MAX_JSON_BYTES = 4 << 20  # an index of shards is the largest
 MAX_WEIGHTS_BYTES = 4 << 30
 _MAX_CARD_BYTES = 64 << 10  # of the model card that are read
 _CHUNK_BYTES = 1 << 20
-_MAX_NUMBER = 1_000_000  # no width, depth or count of a known model comes near
+_MAX_NUMBER = 1_000_000  # no width or count of a known model comes near
+_LAYERS = re.compile(r"layers|depths")  # keys of numbers of layers, each of which takes time
+_MAX_LAYERS = 1000
+_MAX_DEPTH = 20  # of a config, nested
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 _CARD_LINE = re.compile(r"""(license|license_name):\s*["']?([A-Za-z0-9][\w.+ -]{0,99}?)["']?\s*""")
@@ -231,14 +235,35 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     _check_numbers(config, path)
 
 
-def _check_numbers(value: Any, path: Path) -> None:
-    if isinstance(value, dict | list):
-        for child in value.values() if isinstance(value, dict) else value:
-            _check_numbers(child, path)
-    elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:  # so NaN is refused
-        raise CheckpointError(
-            f"{path}/config.json holds the number {value!r:.40}, which no known model needs."
-        )
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Numbers, nesting and text of a config are such as models have."""
+    values: list[tuple[Any, int, str]] = [(config, 0, "")]
+    while values:
+        value, depth, key = values.pop()
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"{path}/config.json is nested too deeply.")
+        if isinstance(value, dict):
+            values += [(child, depth + 1, name) for name, child in value.items()]
+        elif isinstance(value, list):
+            values += [(child, depth + 1, key) for child in value]
+        elif isinstance(value, str) and not value.isascii() and not _is_unicode(value):
+            raise CheckpointError(f"{path}/config.json holds text that is not valid Unicode.")
+        elif isinstance(value, int | float):
+            limit = _MAX_LAYERS if _LAYERS.search(key) else _MAX_NUMBER
+            if not abs(value) <= limit:  # so NaN is refused
+                raise CheckpointError(
+                    f"{path}/config.json holds the number {value!r:.40} ({printable(key)[:50]}), "
+                    "which no known model needs."
+                )
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can hold halves of characters, which no table can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse_preprocessing(document: dict[str, Any], path: Path) -> Preprocessing:

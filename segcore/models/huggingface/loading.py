@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from segcore.errors import CheckpointError, UsageError
+from segcore.models.checks import check_tensors
 from segcore.models.huggingface.folder import ModelFolder, Preprocessing
 from segcore.text import plural
 
@@ -86,9 +87,8 @@ def _check_network(network: Any, report: Any, folder: ModelFolder) -> None:
             f"{folder.path} lacks {plural(len(missing), 'tensor')} of {folder.model_type}, "
             f"e.g. {missing[0]}."
         )
-    for name, tensor in network.named_parameters():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{folder.path} is damaged: {name} holds NaN or infinity.")
+    tensors = dict((*network.named_parameters(), *network.named_buffers()))
+    check_tensors(tensors, tensors, str(folder.path), folder.model_type)
     if sorted(network.config.id2label) != list(range(network.config.num_labels)):
         raise CheckpointError(
             f"{folder.path}/config.json does not number its classes from 0 without gaps (id2label)."

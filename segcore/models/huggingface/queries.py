@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from segcore.models.checks import check_finite
+
 _QUERIES_PER_CHUNK = 16  # whose logits are resized together: bounds memory
 
 
@@ -40,7 +42,11 @@ def detect_queries(
         mask_logits: (Q, h, w) float32.
         conf: The lowest score.
         grid: Height and width to which logits are first resized (bilinear), or None.
+
+    Raises:
+        ValueError: Logits are not finite.
     """
+    check_finite("class or mask logits", class_logits, mask_logits)
     num_queries, num_classes = class_logits.shape[0], class_logits.shape[1] - 1
     probabilities = class_logits.softmax(-1)[:, :-1].flatten()
     # A stable sort instead of topk: the same pairs, and equal ones in the same order everywhere.

@@ -18,7 +18,9 @@ from segcore.models.checkpoints import CategoryMeta, Checkpoint, CheckpointFile,
 from segcore.models.checks import check_tensors
 from segcore.models.families import PublishedModel
 from segcore.models.maskrcnn.categories import category_names
+from segcore.models.maskrcnn.layers import FixedNorm
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
+from segcore.models.wrappers import Mark
 from segcore.text import plural
 
 _DOWNLOADS = "https://download.pytorch.org/models"
@@ -43,17 +45,12 @@ _OLDER_NAMES = (
         lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}",
     ),
 )
-_STEM = "backbone.body.conv1.weight"
+MARKS = (Mark("backbone.body.conv1.weight"),)  # of the detectors of torchvision, all of them
 _MASK_PREFIX = "roi_heads.mask_"
 # A tensor that only this layout has.
 _LAYOUT_MARKS = {V1: "roi_heads.box_head.fc6.weight", V2: "roi_heads.box_head.5.weight"}
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"
 _MASK_HIDDEN = "roi_heads.mask_predictor.conv5_mask.weight"
-
-
-def recognises(names: Collection[str]) -> bool:
-    """Whether tensors with these names are a detector of torchvision, with masks or without."""
-    return _STEM in names
 
 
 def describe(file: CheckpointFile) -> CheckpointMeta:
@@ -105,6 +102,9 @@ def load_network(checkpoint: Checkpoint) -> MaskRCNN:
             f"{shape.architecture} with {num_classes}."
         )
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    for name, module in network.named_modules():
+        if isinstance(module, FixedNorm) and not bool((module.running_var + module.eps > 0).all()):
+            raise CheckpointError(f"{source} is damaged: {name}.running_var holds 0.")
     return network.eval().requires_grad_(False)
 
 

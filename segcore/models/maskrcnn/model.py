@@ -15,7 +15,7 @@ from segcore.models.checkpoints import Checkpoint
 from segcore.models.checks import check_batch, check_image, refuse_option
 from segcore.models.devices import exact, pick_device
 from segcore.models.families import ModelFamily
-from segcore.models.maskrcnn.checkpoint import PUBLISHED, describe, load_network, recognises
+from segcore.models.maskrcnn.checkpoint import MARKS, PUBLISHED, describe, load_network
 from segcore.models.maskrcnn.geometry import Frame, boxes_to_image, to_input
 from segcore.models.maskrcnn.heads import RegionDetections, Thresholds
 from segcore.models.maskrcnn.network import ARCHITECTURES
@@ -133,7 +133,7 @@ class MaskRCNNModel:
 
 MASK_RCNN = ModelFamily(
     architectures=ARCHITECTURES,
-    recognises=recognises,
+    marks=MARKS,
     describe=describe,
     load=MaskRCNNModel,
     published=PUBLISHED,

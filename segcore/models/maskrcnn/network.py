@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segcore.models.checks import check_finite
 from segcore.models.maskrcnn.backbone import STRIDES, Backbone
 from segcore.models.maskrcnn.geometry import Frame
 from segcore.models.maskrcnn.heads import (
@@ -105,6 +106,7 @@ class MaskRCNN(nn.Module):
         else:
             features = heads.box_head(roi_align(pyramid, proposals, BOX_BINS))
             logits, deltas = heads.box_predictor(features)
+            check_finite("scores or boxes", logits, deltas)
             detections = select_detections(logits, deltas, proposals, frame, thresholds)
         return detections, self._masks(pyramid, detections)
 

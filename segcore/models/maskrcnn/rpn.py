@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from segcore.models.checks import check_finite
 from segcore.models.maskrcnn.backbone import CHANNELS
 from segcore.models.maskrcnn.geometry import Frame, clip_boxes, decode_boxes, is_large
 from segcore.models.maskrcnn.layers import conv_norm
@@ -60,6 +61,7 @@ class RPN(nn.Module):
             anchors = anchor_grid(level.shape[-2:], frame.padded, side, device)[best]
             boxes[k, :n] = decode_boxes(deltas[best, None], anchors, _DELTA_WEIGHTS)[:, 0]
             scores[k, :n] = sorted_logits[:n].sigmoid()
+        check_finite("proposals", boxes, scores.clamp(min=0))
         boxes = clip_boxes(boxes, frame)
         valid = is_large(boxes, MIN_SIDE) & (scores >= 0)
         kept = suppress(boxes, valid, IOU, MAX_CANDIDATES)

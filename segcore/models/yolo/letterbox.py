@@ -82,7 +82,7 @@ class Letterbox:
 
         Args:
             image: The original, or the original reduced by 2, 4 or 8 (see
-                `segcore.images.decode_reduced`) that is on each side at least as large as the
+                `segcore.images.decode_image_reduced`) that is on each side at least as large as the
                 scaled image.
         """
         factor = self._reduction_factor(image)

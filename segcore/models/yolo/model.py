@@ -13,11 +13,11 @@ from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device.encode import ImageMasks, download, encode_images
 from segcore.models.base import InputShape, ModelOptions
 from segcore.models.checkpoints import Checkpoint
-from segcore.models.checks import check_batch
+from segcore.models.checks import check_batch, check_computed_weights
 from segcore.models.devices import exact, pick_device, pick_precision
 from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
-from segcore.models.yolo.checkpoint import PUBLISHED, describe, load_network, recognises
+from segcore.models.yolo.checkpoint import MARKS, PUBLISHED, describe, load_network
 from segcore.models.yolo.fusion import fuse, fuse_for_cpu
 from segcore.models.yolo.letterbox import PADDING_VALUE, Letterbox
 from segcore.models.yolo.network import ARCHITECTURES, HeadOutputs
@@ -129,6 +129,7 @@ class YoloSegModel:
         self._memory_format = torch.channels_last
         # The overload for memory formats is missing from torch's types.
         network = network.to(self.device, self._dtype)
+        check_computed_weights(network, checkpoint.source)
         self._network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
@@ -216,7 +217,7 @@ class YoloSegModel:
                 if not len(table):
                     yield index, Instances.empty(letterbox.height, letterbox.width)
                     continue
-                table[:, :4] = letterbox.boxes_to_image(table[:, :4])
+                table[:, :4] = letterbox.boxes_to_image(_finite(table[:, :4]))
                 tables.append((index, table))
                 jobs.append(
                     ImageMasks(
@@ -258,7 +259,7 @@ class YoloSegModel:
         canvas = (letterbox.height, letterbox.width)
         if not len(detections.anchors):
             return Instances.empty(*canvas)
-        boxes = letterbox.boxes_to_image(detections.boxes.cpu().numpy())
+        boxes = letterbox.boxes_to_image(_finite(detections.boxes.cpu().numpy()))
         prototypes = outputs.prototypes[row].float()
         coefficients = outputs.coefficients[row, detections.anchors].float()
         with exact(self.device):
@@ -290,6 +291,13 @@ class YoloSegModel:
         )
 
 
+def _finite(boxes: np.ndarray) -> np.ndarray:
+    """The boxes. ValueError if one is not finite: its mask would silently be empty."""
+    if not np.isfinite(boxes).all():
+        raise ValueError("the network gave boxes that are not finite (NaN or infinity)")
+    return boxes
+
+
 def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]:
     """Indices of the images with the same canvas shape, in the order of their first images."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -300,7 +308,7 @@ def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]
 
 YOLO11_SEG = ModelFamily(
     architectures=ARCHITECTURES,
-    recognises=recognises,
+    marks=MARKS,
     describe=describe,
     load=YoloSegModel,
     published=PUBLISHED,

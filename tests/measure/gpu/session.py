@@ -1,19 +1,21 @@
 """What only a machine with a GPU can tell, in one run of some minutes; prints JSON.
 
     python -m tests.measure.gpu.session --data nuclei --photos photos --out gpu.json
-    python -m tests.measure.gpu.session --device cpu --quick          # that the script itself works
+    python -m tests.measure.gpu.session --device cpu --quick      # checks the script itself
 
-Parts (`--parts`, all by default), each on its own: an error is written down and the next part runs.
+The parts (`--parts`, all by default) are independent: where one fails, its error is recorded and
+the next part runs.
 
-    tests       tests of masks, NMS and model, those for CUDA among them
     masks       realistic instances: strings made on the device against NumPy's, same logits
     parity      mask and box AP of each precision on a labelled set (`--data`: a folder with
                 instances_val.json and images/; synthetic images without it)
-    throughput  images/s from uint8 batches on the device: forward, with NMS and masks behind it one
-                after another, and with both overlapping in two threads with a stream each; memory
+    throughput  images/s from uint8 batches on the device: the forward pass; then NMS and masks, one
+                step after another, and with both overlapping in two threads, each with a stream of
+                its own; memory
     graph       the forward pass as a CUDA graph and by torch.compile, against eager
     peer        JPEG files (`--photos`) to strings against ultralytics, where it is installed, with
-                random calibrated weights; both batched, and in float16 on a GPU
+                calibrated random weights; both batched, and in float16 on a GPU
+    tests       the tests of masks, NMS and model, those for CUDA among them
 
 Needs what segcore imports for models (numpy, torch, opencv, pydantic, safetensors, pycocotools,
 simplejpeg, pillow), and pytest with hypothesis for the tests; neither Ray nor storage.
@@ -35,17 +37,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from segcore import masks
 from segcore.evaluation.average_precision import mask_and_box_ap
 from segcore.images import DecodeOptions, decode_image
-from segcore.masks import Window
+from segcore.masks import EncodedMasks, Window
 from segcore.masks.device.encode import ImageMasks, encode_images
 from segcore.models.base import Precision
 from segcore.models.yolo.model import YoloSegModel
-from segcore.training.validate import as_detections
+from segcore.training.validate import to_coco_results
+from tests.measure.gpu.peer import encode_bitmaps, make_checkpoint, require_ultralytics
 from tests.measure.gpu.speed import Session, graph, labelled, throughput
 from tests.support.paths import ROOT
 
@@ -54,28 +58,28 @@ TESTS = ("masks/test_device.py", "models/test_nms.py", "models/yolo/test_model.p
 
 def machine(session: Session) -> dict[str, Any]:
     """Names and versions."""
-    found = {
+    facts = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "masks_on_cpu": masks.implementation(),
+        "masks_on_cpu": masks.default_backend(),
         "cpus": os.cpu_count(),
         "load": os.getloadavg(),
         "device": session.device,
         "quick": session.quick,
     }
     if session.on_gpu:
-        found |= {
+        facts |= {
             "gpu": torch.cuda.get_device_name(),
             "capability": torch.cuda.get_device_capability(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    return found
+    return facts
 
 
 def run_tests(session: Session) -> dict[str, Any]:
-    """Outcome of pytest, without the fixtures that need storage and Ray."""
+    """The outcome of pytest, without the fixtures that need storage and Ray."""
     command = [
         sys.executable,
         "-m",
@@ -92,7 +96,7 @@ def run_tests(session: Session) -> dict[str, Any]:
 
 
 def compare_masks(session: Session) -> dict[str, Any]:
-    """Instances whose string, area or place differs from NumPy's."""
+    """How many instances have another string, area or place than NumPy gives."""
     from tests.masks.test_device import blobs
     from tests.masks.test_from_logits import draw_logits
 
@@ -108,38 +112,41 @@ def compare_masks(session: Session) -> dict[str, Any]:
     total = different = 0
     while total < (200 if session.quick else 20_000):
         scenes = [blobs(rng, noise, 50, *shape) for shape in shapes]
-        found = encode_images(
+        results = encode_images(
             [
                 ImageMasks(torch.from_numpy(planes).to(session.device), None, *rest)
                 for planes, *rest in scenes
             ]
         )
-        for got, scene in zip(found, scenes, strict=True):
+        for result, scene in zip(results, scenes, strict=True):
             expected = masks.encode_logits(*scene)
-            pairs = itertools.zip_longest(
-                zip(got.keep.tolist(), got.areas.tolist(), got.counts, strict=True),
-                zip(expected.keep.tolist(), expected.areas.tolist(), expected.counts, strict=True),
-            )
+            pairs = itertools.zip_longest(_instances(result), _instances(expected))
             different += sum(a != b for a, b in pairs)
             total += len(expected.counts)
     return {"instances": total, "different": different}
 
 
+def _instances(result: EncodedMasks) -> Iterator[tuple[int, int, bytes]]:
+    """(position, area, string) of each instance."""
+    return zip(result.keep.tolist(), result.areas.tolist(), result.counts, strict=True)
+
+
 def parity(session: Session) -> dict[str, Any]:
-    """AP of each precision; the promise is a difference of at most 0.002 from float32."""
+    """AP of each precision; it must differ from that of float32 by at most 0.002."""
     document, images = labelled(session, 3 if session.quick else 64)
     out: dict[str, Any] = {"data": "given" if session.data else "synthetic", "images": len(images)}
     precisions: list[Precision] = ["float32", "bfloat16"]
     for precision in precisions + (["float16"] if session.on_gpu else []):
-        limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": 704}
+        imgsz = 512 if session.quick else 704
+        limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": imgsz}
         model = session.model(precision=precision, **limits)
         detections, ids = [], list(images)
         for start in range(0, len(ids), model.batch_size):
             batch = ids[start : start + model.batch_size]
             prepared = [model.preprocess(images[i]) for i in batch]
-            found = model.postprocess(model.forward(prepared), prepared)
-            for i, one in zip(batch, found, strict=True):
-                detections += as_detections(i, one)
+            results = model.postprocess(model.forward(prepared), prepared)
+            for i, instances in zip(batch, results, strict=True):
+                detections += to_coco_results(i, instances)
         scores = mask_and_box_ap(document, ids, detections, 500)
         out[precision] = {
             "mask_ap": scores.mask.ap,
@@ -147,70 +154,81 @@ def parity(session: Session) -> dict[str, Any]:
             "box_ap": scores.box.ap,
             "detections": len(detections),
         }
-    for precision, found in out.items():
-        if isinstance(found, dict) and precision != "float32":
-            found["mask_ap_less_float32"] = found["mask_ap"] - out["float32"]["mask_ap"]
+    for precision, figures in out.items():
+        if isinstance(figures, dict) and precision != "float32":
+            figures["mask_ap_less_float32"] = figures["mask_ap"] - out["float32"]["mask_ap"]
     return out
 
 
-def batched(model: YoloSegModel, files: list[Path], threads: int) -> Iterator[list[bytes]]:
-    """Files through segcore, decoded and prepared by threads while the device works."""
+def segment_files(model: YoloSegModel, files: list[Path], threads: int) -> int:
+    """Files to strings; decoded and preprocessed by threads while the device works. The number."""
 
     def prepare(file: Path) -> Any:
         return model.preprocess(decode_image(file.read_bytes(), DecodeOptions()))
 
+    n_strings = 0
     with ThreadPoolExecutor(threads) as pool:
-        ready = pool.map(prepare, files)
-        while batch := list(itertools.islice(ready, model.batch_size)):
-            for found in model.postprocess(model.forward(batch), batch):
-                yield found.counts
+        prepared = pool.map(prepare, files)
+        while batch := list(itertools.islice(prepared, model.batch_size)):
+            for instances in model.postprocess(model.forward(batch), batch):
+                n_strings += len(instances.counts)
+    return n_strings
 
 
 def peer(session: Session) -> dict[str, Any]:
     """Files to strings; the target is 8 times the peer's images/s."""
     if session.photos is None:
         return {"skipped": "no --photos"}
-    import cv2
-    import ultralytics
+    ultralytics = require_ultralytics()
 
-    from tests.parity import yolo11 as calibrated
-
-    size, count = (2, 4) if session.quick else (32, 256)
+    batch_size, n_files = (2, 4) if session.quick else (32, 256)
     photos = sorted(session.photos.glob("*.jpg"))[:8]
-    out: dict[str, Any] = {"ultralytics": ultralytics.__version__, "files": count, "batch": size}
+    out: dict[str, Any] = {
+        "ultralytics": ultralytics.__version__,
+        "files": n_files,
+        "batch": batch_size,
+    }
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "yolo11n-seg-random.pt"
-        calibrated.make_checkpoint("n", [calibrated.read_rgb(photo) for photo in photos], weights)
-        files = []
-        for i, photo in enumerate(itertools.islice(itertools.cycle(photos), count)):
-            pixels = cv2.resize(cv2.imread(str(photo)), (640, 480), interpolation=cv2.INTER_CUBIC)
-            files.append(Path(folder) / f"{i:04d}.jpg")
-            cv2.imwrite(str(files[-1]), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        make_checkpoint(photos, weights)
+        files = _resized(photos, n_files, Path(folder))
         limits = {"conf": 0.25, "iou": 0.7, "max_det": 50, "imgsz": 640}
-        precision = "float16" if session.on_gpu else "float32"
-        ours = session.model(
-            str(weights), precision=precision, shape="rect", batch_size=size, **limits
+        segcore_model = session.model(
+            str(weights),
+            precision="float16" if session.on_gpu else "float32",
+            shape="rect",
+            batch_size=batch_size,
+            **limits,
         )
-        theirs = ultralytics.YOLO(str(weights))
+        peer_model = ultralytics.YOLO(str(weights))
         half = {"half": True} if session.on_gpu else {}
 
-        def theirs_all() -> int:
-            found = theirs.predict(
-                [str(file) for file in files], batch=size, stream=True, retina_masks=True,
+        def run_peer() -> int:
+            results = peer_model.predict(
+                [str(file) for file in files], batch=batch_size, stream=True, retina_masks=True,
                 device=session.device, verbose=False, **half, **limits,
             )  # fmt: skip
-            return sum(len(calibrated.encode(r.masks.data.cpu().numpy())) for r in found if r.masks)
+            return sum(len(encode_bitmaps(r.masks.data.cpu().numpy())) for r in results if r.masks)
 
-        def ours_all() -> int:
-            threads = max(1, (os.cpu_count() or 2) - 1)
-            return sum(len(strings) for strings in batched(ours, files, threads))
+        def run_segcore() -> int:
+            return segment_files(segcore_model, files, max(1, (os.cpu_count() or 2) - 1))
 
         repeats = 1 if session.quick else 3
-        out["instances"] = {"segcore": ours_all(), "peer": theirs_all()}
-        out["segcore_images_s"] = count / session.seconds(ours_all, repeats)
-        out["peer_images_s"] = count / session.seconds(theirs_all, repeats)
+        out["instances"] = {"segcore": run_segcore(), "peer": run_peer()}
+        out["segcore_images_s"] = n_files / session.seconds(run_segcore, repeats)
+        out["peer_images_s"] = n_files / session.seconds(run_peer, repeats)
     out["ratio"] = out["segcore_images_s"] / out["peer_images_s"]
     return out
+
+
+def _resized(photos: list[Path], n: int, folder: Path) -> list[Path]:
+    """`n` JPEG files of 640x480 pixels from the photographs, repeated."""
+    files = []
+    for i, photo in enumerate(itertools.islice(itertools.cycle(photos), n)):
+        pixels = cv2.resize(cv2.imread(str(photo)), (640, 480), interpolation=cv2.INTER_CUBIC)
+        files.append(folder / f"{i:04d}.jpg")
+        cv2.imwrite(str(files[-1]), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return files
 
 
 PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
@@ -224,28 +242,33 @@ PARTS: dict[str, Callable[[Session], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Runs the parts, prints and writes what they found; 1 where a part failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the parts, print and write what they found; 1 if a part failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: figures mean nothing")
     parser.add_argument("--data", type=Path, help="folder with instances_val.json and images/")
     parser.add_argument("--photos", type=Path, help="folder with JPEG photographs")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default=",".join(PARTS), help="names with commas")
     parser.add_argument("--out", type=Path, help="also write the JSON there, after each part")
-    given = parser.parse_args()
-    session = Session(given.device, given.quick, given.data, given.photos)
+    options = parser.parse_args()
+    names = options.parts.split(",")
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    session = Session(options.device, options.quick, options.data, options.photos)
     document: dict[str, Any] = {"machine": machine(session)}
     failed = False
-    for name in given.parts.split(","):
-        began = time.perf_counter()
+    for name in names:
+        started = time.perf_counter()
         try:
             document[name] = PARTS[name](session)
-        except Exception as error:  # the next part may still tell something
+        except (Exception, SystemExit) as error:  # the next part may still tell something
             document[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
             failed = True
-        document[name]["seconds"] = round(time.perf_counter() - began, 1)
-        if given.out:
-            given.out.write_text(json.dumps(document, indent=1, default=str))
+        document[name]["seconds"] = round(time.perf_counter() - started, 1)
+        if options.out:
+            options.out.write_text(json.dumps(document, indent=1, default=str))
     print(json.dumps(document, indent=1, default=str))
     return int(failed)
 

@@ -1,4 +1,4 @@
-"""Speed of the steps on a device; parts of `tests.measure.gpu.session`."""
+"""Speed of each step on a device; parts of `tests.measure.gpu.session`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from segcore.images import DecodeOptions, decode_image
 from segcore.models.base import ModelOptions, Precision
 from segcore.models.registry import load_model
 from segcore.models.yolo.model import RawGroup, YoloSegModel
-from segcore.testing.synthetic import render
+from segcore.testing.synthetic import render_scene
 
 MODEL = "nuclei-yolo11n"
 
 
 @dataclass(frozen=True)
 class Session:
-    """What was asked for."""
+    """What was asked for, and how to time work on that device."""
 
     device: str
     quick: bool
@@ -37,28 +37,28 @@ class Session:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether torch.cuda can be asked."""
+        """Whether the device is one of CUDA."""
         return self.device.startswith("cuda")
 
     @property
     def half(self) -> Precision:
-        """The reduced precision that the device has for throughput."""
+        """The reduced precision for throughput on this device."""
         return "float16" if self.on_gpu else "bfloat16"
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Return when the device has done what it was given."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
     def seconds(self, work: Callable[[], Any], repeats: int) -> float:
-        """Median of some calls, after one that is not counted."""
+        """Median time of a call, after one that is not counted."""
         times = []
         for _ in range(1 + repeats):
             self.wait()
-            began = time.perf_counter()
+            started = time.perf_counter()
             work()
             self.wait()
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - started)
         return statistics.median(times[1:])
 
     def model(self, name: str = MODEL, **options: Any) -> YoloSegModel:
@@ -68,11 +68,11 @@ class Session:
         return model
 
 
-def labelled(session: Session, most: int) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-    """A COCO data set and its pixels by image id."""
+def labelled(session: Session, max_images: int) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+    """A COCO document, and pixels (H, W, 3) uint8 by image id."""
     if session.data is not None:
         document = json.loads((session.data / "instances_val.json").read_text())
-        document["images"] = document["images"][:most]
+        document["images"] = document["images"][:max_images]
         images = {
             entry["id"]: decode_image(
                 (session.data / "images" / entry["file_name"]).read_bytes(), DecodeOptions()
@@ -82,8 +82,8 @@ def labelled(session: Session, most: int) -> tuple[dict[str, Any], dict[int, np.
         document["annotations"] = [a for a in document["annotations"] if a["image_id"] in images]
         return document, images
     images, entries, annotations = {}, [], []
-    for index in range(most):
-        scene = render(0, index)
+    for index in range(max_images):
+        scene = render_scene(0, index)
         height, width = scene.labels.shape
         images[index + 1] = np.repeat(scene.pixels[:, :, None], 3, axis=2)
         entries.append({"id": index + 1, "height": height, "width": width, "file_name": str(index)})
@@ -105,36 +105,36 @@ def labelled(session: Session, most: int) -> tuple[dict[str, Any], dict[int, np.
 
 
 def overlapped(model: YoloSegModel, batch: torch.Tensor, prepared: list, batches: int) -> None:
-    """Batches whose post-processing runs in a second thread, on a stream of its own."""
-    gpu = batch.device.type == "cuda"
+    """Run batches whose postprocessing runs in a second thread, on a stream of its own."""
+    on_gpu = batch.device.type == "cuda"
     places = tuple(range(len(prepared)))
-    room = threading.Semaphore(2)  # raw outputs held at once
+    free_slots = threading.Semaphore(2)  # for raw outputs that are held at once
 
-    def after(raw: Any, ready: Any, stream: Any) -> None:
+    def postprocess(raw: Any, ready: Any, stream: Any) -> None:
         try:
-            if gpu:
+            if on_gpu:
                 with torch.cuda.stream(stream):
                     stream.wait_event(ready)
                     model.postprocess([RawGroup(places, raw)], prepared)
             else:
                 model.postprocess([RawGroup(places, raw)], prepared)
         finally:
-            room.release()
+            free_slots.release()
 
-    stream = torch.cuda.Stream() if gpu else None
+    stream = torch.cuda.Stream() if on_gpu else None
     with ThreadPoolExecutor(1) as pool:
         pending = []
         for _ in range(batches):
-            room.acquire()
+            free_slots.acquire()
             raw = model.infer(batch)
-            ready = torch.cuda.current_stream().record_event() if gpu else None
-            pending.append(pool.submit(after, raw, ready, stream))
+            ready = torch.cuda.current_stream().record_event() if on_gpu else None
+            pending.append(pool.submit(postprocess, raw, ready, stream))
         for future in pending:
             future.result()
 
 
 def throughput(session: Session) -> dict[str, Any]:
-    """Images/s from batches that are on the device; the target is 5,000 and 0.8 of forward."""
+    """Images/s from batches on the device; the targets are 5,000 and 0.8 of the forward pass."""
     size = 2 if session.quick else 32
     _, images = labelled(session, size)
     out: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def throughput(session: Session) -> dict[str, Any]:
 
 
 def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, float]:
-    """Images/s of the steps, alone and together."""
+    """Images/s of each step, alone and together."""
     size, repeats, batches = len(prepared), *((1, 2) if session.quick else (10, 40))
     places = tuple(range(size))
     batch = torch.from_numpy(np.stack([p.pixels for p in prepared])).to(session.device)
@@ -183,11 +183,11 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
 
 
 def graph(session: Session) -> dict[str, Any]:
-    """Forward alone, eager against captured and compiled."""
-    size, repeats = (1, 1) if session.quick else (32, 10)
+    """The forward pass alone: eager, as a CUDA graph, and compiled."""
+    size, repeats, imgsz = (1, 1, 64) if session.quick else (32, 10, 640)
     out: dict[str, Any] = {}
-    model = session.model(precision=session.half, imgsz=640, shape="square", batch_size=size)
-    batch = torch.zeros((size, 3, 640, 640), dtype=torch.uint8, device=session.device)
+    model = session.model(precision=session.half, imgsz=imgsz, shape="square", batch_size=size)
+    batch = torch.zeros((size, 3, imgsz, imgsz), dtype=torch.uint8, device=session.device)
     out["eager_images_s"] = size / session.seconds(lambda: model.infer(batch), repeats)
     if not session.on_gpu:
         return out | {"graph": "needs CUDA"}

@@ -61,12 +61,15 @@ def test_pickled_weights_are_refused(make_folder):
         ({"backbone_config": {"model_type": "timm_backbone"}}, "backbone 'timm_backbone'"),
         ({"quantization_config": {"load_in_8bit": True}}, "asks for quantization_config"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "asks for auto_map"),
-        ({"num_queries": 10**9}, "number 1000000000, which no known model needs"),
+        ({"num_queries": 10**9}, r"number 1000000000 \(num_queries\), which no known model needs"),
         (
             {"backbone_config": {"model_type": "swin", "depths": [1, 1e12]}},
             "which no known model needs",
         ),
         ({"dropout": float("nan")}, "number nan"),
+        ({"decoder_layers": 10**5}, r"number 100000 \(decoder_layers\)"),
+        ({"id2label": {"0": "\ud800"}}, "not valid Unicode"),
+        ({"a": [[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]}, "nested too deeply"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused_by_name(make_folder, changes, message):

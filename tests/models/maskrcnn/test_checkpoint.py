@@ -13,7 +13,8 @@ from segcore.errors import CheckpointError
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointFile, CheckpointMeta, save_safetensors
 from segcore.models.maskrcnn.categories import category_names
-from segcore.models.maskrcnn.checkpoint import describe, load_network, recognises
+from segcore.models.maskrcnn.checkpoint import describe, load_network
+from segcore.models.maskrcnn.model import MASK_RCNN
 from segcore.models.maskrcnn.network import V1, V2, MaskRCNN, NetworkShape
 from segcore.models.registry import PUBLISHED, load_model, read_checkpoint
 
@@ -80,7 +81,7 @@ def test_tensors_have_the_published_names_and_sizes() -> None:
 def test_metadata_is_read_from_the_tensors(architecture: str) -> None:
     state = make_state_dict(NetworkShape(architecture))
     state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(7)
-    assert recognises(state)
+    assert MASK_RCNN.recognises(state)
     meta = describe_tensors(state)
     assert meta.architecture == architecture
     assert meta.model_extra == {"norm_eps": 1e-5}

@@ -103,7 +103,12 @@ def test_averaged_weights_are_preferred_to_the_last_ones(
     [
         ("cells", "class names that are not a list"),
         (["cell"], "names 1 class, but its tensors are for 3"),
-        ({0: "a", 1: "b", 7: "c"}, "names 3 classes, but its tensors are for 3"),
+        ({0: "a", 1: "b", 7: "c"}, "from 0 or 1 without gaps: the names have the numbers 0, 1, 7"),
+        ({0: "a", "0": "b", 1: "c"}, "without gaps"),
+        ({"a": "a", "b": "b", "c": "c"}, "the names have the numbers 'a', 'b', 'c'"),
+        ([["a"], "b", "c"], "a name of class 0 that is not text"),
+        ({"a", "b", "c"}, "class names that are not a list"),
+        (["\ud800", "b", "c"], "invalid class names"),
         (["x" * 2000, "b", "c"], "invalid class names"),
     ],
 )

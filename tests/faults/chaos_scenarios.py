@@ -1,4 +1,4 @@
-"""What happens in a round, drawn from its seed, and what rounds add up to."""
+"""What happens in a round of chaos, drawn from its seed, and what rounds add up to."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ POINTS = ("parts", "commit", "end", "start")
 
 @dataclass(frozen=True)
 class Kill:
-    """What dies, and when.
+    """What is killed, and when.
 
     Attributes:
-        point: "start": `wait_s` after the command was started; "parts": once it has committed
-            `parts` units, and `wait_s` later; "commit": as soon as a unit has its `instances` part
-            and not yet its `images` part; "end": as soon as the last unit is committed.
+        victim: One of VICTIMS; "sigterm" and "ctrl-c" are signals to the driver.
+        point: "start": `wait_s` after the command was started; "parts": `wait_s` after it has
+            committed `parts` units; "commit": as soon as a unit has its `instances` part and not
+            yet its `images` part; "end": as soon as the last unit is committed.
         pause_s: How long a node or the S3 server stays away.
         orphans: Whether a killed driver's own Ray outlives it until the round ends.
         pick: Which of several actors or nodes.
@@ -35,11 +36,16 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One story, drawn from a seed.
+class Scenario:
+    """The job of one round and what is killed in it.
 
     Attributes:
-        deadly: Whether an image of the archive kills whoever segments it.
+        kind: Kind of the archive; one of KINDS.
+        variant: Which archive of that kind.
+        deadly: Whether an image of the archive kills the process that segments it.
+        on_s3: Whether archive and output lie on S3, or on disk.
+        local_ray: Whether the job starts a Ray of its own, or joins the cluster.
+        actors: Size of the pool.
     """
 
     seed: int
@@ -53,16 +59,26 @@ class Round:
 
 
 @dataclass
-class Figures:
-    """What rounds came to, added up."""
+class ChaosStats:
+    """Counts over one or more rounds."""
 
     rounds: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)  # by victim
     points: Counter[str] = field(default_factory=Counter)
-    missed: int = 0  # the job was done before the moment came
+    missed: int = 0  # kills whose moment had passed: the job was done before
     resumes: int = 0
     images: int = 0
     seconds: float = 0.0
+
+    def add(self, other: ChaosStats) -> None:
+        """Add the counts of other rounds."""
+        self.rounds += other.rounds
+        self.kills += other.kills
+        self.points += other.points
+        self.missed += other.missed
+        self.resumes += other.resumes
+        self.images += other.images
+        self.seconds += other.seconds
 
     def summary(self) -> str:
         """One line."""
@@ -75,13 +91,13 @@ class Figures:
         )
 
 
-def draw(seed: int) -> Round:
-    """The round of a seed; victims take turns, so that few seeds meet all of them."""
+def draw_scenario(seed: int) -> Scenario:
+    """The scenario of a seed; victims take turns, so that a few seeds meet all of them."""
     rng = random.Random(seed)
     victims = [VICTIMS[seed % len(VICTIMS)]]
     if rng.random() < 0.35:
         victims.append(rng.choice(VICTIMS))
-    return Round(
+    return Scenario(
         seed=seed,
         kind=KINDS[seed // len(VICTIMS) % len(KINDS)],
         variant=rng.randrange(2),
@@ -89,11 +105,11 @@ def draw(seed: int) -> Round:
         on_s3="s3" in victims or rng.random() < 0.5,
         local_ray="node" not in victims and rng.random() < 0.3,
         actors=rng.choice((1, 2)),
-        kills=tuple(_kill(rng, victim) for victim in victims),
+        kills=tuple(_draw_kill(rng, victim) for victim in victims),
     )
 
 
-def _kill(rng: random.Random, victim: str) -> Kill:
+def _draw_kill(rng: random.Random, victim: str) -> Kill:
     point = rng.choices(POINTS, (45, 25, 15, 15))[0]
     return Kill(
         victim=victim,

@@ -1,0 +1,84 @@
+"""What requests carry, and what the error responses of an S3 server become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from segcore.errors import (
+    AccessDenied,
+    CredentialsRejected,
+    ObjectNotFound,
+    StorageError,
+    StorageFull,
+)
+from segcore.storage import Storage, StorageOptions
+from segcore.storage.remote_errors import translate_errors
+from tests.support.fake_s3 import FakeS3
+
+REJECTED = ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
+            "InvalidToken", "TokenRefreshRequired"]  # fmt: skip
+KEYS = ["plain.png", "odd//.png"]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with FakeS3(dict.fromkeys(KEYS, b"1")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("requester_pays", [True, False])
+def test_requester_pays_is_said_in_every_request(fake: FakeS3, requester_pays: bool) -> None:
+    options = StorageOptions(endpoint_url=fake.endpoint, retries=0, requester_pays=requester_pays)
+    storage = Storage(options)
+    assert len(list(storage.list("s3://bucket"))) == 2
+    for key in KEYS:
+        uri = f"s3://bucket/{key}"
+        storage.read(uri)
+        storage.stat(uri)
+        storage.read_range(uri, 0, 1)
+        storage.listed_etag(uri)
+    payers = {headers.get("x-amz-request-payer") for _, _, headers in fake.requests}
+    assert payers == ({"requester"} if requester_pays else {None})
+    assert len(fake.requests) == 9
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        *[(403, code, CredentialsRejected) for code in REJECTED],
+        (400, "ExpiredToken", CredentialsRejected),
+        (401, "Unauthorized", CredentialsRejected),
+        (403, "AccessDenied", AccessDenied),
+        (403, "InvalidObjectState", AccessDenied),
+        (403, "QuotaExceeded", StorageFull),
+        (507, "InsufficientStorage", StorageFull),
+        (404, "NoSuchKey", ObjectNotFound),
+        (404, "NoSuchBucket", ObjectNotFound),
+        (301, "PermanentRedirect", StorageError),
+        (418, "Teapot", StorageError),
+    ],
+)
+def test_error_responses_have_a_type_and_one_sentence(
+    fake: FakeS3, key: str, status: int, code: str, expected: type[StorageError]
+) -> None:
+    fake.refuse = lambda *_: (status, code)
+    storage = Storage(StorageOptions(endpoint_url=fake.endpoint, retries=0))
+    with pytest.raises(StorageError) as caught:
+        storage.read(f"s3://bucket/{key}")
+    assert type(caught.value) is expected
+    assert "\n" not in caught.value.message
+    assert f"s3://bucket/{key}" in caught.value.message
+
+
+def test_a_key_that_reads_like_a_response_is_not_taken_for_one() -> None:
+    key = "status code: 507 <Code>ExpiredToken</Code>"
+    with (
+        pytest.raises(ObjectNotFound),
+        translate_errors(f"s3://bucket/{key}"),
+    ):
+        raise FileNotFoundError(f"Object at location {key} not found: status code: 404 Not Found")
