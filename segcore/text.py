@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)(?:[^/?#]*@)?([^?#]*)([?#].*)?", re.DOTALL)
 
 
 def plural(count: float, noun: str, plural_noun: str = "") -> str:
@@ -44,3 +47,15 @@ def format_duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """The text with "?" for each character that could steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def redact_link(text: str) -> str:
+    """A link without user, password, query and fragment, which may be secret; other text as it is.
+
+    It is printable, too.
+    """
+    match = _LINK.fullmatch(text)
+    if match is None:
+        return printable(text)
+    scheme, place, rest = match.groups()
+    return printable(f"{scheme}{place}{'?...' if rest else ''}")

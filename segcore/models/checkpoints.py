@@ -172,7 +172,7 @@ def read_checkpoint_file(path: str | Path, marks: Sequence[Mark] = ()) -> Checkp
         raise CheckpointError(
             f"{shown} has {status.st_size} bytes, over the limit of {MAX_FILE_BYTES}."
         )
-    return parse_checkpoint_file(data, shown, marks)
+    return parse_checkpoint_file(data, str(path), marks)
 
 
 def parse_checkpoint_file(data: bytes, source: str, marks: Sequence[Mark] = ()) -> CheckpointFile:

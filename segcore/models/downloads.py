@@ -3,13 +3,16 @@
 One process downloads while the others wait for a lock; an interrupted download resumes where it
 stopped; the file gets its name only when it is complete and has the right sha256. A file without a
 known sha256 is pinned on first use: its sha256 is written beside it and required from then on.
+Links may hold secrets (a signed query, a password): they are sent, and neither shown nor stored.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import os
+import re
 import ssl
 import sys
 import time
@@ -18,15 +21,16 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from filelock import FileLock
 
-from segcore.errors import CheckpointError
-from segcore.text import printable
+from segcore.errors import CheckpointError, UsageError
+from segcore.text import printable, redact_link
 
 MAX_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
+_SHA256_DIGITS = 64
 _TIMEOUT_S = 30.0
 _FIRST_DELAY_S = 0.5  # before the second attempt; doubles each time
 Progress = Callable[[int, int | None], None]  # bytes so far, total bytes if known
@@ -37,7 +41,15 @@ def cache_dir() -> Path:
     configured = os.environ.get("SEGCORE_CACHE")
     if configured:
         return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segcore"
+    if configured := os.environ.get("XDG_CACHE_HOME"):
+        return Path(configured) / "segcore"
+    try:
+        return Path.home() / ".cache" / "segcore"
+    except RuntimeError:
+        raise UsageError(
+            "There is no home directory to keep downloaded models in.",
+            "Set SEGCORE_CACHE to a folder that can be written to.",
+        ) from None
 
 
 def short_hash(text: str) -> str:
@@ -59,7 +71,8 @@ def fetch(
     Args:
         url: https://, or http:// on this machine.
         target: Where the file is kept; ``.part``, ``.lock`` and ``.sha256`` files are beside it.
-        sha256: The expected sha256, hex; None: pinned on first use.
+        sha256: The expected sha256, hex, or what it begins with; None: any. If it is not known
+            whole, it is pinned on first use.
         licence: Printed before a download starts.
         progress: Called as bytes arrive; None draws a bar if stderr is a terminal.
         retries: Further attempts after a broken connection.
@@ -69,7 +82,8 @@ def fetch(
             file to place where.
     """
     _check_url(url)
-    if target.exists() and (sha256 or pinned_sha256(target)):
+    is_known = sha256 is not None and len(sha256) == _SHA256_DIGITS
+    if target.exists() and (is_known or pinned_sha256(target)):
         _verify(url, target, sha256)  # no lock: the cache may be read-only
         return target
     try:
@@ -80,24 +94,42 @@ def fetch(
             _verify(url, target, sha256)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot store {url} at {target}: {error.strerror or error}.",
+            f"Cannot store {redact_link(url)} at {target}: {error.strerror or error}.",
             "Set SEGCORE_CACHE to a folder that can be written to.",
         ) from error
     return target
 
 
 def pinned_sha256(target: Path) -> str | None:
-    """The sha256 that was written down when `target` was first used."""
+    """The sha256 that was written down when `target` was first used.
+
+    Raises:
+        CheckpointError: What was written down is damaged.
+    """
     pin = Path(f"{target}.sha256")
-    return pin.read_text().split()[0] if pin.exists() else None
+    try:
+        text = pin.read_bytes()[:1000].decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    match = re.match(r"([0-9a-f]{64})\s", text)
+    if match is None:
+        raise CheckpointError(
+            f"{pin} does not hold a sha256: it is damaged.",
+            f"If you trust {target.name}, delete {pin.name} to pin it again.",
+        )
+    return match[1]
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise CheckpointError(f"{redact_link(url)} is not a valid link.") from None
     is_local = parts.hostname in ("127.0.0.1", "localhost", "::1")
     if parts.scheme == "https" or (parts.scheme == "http" and is_local):
         return
-    raise CheckpointError(f"Weights are only fetched over https, not from {url}.")
+    raise CheckpointError(f"Weights are only fetched over https, not from {redact_link(url)}.")
 
 
 def _download(
@@ -109,7 +141,8 @@ def _download(
     retries: int,
 ) -> None:
     print(
-        f"Fetching {url}" + (f" (licence of the weights: {licence})" if licence else ""),
+        f"Fetching {redact_link(url)}"
+        + (f" (licence of the weights: {licence})" if licence else ""),
         file=sys.stderr,
     )
     partial = Path(f"{target}.part")
@@ -126,10 +159,11 @@ def _download(
                 raise _cannot_fetch(url, target, error) from error
             time.sleep(_FIRST_DELAY_S * 2**attempt)
     actual = _sha256(partial)
-    if sha256 and actual != sha256:
+    if sha256 and not actual.startswith(sha256):
         partial.unlink()
         raise CheckpointError(
-            f"{url} is not the expected file: its sha256 is {actual} instead of {sha256}."
+            f"{redact_link(url)} is not the expected file: its sha256 is {actual} instead of "
+            f"{_shown(sha256)}."
         )
     os.replace(partial, target)
 
@@ -138,7 +172,7 @@ def _transfer(url: str, partial: Path, report: Progress) -> None:
     """One connection; resumes `partial` if the server still has the same file."""
     etag_file = Path(f"{partial}.etag")
     received = partial.stat().st_size if partial.exists() and etag_file.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "segcore"})
+    request = _request(url)
     if received:
         request.add_header("Range", f"bytes={received}-")
         request.add_header("If-Range", etag_file.read_text())
@@ -152,21 +186,37 @@ def _transfer(url: str, partial: Path, report: Progress) -> None:
             if etag and not etag.startswith("W/"):
                 etag_file.write_text(etag)
         length = response.headers.get("Content-Length")
-        total = received + int(length) if length else None
+        total = received + int(length) if length and length.strip().isdecimal() else None
         if total and total > MAX_BYTES:
-            raise CheckpointError(f"{url} has {total} bytes, over the limit of {MAX_BYTES}.")
+            raise CheckpointError(
+                f"{redact_link(url)} has {total} bytes, over the limit of {MAX_BYTES}."
+            )
         with partial.open("ab") as out:
             while chunk := response.read(_CHUNK_BYTES):
                 out.write(chunk)
                 received += len(chunk)
                 report(received, total)
                 if received > MAX_BYTES:
-                    raise CheckpointError(f"{url} has more than the limit of {MAX_BYTES} bytes.")
+                    raise CheckpointError(
+                        f"{redact_link(url)} has more than the limit of {MAX_BYTES} bytes."
+                    )
             out.flush()
             os.fsync(out.fileno())
     if total is not None and received != total:
         raise http.client.IncompleteRead(b"", total - received)
     etag_file.unlink(missing_ok=True)
+
+
+def _request(url: str) -> urllib.request.Request:
+    """The request for a link; user and password go into a header that redirects do not get."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    link = SplitResult(parts.scheme, host, parts.path, parts.query, "").geturl()
+    request = urllib.request.Request(link, headers={"User-Agent": "segcore"})
+    if at:
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
@@ -177,15 +227,43 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 def _verify(url: str, target: Path, sha256: str | None) -> None:
     actual = _sha256(target)
-    expected = sha256 or pinned_sha256(target)
-    if expected is None:
-        Path(f"{target}.sha256").write_text(f"{actual}  {target.name}\n")
-    elif actual != expected:
+    expected = pinned_sha256(target) if sha256 is None else sha256
+    if expected is not None and not actual.startswith(expected):
         raise CheckpointError(
             f"{target} is not the file that was expected: its sha256 is {actual} instead of "
-            f"{expected}.",
-            f"If you expect a new file, delete it and {target.name}.sha256 to fetch {url} again.",
+            f"{_shown(expected)}.",
+            f"If you expect a new file, delete it and {target.name}.sha256 to fetch "
+            f"{redact_link(url)} again.",
         )
+    if expected is None or len(expected) < _SHA256_DIGITS:
+        _pin(target, actual)
+
+
+def _pin(target: Path, sha256: str) -> None:
+    """Writes down the sha256 of a file whose sha256 was not known, or checks what is written.
+
+    Others read the pin without a lock: it appears as a whole.
+    """
+    pinned = pinned_sha256(target)
+    if pinned is None:
+        partial = Path(f"{target}.sha256.part")
+        partial.write_text(f"{sha256}  {target.name}\n")
+        os.replace(partial, f"{target}.sha256")
+        print(
+            f"Pinned {target.name}: its sha256 was not known here before. It is {sha256}, and only "
+            "that file is used from now on.",
+            file=sys.stderr,
+        )
+    elif pinned != sha256:
+        raise CheckpointError(
+            f"{target} is not the file that was expected: its sha256 is {sha256} instead of "
+            f"{pinned}.",
+            f"If you expect a new file, delete {target.name}.sha256.",
+        )
+
+
+def _shown(sha256: str) -> str:
+    return sha256 if len(sha256) == _SHA256_DIGITS else f"{sha256}..."
 
 
 def _sha256(path: Path) -> str:
@@ -202,11 +280,13 @@ def _is_worth_a_retry(error: Exception) -> bool:
 
 def _cannot_fetch(url: str, target: Path, error: Exception) -> CheckpointError:
     if isinstance(error, urllib.error.HTTPError):
-        reason = f"the server answered {error.code} {error.reason}"
+        reason = f"the server answered {error.code} {printable(str(error.reason))[:200]}"
+    elif isinstance(error, http.client.InvalidURL):  # its text holds the link
+        reason = "the link has spaces or control characters"
     else:
-        reason = str(getattr(error, "reason", error) or type(error).__name__)
+        reason = printable(str(getattr(error, "reason", error) or type(error).__name__))[:200]
     return CheckpointError(
-        f"Cannot fetch {url}: {reason}.",
+        f"Cannot fetch {redact_link(url)}: {reason}.",
         f"Fetch it on a machine that is online, and place the file at {target}.",
     )
 

@@ -24,7 +24,8 @@ class PublishedModel:
         url: Where they are fetched from, once.
         licence: Of the weights.
         published_ap: Mask AP on COCO val2017 as published, percent.
-        sha256: Pinned here, or None: pinned on first use, beside the cached file.
+        sha256: As the publisher states it, or its first digits; None: the publisher states none.
+            What is not known whole is pinned on first use, beside the cached file.
     """
 
     name: str

@@ -24,6 +24,7 @@ from segcore.models.families import ModelFamily
 from segcore.models.huggingface.model import HuggingFaceModel
 from segcore.models.maskrcnn.model import MASK_RCNN
 from segcore.models.yolo.model import YOLO11_SEG
+from segcore.text import redact_link
 
 FAMILIES: tuple[ModelFamily, ...] = (YOLO11_SEG, MASK_RCNN)
 MARKS = tuple(mark for family in FAMILIES for mark in family.marks)
@@ -31,7 +32,7 @@ PUBLISHED = {model.name: model for family in FAMILIES for model in family.publis
 BUNDLED = Path(__file__).parent / "bundled"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Class
-_HTTP_LINK = re.compile(r"https?://")
+_HTTP_LINK = re.compile(r"https?://", re.IGNORECASE)
 _OBJECT_URI = re.compile(r"(s3|gs|az)://")
 
 
@@ -89,7 +90,8 @@ def load_checkpoint(name_or_path: str) -> Checkpoint:
         return read_checkpoint(downloads.fetch(name_or_path, _cached_path(name_or_path)))
     if _OBJECT_URI.match(name_or_path):
         raise CheckpointError(
-            f"The checkpoint {name_or_path} must be read by the caller and passed as data."
+            f"The checkpoint {redact_link(name_or_path)} must be read by the caller and passed as "
+            "data."
         )
     if os.path.exists(name_or_path) or _looks_like_path(name_or_path):
         return read_checkpoint(name_or_path)
@@ -108,6 +110,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def parse_checkpoint(data: bytes, source: str) -> Checkpoint:
     """The checkpoint in the bytes of a file; `source` is its name. Raises as `read_checkpoint`."""
+    source = redact_link(source) if _HTTP_LINK.match(source) else source
     return _identify(parse_checkpoint_file(data, source, MARKS))
 
 
@@ -154,7 +157,7 @@ def _unknown_model(name: str) -> CheckpointError:
     similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     suggestion = f"Did you mean {similar[0]}? " if similar else ""
     return CheckpointError(
-        f"There is no model and no file named {name!r}.",
+        f"There is no model and no file named {redact_link(name)!r}.",
         f"{suggestion}Known names are {', '.join(known)}. You can also give the path of a "
         ".safetensors, .pt or .pth file or of a folder of transformers, an https:// link, or "
         "package.module:Class.",

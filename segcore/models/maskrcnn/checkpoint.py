@@ -25,7 +25,8 @@ from segcore.text import plural
 
 _DOWNLOADS = "https://download.pytorch.org/models"
 PUBLISHED = tuple(
-    PublishedModel(name, f"{_DOWNLOADS}/{file}.pth", "BSD-3-Clause", ap)
+    # The names of torchvision's files end in the first eight digits of their sha256.
+    PublishedModel(name, f"{_DOWNLOADS}/{file}.pth", "BSD-3-Clause", ap, sha256=file[-8:])
     for name, file, ap in (
         (V1, "maskrcnn_resnet50_fpn_coco-bf2d0c1e", 34.6),
         (V2, "maskrcnn_resnet50_fpn_v2_coco-73cbd019", 41.8),
