@@ -73,14 +73,13 @@ def test_duplicate_entries_are_read_once(folder: str) -> None:
     assert source.notes == [f"Ignored 3 duplicate entries of {join(folder, 'sub.txt')}."]
 
 
-def test_local_entries_are_looked_up_and_remote_ones_are_not(folder: str) -> None:
+def test_the_versions_of_entries_are_looked_up(folder: str) -> None:
     _write_images(folder)
     storage.write(join(folder, "m.txt"), b"b/2.png\nmissing.png")
     source, samples = open_and_read(join(folder, "m.txt"), storage)
     (unit,) = source.units(UnitLimits())
     is_known = [(member.size >= 0, member.etag != "") for member in unit.members]
-    is_local = not folder.startswith("s3")
-    assert is_known == [(is_local, is_local), (False, False)]
+    assert is_known == [(True, True), (False, False)]
     assert codes(samples) == {join(folder, "missing.png"): "not_found"}
 
 
