@@ -132,6 +132,8 @@ def _to_segcore_error(error: Exception, uri: str) -> StorageError:
         return unreachable(uri)
     if not status and isinstance(error, FileNotFoundError):
         status = "404"
+    elif not status and "redirect without LOCATION" in text:
+        status = "301"
     elif not status and isinstance(error, PermissionDeniedError | UnauthenticatedError):
         status = "403"
     return describe_response(uri, status, code, short_reason(error))

@@ -14,7 +14,7 @@ from segcore.errors import (
     StorageFull,
 )
 from segcore.storage import Storage, StorageOptions
-from segcore.storage.remote_errors import translate_errors
+from segcore.storage.remote_errors import WrongRegion, translate_errors
 from tests.support.fake_s3 import FakeS3
 
 REJECTED = ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
@@ -59,7 +59,7 @@ def test_requester_pays_is_said_in_every_request(fake: FakeS3, requester_pays: b
         (507, "InsufficientStorage", StorageFull),
         (404, "NoSuchKey", ObjectNotFound),
         (404, "NoSuchBucket", ObjectNotFound),
-        (301, "PermanentRedirect", StorageError),
+        (301, "PermanentRedirect", WrongRegion),
         (418, "Teapot", StorageError),
     ],
 )
