@@ -73,6 +73,8 @@ class ImageMatch:
                 self.other_size.append(
                     f"{shorten(row.path, 200)} failed, and the ground truth has no size of it"
                 )
+            elif any(side not in (None, actual) for side, actual in zip(size, shown, strict=True)):
+                self.other_size.append(difference)
             else:
                 self.shown_size[image.id] = (row.width, row.height)
                 self.n_without_size += 1

@@ -132,15 +132,16 @@ def _check_images(rows: list[Any], name: str, remarks: Remarks) -> dict[Id, Trut
 
 
 def _check_size(width: Any, height: Any, where: str) -> tuple[int | None, int | None]:
-    if width is None or height is None:
-        return None, None
-    sides = []
+    sides: list[int | None] = []
     for side, value in (("width", width), ("height", height)):
+        if value is None:
+            sides.append(None)
+            continue
         number = None if isinstance(value, str) else read_id(value)
         if not isinstance(number, int) or not 1 <= number <= MAX_CANVAS:
             raise UsageError(f"{where} has the {side} {shorten(value)}.")
         sides.append(number)
-    if sides[0] * sides[1] > MAX_CANVAS:
+    if (sides[0] or 1) * (sides[1] or 1) > MAX_CANVAS:
         raise UsageError(f"{where} has {sides[0]} x {sides[1]} pixels, over {MAX_CANVAS:,}.")
     return sides[0], sides[1]
 
@@ -269,7 +270,7 @@ def _is_number(value: Any) -> bool:
 
 def _remark_on_id(value: Any, seen: set[Id], remarks: Remarks) -> None:
     """Say where pycocotools, which goes by these ids, gives other numbers."""
-    annotation_id = read_id(value)
+    annotation_id = int(value) if isinstance(value, bool) else read_id(value)  # as Python does
     if annotation_id is None:
         return
     if annotation_id == 0:

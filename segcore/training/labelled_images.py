@@ -154,17 +154,17 @@ def _agree_on_size(
     shown = (width, height)
     orientation = read_orientation(data)
     stored = shown[::-1] if orientation >= 5 else shown
-    size = (image.width, image.height)
-    if exif_labels == "stored" and size in ((None, None), stored):
+    canvas = stored if exif_labels == "stored" else shown
+    size = (image.width or canvas[0], image.height or canvas[1])
+    if None in (image.width, image.height) and size == canvas:
+        truth.remarks.add("image", "without a size: that of the pixels was taken", image_id)
+    if exif_labels == "stored" and size == stored:
         truth.set_size(image_id, *stored, orientation)
         if orientation != 1:
             truth.remarks.add("image", "with labels turned by the EXIF orientation", image_id)
         return
-    if size == (None, None):
-        truth.remarks.add("image", "without a size: that of the pixels was taken", image_id)
-        truth.set_size(image_id, *shown)
-        return
     if size == shown and exif_labels != "stored":
+        truth.set_size(image_id, *shown)
         return
     if size == stored and exif_labels == "shown":
         truth.remarks.add("image", "with the size before EXIF rotation: labels as shown", image_id)

@@ -41,7 +41,7 @@ class State:
     Attributes:
         value: What the field gets; MISSING removes it. A function gets the entry and returns it.
         references: Whether the annotations that name the entry by this id follow it.
-        has_note: Whether segcore must say something.
+        has_note: Whether segcore must say something; None: it may.
     """
 
     table: str
@@ -50,7 +50,7 @@ class State:
     value: Any
     effect: Any
     references: bool = False
-    has_note: bool = True
+    has_note: bool | None = True
 
     def __str__(self) -> str:
         return f"{self.table}.{self.field}-{self.name}"
@@ -142,7 +142,9 @@ _NEVER_AN_ID = {
 def _id_states() -> Iterator[State]:
     strange = _NEVER_AN_ID | {"text": "a1", "huge": HUGE, "negative": -4, "float": 2.0}
     for name, value in strange.items():
-        yield State("annotations", "id", name, value, SAME, has_note=False)
+        # For pycocotools true is 1, the id of another annotation.
+        has_note = None if value is True else False
+        yield State("annotations", "id", name, value, SAME, has_note=has_note)
     for name, value in {"zero": 0, "duplicate": 1}.items():
         yield State("annotations", "id", name, value, SAME)
     for table in ("images", "categories"):
