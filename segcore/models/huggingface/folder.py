@@ -112,6 +112,7 @@ class ModelFolder:
         config: `config.json`; its numbers are bounded, and model and backbone are supported;
             nothing else in it is checked.
         preprocessing: `preprocessor_config.json`.
+        weights_bytes: Of the files with the weights.
         weights_sha256: Of `model.safetensors`; for shards, of the index and then of each shard in
             the order of their names, as one.
         config_sha256: Of both documents.
@@ -121,6 +122,7 @@ class ModelFolder:
     path: Path
     config: dict[str, Any]
     preprocessing: Preprocessing
+    weights_bytes: int
     weights_sha256: str
     config_sha256: str
     licence: str
@@ -153,6 +155,7 @@ def read_folder(path: str | Path) -> ModelFolder:
         path=path,
         config=config,
         preprocessing=preprocessing,
+        weights_bytes=sum(file.stat().st_size for file in weights),
         weights_sha256=_sha256(weights),
         config_sha256=hashlib.sha256(documents).hexdigest(),
         licence=read_licence(path / "README.md"),

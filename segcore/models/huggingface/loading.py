@@ -13,7 +13,7 @@ import torch
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.checks import check_tensors
 from segcore.models.huggingface.folder import ModelFolder, Preprocessing
-from segcore.text import plural
+from segcore.text import plural, printable
 
 _MIN_VERSION = (5, 23)  # of transformers; the oldest tested, and early 5.x requires torchvision
 _CLASSES = {  # by `model_type`: configuration, network
@@ -60,6 +60,7 @@ def load_network(transformers: Any, folder: ModelFolder) -> Any:
     config_class, network_class = (getattr(transformers, n) for n in _CLASSES[folder.model_type])
     try:
         config = config_class(**_config_arguments(transformers, config_class, folder.config))
+        _check_size(network_class, config, folder)
         with _hidden_progress_bar(transformers):
             network, report = network_class.from_pretrained(
                 str(folder.path),
@@ -70,13 +71,26 @@ def load_network(transformers: Any, folder: ModelFolder) -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+    except CheckpointError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise CheckpointError(
-            f"transformers cannot load the model in {folder.path}: {reason[0][:500]}"
+            f"transformers cannot load the model in {folder.path}: {printable(reason[0])[:500]}"
         ) from error
     _check_network(network, report, folder)
     return network.eval().requires_grad_(False)
+
+
+def _check_size(network_class: Any, config: Any, folder: ModelFolder) -> None:
+    """Before memory is taken: weights of n bytes are of at most n parameters."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in network_class(config).parameters())
+    if count > folder.weights_bytes:
+        raise CheckpointError(
+            f"{folder.path}/config.json describes a network of {count:,} parameters, but the "
+            f"weights have {folder.weights_bytes:,} bytes."
+        )
 
 
 def _check_network(network: Any, report: Any, folder: ModelFolder) -> None:

@@ -258,5 +258,17 @@ def test_weights_that_do_not_fit_are_refused(model_folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"class_predictor\.bias holds NaN"):
         load_model(str(path), CPU)
     (path / "model.safetensors").write_bytes(b"no tensors at all")
-    with pytest.raises(CheckpointError, match="cannot load the model"):
+    with pytest.raises(CheckpointError, match="describes a network of"):
+        load_model(str(path), CPU)
+
+
+@needs_transformers
+def test_a_config_that_describes_more_than_the_weights_hold_takes_no_memory(model_folder, tmp_path):
+    path = shutil.copytree(model_folder, tmp_path / "mine")
+    config = json.loads((path / "config.json").read_text())
+    config["dim_feedforward"] = config["encoder_feedforward_dim"] = 900_000
+    config.setdefault("decoder_config", {})["decoder_ffn_dim"] = 900_000
+    config["decoder_config"].setdefault("model_type", "detr")
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"describes a network of [0-9,]+ parameters, but"):
         load_model(str(path), CPU)
