@@ -80,7 +80,7 @@ def test_pipes_and_devices_are_failed_rows_at_once(tmp_path: Path) -> None:
     _, samples = open_and_read(f"{tmp_path}/in/m.txt", storage, allow_outside=True)
     assert [s.data for s in samples] == [b"a", None, None, None]
     assert set(codes(samples).values()) == {"unsafe_uri"}
-    assert "a pipe, a socket or a device" in str(samples[1].error)
+    assert "named pipe" in str(samples[1].error)
     os.rename(tmp_path / "pipe", tmp_path / "x.tar")
     for name in ("x.tar", "in/b.png"):
         with pytest.raises(StorageError, match="named pipe"):

@@ -141,12 +141,13 @@ def parity(session: Session) -> dict[str, Any]:
         limits = {"conf": 0.01, "iou": 0.65, "max_det": 500, "imgsz": imgsz}
         model = session.model(precision=precision, **limits)
         detections, ids = [], list(images)
+        category_ids = {category.id: category.id for category in model.info.categories}
         for start in range(0, len(ids), model.batch_size):
             batch = ids[start : start + model.batch_size]
             prepared = [model.preprocess(images[i]) for i in batch]
             results = model.postprocess(model.forward(prepared), prepared)
             for i, instances in zip(batch, results, strict=True):
-                detections += to_coco_results(i, instances)
+                detections += to_coco_results(i, instances, category_ids)
         scores = mask_and_box_ap(document, ids, detections, 500)
         out[precision] = {
             "mask_ap": scores.mask.ap,
