@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.measure.planning import measure
 
 
+@pytest.mark.slow
 def test_planning_stays_small_and_leaves_only_new_and_changed_images() -> None:
     n = 200_000
     steps = measure(n, changed=0.01)

@@ -18,7 +18,7 @@ import pytest
 from segcore.errors import UsageError
 from segcore.testing.loopback_s3 import find_weed
 
-MARK_OF_FIXTURE = {"ray_session": "ray", "s3": "s3"}
+MARK_OF_FIXTURE = {"ray_address": "ray", "ray_session": "ray", "s3": "s3"}
 _RAY_PROGRAMS = ("gcs_server", "raylet")
 
 _allowed_marks: frozenset[str] = frozenset()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from segcore.testing.loopback_s3 import LoopbackS3
+from tests.support.services import MARK_OF_FIXTURE
 
 
 def test_a_test_without_the_mark_cannot_start_the_s3_server(tmp_path: Path) -> None:
@@ -24,5 +25,5 @@ def test_a_test_without_the_mark_cannot_start_ray(tmp_path: Path, program: str) 
 def test_tests_that_use_a_service_by_a_fixture_are_marked(request: pytest.FixtureRequest) -> None:
     for item in request.session.items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        for fixture, mark in (("ray_session", "ray"), ("s3", "s3"), ("s3_prefix", "s3")):
+        for fixture, mark in {**MARK_OF_FIXTURE, "s3_prefix": "s3"}.items():
             assert fixture not in fixtures or item.get_closest_marker(mark), item.nodeid

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from click.testing import Result
@@ -19,6 +20,7 @@ from segcore.models.registry import load_model, read_checkpoint
 from segcore.training.config import TrainConfig
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config_file = tmp_path / "train.yaml"
     document = tiny_config.model_dump(mode="json")
