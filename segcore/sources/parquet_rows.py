@@ -123,7 +123,7 @@ class ShardReader:
         with suppress(UnreadableParquet):
             for values in self._iter_column(path, group, _KEY_BATCH_ROWS):
                 for scalar in values:
-                    value = _plain(scalar).as_py()
+                    value = _to_python(_plain(scalar))
                     if isinstance(value, bytes):
                         value = value.decode("utf-8", "backslashreplace")
                     yield None if value is None else str(value)[:_MAX_KEY_CHARS]
@@ -285,6 +285,14 @@ def _read_group(
         for image_id, is_duplicate in ids:
             notes["duplicate_names"] += is_duplicate
             yield _failed_sample(unit, image_id, error.code, str(error))
+
+
+def _to_python(scalar: Any) -> Any:
+    """The value of a scalar; the bytes of a damaged text that is not UTF-8."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes()
 
 
 def _to_sample(
