@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -218,3 +219,15 @@ def test_storage_failures_while_reading_are_not_failed_rows(
     monkeypatch.setattr("segcore.storage.object_store.read_range", broken)
     with pytest.raises(StorageError, match="network is down"):
         list(read_unit(unit, storage, SourceOptions()))
+
+
+def test_a_key_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    keys = pa.array([b"\xdax", b"ok"]).view(pa.string())  # as damage leaves it: unchecked
+    table = pa.table({"key": keys, "image": [image_bytes(0), image_bytes(1)]})
+    uri = f"{tmp_path}/a.parquet"
+    storage.write(uri, parquet_bytes(table))
+    _, samples = open_and_read(uri, storage)
+    assert [(s.image_id, s.error) for s in samples] == [
+        (f"{uri}#\\xdax", None),
+        (f"{uri}#ok", None),
+    ]
