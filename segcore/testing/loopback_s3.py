@@ -133,7 +133,11 @@ class LoopbackS3:
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
 
     def _wait_until_ready(self) -> bool:
-        """Whether the bucket can be written; False if the process dies or takes too long."""
+        """Whether content can be written and read; False if the process dies or takes too long.
+
+        An empty object would not do: it needs no volume, and a server that was killed serves the
+        bucket before it has found its volumes again.
+        """
         from segcore.storage.object_store import s3_store
 
         process = self._process
@@ -141,9 +145,10 @@ class LoopbackS3:
         store = s3_store(self.bucket, self.endpoint, self.access_key, self.secret_key)
         while process is not None and process.poll() is None and time.monotonic() < deadline:
             with suppress(Exception):
-                store.put(".ready", b"", use_multipart=False)
+                store.put(".ready", b"ready", use_multipart=False)
+                content = bytes(store.get(".ready").bytes())
                 store.delete(".ready")
-                return True
+                return content == b"ready"
             time.sleep(0.1)
         return False
 
