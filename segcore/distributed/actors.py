@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segcore.distributed.progress import ProgressCounter
 from segcore.errors import ClusterError, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
@@ -68,23 +67,6 @@ class UnitOutcome:
     error: str = ""
     needs_isolation: bool = False
     storage_full: bool = False
-
-
-class ProgressActor(ProgressCounter):
-    """The small actor beside the pool: counts progress and knows the actors of the wave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._registered: list[Any] = []
-
-    def register(self, actor: Any) -> None:
-        """Remember an actor of the pool by its handle."""
-        self._registered.append(actor)
-
-    def drain(self) -> list[Any]:
-        """The handles of all actors that registered since the last call."""
-        drained, self._registered = self._registered, []
-        return drained
 
 
 class UnitActor:

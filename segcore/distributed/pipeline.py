@@ -15,7 +15,6 @@ from typing import Any
 
 from segcore.distributed.actors import (
     ActorSpec,
-    ProgressActor,
     ReadActor,
     SegmentActor,
     UnitActor,
@@ -23,7 +22,7 @@ from segcore.distributed.actors import (
 )
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.pool import PoolSize
-from segcore.distributed.progress import ProgressSnapshot
+from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, StorageError, StorageFull
 from segcore.sources.unit_tables import units_to_table
 from segcore.sources.units import Unit

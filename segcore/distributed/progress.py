@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -84,6 +84,27 @@ class ProgressCounter:
             units=committed.units,
             bytes=committed.bytes,
         )
+
+
+class ProgressActor(ProgressCounter):
+    """The small actor beside the pool: counts progress and knows the actors of the wave.
+
+    It lives in this module because its process imports what the module imports: PyTorch, for one,
+    would cost it seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._registered: list[Any] = []
+
+    def register(self, actor: Any) -> None:
+        """Remember an actor of the pool by its handle."""
+        self._registered.append(actor)
+
+    def drain(self) -> list[Any]:
+        """The handles of all actors that registered since the last call."""
+        drained, self._registered = self._registered, []
+        return drained
 
 
 @dataclass(frozen=True)
