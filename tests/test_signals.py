@@ -88,6 +88,7 @@ def test_ctrl_c_that_a_wrapper_repeats_counts_once() -> None:
     assert _send_twice("SIGINT", 0) == (0, "deferred\ninterrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_second_signal_later_on_ends_the_process(name: str) -> None:
     assert _send_twice(name, 1.2) == (-getattr(signal, name), "")

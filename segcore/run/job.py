@@ -9,7 +9,6 @@ from functools import cached_property
 from segcore.config import Config
 from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
-from segcore.models.registry import bundled_names, load_model
 from segcore.output.edition import Edition, make_edition
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
@@ -171,9 +170,13 @@ def open_model(config: Config, storage: Storage) -> JobModel:
         UsageError: It cannot take images as they are to be decoded.
         SegcoreError: It cannot be loaded.
     """
-    weights = _read_weights(config.model.name, storage)
+    # Here, because it imports PyTorch: what is wrong with a command is said before that.
+    from segcore.models.registry import bundled_names, load_model
+
+    name = config.model.name
+    weights = None if name in bundled_names() else _read_weights(name, storage)
     options = config.model.options().model_copy(update={"device": "cpu"})
-    model = load_model(config.model.name, options, weights)
+    model = load_model(name, options, weights)
     Preprocessor(model.preprocess, config.decode)  # raises if the two do not fit together
     return JobModel(weights, model.info, make_edition(model.info, config.decode))
 
@@ -270,6 +273,6 @@ def _read_weights(name: str, storage: Storage) -> bytes | None:
             return storage.read(name, MAX_WEIGHTS_BYTES)
         except ObjectNotFound:
             raise CheckpointError(f"There is no model at {name}.") from None
-    if os.path.isfile(name) and name not in bundled_names():
+    if os.path.isfile(name):
         return storage.read(name, MAX_WEIGHTS_BYTES)
     return None

@@ -175,6 +175,7 @@ def test_the_report_has_every_number_as_json_and_as_text():
     assert own_peak_memory_mb() > 50
 
 
+@pytest.mark.slow
 def test_a_plot_is_drawn_or_refused_before_measuring(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib (extra `plot`) is not installed")
     path = tmp_path / "bench.png"

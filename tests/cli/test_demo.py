@@ -28,9 +28,10 @@ def _run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.s3
+@pytest.mark.faults
 def test_the_whole_demo_on_s3_fails_for_bad_masks_only(tmp_path: Path) -> None:
     model = "tests.support.threshold_model:Threshold"
-    done = _run_demo(tmp_path / "out", "--images", "60", "--s3", "--model", model)
+    done = _run_demo(tmp_path / "out", "--images", "24", "--s3", "--model", model)
     assert done.returncode == 1, done.stderr  # a threshold is no network
     assert done.stdout, done.stderr
     document = json.loads(done.stdout)
@@ -38,11 +39,11 @@ def test_the_whole_demo_on_s3_fails_for_bad_masks_only(tmp_path: Path) -> None:
     assert "AP50" in document["problems"][0]
     assert document["problems"][0] in done.stderr
     assert document["run"]["input"].startswith("s3://")
-    assert document["run"]["images"] == 60
+    assert document["run"]["images"] == 24
     assert document["run"]["failed"] == len(document["archive"]["broken"])
     copied = open_results(Storage(), str(tmp_path / "out" / "masks"))
     assert copied.prefix == document["tables"]
-    assert sum(table.num_rows for table in copied.images()) == 60
+    assert sum(table.num_rows for table in copied.images()) == 24
     assert sum(t.num_rows for t in copied.instances()) == document["run"]["instances"]
     assert Path(document["contact_sheet"]).exists()
     assert not (tmp_path / "out" / "s3-server").exists()
@@ -52,7 +53,7 @@ def test_the_whole_demo_on_s3_fails_for_bad_masks_only(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not bundled_names(), reason="this checkout has no bundled model yet")
 def test_the_bundled_model_passes_the_demo(tmp_path: Path) -> None:
-    done = _run_demo(tmp_path / "out", "--images", "60")
+    done = _run_demo(tmp_path / "out", "--images", "24")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["ok"] is True

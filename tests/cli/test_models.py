@@ -47,6 +47,7 @@ def test_every_known_name_is_listed_with_its_licence(
     assert "1.5 MB" in table
 
 
+@pytest.mark.slow
 def test_convert_keeps_every_tensor(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_network("yolo11n-seg", 3)

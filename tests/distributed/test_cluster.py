@@ -10,6 +10,7 @@ from segcore.distributed.cluster import _code_to_ship, connected
 from segcore.errors import ClusterError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_an_address_where_nothing_listens_is_an_error_at_once(address):
     connection = connected(RayOptions(address=address))

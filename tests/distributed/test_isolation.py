@@ -88,6 +88,7 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
     assert _instance_rows(report) == _instance_rows(report_without)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.chaos)])
 def test_images_of_shards_fail_alone_too(ray_session, tmp_path, kind):
     contents = _contents(_04a=DEADLY)

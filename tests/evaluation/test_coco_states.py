@@ -242,6 +242,7 @@ def test_every_effect_and_field_is_generated() -> None:
     assert not notes
 
 
+@pytest.mark.slow
 def test_many_annotations_and_classes_take_linear_time() -> None:
     def seconds(n: int) -> float:
         document = clean_document()

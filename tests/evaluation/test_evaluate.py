@@ -381,6 +381,7 @@ def test_paths_are_found_by_their_ends(
     assert [index.find(image_id) for image_id in image_ids] == found
 
 
+@pytest.mark.slow
 def test_names_with_the_same_last_part_take_linear_time() -> None:
     names = [f"scans/{i}/image.png" for i in range(50_000)]
     index = PathIndex(names)
@@ -389,6 +390,7 @@ def test_names_with_the_same_last_part_take_linear_time() -> None:
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:
     _write_output(tmp_path / "out", _perfect_units())
     truth = _write_truth(tmp_path, _ground_truth())

@@ -182,6 +182,7 @@ MANIFESTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_is_planned_or_refused_with_a_message(tmp_path: Path) -> None:
     valid = {name: text.encode() for name, text in MANIFESTS.items()}
     valid["a.parquet"] = parquet_bytes({"uri": ["a.png", "b.png", "c.png"]})

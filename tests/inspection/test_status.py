@@ -89,6 +89,7 @@ def test_a_run_of_this_machine(report: RunReport) -> None:
     assert _states(read_status(storage, report.output)) == ("died", "gone")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_machine_is_judged_by_its_heartbeat(report: RunReport) -> None:
     _write_lease(report)
     status = read_status(storage, report.output)
@@ -114,6 +115,7 @@ def test_a_lease_file_that_is_not_one_of_segcores(report: RunReport) -> None:
     assert status.lease.pid is None
 
 
+@pytest.mark.slow
 def test_a_stopped_process_of_this_machine_may_wake_up(report: RunReport) -> None:
     this_process = Holder.of_current_process(0.001)
     _write_lease(report, **this_process.model_dump())

@@ -51,6 +51,7 @@ def test_an_edition_may_be_given_by_its_prefix_or_name(out: FinishedOutput) -> N
 # --- damaged files
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(out: FinishedOutput) -> None:
     rng = np.random.default_rng(7)
     for table in ("images", "instances"):
@@ -303,6 +304,7 @@ def test_many_problems_are_counted_but_not_all_listed(
     assert "7 more" in result.summary()
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_the_command_tells_the_result(out: FinishedOutput) -> None:
     def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
         command_line = [sys.executable, "-m", "segcore", *arguments]

@@ -104,6 +104,7 @@ def test_segment_returns_the_exit_code_of_the_run(
     assert sorted(statuses) == ["failed"] + ["ok"] * 7
 
 
+@pytest.mark.slow
 def test_evaluate_prints_scores(archive: SyntheticArchive, tmp_path: Path) -> None:
     values = {"input": archive.shards, "output": str(tmp_path), "model.name": THRESHOLD_MODEL}
     serial_run.segment(load_config(flags={key: (key, value) for key, value in values.items()}))
@@ -113,6 +114,7 @@ def test_evaluate_prints_scores(archive: SyntheticArchive, tmp_path: Path) -> No
     assert "nucleus: mask AP 0." in done.stdout
 
 
+@pytest.mark.slow
 def test_train_leaves_a_model_that_loads(archive: SyntheticArchive, tmp_path: Path) -> None:
     for shard in Storage().list(archive.shards):
         with tarfile.open(fileobj=io.BytesIO(Storage().read(shard.uri))) as tar:

@@ -49,6 +49,7 @@ class ManualClock:
 # --- every order of events
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32), st.integers(2, 4), st.sampled_from([0.0, 0.03, 0.1]))
 @settings(max_examples=150)
 def test_no_two_contenders_ever_pass_the_check(seed: int, contenders: int, faults: float) -> None:
@@ -85,6 +86,7 @@ def _count_from_end_of_heartbeat(lease: Lease) -> None:
             lease._expires_at = lease._clock.now() + lease.ttl_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "broken_method"),
     [
@@ -127,6 +129,7 @@ def test_of_32_concurrent_processes_one_acquires_the_lease(folder: str) -> None:
     assert all(f"process {os.getpid()}" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_of_8_concurrent_processes_one_acquires_the_lease_of_a_dead_holder(folder: str) -> None:
     write_lease_file(folder, foreign_holder(ttl_s=1.0))
     start = threading.Barrier(8)
@@ -167,6 +170,7 @@ def test_the_error_about_a_held_lease_names_the_holder(folder: str) -> None:
     assert uris == {join(lease_folder(folder), "00000001.json")}  # no traces of the attempt
 
 
+@pytest.mark.slow
 def test_a_live_holder_on_another_machine_is_recognized_by_its_heartbeat(folder: str) -> None:
     holder, stopped = foreign_holder(ttl_s=600.0), threading.Event()
     write_lease_file(folder, holder)
@@ -348,6 +352,7 @@ def test_check_returns_only_with_enough_time_to_act(tmp_path: Path) -> None:
     assert list(durations_s) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
 def test_the_block_is_interrupted_when_the_lease_is_lost(tmp_path: Path, fault: str) -> None:
     unreliable = UnreliableStorage()

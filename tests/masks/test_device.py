@@ -61,6 +61,7 @@ def draw_scene(rng, kind, side=300):
     return draw_logits(rng, kind, n, h, w), draw_boxes(rng, n, canvas), canvas, window
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -72,6 +73,7 @@ def test_equals_numpy(seed, kinds, byte_limit):
     check_encoding([draw_scene(rng, kind) for kind in kinds], "cpu", byte_limit=byte_limit)
 
 
+@pytest.mark.slow
 def test_equals_numpy_in_many_scenes(device):
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, kind, 200) for kind in KINDS * 40]
@@ -83,6 +85,7 @@ def test_equals_numpy_in_many_scenes(device):
         assert strings > 250
 
 
+@pytest.mark.slow
 def test_equals_numpy_on_instances_like_those_of_models(device):
     """Ragged blobs, each in its box; images of four shapes with their letterboxes at once."""
     rng = np.random.default_rng(1)
@@ -115,6 +118,7 @@ def blobs(rng, noise, n, canvas, window):
     return planes.astype(f32), boxes, canvas, window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("canvas", [(3000, 4000), (1, 5000), (5000, 1), (70_000, 3), (1, 1)])
 def test_equals_numpy_on_uncommon_canvases(canvas, device):
     rng = np.random.default_rng(2)
@@ -175,6 +179,7 @@ def test_mix_rounds_once(device):
     assert mixed.tobytes() == masks.bilinear.mix(*arrays).tobytes()
 
 
+@pytest.mark.slow
 def test_products_depend_on_each_image_alone(device):
     """Coefficients x prototypes; neither the limit nor the other images change the result."""
     rng = np.random.default_rng(5)

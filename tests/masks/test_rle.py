@@ -40,6 +40,7 @@ def check_round_trip(bitmap):
     assert masks.counts_to_string(masks.string_to_counts(counts)) == counts
 
 
+@pytest.mark.slow
 @given(bitmaps)
 @settings(max_examples=300, deadline=None)
 def test_identical_to_pycocotools_on_small_bitmaps(bitmap):
@@ -70,6 +71,7 @@ def test_hostile_strings_decode_or_raise_value_error(data, h, w):
     assert bitmap.shape == (h, w)
 
 
+@pytest.mark.slow
 @given(bitmaps, st.data())
 @settings(max_examples=300, deadline=None)
 def test_mutated_strings_decode_as_pycocotools_or_raise(bitmap, data):
@@ -119,6 +121,7 @@ def fill_holes(bitmap):
     return (~outside)[1:-1, 1:-1]
 
 
+@pytest.mark.slow
 @given(bitmaps)
 @settings(max_examples=300, deadline=None)
 def test_polygons_of_a_mask_give_the_mask_again(bitmap):

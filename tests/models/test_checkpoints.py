@@ -150,6 +150,7 @@ def wrong_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, bytes, str]]:
     yield "cut legacy pickle", legacy[:5000], "damaged"
 
 
+@pytest.mark.slow
 def test_wrong_kinds_are_refused_in_one_sentence_with_the_file(
     yolo_weights: dict[str, Tensor],
 ) -> None:

@@ -126,6 +126,7 @@ def mask_rcnn() -> MaskRCNNModel:
     return random_model("maskrcnn-resnet50-fpn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, *BAD_LAYERS])
 def test_an_output_of_mask_rcnn_that_is_not_finite_fails_the_image(
     mask_rcnn: MaskRCNNModel, layer: str | None

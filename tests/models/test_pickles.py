@@ -48,6 +48,7 @@ def hostile_objects(marker: Path | str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(hostile_objects("x")))
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nothing_in_a_pickle_is_executed(

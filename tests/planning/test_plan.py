@@ -110,6 +110,7 @@ def test_a_second_plan_covers_all_images_and_keeps_every_unchanged_unit(
     assert second.run == make_plan(_source(after), new_limits, second).run
 
 
+@pytest.mark.slow
 @given(archives, archives, unit_limits)
 def test_undoing_all_changes_gives_the_first_plan_again(
     before: dict[str, tuple[int, str]], after: dict[str, tuple[int, str]], limits: UnitLimits

@@ -25,6 +25,7 @@ from segcore.storage import Storage
 from segcore.worker.image_worker import ImageWorker
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import UnitReader, UnitWorker
+from tests.support import serial_run
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.fake_models import RAISES, BrightModel
 from tests.support.jobs import job_config, part_bytes
@@ -83,6 +84,7 @@ def _segment_image_by_image(worker: ImageWorker, unit, retry_failed: bool):
     return worker.commit(unit, results, retry_failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["batches", "image_by_image", "split"])
 @pytest.mark.parametrize("kind", ["images", "tar", "parquet"])
 def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
@@ -138,7 +140,7 @@ def test_rows_read_back_are_the_rows_that_were_written(tmp_path):
 
 
 def _config(source: str, output: str) -> Config:
-    sets = ["plan.images=8", "ray.max_actors=2", "run.max_failed_fraction=0.3"]
+    sets = ["plan.images=8", "ray.max_actors=1", "run.max_failed_fraction=0.3"]
     return job_config(source, output, *sets)
 
 
@@ -157,7 +159,7 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
         assert (plain.images_this_time, plain.failed) == (0, 5)
         sentences: list[str] = []
         retried = segment(_config(source, output), retry_failed=True, notify=sentences.append)
-        expected = segment(_config(source, str(tmp_path / "without_failures")))
+        expected = serial_run.segment(_config(source, str(tmp_path / "without_failures")))
     finally:
         mended.unlink()
     assert (retried.exit_code, retried.images, retried.failures) == (0, 12, {"not_an_image": 1})

@@ -206,6 +206,7 @@ def _peak_mb(data: bytes, path: Path, **options: Any) -> tuple[float, list[Any]]
     return pool.max_memory() / (1 << 20), samples
 
 
+@pytest.mark.slow
 def test_a_page_that_claims_more_than_it_holds_is_not_decompressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_filters_keep_the_selected_rows(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["listed", "shuffled"])
 def test_a_listing_takes_less_than_32_bytes_per_object(order: str) -> None:
     n = 200_000

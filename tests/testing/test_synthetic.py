@@ -93,6 +93,7 @@ def test_rles_decode_to_the_labels() -> None:
     assert coco_mask.area(full[0]) == 20
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     first, files = _write(tmp_path / "a", n_images=14, n_broken=7, per_shard=5)
     second, again = _write(tmp_path / "b", n_images=14, n_broken=7, per_shard=5)
@@ -103,6 +104,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     assert all(other[name] != files[name] for name in files if name.endswith(".tar"))
 
 
+@pytest.mark.slow
 def test_ground_truth_describes_every_readable_member(tmp_path: Path) -> None:
     archive, files = _write(tmp_path, n_images=24, n_broken=3, per_shard=10)
     members = _members(files)

@@ -60,6 +60,7 @@ def test_out_of_memory_halves_the_batch_size_for_good():
     assert model.batches[:3] == [8, 4, 2]
 
 
+@pytest.mark.slow
 def test_an_image_that_needs_too_much_memory_alone_fails_alone():
     model = BrightModel(ModelOptions(batch_size=4))
     outcomes = BatchRunner(model).run(_prepare(model, GOOD, GOOD, HUNGRY, GOOD))

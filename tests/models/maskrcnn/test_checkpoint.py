@@ -174,6 +174,7 @@ def test_metadata_that_does_not_fit_the_tensors_is_refused(change, message: str)
         load_network(checkpoint_of(tensors, meta))
 
 
+@pytest.mark.slow
 def test_files_of_torchvision_and_of_segcore_load_and_say_the_same(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in MaskRCNN(NetworkShape(V1, 2, 8)).state_dict().items()}

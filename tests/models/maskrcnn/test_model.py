@@ -145,6 +145,7 @@ def make_images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((60, 90), (50, 41))]
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(model: MaskRCNNModel) -> None:
     assert isinstance(model, Model)
     prepared = [model.preprocess(image) for image in make_images()]

@@ -219,6 +219,7 @@ def postprocess_both_ways(model, images):
     return [on_device[index] for index in range(len(images))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["square", "rect"])
 @pytest.mark.parametrize(
     "thresholds", [{}, {"max_det": 3}, {"conf": 0.9}, {"conf": 1.0}, {"conf": 0.0}]
