@@ -1,4 +1,4 @@
-"""Listing S3, and reading the objects whose keys obstore cannot name, through botocore.
+"""S3 through botocore: for listing, and for the objects whose keys obstore cannot name.
 
 To S3 a key is any text of up to 1,024 bytes. obstore takes it for a path: one key with an empty,
 `.` or `..` segment or a control character ends its listing with an error, and slashes at the start
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.storage import remote_errors
 from segcore.storage.retries import sleep_before_retry
+from segcore.storage.s3_pages import read_entries
 from segcore.storage.s3_session import open_session
 from segcore.storage.uris import split
 
@@ -78,6 +79,7 @@ def connect(uri: str, options: Any) -> S3Client:
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise StorageError(f"Cannot open s3://{bucket}: {error}") from error
     client.meta.events.register_first("needs-retry.s3", _raise_error_response)
+    client.meta.events.register_first("before-parse.s3.ListObjectsV2", read_entries)
     payer = {"RequestPayer": "requester"} if options.requester_pays else {}
     return S3Client(client, options.retries, payer)
 
@@ -99,7 +101,7 @@ def _api_description() -> Any:
 
 
 @contextmanager
-def _translate_errors(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn the errors of botocore into those of segcore."""
     import botocore.exceptions
     import botocore.parsers
@@ -127,7 +129,7 @@ def _response_of(error: Any) -> tuple[str, str]:
     return status, "" if code.isdigit() else code  # the status stands in for a missing code
 
 
-def _with_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
+def with_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
     """Run an action that only reads, and retry it after transient failures."""
     import botocore.exceptions
     import botocore.parsers
@@ -148,63 +150,6 @@ def _with_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
     return action()
 
 
-def walk(client: S3Client, uri: str) -> Iterator[tuple[str, int, str, float]]:
-    """(uri, size, etag, time of the last change) of all objects below the prefix.
-
-    Times are in seconds since 1970 by the clock of the store. Empty objects whose key ends with a
-    slash are left out: programs that show folders write them as marks of empty ones.
-    """
-    key = split(uri)[2]
-    for page in _list_pages(client, uri, {"Prefix": f"{key}/" if key else ""}):
-        yield from page
-
-
-def walk_folder_from(client: S3Client, uri: str) -> Iterator[list[tuple[str, int, str, float]]]:
-    """The rows of `walk`, page by page, for the folder of this object from this object on.
-
-    Folders inside it are not entered.
-    """
-    key = split(uri)[2]
-    folder = key[: key.rfind("/") + 1]
-    # A page starts after a key; the longest text before this key is shorter by one letter.
-    yield from _list_pages(
-        client, uri, {"Prefix": folder, "Delimiter": "/", "StartAfter": key[:-1]}
-    )
-
-
-def _list_pages(
-    client: S3Client, uri: str, arguments: dict[str, str]
-) -> Iterator[list[tuple[str, int, str, float]]]:
-    bucket = split(uri)[1]
-    request = {"Bucket": bucket, **arguments, **client.payer}
-    with _translate_errors(uri):
-        while True:
-            page = _with_retries(client, lambda: client.client.list_objects_v2(**request))
-            yield [
-                (
-                    f"s3://{bucket}/{item['Key']}",
-                    item["Size"],
-                    clean_etag(item),
-                    item["LastModified"].timestamp(),
-                )
-                for item in page.get("Contents", ())
-                if item["Size"] or not item["Key"].endswith("/")
-            ]
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def listed_etag(client: S3Client, uri: str) -> str:
-    """The etag that a listing shows for an object now; "" if it shows none."""
-    _, bucket, key = split(uri)
-    request = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1, **client.payer}
-    with _translate_errors(uri):
-        page = _with_retries(client, lambda: client.client.list_objects_v2(**request))
-    items = page.get("Contents", ())
-    return clean_etag(items[0]) if items and items[0]["Key"] == key else ""
-
-
 def clean_etag(item: dict[str, Any]) -> str:
     """The ETag without its quotes; "" if the store does not give one."""
     return (item.get("ETag") or "").strip('"')
@@ -212,8 +157,8 @@ def clean_etag(item: dict[str, Any]) -> str:
 
 def stat(client: S3Client, uri: str) -> tuple[int, str]:
     """(size in bytes, etag)."""
-    with _translate_errors(uri):
-        found = _with_retries(client, lambda: client.client.head_object(**_address(client, uri)))
+    with translate_errors(uri):
+        found = with_retries(client, lambda: client.client.head_object(**_address(client, uri)))
     return int(found["ContentLength"]), clean_etag(found)
 
 
@@ -226,8 +171,8 @@ def read(client: S3Client, uri: str, check_size: Callable[[int], None]) -> tuple
             check_size(int(found["ContentLength"]))
             return body.read(), clean_etag(found)
 
-    with _translate_errors(uri):
-        return _with_retries(client, get)
+    with translate_errors(uri):
+        return with_retries(client, get)
 
 
 def read_range(client: S3Client, uri: str, start: int, length: int) -> bytes:
@@ -242,8 +187,8 @@ def read_range(client: S3Client, uri: str, start: int, length: int) -> bytes:
             return bytes(body.read())
 
     try:
-        with _translate_errors(uri):
-            return _with_retries(client, get)
+        with translate_errors(uri):
+            return with_retries(client, get)
     except StorageError as error:
         if "InvalidRange" in error.message:
             return b""  # starts at or after the end

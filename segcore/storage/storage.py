@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from segcore.errors import ObjectNotFound, StorageError
-from segcore.storage import local_disk, object_store, s3_client
+from segcore.storage import local_disk, object_store, s3_client, s3_listing
 from segcore.storage.listing import Listing
 from segcore.storage.remote_file import PrefetchingRemoteFile, RemoteFile
 from segcore.storage.uris import (
@@ -143,13 +143,13 @@ class Storage:
         """
         prefix = normalize_input(prefix)
         if is_remote(prefix):
-            return Listing.from_rows(row[:3] for row in self._walk_remote(prefix))
+            return Listing.from_rows(self._walk_remote(prefix))
         return Listing.from_rows(local_disk.walk(prefix, follow_links))
 
-    def _walk_remote(self, prefix: str) -> Iterator[tuple[str, int, str, float]]:
+    def _walk_remote(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         if scheme_of(prefix) == "s3":
-            return s3_client.walk(self._client(prefix), prefix)
-        return object_store.walk(self._store(prefix), prefix)
+            return s3_listing.walk(self._client(prefix), prefix)
+        return (row[:3] for row in object_store.walk(self._store(prefix), prefix))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The rows of `listing`, one by one."""
@@ -164,7 +164,7 @@ class Storage:
         In the order of the server. Folders inside it are not entered.
         """
         uri = normalize_object(uri)
-        for rows in s3_client.walk_folder_from(self._client(uri), uri):
+        for rows in s3_listing.walk_folder_from(self._client(uri), uri):
             yield [ObjectInfo(*row[:3]) for row in rows]
 
     def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
@@ -174,7 +174,10 @@ class Storage:
         """
         prefix = normalize_input(prefix)
         if is_remote(prefix):
-            for uri, size, etag, changed_s in self._walk_remote(prefix):
+            walk = object_store.walk(self._store(prefix), prefix)
+            if scheme_of(prefix) == "s3":
+                walk = s3_listing.walk_with_times(self._client(prefix), prefix)
+            for uri, size, etag, changed_s in walk:
                 yield ObjectInfo(uri, size, etag), changed_s
             return
         for uri, size, etag in local_disk.walk(prefix, False):
@@ -212,7 +215,7 @@ class Storage:
         """The etag that a listing shows for this object now; "" if it shows none."""
         uri = normalize_object(uri)
         if scheme_of(uri) == "s3":
-            return s3_client.listed_etag(self._client(uri), uri)
+            return s3_listing.listed_etag(self._client(uri), uri)
         return self.stat(uri).etag
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:

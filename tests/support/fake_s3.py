@@ -60,6 +60,10 @@ class FakeS3:
         self._server.server_close()
 
 
+class _Folder(str):
+    """A common prefix in a listing."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeS3
     protocol_version = "HTTP/1.1"
@@ -105,16 +109,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _list(self, query: dict[str, str]) -> None:
         prefix, start_after = query.get("prefix", ""), query.get("start-after", "")
         after = unquote(query.get("continuation-token", "")) or start_after
-        keys = [k for k in self.fake.objects if k.startswith(prefix) and k > after]
-        page = sorted(keys)[: min(self.fake.page_keys, int(query.get("max-keys", 1000)))]
+        names = {
+            self._fold(key, prefix, query.get("delimiter", ""))
+            for key in self.fake.objects
+            if key.startswith(prefix)
+        }
+        names = {name for name in names if name > after}
+        page = sorted(names)[: min(self.fake.page_keys, int(query.get("max-keys", 1000)))]
         encode = quote if query.get("encoding-type") == "url" else escape
         items = "".join(
-            f"<Contents><Key>{encode(key)}</Key><Size>{len(self.fake.objects[key])}</Size>"
+            f"<Contents><Key>{encode(name)}</Key><Size>{len(self.fake.objects[name])}</Size>"
             f"<LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>&quot;{self.fake.listed_etag(key)}&quot;</ETag></Contents>"
-            for key in page
+            f"<ETag>&quot;{self.fake.listed_etag(name)}&quot;</ETag></Contents>"
+            if not isinstance(name, _Folder)
+            else f"<CommonPrefixes><Prefix>{encode(name)}</Prefix></CommonPrefixes>"
+            for name in page
         )
-        more = len(keys) > len(page)
+        more = len(names) > len(page)
         token = f"<NextContinuationToken>{quote(page[-1])}</NextContinuationToken>" if more else ""
         encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
         self._answer(
@@ -122,6 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
             f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{encoding}{token}"
             f"{items}</ListBucketResult>".encode(),
         )
+
+    def _fold(self, key: str, prefix: str, delimiter: str) -> str:
+        """The key, or the folder below `prefix` that a listing with delimiters shows for it."""
+        rest = key[len(prefix) :]
+        if not delimiter or delimiter not in rest:
+            return key
+        return _Folder(prefix + rest.partition(delimiter)[0] + delimiter)
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
