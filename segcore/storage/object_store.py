@@ -8,7 +8,7 @@ do not cover them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -251,3 +251,13 @@ def delete(store: Any, uri: str) -> None:
             _with_retries(store, lambda: obstore.delete(store, split(uri)[2]))
         except FileNotFoundError:
             return
+
+
+def delete_all(store: Any, uris: Sequence[str]) -> None:
+    """Delete these objects of one bucket, those that exist; on S3 up to 1,000 in a request."""
+    with translate_errors(uris[0]):
+        try:
+            _with_retries(store, lambda: obstore.delete(store, [split(uri)[2] for uri in uris]))
+        except FileNotFoundError:  # a store without such a request says so of single objects
+            for uri in uris:
+                delete(store, uri)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ from segcore.storage.uris import (
 )
 
 _LISTING_BATCH_ROWS = 10_000
+_DELETES_AT_ONCE = 1000
 _STREAM_BUFFER_BYTES = 1 << 20
 
 
@@ -273,3 +274,16 @@ class Storage:
             object_store.delete(self._store(uri), uri)
         else:
             local_disk.delete(uri)
+
+    def delete_all(self, uris: Iterable[str]) -> None:
+        """Delete these objects, those that exist; in object stores many with one request."""
+        by_bucket: dict[tuple[str, str], list[str]] = {}
+        for uri in map(normalize, uris):
+            if is_remote(uri):
+                by_bucket.setdefault(split(uri)[:2], []).append(uri)
+            else:
+                local_disk.delete(uri)
+        for group in by_bucket.values():
+            for start in range(0, len(group), _DELETES_AT_ONCE):
+                batch = group[start : start + _DELETES_AT_ONCE]
+                object_store.delete_all(self._store(batch[0]), batch)

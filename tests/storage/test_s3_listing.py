@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segcore.errors import AccessDenied
@@ -32,6 +32,7 @@ def test_every_key_comes_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeS3({}, page_keys=3) as fake:
         storage = _storage(fake)
 
+        @settings(max_examples=20)
         @given(names=st.sets(_NAMES, max_size=40), many_folders=st.sampled_from([0, 2, 100]))
         def check(names: set[str], many_folders: int) -> None:
             monkeypatch.setattr(s3_listing, "_MANY_FOLDERS", many_folders)

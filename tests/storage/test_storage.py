@@ -365,3 +365,12 @@ def test_an_object_that_the_server_created_empty_is_made_whole_by_its_creator(
     )
     assert storage.write_if_absent(f"{s3_prefix}/x", b"data") is is_ours
     assert storage.read(f"{s3_prefix}/x") == (b"data" if is_ours else b"")
+
+
+def test_many_objects_are_deleted_at_once(folder: str) -> None:
+    uris = [f"{folder}/{i:04d}" for i in range(12)]
+    for uri in uris[:10]:
+        storage.write(uri, b"x")
+    storage.delete_all(uris[5:])  # two of them were never there
+    assert [info.uri for info in storage.list(folder)] == uris[:5]
+    storage.delete_all([])
