@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segcore.errors import ErrorCode, ImageError, StorageError
 from segcore.sources.base import (
@@ -31,6 +32,7 @@ from segcore.storage import Storage
 
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
+_MAX_INDEXED_BYTES = 16 << 30  # some minutes of reading
 _MAX_EXTENSIONS = 32  # counted by name in one unit; the names come from the archive
 
 
@@ -52,16 +54,17 @@ class TarSource(Source):
         return self.shards
 
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
-        """One unit for each shard up to `limits.bytes`; larger shards are indexed and cut.
+        """One unit for each shard up to a size; larger shards are indexed and cut.
 
-        Shards that become one unit are not opened.
+        To index a shard is to read most of it. Shards that become one unit are not opened.
         """
         storage, options = self.storage, self.options
         reader = _reader_of(options)
+        max_unit_bytes = _choose_max_unit_bytes(entries, limits)
 
         def units_of(shard: dict[str, Any]) -> list[Unit]:
             size = shard["size"]
-            if size > limits.bytes:
+            if size > max_unit_bytes:
                 return _cut_shard(shard, limits, storage, options)
             return [make_unit("tar", shard=shard["uri"], etag=shard["etag"], stop=size,
                               n_images=None, n_bytes=size, reader=reader)]  # fmt: skip
@@ -70,6 +73,21 @@ class TarSource(Source):
             for batch in entries.to_batches(1000):
                 for units in pool.map(units_of, batch.to_pylist()):
                     yield from units
+
+
+def _choose_max_unit_bytes(entries: Entries, limits: UnitLimits) -> int:
+    """Size up to which a shard is one unit.
+
+    A small archive is cut finely, so that all workers have something to do. A large one has units
+    enough, and nobody wants to wait until the driver has read it.
+    """
+    sizes = (batch.column("size") for batch in entries.to_batches())
+    n_bytes = sum(
+        pc.sum(column.filter(pc.greater(column, limits.bytes))).as_py() or 0 for column in sizes
+    )
+    if n_bytes <= _MAX_INDEXED_BYTES:
+        return limits.bytes
+    return max(limits.bytes, limits.shard_bytes)
 
 
 def _reader_of(options: SourceOptions) -> str:

@@ -19,6 +19,12 @@ class UnitLimits(BaseModel):
     bytes: int = Field(
         default=128 << 20, ge=1, description="Maximum number of compressed bytes in a unit."
     )
+    shard_bytes: int = Field(
+        default=1 << 30,
+        ge=1,
+        description="A tar shard up to this size is one unit where cutting all larger than "
+        "plan.bytes would mean to read more than 16 GiB first.",
+    )
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ import io
 import itertools
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segcore.errors import StorageError
-from segcore.sources import Sample, SourceOptions, open_source, read_unit
+from segcore.sources import Sample, SourceOptions, open_source, read_unit, tar
 from segcore.sources.tar import read_tar
 from segcore.sources.units import UnitLimits, make_unit
 from segcore.storage import Storage, StorageOptions, join
@@ -91,6 +92,26 @@ def test_cutting_a_shard_again_gives_the_same_units(tmp_path: object) -> None:
     storage.write(uri, tar_bytes([(f"{i}.png", b"x" * 999) for i in range(30)]))
     source = open_source(uri, SourceOptions(), storage)
     assert list(source.units(SMALL_UNITS)) == list(source.units(SMALL_UNITS))
+
+
+def test_shards_of_a_large_archive_are_units_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, n_images in {"a": 8, "b": 9, "c": 3, "d": 40}.items():
+        members = [(f"{i}.png", b"x" * 999) for i in range(n_images)]
+        storage.write(f"{tmp_path}/{name}.tar", tar_bytes(members))
+    limits = UnitLimits(images=3, bytes=10_000, shard_bytes=30_000)
+
+    def units_of(name: str) -> list[tuple[int, int]]:
+        source = open_source(str(tmp_path), SourceOptions(), storage)
+        units = [unit for unit in source.units(limits) if unit.shard.endswith(f"{name}.tar")]
+        return [(unit.start, unit.stop) for unit in units]
+
+    assert [len(units_of(name)) for name in "abcd"] == [3, 3, 1, 14]
+    monkeypatch.setattr(tar, "_MAX_INDEXED_BYTES", 20_000)
+    assert [len(units_of(name)) for name in "abc"] == [1, 1, 1]
+    assert units_of("a") == [(0, storage.stat(f"{tmp_path}/a.tar").size)]
+    assert len(units_of("d")) == 14  # too large to be one unit
 
 
 @pytest.mark.parametrize("limits", [UnitLimits(), SMALL_UNITS])
