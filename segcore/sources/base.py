@@ -66,6 +66,11 @@ class SourceOptions(BaseModel):
     coco_images: str | None = Field(
         default=None, description="COCO: folder of the images; detected by default."
     )
+    inventory: str | None = Field(
+        default=None,
+        description="S3: the manifest.json of an S3 Inventory of the input's bucket, read in place "
+        "of listing it (Parquet or CSV, with Size and ETag).",
+    )
     max_image_bytes: int = Field(
         default=256 << 20, ge=1, description="Larger images are not read and become failed rows."
     )

@@ -16,6 +16,7 @@ from segcore.sources import manifest
 from segcore.sources.arrow_types import is_text_type
 from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions
 from segcore.sources.coco import open_coco
+from segcore.sources.inventory import read_inventory
 from segcore.sources.manifest import open_manifest
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.parquet import ParquetSource, probe_shard
@@ -43,6 +44,8 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
         ObjectNotFound, AccessDenied, StorageError: It does not exist or cannot be read.
     """
     uri = normalize_input(input_uri)
+    if options.inventory is not None:
+        return _open_folder(uri, read_inventory(options.inventory, uri, storage), options, storage)
     info = _stat_file(uri, storage)
     if info is not None and not _is_also_folder(uri, input_uri, options, storage):
         return _open_file(info, options, storage)
