@@ -6,6 +6,7 @@ it is not that of its base)::
     SegcoreError (1)            shown to a person without a traceback
       UsageError (2)            the command, the configuration or the input is wrong
         NothingFound (1)        the input holds no image at all
+        ListingShrank (1)       the input lacks much of what the last listing had
         CheckpointError         a model file is missing, damaged, unsafe or of the wrong kind
       StorageError              storage failed, after retries
         ObjectNotFound (2)      there is no object at this URI
@@ -60,6 +61,12 @@ class UsageError(SegcoreError):
     """The command, its configuration or its input is wrong; nothing was started."""
 
     exit_code = 2
+
+
+class ListingShrank(UsageError):
+    """The input lacks much of the last listing; `source.allow_shrunk_listing` allows it."""
+
+    exit_code = 1
 
 
 class CheckpointError(UsageError):

@@ -36,6 +36,14 @@ NewestEdition = Annotated[
     ),
 ]
 
+IncludeUnlisted = Annotated[
+    bool,
+    typer.Option(
+        "--include-unlisted",
+        help="Also the results of images that the newest run's listing lacks.",
+    ),
+]
+
 
 def new_app(**options: Any) -> typer.Typer:
     """A typer app without shell-completion options and without decorated tracebacks."""

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segcore.cli.console import JsonFlag, RunOutput, notify, print_json, print_table, safe_cell
+from segcore.cli.console import (
+    IncludeUnlisted,
+    JsonFlag,
+    RunOutput,
+    notify,
+    print_json,
+    print_table,
+    safe_cell,
+)
 from segcore.evaluation.exif_labels import ExifLabels
 
 if TYPE_CHECKING:
@@ -56,6 +64,7 @@ def command(
             "viewers show it, or leave the images out.",
         ),
     ] = ExifLabels.REFUSE,
+    include_unlisted: IncludeUnlisted = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure an output against known masks: COCO mask and box AP, per class and over all."""
@@ -63,7 +72,14 @@ def command(
     from segcore.storage import Storage
 
     report = evaluate(
-        Storage(), output, ground_truth, edition, max_dets, allow_missing, exif_labels
+        Storage(),
+        output,
+        ground_truth,
+        edition,
+        max_dets,
+        allow_missing,
+        exif_labels,
+        include_unlisted=include_unlisted,
     )
     if as_json:
         print_json(report.to_dict())

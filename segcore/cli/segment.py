@@ -20,6 +20,8 @@ EPILOG = """
 
   segcore segment photos/ out/ --retry-failed
 
+  segcore segment photos/ out/ --allow-shrunk-listing --remove-unlisted
+
 Rerun the same command to resume a run that was stopped.
 
 Exit codes: 0 done; 1 work left, or infrastructure failed; 2 usage error; 3 too many images failed;
@@ -85,6 +87,20 @@ def command(
         bool,
         typer.Option("--retry-failed", help="Also segment the images that failed before."),
     ] = False,
+    allow_shrunk_listing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-shrunk-listing",
+            help="Go on where more than a tenth of the last run's images or shards are gone.",
+        ),
+    ] = False,
+    remove_unlisted: Annotated[
+        bool,
+        typer.Option(
+            "--remove-unlisted",
+            help="At the end, delete the results of images that INPUT lacks; by default they stay.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
@@ -102,13 +118,20 @@ def command(
         "--device": ("model.device", device),
         "--actors": (("ray.min_actors", "ray.max_actors"), actors),
         "--address": ("ray.address", address),
+        "--allow-shrunk-listing": ("source.allow_shrunk_listing", allow_shrunk_listing or None),
     }
     job_config: Config = load_config(config, sets or (), flags)
     if dry_run:
-        planned = preview(job_config, overwrite=overwrite)
+        planned = preview(job_config, overwrite=overwrite, remove_unlisted=remove_unlisted)
         print_json(planned.to_dict()) if as_json else print_text(planned.summary())
         return
-    report = segment(job_config, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
+    report = segment(
+        job_config,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        remove_unlisted=remove_unlisted,
+        notify=notify,
+    )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.advice())
     sys.exit(report.exit_code)

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import JsonFlag, NewestEdition, RunOutput, notify, print_json, print_text
+from segcore.cli.console import (
+    IncludeUnlisted,
+    JsonFlag,
+    NewestEdition,
+    RunOutput,
+    notify,
+    print_json,
+    print_text,
+)
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -26,6 +34,7 @@ def command(
     output: RunOutput,
     edition: NewestEdition = None,
     threads: Annotated[int, typer.Option(min=1, help="Units to check at once.")] = 8,
+    include_unlisted: IncludeUnlisted = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every part, row and mask of an output, and that the counts balance with the plan."""
@@ -40,6 +49,13 @@ def command(
             last_shown = time.monotonic()
             notify(f"{done:,} of {total:,} units checked.")
 
-    report = verify_output(Storage(), output, edition, threads=threads, progress=show_progress)
+    report = verify_output(
+        Storage(),
+        output,
+        edition,
+        threads=threads,
+        include_unlisted=include_unlisted,
+        progress=show_progress,
+    )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     sys.exit(report.exit_code)

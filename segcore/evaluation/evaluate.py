@@ -59,6 +59,8 @@ def evaluate(
     max_dets: int = DEFAULT_MAX_DETS,
     allow_missing: bool = False,
     exif_labels: ExifLabels = ExifLabels.REFUSE,
+    *,
+    include_unlisted: bool = False,
 ) -> EvaluationReport:
     """Measure an output.
 
@@ -70,12 +72,13 @@ def evaluate(
         allow_missing: Leave out images of the ground truth that the output lacks, instead of
             refusing.
         exif_labels: What becomes of images whose width and height are swapped in the ground truth.
+        include_unlisted: Also measure results of images that the newest run's listing lacked.
 
     Raises:
         UsageError: There is nothing to measure, images or classes cannot be matched, or sizes
             differ.
     """
-    results = open_results(storage, output, edition)
+    results = open_results(storage, output, edition, include_unlisted=include_unlisted)
     truth = read_ground_truth(storage, ground_truth)
     match = match_images(_image_rows(results), truth.images.values(), exif_labels)
     notes = match.check(results.prefix, ground_truth, allow_missing)

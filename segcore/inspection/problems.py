@@ -24,10 +24,12 @@ KINDS = {
     "missing_instances": "a committed unit has no `instances` part",
     "orphan_instance": "instances of an image that has no row",
     "orphan_part": "an `instances` part without its `images` part",
+    "older_part": "a newer generation of a part exists beside it",
     "report_differs": "the run record's counts differ from those of the parts",
     "unbalanced": "counts of images or instances do not agree",
-    "unplanned_part": "a part of a unit that is not in the plan",
+    "unplanned_part": "a part of a unit that is neither in the plan nor unlisted",
     "unreadable_part": "a part cannot be read",
+    "wrong_unlisted": "the list of unlisted images is damaged or contradicts the parts",
     "wrong_area": "an area is not the number of pixels of its mask",
     "wrong_box": "a box does not agree with its mask",
     "wrong_canvas": "a mask's canvas is not the size of its image",
@@ -62,6 +64,7 @@ class Verification:
 
     Attributes:
         run: Of the newest run record; "" when there is none.
+        images_unlisted: Images beside `images` whose results are kept though the input lacks them.
         problems: At most `MAX_LISTED`, sorted by file; `counts` has them all.
     """
 
@@ -73,6 +76,7 @@ class Verification:
     ok: int = 0
     failed: int = 0
     instances: int = 0
+    images_unlisted: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
@@ -101,6 +105,7 @@ class Verification:
         rows = [
             ("edition", self.edition),
             ("checked", ", ".join(checked)),
+            *self._unlisted_rows(),
             ("result", plural(total, "problem") if total else "fine"),
         ]
         rows += [(f"  {number:,}", KINDS[kind]) for kind, number in sorted(self.counts.items())]
@@ -109,6 +114,11 @@ class Verification:
         if total > len(self.problems):
             lines.append(f"... and {total - len(self.problems):,} more.")
         return "\n".join(lines)
+
+    def _unlisted_rows(self) -> list[tuple[str, str]]:
+        if not self.images_unlisted:
+            return []
+        return [("unlisted", f"{plural(self.images_unlisted, 'image')}, not counted above")]
 
 
 def _problem_line(problem: Problem, prefix: str) -> str:

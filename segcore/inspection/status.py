@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
-from segcore.output.layout import EditionLayout, unit_of_part
+from segcore.output.layout import EditionLayout, part_of_file
 from segcore.output.part_counts import PartCounts
 from segcore.output.report import RUNNING
 from segcore.output.results import find_edition
@@ -30,6 +30,7 @@ from segcore.output.run_records import (
     read_newest_run,
     read_plan,
 )
+from segcore.output.unlisted import read_unlisted
 from segcore.storage import ObjectInfo, Storage
 from segcore.text import align_columns, format_duration, plural
 
@@ -106,7 +107,8 @@ class Status:
         images: Of the whole plan; None while shards are counted only as they are read.
         images_done: Rows of the committed parts; = ok + failed.
         images_left: None like `images`.
-        units_foreign: Parts of units that are not in the plan.
+        units_foreign: Units with parts that are neither in the plan nor unlisted.
+        images_unlisted: Images beside these whose results are kept though the input lacks them.
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
         lease: None when the edition has none.
@@ -128,6 +130,7 @@ class Status:
     failures: dict[str, int]
     instances: int
     units_foreign: int = 0
+    images_unlisted: int = 0
     unreadable: tuple[str, ...] = ()
     pace: Pace | None = None
     lease: LeaseState | None = None
@@ -159,9 +162,12 @@ class Status:
             rows.append(("pace", self.pace.summary()))
         if self.lease is not None and self.lease.summary():
             rows.append(("lease", self.lease.summary()))
+        if self.images_unlisted:
+            unlisted = plural(self.images_unlisted, "image")
+            rows.append(("unlisted", f"{unlisted} of earlier listings, kept besides"))
         if self.units_foreign:
-            foreign = plural(self.units_foreign, "part")
-            rows.append(("foreign", f"{foreign} of units that are not in the plan"))
+            foreign = plural(self.units_foreign, "unit")
+            rows.append(("foreign", f"{foreign} with parts that are not in the plan"))
         if self.unreadable:
             unreadable = plural(len(self.unreadable), "part")
             rows.append(("unreadable", f"{unreadable}, for example {self.unreadable[0]}"))
@@ -181,13 +187,13 @@ class _CommittedParts:
     Attributes:
         counts: Unit -> what its part says about itself, where that can be read.
         changed: Unit -> when its part was written, by the clock of the storage.
-        foreign: How many parts are of units that are not in the plan.
+        foreign: Units that have parts and are not in the plan.
         unreadable: URIs of parts whose footer cannot be read.
     """
 
     counts: dict[str, PartCounts] = field(default_factory=dict)
     changed: dict[str, float] = field(default_factory=dict)
-    foreign: int = 0
+    foreign: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -207,7 +213,11 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
     plan = read_plan(storage, layout, record.run)
     planned = {planned_unit.unit: planned_unit for planned_unit in planned_units(plan)}
     parts = _read_committed_parts(storage, layout, planned.keys())
-    return _make_status(layout, record, lease, planned, parts)
+    unlisted = read_unlisted(storage, layout, record.run, ["unit"]) if parts.foreign else None
+    if unlisted is not None:
+        parts.foreign.difference_update(unlisted["unit"].to_pylist())
+    images_unlisted = 0 if unlisted is None else unlisted.num_rows
+    return _make_status(layout, record, lease, planned, parts, images_unlisted)
 
 
 def _read_record_and_lease(
@@ -271,6 +281,7 @@ def _make_status(
     lease: LeaseObservation | None,
     planned: dict[str, PlannedUnit],
     parts: _CommittedParts,
+    images_unlisted: int,
 ) -> Status:
     failures: Counter[str] = Counter()
     for counts in parts.counts.values():
@@ -300,7 +311,8 @@ def _make_status(
         failed=sum(counts.failed for counts in parts.counts.values()),
         failures=dict(sorted(failures.items())),
         instances=sum(counts.instances for counts in parts.counts.values()),
-        units_foreign=parts.foreign,
+        units_foreign=len(parts.foreign),
+        images_unlisted=images_unlisted,
         unreadable=tuple(sorted(parts.unreadable)),
         pace=pace,
         lease=_lease_state(lease),
@@ -343,18 +355,17 @@ def _read_committed_parts(
 ) -> _CommittedParts:
     """Footers of all committed parts of the plan, one request each, many at a time."""
     parts = _CommittedParts()
-    units: list[str] = []
-    infos: list[ObjectInfo] = []
+    newest: dict[str, tuple[int, ObjectInfo]] = {}  # unit -> generation and file
     for info, changed in storage.list_with_times(layout.parts_folder("images")):
-        unit = unit_of_part(info.uri)
-        if unit is None:
+        name = part_of_file(info.uri)
+        if name is None:
             continue
-        if unit not in planned:
-            parts.foreign += 1
-            continue
-        parts.changed[unit] = changed
-        units.append(unit)
-        infos.append(info)
+        if name.unit not in planned:
+            parts.foreign.add(name.unit)
+        elif name.unit not in newest or name.generation > newest[name.unit][0]:
+            newest[name.unit] = name.generation, info
+            parts.changed[name.unit] = changed
+    units, infos = list(newest), [info for _, info in newest.values()]
     with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
         all_counts = pool.map(lambda info: _read_part_counts(storage, info), infos)
         for unit, info, counts in zip(units, infos, all_counts, strict=True):

@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, SegcoreError, StorageError, describe_error
 from segcore.inspection.part_checks import PartPair, check_pair
+from segcore.inspection.part_listings import PartListing, compare_listings, list_parts
 from segcore.inspection.problems import Problem, Verification
 from segcore.output.documents import read_document
 from segcore.output.edition import document_of, fingerprint_of
 from segcore.output.latest import read_latest
-from segcore.output.layout import EditionLayout, Table, unit_of_part
+from segcore.output.layout import EditionLayout, Table
 from segcore.output.report import COMPLETE
 from segcore.output.results import find_edition
 from segcore.output.run_records import RunRecord, read_newest_run, read_plan
@@ -32,8 +33,8 @@ from segcore.output.tables import encode_part
 from segcore.planning.plan import Plan
 from segcore.sources.units import Unit
 from segcore.storage import Storage
-from segcore.storage.uris import parent
 
+_TABLES: tuple[Table, Table] = ("images", "instances")
 # Another version of the library may write other bytes; then page checksums and rows must do.
 _OTHER_WRITER = re.compile(rf"(?!.* {re.escape(pa.__version__)}$)parquet-cpp-arrow version [\d.]+")
 
@@ -67,20 +68,23 @@ class _UnitChecker:
     storage: Storage
     layout: EditionLayout
     categories: dict[int, str]
+    parts: PartListing
 
-    def check(self, unit: str, planned: Unit | None, has_instances: bool) -> _UnitCheck:
+    def check(self, unit: str, planned: Unit | None) -> _UnitCheck:
         """Read both parts of a committed unit and check all there is to check."""
         problems: list[Problem] = []
-        images = self._read("images", unit, problems)
-        instances = self._read("instances", unit, problems) if has_instances else None
+        images_uri, instances_uri = (self.uri(table, unit) for table in _TABLES)
+        images = self._read(images_uri, problems)
+        has_instances = self.parts.has_instances(unit)
+        instances = self._read(instances_uri, problems) if has_instances else None
         if images is None:
             return _UnitCheck(unit, problems)
         if instances is None:
             return _UnitCheck(unit, problems, _hash_image_ids(images))
         pair = PartPair(
             unit=unit,
-            images_uri=self.layout.part("images", unit),
-            instances_uri=self.layout.part("instances", unit),
+            images_uri=images_uri,
+            instances_uri=instances_uri,
             images=images,
             instances=instances,
             edition=self.layout.name,
@@ -88,6 +92,8 @@ class _UnitChecker:
             planned=planned,
         )
         problems += check_pair(pair)
+        if unit in self.parts.unlisted:
+            problems += _check_unlisted(pair, self.parts.unlisted[unit])
         if any(problem.kind == "wrong_schema" for problem in problems):
             return _UnitCheck(unit, problems)
         ok = images["status"].to_pylist().count("ok")
@@ -100,9 +106,12 @@ class _UnitChecker:
             instances=instances.num_rows,
         )
 
-    def _read(self, table: Table, unit: str, problems: list[Problem]) -> pa.Table | None:
+    def uri(self, table: Table, unit: str) -> str:
+        """The newest part of a committed unit in one table."""
+        return self.layout.part(table, unit, self.parts.generations[unit])
+
+    def _read(self, uri: str, problems: list[Problem]) -> pa.Table | None:
         """The rows of a part; None, with a problem added, when it cannot be read."""
-        uri = self.layout.part(table, unit)
         try:
             data = self.storage.read(uri)
             file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
@@ -126,6 +135,7 @@ def verify_output(
     edition: str | None = None,
     *,
     threads: int = 8,
+    include_unlisted: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
     """Check an edition from storage alone.
@@ -135,6 +145,7 @@ def verify_output(
         edition: Name of the edition; default the one with the newest run record, else the one
             that `latest.json` points to.
         threads: Units checked at once; each holds the two parts of one unit in memory.
+        include_unlisted: Also read the parts of images that the listing of the newest run lacked.
 
     Raises:
         UsageError: There is no output of segcore.
@@ -145,21 +156,22 @@ def verify_output(
     categories = _check_edition(storage, layout, result)
     record = _check_newest_run(storage, layout, result)
     plan = _check_plan(storage, layout, record, result)
-    committed = _units_with_part(storage, layout, "images", result)
-    with_instances = _units_with_part(storage, layout, "instances", result)
-    _compare_listings(layout, plan, committed, with_instances, result)
-    checker = _UnitChecker(storage, layout, categories)
-    id_hashes: dict[str, np.ndarray] = {}
-    for check in _check_units(checker, plan, committed, with_instances, threads):
+    parts = list_parts(storage, layout, record, result)
+    compare_listings(layout, plan, parts, result)
+    checker = _UnitChecker(storage, layout, categories, parts)
+    id_hashes = {unit: _hash_names(ids) for unit, ids in parts.unlisted.items()}
+    units = set(parts.generations) if include_unlisted else parts.generations.keys() - id_hashes
+    for number, check in enumerate(_check_units(checker, plan, units, threads), start=1):
         id_hashes[check.unit] = check.id_hashes
-        result.units += 1
-        result.ok += check.ok
-        result.failed += check.failed
-        result.instances += check.instances
         result.add(check.problems)
-        progress(result.units, len(committed))
+        if check.unit not in parts.unlisted:
+            result.units += 1
+            result.ok += check.ok
+            result.failed += check.failed
+            result.instances += check.instances
+        progress(number, len(units))
     result.images = result.ok + result.failed
-    result.add(_find_duplicates(storage, layout, id_hashes))
+    result.add(_find_duplicates(storage, checker, id_hashes))
     result.add(_compare_with_record(record, result))
     _check_latest(storage, layout, result)
     result.problems.sort(key=lambda problem: (problem.uri, problem.kind, problem.image_id))
@@ -169,15 +181,14 @@ def verify_output(
 def _check_units(
     checker: _UnitChecker,
     plan: Plan | None,
-    committed: set[str],
-    with_instances: set[str],
+    units: set[str],
     threads: int,
 ) -> Iterator[_UnitCheck]:
-    """All committed units, a bounded number of them at once."""
+    """These committed units, a bounded number of them at once."""
     pending: deque[Future[_UnitCheck]] = deque()
     with ThreadPoolExecutor(threads, "segcore-verify") as pool:
-        for unit, planned in _find_in_plan(plan, committed):
-            pending.append(pool.submit(checker.check, unit, planned, unit in with_instances))
+        for unit, planned in _find_in_plan(plan, units):
+            pending.append(pool.submit(checker.check, unit, planned))
             if len(pending) >= 2 * threads:
                 yield pending.popleft().result()
         while pending:
@@ -245,58 +256,27 @@ def _check_plan(
         return None
 
 
-def _units_with_part(
-    storage: Storage, layout: EditionLayout, table: Table, result: Verification
-) -> set[str]:
-    """Units that have a part in this table; other files there are problems."""
-    units: set[str] = set()
-    folder = layout.parts_folder(table)
-    for info in storage.list(folder):
-        unit = unit_of_part(info.uri)
-        if unit is not None and parent(info.uri) == folder:
-            units.add(unit)
-        else:
-            message = f"it is not a part, but lies in {table}/."
-            result.add([Problem("alien_file", info.uri, message)])
-    return units
-
-
-def _compare_listings(
-    layout: EditionLayout,
-    plan: Plan | None,
-    committed: set[str],
-    with_instances: set[str],
-    result: Verification,
-) -> None:
-    """The plan against the parts that exist, and these against each other."""
-
-    def add(kind: str, table: Table, units: Iterable[str], message: str) -> None:
-        uris = (layout.part(table, unit) for unit in sorted(units))
-        result.add(Problem(kind, uri, message) for uri in uris)
-
-    if plan is not None:
-        planned = set(plan.units.ids())
-        message = "its unit is in the plan; run the same `segcore segment` again to make it."
-        add("missing_part", "images", planned - committed, message)
-        message = "its unit is not in the plan."
-        add("unplanned_part", "images", committed - planned, message)
-    message = "its unit is committed without it."
-    add("missing_instances", "instances", committed - with_instances, message)
-    message = "its unit is not committed: left by a job that died, or by one in progress."
-    add("orphan_part", "instances", with_instances - committed, message)
+def _check_unlisted(pair: PartPair, listed_as_unlisted: list[str]) -> Iterator[Problem]:
+    """The part of unlisted images has the rows of these and of no others."""
+    if pair.images["image_id"].to_pylist() != listed_as_unlisted:
+        message = "its images are not those that the list of unlisted images names for its unit."
+        yield Problem("wrong_unlisted", pair.images_uri, message)
 
 
 def _hash_image_ids(images: pa.Table) -> np.ndarray:
     """(N,) uint64 of the image ids; equal ids have equal hashes."""
     if "image_id" not in images.column_names:
         return _no_hashes()
-    image_ids = images["image_id"].to_pylist()
+    return _hash_names(images["image_id"].to_pylist())
+
+
+def _hash_names(image_ids: Iterable[str]) -> np.ndarray:
     digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in image_ids)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _find_duplicates(
-    storage: Storage, layout: EditionLayout, id_hashes: dict[str, np.ndarray]
+    storage: Storage, checker: _UnitChecker, id_hashes: dict[str, np.ndarray]
 ) -> Iterator[Problem]:
     """Images with several rows: equal hashes first, then the ids themselves decide.
 
@@ -315,7 +295,9 @@ def _find_duplicates(
         suspect_rows = np.flatnonzero(np.isin(hashes, repeated)).tolist()
         if not suspect_rows:
             continue
-        uri = layout.part("images", unit)
+        if unit not in checker.parts.generations:
+            continue  # a problem of its own
+        uri = checker.uri("images", unit)
         with storage.open(uri) as file:
             ids = pq.read_table(file, columns=["image_id"])["image_id"]
         for image_id in (ids[row].as_py() for row in suspect_rows):
@@ -330,8 +312,9 @@ def _compare_with_record(record: RunRecord | None, result: Verification) -> Iter
     """The counts of a finished run; one in progress has none yet."""
     if record is None or record.status not in COMPLETE:
         return
-    for name in ("units", "images", "ok", "failed", "instances"):
-        stated, actual = record.values.get(name), getattr(result, name)
+    for name in ("units", "images", "ok", "failed", "instances", "images_unlisted"):
+        stated = record.values.get(name, 0 if name == "images_unlisted" else None)
+        actual = getattr(result, name)
         if stated != actual:
             message = f"it states {name} {stated}, but the parts give {actual}."
             yield Problem("report_differs", record.uri, message)

@@ -6,6 +6,7 @@
 <output>/<edition>/runs/<run>.json           the record of a run
 <output>/<edition>/images/<unit>.parquet     one row per input image; commits the unit
 <output>/<edition>/instances/<unit>.parquet  one row per instance
+<output>/<edition>/unlisted/<run>.parquet    images that the listing of a run lacked: see `unlisted`
 <output>/<edition>/lease/                    which run may write into the edition
 """
 
@@ -13,13 +14,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from segcore.storage.uris import basename, join, parent
 
 Table = Literal["images", "instances"]
 
-_PART_NAME = re.compile(r"([0-9a-f]{8,64})\.parquet")
+_PART_NAME = re.compile(r"([0-9a-f]{8,64})(?:-g([1-9][0-9]{0,5}))?\.parquet")
+
+
+class PartName(NamedTuple):
+    """Which part a file is. Of several generations of a unit, the highest is the one to read."""
+
+    unit: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,23 @@ class EditionLayout:
         """Holds the parts of one table."""
         return join(self.prefix, table)
 
-    def part(self, table: Table, unit: str) -> str:
-        """The part of a unit in one table."""
-        return join(self.parts_folder(table), f"{unit}.parquet")
+    def part(self, table: Table, unit: str, generation: int = 0) -> str:
+        """The part of a unit in one table; generation 1 is the first one that was made again."""
+        suffix = f"-g{generation}" if generation else ""
+        return join(self.parts_folder(table), f"{unit}{suffix}.parquet")
 
     def parts_pattern(self, table: Table) -> str:
         """A glob pattern for all parts of one table, as DuckDB and others take it."""
         return join(self.parts_folder(table), "*.parquet")
+
+    @property
+    def unlisted_folder(self) -> str:
+        """Holds, for each run, the ids of the images that its listing lacked."""
+        return join(self.prefix, "unlisted")
+
+    def unlisted(self, run: str) -> str:
+        """The ids of the images whose results are kept though the listing of a run lacked them."""
+        return join(self.unlisted_folder, f"{run}.parquet")
 
     @property
     def lease_folder(self) -> str:
@@ -115,7 +133,7 @@ class OutputLayout:
         return layout if is_record else None
 
 
-def unit_of_part(uri: str) -> str | None:
+def part_of_file(uri: str) -> PartName | None:
     """Inverse of `EditionLayout.part`; None when the object's name is not that of a part."""
     match = _PART_NAME.fullmatch(basename(uri))
-    return match.group(1) if match else None
+    return PartName(match.group(1), int(match.group(2) or 0)) if match else None

@@ -1,20 +1,22 @@
 """The parts of an edition: the commit of a unit, and what is committed.
 
 A unit's ``images`` part is written last; its existence is the only record that the unit is done.
-The same results of the same unit always give the same bytes.
+The same results of the same unit always give the same bytes. A part that is made again becomes a
+file of its own, of the next generation, before the older one goes: at each moment a reader finds a
+whole part. `delete_parts` is the only place that deletes parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
-from segcore.output.layout import EditionLayout, Table, unit_of_part
+from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
 from segcore.output.tables import ImageResult, encode_part, images_table, instances_table
@@ -32,6 +34,7 @@ class Parts:
         prefix: ``<output>/<edition>``.
         run: Id of the plan that is being carried out; deterministic, so that parts are too.
         categories: (id, name) of each class.
+        generations: Unit -> its generation, of units that were made again; see `as_listed`.
     """
 
     storage: Storage
@@ -40,6 +43,7 @@ class Parts:
     run: str
     licence: str
     categories: tuple[tuple[int, str], ...]
+    generations: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def layout(self) -> EditionLayout:
@@ -59,33 +63,49 @@ class Parts:
         self.commit_tables(images_table(unit, results), instances, counts)
         return counts
 
-    def commit_tables(self, images: pa.Table, instances: pa.Table, counts: PartCounts) -> None:
+    def commit_tables(
+        self, images: pa.Table, instances: pa.Table, counts: PartCounts, generation: int = 0
+    ) -> None:
         """Like `commit`, for tables that exist already; `counts` must be theirs."""
         metadata = self._metadata(counts)
-        layout = self.layout
-        self.storage.write(layout.part("instances", counts.unit), encode_part(instances, metadata))
-        self.storage.write(layout.part("images", counts.unit), encode_part(images, metadata))
+        layout, name = self.layout, PartName(counts.unit, generation)
+        self.storage.write(layout.part("instances", *name), encode_part(instances, metadata))
+        self.storage.write(layout.part("images", *name), encode_part(images, metadata))
 
     def replace(
         self, unit: Unit, results: Sequence[ImageResult], notes: Mapping[str, int] | None = None
     ) -> PartCounts:
-        """Write other results of a unit that is committed.
+        """Write other results of a unit that is committed, as the next generation of its part.
 
-        The ``images`` part is deleted first: if the process dies in between, the unit has to be
-        done again, but there are never two tables that contradict each other. Nothing is touched
-        when the rows are the same.
+        The older part is deleted afterwards: whoever reads in between, or after the process has
+        died in between, finds two whole parts and takes the newer. Nothing is touched when the
+        rows are the same.
 
         Raises:
-            StorageError: Not written; the unit may no longer be committed.
+            StorageError: Not written; the unit has its older part.
         """
         counts = PartCounts.of_results(unit.unit, results, notes or {})
         images = images_table(unit, results)
-        committed_images, _ = self.read_tables(unit.unit)
-        if images.equals(committed_images):
+        generation = self.newest_generation(unit.unit)
+        if images.equals(self._read_table("images", PartName(unit.unit, generation))):
             return counts
-        self.storage.delete(self.layout.part("images", unit.unit))
-        self.commit_tables(images, instances_table(results, dict(self.categories)), counts)
+        instances = instances_table(results, dict(self.categories))
+        self.commit_tables(images, instances, counts, generation + 1)
+        older = [PartName(unit.unit, number) for number in range(generation + 1)]
+        self.delete_parts("images", older)
+        self.delete_parts("instances", older)
         return counts
+
+    def newest_generation(self, unit: str) -> int:
+        """The generation of a committed unit as storage has it now.
+
+        A retry whose worker died after its commit is tried again by a worker that still knows the
+        generation before.
+        """
+        generation = self.generations.get(unit, 0)
+        while self.storage.exists(self.layout.part("images", unit, generation + 1)):
+            generation += 1
+        return generation
 
     def read_tables(self, unit: str) -> tuple[pa.Table, pa.Table]:
         """The tables `images` and `instances` of a committed unit, without metadata.
@@ -93,12 +113,52 @@ class Parts:
         Raises:
             StorageError: A part is missing, damaged, or not one of segcore's.
         """
-        images = self._read_table("images", unit, IMAGES_SCHEMA)
-        return images, self._read_table("instances", unit, INSTANCES_SCHEMA)
+        name = PartName(unit, self.generations.get(unit, 0))
+        return self._read_table("images", name), self._read_table("instances", name)
+
+    def read_newest_tables(self, unit: str) -> tuple[pa.Table, pa.Table]:
+        """Like `read_tables`, of the newest generation in storage, known or not."""
+        name = PartName(unit, self.newest_generation(unit))
+        return self._read_table("images", name), self._read_table("instances", name)
+
+    def read_image_columns(self, unit: str, columns: Sequence[str]) -> tuple[pa.Table, str]:
+        """Some columns of the `images` part of a unit, and the run that wrote it.
+
+        Raises:
+            StorageError: It cannot be read; names it.
+        """
+        uri = self.layout.part("images", unit, self.generations.get(unit, 0))
+        try:
+            with self.storage.open(uri) as file:
+                part = pq.ParquetFile(file, page_checksum_verification=True)
+                rows = part.read(list(columns), use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StorageError(
+                f"{uri} is not a readable part: {error}.",
+                "Its unit is not in the plan any more. If its results cannot be restored, delete "
+                "this object and rerun the same command.",
+            ) from error
+        run = (rows.schema.metadata or {}).get(b"segcore.run", b"").decode("utf-8", "replace")
+        return rows.replace_schema_metadata(None).select(list(columns)), run
 
     def committed_units(self) -> set[str]:
         """Ids of all units that are done, by listing."""
-        return set(self._units_with_part("images"))
+        return set(self.list_generations())
+
+    def list_generations(self) -> dict[str, int]:
+        """All units that are done, each with the newest generation of its part, by listing."""
+        return newest_generations(self.list_parts("images"))
+
+    def as_listed(self, generations: Mapping[str, int]) -> Parts:
+        """These parts, read in the generations that `list_generations` gave."""
+        again = {unit: number for unit, number in generations.items() if number}
+        return replace(self, generations=again)
+
+    def list_parts(self, table: Table) -> Iterator[PartName]:
+        """All parts of one table, older generations among them."""
+        for info in self.storage.list(self.layout.parts_folder(table)):
+            if (name := part_of_file(info.uri)) is not None:
+                yield name
 
     def read_counts(self, units: Iterable[str]) -> Iterator[PartCounts]:
         """What committed parts say about themselves; reads their footers, many at a time.
@@ -109,29 +169,25 @@ class Parts:
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
             yield from pool.map(self._read_counts, units)
 
-    def delete_stale(self, valid_units: set[str]) -> int:
-        """Delete the parts of all other units; returns how many of these were committed.
+    def delete_all_but(self, kept: Mapping[str, int]) -> int:
+        """Delete all parts except these, unit -> generation; returns how many units are gone.
 
-        ``images`` parts go first, so that a unit is undone before it is incomplete.
+        ``images`` parts go first, so that a unit is undone before it is incomplete. A unit that
+        has none must be in no table of `kept`.
         """
-        committed = [unit for unit in self._units_with_part("images") if unit not in valid_units]
-        with_instances = [
-            unit for unit in self._units_with_part("instances") if unit not in valid_units
-        ]
-        self._delete_parts("images", committed)
-        self._delete_parts("instances", with_instances)
-        return len(committed)
+        stale = {
+            table: [name for name in self.list_parts(table) if kept.get(name.unit) != name[1]]
+            for table in ("images", "instances")
+        }
+        self.delete_parts("images", stale["images"])
+        self.delete_parts("instances", stale["instances"])
+        return len({name.unit for name in stale["images"]} - kept.keys())
 
-    def _delete_parts(self, table: Table, units: Iterable[str]) -> None:
-        uris = [self.layout.part(table, unit) for unit in units]
+    def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
+        """Delete these files, many at a time; those that do not exist are no error."""
+        uris = [self.layout.part(table, *name) for name in names]
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
             list(pool.map(self.storage.delete, uris))
-
-    def _units_with_part(self, table: Table) -> Iterator[str]:
-        for info in self.storage.list(self.layout.parts_folder(table)):
-            unit = unit_of_part(info.uri)
-            if unit is not None:
-                yield unit
 
     def _metadata(self, counts: PartCounts) -> dict[str, str]:
         return {
@@ -142,8 +198,9 @@ class Parts:
             **counts.to_metadata(),
         }
 
-    def _read_table(self, table: Table, unit: str, schema: pa.Schema) -> pa.Table:
-        uri = self.layout.part(table, unit)
+    def _read_table(self, table: Table, name: PartName) -> pa.Table:
+        uri = self.layout.part(table, *name)
+        schema = IMAGES_SCHEMA if table == "images" else INSTANCES_SCHEMA
         try:
             with self.storage.open(uri) as file:
                 rows = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
@@ -152,7 +209,7 @@ class Parts:
             raise StorageError(f"{uri} is not a readable part: {error}.") from error
 
     def _read_counts(self, unit: str) -> PartCounts:
-        uri = self.layout.part("images", unit)
+        uri = self.layout.part("images", unit, self.generations.get(unit, 0))
         try:
             with self.storage.open(uri) as file:
                 return PartCounts.from_metadata(pq.read_metadata(file).metadata)
@@ -161,3 +218,11 @@ class Parts:
                 f"{uri} is not a readable part of this edition: {error}.",
                 hint="Delete this object and run the same command again to redo its unit.",
             ) from None
+
+
+def newest_generations(names: Iterable[PartName]) -> dict[str, int]:
+    """Each unit that has a part -> the highest generation of it."""
+    generations: dict[str, int] = {}
+    for unit, generation in names:
+        generations[unit] = max(generation, generations.get(unit, 0))
+    return generations

@@ -96,7 +96,10 @@ class RunReport:
         notes: What was noticed while reading, such as ``duplicate_names`` (renamed in a shard).
         units_missing: How many units of the plan have no part.
         units_unbalanced: Units whose part has a different number of images than the plan.
-        units_withdrawn: Units whose parts were deleted, because their input changed or is gone.
+        units_withdrawn: Units of earlier plans whose parts were deleted, because their images are
+            in new parts, or were to be removed.
+        images_unlisted: Images beside `images` that the input lacks today; their results are kept.
+        images_removed: Such images whose results were removed (``--remove-unlisted``).
         images_this_time: Segmented by this command; the rest was done before.
         images_retried: Of these, how many had failed before and were retried (``--retry-failed``).
         images_recovered: Of the retried ones, how many did not fail again.
@@ -128,6 +131,8 @@ class RunReport:
     units_unbalanced: tuple[str, ...] = ()
     units_done_before: int = 0
     units_withdrawn: int = 0
+    images_unlisted: int = 0
+    images_removed: int = 0
     images_this_time: int = 0
     images_retried: int = 0
     images_recovered: int = 0
@@ -168,6 +173,12 @@ class RunReport:
         if self.images_retried:
             retried = plural(self.images_retried, "failed image")
             rows.append(("tried again", f"{retried}, {self.images_recovered:,} now ok"))
+        if self.images_unlisted:
+            kept = plural(self.images_unlisted, "image")
+            rows.append(("unlisted", f"{kept} of earlier listings, kept besides"))
+        if self.images_removed:
+            removed = plural(self.images_removed, "image")
+            rows.append(("removed", f"results of {removed} that the input lacks"))
         rows.append(("model", self.edition))
         rows.append(("tables", layout.parts_pattern("images")))
         rows.append(("", layout.parts_pattern("instances")))
@@ -203,7 +214,10 @@ class Preview:
     Attributes:
         images: None when shards are counted only as they are read.
         images_done: Of the units already done; None as above.
-        units_stale: Committed units whose input changed or is gone; a run deletes their parts.
+        units_stale: Committed units that are not in the plan, because images of theirs changed,
+            were cut anew or are not listed; those whose images are in other parts are deleted.
+        entries_lost: Images or shards of the last run that are not listed any more.
+        remove_unlisted: Their results are to be removed.
     """
 
     input: str
@@ -216,6 +230,8 @@ class Preview:
     images_done: int | None
     units_done: int
     units_stale: int
+    entries_lost: int = 0
+    remove_unlisted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -248,8 +264,25 @@ class Preview:
         ]
         if self.units_stale:
             stale = plural(self.units_stale, "unit")
-            rows.append(("to delete", f"{stale} whose input changed or is gone"))
+            rows.append(("replaced", f"{stale} of earlier plans, once their images are elsewhere"))
+        if self.entries_lost:
+            lost = plural(self.entries_lost, "image or shard", "images or shards")
+            rows.append(("unlisted", f"{lost} of the last run; {self._fate_of_unlisted()}"))
         return align_columns(rows)
+
+    def warnings(self) -> list[str]:
+        """What a person should know before it begins."""
+        if not self.entries_lost:
+            return []
+        lost = plural(self.entries_lost, "image or shard", "images or shards")
+        verb = "is" if self.entries_lost == 1 else "are"
+        fate = self._fate_of_unlisted()
+        return [f"{lost} of the last run {verb} not listed any more; {fate}."]
+
+    def _fate_of_unlisted(self) -> str:
+        if self.remove_unlisted:
+            return "their results are removed at the end"
+        return "their results are kept (--remove-unlisted removes them)"
 
 
 def _summarize_units(report: RunReport) -> str:
@@ -257,7 +290,7 @@ def _summarize_units(report: RunReport) -> str:
     if report.units_done_before:
         details.append(f"{report.units_done_before:,} done before")
     if report.units_withdrawn:
-        details.append(f"{report.units_withdrawn:,} deleted because the input changed")
+        details.append(f"{report.units_withdrawn:,} of earlier plans deleted")
     if report.units_missing:
         details.append(f"{report.units_missing:,} MISSING")
     return f"{report.units:,}" + (f"  ({', '.join(details)})" if details else "")

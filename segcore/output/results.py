@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -12,25 +12,31 @@ import pyarrow.parquet as pq
 from segcore.errors import ObjectNotFound, UsageError
 from segcore.output.documents import read_document
 from segcore.output.latest import read_latest
-from segcore.output.layout import EditionLayout, OutputLayout, Table, unit_of_part
+from segcore.output.layout import EditionLayout, OutputLayout, Table, part_of_file
+from segcore.output.parts import newest_generations
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.output.visible import find_visible_units
 from segcore.storage import Storage, normalize
 
 
 @dataclass(frozen=True)
 class Results:
-    """One edition of an output. Only units whose `images` part exists are seen.
+    """One edition of an output: the committed units of its newest complete run.
 
     Attributes:
         layout: Where the files of the edition lie.
         edition: Contents of its ``edition.json``.
-        units: Ids of the committed units, sorted.
+        units: Ids of the units to read, sorted; each image is in one of them.
+        run: The run whose units they are; "" when its plan is gone.
+        generations: Unit -> which generation of its part is the newest, where it is not 0.
     """
 
     storage: Storage
     layout: EditionLayout
     edition: dict[str, Any]
     units: tuple[str, ...]
+    run: str = ""
+    generations: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -57,7 +63,7 @@ class Results:
             yield self._read_part("instances", unit, columns or INSTANCES_SCHEMA.names)
 
     def _read_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
-        uri = self.layout.part(table, unit)
+        uri = self.layout.part(table, unit, self.generations.get(unit, 0))
         with self.storage.open(uri) as file:
             try:
                 return pq.read_table(file, columns=list(columns))
@@ -65,22 +71,29 @@ class Results:
                 raise UsageError(f"{uri} is not a part of a segcore output: {error}") from None
 
 
-def open_results(storage: Storage, output: str, edition: str | None = None) -> Results:
+def open_results(
+    storage: Storage, output: str, edition: str | None = None, *, include_unlisted: bool = False
+) -> Results:
     """Find the edition to read.
 
     Args:
         output: What a run was given as output, or the prefix of one edition in it.
         edition: Name of the edition; default the one that ``latest.json`` points to, else the
             only one.
+        include_unlisted: Also read the results of images that the newest listing lacked.
 
     Raises:
-        UsageError: There is no output, no such edition, or there are several and none was chosen.
+        UsageError: There is no output, no such edition, or there are several and none was chosen;
+            or see `find_visible_units`.
     """
     layout = find_edition(storage, output, edition)
     document = read_document(storage, layout.edition_json)
-    listed_units = (unit_of_part(info.uri) for info in storage.list(layout.parts_folder("images")))
-    units = tuple(sorted(unit for unit in listed_units if unit is not None))
-    return Results(storage, layout, document, units)
+    infos = storage.list(layout.parts_folder("images"))
+    names = (name for info in infos if (name := part_of_file(info.uri)) is not None)
+    generations = newest_generations(names)
+    visible = find_visible_units(storage, layout, generations.keys(), include_unlisted)
+    again = {unit: generations[unit] for unit in visible.units if generations[unit]}
+    return Results(storage, layout, document, visible.units, visible.run, again)
 
 
 def find_edition(

@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from segcore.errors import SegcoreError, UsageError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcore.errors import SegcoreError, StorageError, UsageError, describe_error
 from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
 from segcore.planning.plan import Plan
@@ -118,6 +121,21 @@ def read_plan(storage: Storage, layout: EditionLayout, run: str) -> Plan:
     if plan.run != run:
         raise SegcoreError(f"{uri} is the plan of another run, {plan.run}.")
     return plan
+
+
+def read_planned_ids(storage: Storage, layout: EditionLayout, run: str) -> set[str]:
+    """The ids of the units of a run, without the rest of its plan.
+
+    Raises:
+        ObjectNotFound: The plan does not exist.
+        StorageError: It is damaged.
+    """
+    uri = layout.plan(run)
+    try:
+        with storage.open(uri) as file:
+            return set(pq.ParquetFile(file).read(["unit"])["unit"].to_pylist())
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{uri} cannot be read: {describe_error(error, 200)}") from None
 
 
 def planned_units(plan: Plan) -> Iterator[PlannedUnit]:

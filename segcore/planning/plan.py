@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.errors import UsageError
-from segcore.planning.reuse import ReusedUnits, reuse_objects, reuse_shards
-from segcore.sources.base import Source
+from segcore.planning.lost import NOTHING_LOST, LostEntries, find_lost_by_shard_entries
+from segcore.planning.reuse import ReusedUnits, reuse_objects, reuse_returned, reuse_shards
+from segcore.sources.base import Entries, Source
 from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table, units_to_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage.listing import Listing
@@ -69,6 +70,7 @@ class Plan:
         carried: New unit -> the unit of the previous plan that has the results of all its images.
             Not stored.
         notes: Sentences for people about entries that were skipped. Not stored.
+        lost: What the previous plan had and today's listing lacks. Not stored.
     """
 
     run: str
@@ -77,6 +79,7 @@ class Plan:
     fingerprint: str = ""
     carried: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    lost: LostEntries = NOTHING_LOST
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,22 @@ class PlanSummary:
     todo_bytes: int
 
 
-def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) -> Plan:
+def make_plan(
+    source: Source,
+    limits: UnitLimits,
+    previous: Plan | None = None,
+    unlisted: pa.Table | None = None,
+) -> Plan:
     """Cut an archive into units, keeping the units of `previous` whose content is unchanged.
 
     A unit of loose images is kept if each of its images is still there with the same etag and size;
     the units of a shard are kept if the shard has the same etag. If only some loose images of a
     unit are unchanged, those become a unit of their own whose results can be `carried` over. All
     other images get new units.
+
+    Args:
+        unlisted: Images that are not in `previous` and have results nevertheless, see
+            `reuse_returned`.
 
     Raises:
         UsageError: `previous` is the plan of another input.
@@ -116,14 +128,10 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
                 f"{redact(source.input)}.",
                 "Use another output folder.",
             )
-        previous_units = previous.units.table
-        if isinstance(entries, Listing):
-            reused = reuse_objects(previous_units, entries)
-        elif previous.fingerprint != source.fingerprint:
-            reused = ReusedUnits(UNIT_SCHEMA.empty_table(), entries)
-        else:
-            reused = reuse_shards(previous_units, entries, source.unit_kind)
+        reused = _reuse_units(source, previous, entries)
     del entries  # of an incremental plan only a small part is still needed
+    if unlisted is not None:
+        reused = reuse_returned(reused, unlisted)
     new_units = units_to_table(source.cut(reused.remaining_entries, limits))
     table = pa.concat_tables([reused.units, new_units])
     return Plan(
@@ -133,7 +141,19 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
         fingerprint=source.fingerprint,
         carried=reused.carried,
         notes=tuple(source.notes),
+        lost=reused.lost,
     )
+
+
+def _reuse_units(source: Source, previous: Plan, entries: Entries) -> ReusedUnits:
+    units = previous.units.table
+    if isinstance(entries, Listing):
+        return reuse_objects(units, entries)
+    if previous.fingerprint == source.fingerprint:
+        reused = reuse_shards(units, entries, source.unit_kind)
+    else:
+        reused = ReusedUnits(UNIT_SCHEMA.empty_table(), entries)
+    return replace(reused, lost=find_lost_by_shard_entries(units, entries))
 
 
 def run_name(units: pa.Table) -> str:

@@ -10,6 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.lost import (
+    NOTHING_LOST,
+    LostEntries,
+    UnmatchedImages,
+    add_lost,
+    find_lost_shards,
+)
 from segcore.sources.base import Entries
 from segcore.sources.unit_tables import units_to_table, unpack_member_columns
 from segcore.sources.units import Member, Unit, make_objects_unit
@@ -27,11 +34,13 @@ class ReusedUnits:
             others.
         remaining_entries: The entries in none of these units.
         carried: Unit of unchanged images -> the previous unit that it was part of.
+        lost: What the previous plan had and is gone.
     """
 
     units: pa.Table
     remaining_entries: Entries
     carried: dict[str, str] = field(default_factory=dict)
+    lost: LostEntries = NOTHING_LOST
 
 
 def reuse_shards(previous_units: pa.Table, entries: pa.Table, unit_kind: str) -> ReusedUnits:
@@ -60,6 +69,7 @@ def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
     # The last element stands for the row -1 of images that no longer exist.
     is_covered = np.zeros(entries.num_rows + 1, bool)
     is_kept = np.zeros(previous_units.num_rows, bool)
+    unmatched = UnmatchedImages()
     carried: dict[str, str] = {}
 
     def reduced_units() -> Iterator[Unit]:
@@ -71,6 +81,8 @@ def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
             rows = entry_index.find(object_digests(uris, sizes, etags))
             is_unchanged = (rows >= 0) & ~is_covered[rows]
             is_covered[rows[is_unchanged]] = True
+            unmatched.total += len(uris)
+            unmatched.add([uris[i] for i in np.flatnonzero(rows < 0)])
             if is_unchanged.all():
                 is_kept[position] = True
             elif is_unchanged.any():
@@ -88,7 +100,51 @@ def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
         pa.concat_tables([previous_units.filter(pa.array(is_kept)), reduced]),
         entries.take_where(~is_covered[:-1]),
         carried,
+        add_lost(
+            unmatched.find_lost(entries),
+            find_lost_shards(previous_units, entries.column_batches("uri")),
+        ),
     )
+
+
+def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
+    """Reuse the results of loose images, too, that were not listed for a while and are again.
+
+    Args:
+        reused: What the previous plan gives.
+        unlisted: The images that the previous listing lacked: columns image_id, etag, shard, unit.
+    """
+    entries = reused.remaining_entries
+    loose = unlisted.filter(pc.equal(unlisted["shard"], ""))
+    if not loose.num_rows or not entries.num_rows or not isinstance(entries, Listing):
+        return reused
+    ids, etags, old_units = (loose[name].to_pylist() for name in ("image_id", "etag", "unit"))
+    index = HashIndex([object_digests(ids, [0] * len(ids), etags)], len(ids))
+    is_covered = np.zeros(entries.num_rows, bool)
+    members: dict[str, list[tuple[int, Member]]] = {}  # old unit -> (row of `loose`, image)
+    start = 0
+    for batch in entries.to_batches():
+        uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
+        rows = index.find(object_digests(uris, [0] * len(uris), etags))
+        for i in np.flatnonzero(rows >= 0).tolist():
+            if etags[i] and not etags[i].startswith("!"):  # else the version is not known
+                is_covered[start + i] = True
+                member = Member(uris[i], uris[i], etags[i], sizes[i])
+                members.setdefault(old_units[rows[i]], []).append((int(rows[i]), member))
+        start += len(uris)
+    units = []
+    carried = dict(reused.carried)
+    for old_unit, numbered_members in members.items():
+        unit = make_objects_unit([member for _, member in sorted(numbered_members, key=_row_of)])
+        if unit.unit != old_unit:
+            carried[unit.unit] = old_unit
+        units.append(unit)
+    table = pa.concat_tables([reused.units, units_to_table(units)])
+    return ReusedUnits(table, entries.take_where(~is_covered), carried, reused.lost)
+
+
+def _row_of(numbered_member: tuple[int, Member]) -> int:
+    return numbered_member[0]
 
 
 def _packed_objects_units(table: pa.Table) -> Iterator[tuple[str, bytes] | None]:

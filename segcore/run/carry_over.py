@@ -24,6 +24,10 @@ _THREADS = 8
 _UNITS_AT_ONCE = 64
 
 
+class DamagedPart(StorageError):
+    """The part whose rows were to move cannot be read."""
+
+
 def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
     """Commit the units of `plan.carried` whose old unit is committed; returns which.
 
@@ -60,19 +64,35 @@ class _Carrier:
             Its id; None, and nothing is committed, when that old unit lacks some of its images.
         """
         old_unit = self.plan.carried[unit.unit]
-        try:
-            images, instances = self.parts.read_tables(old_unit)
-        except StorageError:
-            return None  # then its images are segmented again
         image_ids = pa.array([member.image_id for member in unit.members], pa.string())
-        images = images.filter(pc.is_in(images["image_id"], image_ids))
-        if images["image_id"].to_pylist() != image_ids.to_pylist():
-            return None
-        instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
-        images = _with_unit(images, unit.unit)
-        counts = _count_rows(unit.unit, images, instances)
-        self.parts.commit_tables(images, instances, counts)
-        return unit.unit
+        try:
+            is_committed = commit_rows_of(self.parts, old_unit, unit.unit, image_ids)
+        except DamagedPart:
+            return None  # then its images are segmented again
+        return unit.unit if is_committed else None
+
+
+def commit_rows_of(parts: Parts, old_unit: str, new_unit: str, image_ids: pa.Array) -> bool:
+    """Commit some rows of a committed unit as the part of another one.
+
+    Returns:
+        Whether the old unit has all these images in this order; if not, nothing is committed.
+
+    Raises:
+        DamagedPart: The old part cannot be read.
+        StorageError: The new part cannot be written.
+    """
+    try:
+        images, instances = parts.read_tables(old_unit)
+    except StorageError as error:
+        raise DamagedPart(error.message, error.hint) from None
+    images = images.filter(pc.is_in(images["image_id"], image_ids))
+    if images["image_id"].to_pylist() != image_ids.to_pylist():
+        return False
+    instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
+    images = _with_unit(images, new_unit)
+    parts.commit_tables(images, instances, _count_rows(new_unit, images, instances))
+    return True
 
 
 def _with_unit(images: pa.Table, unit: str) -> pa.Table:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from segcore.config import Config
-from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
+from segcore.errors import (
+    CheckpointError,
+    ListingShrank,
+    NothingFound,
+    ObjectNotFound,
+    UsageError,
+)
 from segcore.models.base import ModelInfo
 from segcore.output.edition import Edition, make_edition
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import Preview
-from segcore.output.run_records import RunRecord, planned_units, read_newest_run, read_plan
+from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
+from segcore.planning.lost import LostEntries
 from segcore.planning.plan import Plan, make_plan, summarize_plan
+from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
-from segcore.storage.uris import normalize_input
+from segcore.storage.uris import normalize_input, redact
+from segcore.text import plural
 from segcore.worker.preprocessing import Preprocessor
 
 MAX_WEIGHTS_BYTES = 4 << 30
+_MAX_LOST_SHARE = 10  # one in so many entries of the last listing may be gone
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class Job:
 
     Attributes:
         committed: Ids of all units that have parts in this edition.
-        last_run: The newest run of this edition; None for the first one.
+        records: The runs of this edition, oldest first.
+        last_unlisted: Images without a place in the last plan whose results exist.
         source_kind: What the input is, see `segcore.sources.base.Kind`.
     """
 
@@ -55,7 +67,8 @@ class Job:
     plan: Plan
     parts: Parts
     committed: frozenset[str]
-    last_run: RunRecord | None
+    records: tuple[RunRecord, ...]
+    last_unlisted: LastUnlisted | None
     source_kind: str
 
     @cached_property
@@ -74,6 +87,11 @@ class Job:
         return self.parts.layout
 
     @property
+    def last_run(self) -> RunRecord | None:
+        """The newest run of this edition; None for the first one."""
+        return self.records[-1] if self.records else None
+
+    @property
     def sequence(self) -> int:
         """Number of this run in its edition; repeating the same plan keeps its number."""
         if self.last_run is None:
@@ -81,7 +99,7 @@ class Job:
         same_plan = self.last_run.run == self.plan.run
         return self.last_run.sequence if same_plan else self.last_run.sequence + 1
 
-    def preview(self) -> Preview:
+    def preview(self, *, remove_unlisted: bool = False) -> Preview:
         """What the run would do. Units that can be carried over count as done."""
         carried = {unit for unit, old in self.plan.carried.items() if old in self.committed}
         counts = summarize_plan(self.plan, self.committed | carried)
@@ -96,6 +114,8 @@ class Job:
             images_done=counts.done_images,
             units_done=counts.done_units,
             units_stale=len(self.committed - self.planned.keys()),
+            entries_lost=self.plan.lost.lost,
+            remove_unlisted=remove_unlisted,
         )
 
 
@@ -111,22 +131,26 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     input_uri, output = locate_input_and_output(config)
     model = open_model(config, storage)
     layout = output.edition(model.edition.name)
-    last_run = open_edition(storage, layout, input_uri, overwrite=overwrite)
+    records = open_edition(storage, layout, input_uri, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
     source = open_source(config.input, config.source, storage)  # a slash at its end matters
-    plan = open_plan(config, storage, source, layout, None if overwrite else last_run)
-    parts = open_parts(storage, layout, model, plan)
-    return Job(
+    parts = open_parts(storage, layout, model)
+    previous = () if overwrite else records
+    last_unlisted = read_last_unlisted(parts, previous)
+    plan = open_plan(config, storage, source, layout, previous, last_unlisted)
+    job = Job(
         config=config,
         storage=storage,
         output=output,
         model=model,
         plan=plan,
-        parts=parts,
-        committed=_committed_units(parts, overwrite),
-        last_run=last_run,
+        parts=replace(parts, run=plan.run),
+        committed=frozenset(),
+        records=records,
+        last_unlisted=last_unlisted,
         source_kind=source.kind,
     )
+    return _with_committed(job, overwrite)
 
 
 def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
@@ -135,10 +159,11 @@ def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
     Raises:
         SegcoreError: As `prepare_job` does.
     """
-    last_run = read_newest_run(job.storage, job.layout)
-    if _run_name(last_run) != _run_name(job.last_run):  # another plan, which ours has to follow
-        return prepare_job(job.config, overwrite=overwrite)
-    return replace(job, last_run=last_run, committed=_committed_units(job.parts, overwrite))
+    records = tuple(read_run_records(job.storage, job.layout))
+    if [record.run for record in records[-1:]] != [record.run for record in job.records[-1:]]:
+        return prepare_job(job.config, overwrite=overwrite)  # ours has to follow another plan
+    last_unlisted = read_last_unlisted(job.parts, () if overwrite else records)
+    return _with_committed(replace(job, records=records, last_unlisted=last_unlisted), overwrite)
 
 
 def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
@@ -183,19 +208,19 @@ def open_model(config: Config, storage: Storage) -> JobModel:
 
 def open_edition(
     storage: Storage, layout: EditionLayout, input_uri: str, *, overwrite: bool
-) -> RunRecord | None:
-    """The newest run of the edition; None when there is none.
+) -> tuple[RunRecord, ...]:
+    """The runs of the edition, oldest first.
 
     Raises:
-        UsageError: It was a run on another input, and its results are not to be overwritten.
+        UsageError: The newest was on another input, and its results are not to be overwritten.
     """
-    last_run = read_newest_run(storage, layout)
-    if last_run is not None and last_run.input != input_uri and not overwrite:
+    records = tuple(read_run_records(storage, layout))
+    if records and records[-1].input != input_uri and not overwrite:
         raise UsageError(
-            f"{layout.prefix} holds the results of another input, {last_run.input}.",
+            f"{layout.prefix} holds the results of another input, {records[-1].input}.",
             hint="Choose another output, or --overwrite to delete those results first.",
         )
-    return last_run
+    return records
 
 
 def open_plan(
@@ -203,36 +228,60 @@ def open_plan(
     storage: Storage,
     source: Source,
     layout: EditionLayout,
-    last_run: RunRecord | None,
+    records: Sequence[RunRecord],
+    last_unlisted: LastUnlisted | None,
 ) -> Plan:
-    """The plan of this run; units that have not changed since the last run are kept.
+    """The plan of this run; units that have not changed since the last of `records` are kept.
 
     Raises:
         NothingFound: The input holds no image, and that is not allowed.
+        ListingShrank: Much of what the last plan had is gone, and that is not allowed.
         SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
     """
     previous: Plan | None = None
-    if last_run is not None:
+    for record in records[-1:]:
         try:
-            previous = read_plan(storage, layout, last_run.run)
+            previous = read_plan(storage, layout, record.run)
         except ObjectNotFound:
             previous = None
-    plan = make_plan(source, config.plan, previous)
+    unlisted = None if last_unlisted is None else last_unlisted.rows
+    plan = make_plan(source, config.plan, previous, unlisted)
     if not plan.units and not config.source.allow_empty:
         raise NothingFound(
             f"{source.input} holds no images. {' '.join(plan.notes)}".strip(),
             "Set source.allow_empty=true if an input may be empty.",
         )
+    if not config.source.allow_shrunk_listing:
+        check_listing(plan.lost, source.input)
     return plan
 
 
-def open_parts(storage: Storage, layout: EditionLayout, model: JobModel, plan: Plan) -> Parts:
-    """The parts that the run writes."""
+def check_listing(lost: LostEntries, input_uri: str) -> None:
+    """Refuse a listing that lacks more than a tenth of the last one.
+
+    Raises:
+        ListingShrank: It does.
+    """
+    if lost.lost * _MAX_LOST_SHARE <= lost.total:
+        return
+    examples = f" (for example {redact(lost.examples[0])})" if lost.examples else ""
+    verb = "is" if lost.lost == 1 else "are"
+    raise ListingShrank(
+        f"{redact(input_uri)} has shrunk: {lost.lost:,} of the "
+        f"{plural(lost.total, 'image or shard', 'images or shards')} of the last run {verb} not "
+        f"listed any more{examples}. Nothing was changed.",
+        "If a folder is not mounted or a prefix is wrong, mend that. If they are gone on purpose, "
+        "add --allow-shrunk-listing; their results are kept unless --remove-unlisted is given.",
+    )
+
+
+def open_parts(storage: Storage, layout: EditionLayout, model: JobModel) -> Parts:
+    """The parts of the edition; their `run` is set once its plan is known."""
     return Parts(
         storage=storage,
         prefix=layout.prefix,
         edition=layout.name,
-        run=plan.run,
+        run="",
         licence=model.edition.licence,
         categories=tuple((category.id, category.name) for category in model.info.categories),
     )
@@ -257,13 +306,11 @@ def check_paths_reachable(job: Job) -> None:
             )
 
 
-def _committed_units(parts: Parts, overwrite: bool) -> frozenset[str]:
-    """The units that need not be done: none, if all are to be done again."""
-    return frozenset() if overwrite else frozenset(parts.committed_units())
-
-
-def _run_name(record: RunRecord | None) -> str | None:
-    return None if record is None else record.run
+def _with_committed(job: Job, overwrite: bool) -> Job:
+    """The job with the units that need not be done: none, if all are to be done again."""
+    generations = {} if overwrite else job.parts.list_generations()
+    parts = job.parts.as_listed(generations)
+    return replace(job, parts=parts, committed=frozenset(generations))
 
 
 def _read_weights(name: str, storage: Storage) -> bytes | None:

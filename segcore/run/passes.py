@@ -39,17 +39,18 @@ class RunState:
         timings: Seconds of each step.
         errors: Unit -> why it was not committed.
         done: Units that an actor has committed.
-        units_deleted: How many units' parts were deleted because their input changed or is gone.
+        retry_failed, remove_unlisted: What was asked for, see `segcore.run.segment.segment`.
         carried: Units whose results existed already, in the parts of other units.
         retried: Unit -> its failed images before they were tried again.
         pool: The workers, for people.
         check_lease: Raises once this run may not go on.
     """
 
+    retry_failed: bool = False
+    remove_unlisted: bool = False
     timings: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
-    units_deleted: int = 0
     carried: set[str] = field(default_factory=set)
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""

@@ -1,8 +1,8 @@
 """One run from configuration to report; every step is a function of another module.
 
-The order is the contract: what the run will do is written before anything is deleted, parts
-are written before the report, and ``latest.json`` last. Whatever dies in between, running the
-same command again resumes from what exists.
+The order is the contract: what the run will do is written first, then its parts; parts of earlier
+plans are deleted once all of these exist, then comes the report, and ``latest.json`` last. Whatever
+dies in between, running the same command again resumes from what exists.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from segcore.output.report import (
     final_status,
     reconcile,
 )
+from segcore.output.unlisted import count_unlisted
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
 from segcore.run.carry_over import carry_over
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
 from segcore.run.passes import Notify, Pass, RunState, run_passes
+from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage
 from segcore.text import plural
@@ -43,9 +45,9 @@ class Interrupted(SegcoreError):
     exit_code = 130
 
 
-def preview(config: Config, *, overwrite: bool = False) -> Preview:
+def preview(config: Config, *, overwrite: bool = False, remove_unlisted: bool = False) -> Preview:
     """What `segment` would do; writes nothing and does not start Ray."""
-    return prepare_job(config, overwrite=overwrite).preview()
+    return prepare_job(config, overwrite=overwrite).preview(remove_unlisted=remove_unlisted)
 
 
 def segment(
@@ -53,6 +55,7 @@ def segment(
     *,
     overwrite: bool = False,
     retry_failed: bool = False,
+    remove_unlisted: bool = False,
     notify: Notify = lambda text: None,
 ) -> RunReport:
     """Segment an archive; resume where an earlier run of the same edition stopped.
@@ -61,6 +64,7 @@ def segment(
         config: The whole configuration.
         overwrite: Delete the results of this edition first.
         retry_failed: Also segment the failed images of units that are done already.
+        remove_unlisted: Once all is done, delete the results of images that the input lacks today.
         notify: Takes sentences for people while the run is in progress.
 
     Returns:
@@ -76,21 +80,22 @@ def segment(
             "--overwrite and --retry-failed contradict each other.",
             hint="--overwrite segments everything again, failed images included.",
         )
-    state = RunState()
+    state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
     with state.timed("prepare"):
         job = prepare_job(config, overwrite=overwrite)
         check_paths_reachable(job)
-    for sentence in (*job.plan.notes, job.preview().summary_line()):
+    preview = job.preview(remove_unlisted=remove_unlisted)
+    for sentence in (*job.plan.notes, *preview.warnings(), preview.summary_line()):
         notify(sentence)
-    if _nothing_to_do(job, retry_failed):
+    if _nothing_to_do(job, state):
         return _account(job, state)
     with sigterm_as_interrupt(), _interrupt_as_error(job), _hold_edition(job, notify) as lease:
         state.check_lease = lease.check
         with state.timed("prepare"):  # another run may have been at work until now
             job = refresh_job(job, overwrite=overwrite)
-        if _nothing_to_do(job, retry_failed):
+        if _nothing_to_do(job, state):
             return _account(job, state)
-        return _run_job(job, state, notify, overwrite=overwrite, retry_failed=retry_failed)
+        return _run_job(job, state, notify, overwrite=overwrite)
 
 
 def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
@@ -105,18 +110,17 @@ def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     )
 
 
-def _run_job(
-    job: Job, state: RunState, notify: Notify, *, overwrite: bool, retry_failed: bool
-) -> RunReport:
+def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> RunReport:
     """Everything that writes, from the run's record on; the lease must be held."""
     state.check_lease()
     started = _write_run_start(job, overwrite)
     with state.timed("carry"):
         state.carried = carry_over(job.parts, job.plan, job.committed)
     state.check_lease()
-    state.units_deleted = job.parts.delete_stale(set() if overwrite else set(job.planned))
+    if overwrite:
+        job.parts.delete_all_but({})
     passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
-    if retry_failed:
+    if state.retry_failed:
         passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
     passes = [candidate for candidate in passes if candidate.units]
     if passes:
@@ -131,6 +135,8 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
         storage.write(layout.edition_json, job.edition.to_json())
     else:
         storage.write_if_absent(layout.edition_json, job.edition.to_json())
+    if overwrite or job.last_run is None or job.last_run.run != run:
+        storage.delete(layout.unlisted(run))  # of an earlier run with this very plan
     storage.write(layout.plan(run), encode_plan(job.plan))
     started = replace(_new_report(job), status=RUNNING, started=_utc_now())
     storage.write(layout.run_record(run), started.to_json())
@@ -148,11 +154,17 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
 
 
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
-    """Account, write the report, and publish the result if it is complete."""
-    report = replace(_account(job, state), started=started.started, finished=_utc_now())
+    """Account, settle, write the report, and publish the result if it is complete."""
+    report = _account(job, state)
+    is_empty = not (report.images or report.units_missing or job.config.source.allow_empty)
+    state.check_lease()
+    if report.status in COMPLETE and not is_empty:
+        with state.timed("settle"):
+            report = _settle(job, state, report)
+    report = replace(report, started=started.started, finished=_utc_now(), timings=state.timings)
     state.check_lease()
     job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
-    if not report.images and not report.units_missing and not job.config.source.allow_empty:
+    if is_empty:
         notes = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
         raise NothingFound(
             f"{job.plan.input} was read to its end and holds no images ({notes or 'nothing'}).",
@@ -163,11 +175,31 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     return report
 
 
+def _settle(job: Job, state: RunState, report: RunReport) -> RunReport:
+    """Keep or remove what today's listing lacks, delete what is replaced; the report with that."""
+    settlement = settle(
+        job.parts,
+        job.plan,
+        job.last_unlisted,
+        {record.run: record.sequence for record in job.records} | {job.plan.run: job.sequence},
+        remove_unlisted=state.remove_unlisted,
+        check_lease=state.check_lease,
+    )
+    return replace(
+        report,
+        images_unlisted=settlement.images_unlisted,
+        images_removed=settlement.images_removed,
+        units_withdrawn=settlement.units_deleted,
+    )
+
+
 def _account(job: Job, state: RunState) -> RunReport:
     """The report, from what lies in storage now."""
     with state.timed("account"):
-        committed = job.planned.keys() & job.parts.committed_units()
-        parts = list(job.parts.read_counts(sorted(committed)))
+        generations = job.parts.list_generations()
+        committed = job.planned.keys() & generations.keys()
+        parts = list(job.parts.as_listed(generations).read_counts(sorted(committed)))
+        images_unlisted = count_unlisted(job.storage, job.layout, job.plan.run)
     account = reconcile(job.planned, parts)
     done_before = job.committed | state.carried
     new_images = sum(part.images for part in parts if part.unit not in done_before)
@@ -187,7 +219,7 @@ def _account(job: Job, state: RunState) -> RunReport:
         notes=account.notes,
         units_missing=len(account.missing),
         units_unbalanced=account.unbalanced,
-        units_withdrawn=state.units_deleted,
+        images_unlisted=images_unlisted,
         images_this_time=images_this_time,
         images_retried=images_retried,
         images_recovered=images_retried - failed_again,
@@ -214,10 +246,12 @@ def _new_report(job: Job) -> RunReport:
     )
 
 
-def _nothing_to_do(job: Job, retry_failed: bool) -> bool:
+def _nothing_to_do(job: Job, state: RunState) -> bool:
     """Whether the last run had this very plan, ended, and is what ``latest.json`` points to."""
     last_run = job.last_run
-    if retry_failed and last_run is not None and last_run.failed:
+    if state.retry_failed and last_run is not None and last_run.failed:
+        return False
+    if state.remove_unlisted and job.last_unlisted is not None and job.last_unlisted.rows.num_rows:
         return False
     if remaining_units(job.plan, set(job.committed)):
         return False

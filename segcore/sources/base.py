@@ -103,6 +103,12 @@ class SourceOptions(BaseModel):
         default=False,
         description="An input without a single image is a result, not an error (exit code 1).",
     )
+    allow_shrunk_listing: bool = Field(
+        default=False,
+        description="Go on where more than a tenth of the images or shards of the last run's "
+        "listing are gone; otherwise that is an error (exit code 1), because a folder that is not "
+        "mounted looks the same. Results of images that are gone are kept in any case.",
+    )
     read_threads: int | None = Field(
         default=None,
         ge=1,

@@ -54,7 +54,7 @@ def read_reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows
     Raises:
         StorageError: The parts of the unit cannot be read.
     """
-    rows = results_from_tables(*parts.read_tables(unit.unit)) if retry_failed else []
+    rows = results_from_tables(*parts.read_newest_tables(unit.unit)) if retry_failed else []
     return ReusedRows(unit, {row.image_id: row for row in rows})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segcore.output.layout import EditionLayout, OutputLayout, unit_of_part
+from segcore.output.layout import EditionLayout, OutputLayout, part_of_file
 
 UNIT, RUN = "ab" * 10, "01" * 8
 
@@ -16,7 +16,8 @@ def test_paths_and_their_inverses(output: str) -> None:
     assert layout.name == "model-0123"
     assert layout.output == OutputLayout(output)
     assert layout.part("images", UNIT) == f"{output}/model-0123/images/{UNIT}.parquet"
-    assert unit_of_part(layout.part("instances", UNIT)) == UNIT
+    assert part_of_file(layout.part("instances", UNIT)) == (UNIT, 0)
+    assert part_of_file(layout.part("images", UNIT, 12)) == (UNIT, 12)
     assert layout.output.edition_of_document(layout.edition_json) == layout
     assert layout.output.edition_of_run_record(layout.run_record(RUN)) == layout
 
@@ -33,7 +34,7 @@ def test_other_objects_are_none_of_these() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["readme.txt", "part-0.parquet", f"{UNIT}.parquet.tmp", "ab.parquet"]
+    "name", ["readme.txt", "part-0.parquet", f"{UNIT}.parquet.tmp", "ab.parquet", f"{UNIT}-g0.parquet"]
 )
 def test_a_name_that_is_not_that_of_a_part(name: str) -> None:
-    assert unit_of_part(f"/out/model-0123/images/{name}") is None
+    assert part_of_file(f"/out/model-0123/images/{name}") is None

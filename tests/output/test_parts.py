@@ -168,7 +168,7 @@ def test_stale_parts_and_orphans_are_deleted_and_nothing_else(parts):
     parts.commit(stale, _results()[1:2])
     Storage().write(parts.layout.part("instances", orphan.unit), b"left by a driver that died")
     Storage().write(f"{parts.prefix}/images/readme.txt", b"of the user")
-    assert parts.delete_stale({kept.unit}) == 1
+    assert parts.delete_all_but({kept.unit: 0}) == 1
     remaining = {info.uri.removeprefix(parts.prefix) for info in Storage().list(parts.prefix)}
     assert remaining == {
         f"/images/{kept.unit}.parquet",
