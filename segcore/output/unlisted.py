@@ -1,7 +1,7 @@
 """Images whose results are kept though today's listing lacks them.
 
-A run lists them in ``unlisted/<run>.parquet`` once its own results are committed; where there is no such
-file it has not come so far. Readers leave their rows out unless they are asked for.
+A run lists them in ``unlisted/<run>.parquet`` once its own results are committed; where there is no
+such file, it has not come so far. Readers leave their rows out unless they are asked for.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_the_summary_names_the_tables_and_counts_in_singular_and_plural(report: 
     assert "/out/model-0123/instances/*.parquet" in summary
     many = replace(report, images_this_time=1200, units=5, units_withdrawn=2, units_missing=1)
     assert "1,200 images in 0:02" in many.summary()
-    assert "5  (2 deleted because the input changed, 1 MISSING)" in many.summary()
+    assert "5  (2 of earlier plans deleted, 1 MISSING)" in many.summary()
 
 
 def test_advice_on_missing_units_says_what_to_do(report: RunReport) -> None:
