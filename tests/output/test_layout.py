@@ -34,7 +34,8 @@ def test_other_objects_are_none_of_these() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["readme.txt", "part-0.parquet", f"{UNIT}.parquet.tmp", "ab.parquet", f"{UNIT}-g0.parquet"]
+    "name",
+    ["readme.txt", "part-0.parquet", f"{UNIT}.parquet.tmp", "ab.parquet", f"{UNIT}-g0.parquet"],
 )
 def test_a_name_that_is_not_that_of_a_part(name: str) -> None:
     assert part_of_file(f"/out/model-0123/images/{name}") is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -47,27 +49,34 @@ class ProcessKilled(BaseException):
 
 
 @contextmanager
-def killed_after(n_changes: int) -> Iterator[list[str]]:
-    """Within the block, a process dies once it has changed storage this often.
+def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
+    """Within the block, a process dies before some change of storage; nothing changes after that.
 
-    From then on nothing is written or deleted; leases, which name a process, are left out.
+    Leases, which name a process, are left out.
 
-    Yields:
-        What was written or deleted; longer than `n_changes` never.
+    Args:
+        is_last: Called with the number of changes so far, ``write`` or ``delete``, and the URI.
     """
-    changes: list[str] = []
+    n_changes, is_dead = 0, False
+    lock = threading.Lock()
 
-    def counted(method):
-        def change(self: Storage, uri: str, *args):
-            if "/lease/" not in uri:
-                if len(changes) == n_changes:
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(Storage, name)
+
+        def change(storage: Storage, uri: str, *args: Any) -> Any:
+            nonlocal n_changes, is_dead
+            if "/lease/" in uri:
+                return method(storage, uri, *args)
+            with lock:
+                is_dead = is_dead or is_last(n_changes, name, uri)
+                n_changes += 1
+                if is_dead:
                     raise ProcessKilled(uri)
-                changes.append(uri)
-            return method(self, uri, *args)
+                return method(storage, uri, *args)
 
         return change
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("write", "write_if_absent", "delete"):
-            patch.setattr(Storage, name, counted(getattr(Storage, name)))
-        yield changes
+            patch.setattr(Storage, name, watched(name))
+        yield
