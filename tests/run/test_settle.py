@@ -295,3 +295,23 @@ def test_a_damaged_old_part_is_named_and_nothing_is_deleted(tmp_path: Path) -> N
     assert uri in caught.value.message
     assert "delete this object" in caught.value.hint
     assert before.items() <= part_bytes(first.prefix).items()
+
+
+def test_unlisted_images_are_no_matter_of_chance_while_nobody_has_counted_them(
+    archive: Archive,
+) -> None:
+    images = {name: 1 for name in list(TWELVE)[:11]}
+    archive.put(images)
+    first = segment(archive.config())
+    archive.put(TWELVE)
+    segment(archive.config())
+    archive.put(images)  # the plan of the first run, whose list of unlisted images was empty
+    with killed_when(lambda changes, method, uri: method == "write" and "/unlisted/" in uri):
+        with pytest.raises(ProcessKilled):
+            segment(archive.config())
+    assert _visible(archive, include_unlisted=False) == images
+    with pytest.raises(UsageError, match="no run has found out yet which of them to keep"):
+        _visible(archive, include_unlisted=True)
+    report = segment(archive.config())
+    assert report.run == first.run
+    _check(archive, report, images, TWELVE)
