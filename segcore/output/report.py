@@ -264,7 +264,7 @@ class Preview:
         ]
         if self.units_stale:
             stale = plural(self.units_stale, "unit")
-            rows.append(("replaced", f"{stale} of earlier plans, once their images are elsewhere"))
+            rows.append(("not planned", f"{stale} of earlier plans; those replaced are deleted"))
         if self.entries_lost:
             lost = plural(self.entries_lost, "image or shard", "images or shards")
             rows.append(("unlisted", f"{lost} of the last run; {self._fate_of_unlisted()}"))

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.inspection.problems import KINDS
+from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
+from segcore.output.results import open_results
 from segcore.storage import Storage
 from tests.support.bright_images import BRIGHT_AREA
 from tests.support.finished_output import FinishedOutput, finish_run
@@ -331,3 +333,17 @@ def test_hashes_do_not_depend_on_chunks(out: FinishedOutput) -> None:
     parts = pa.concat_tables([table.slice(2), table.slice(0, 2)])
     assert sorted(_hash_image_ids(parts).tolist()) == sorted(_hash_image_ids(table).tolist())
     assert len(set(_hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
+
+
+def test_of_two_generations_the_newer_is_checked_and_the_older_named(out: FinishedOutput) -> None:
+    uris = [out.part("images"), out.part("instances")]
+    for uri in uris:
+        storage.write(uri.replace(".parquet", "-g2.parquet"), storage.read(uri))
+        storage.write(uri, b"PAR1 no PAR1")
+    assert out.kinds() == {"older_part": 1}
+    status = read_status(storage, out.output)
+    assert (status.units_done, status.unreadable) == (status.units, ())
+    rows = [row for table in open_results(storage, out.output).images() for row in table.to_pylist()]
+    assert len(rows) == out.report.images
+    storage.delete(uris[0].replace(".parquet", "-g2.parquet"))
+    assert out.kinds()["unreadable_part"] == 2

@@ -188,3 +188,69 @@ def test_undecodable_file_names_are_kept_readable(parts):
     parts.commit(unit, [ImageResult(name, name, "", error=ImageError(ErrorCode.EMPTY, "empty"))])
     images = pd.read_parquet(f"{parts.prefix}/images/")
     assert images["image_id"][0].startswith("caf\\udce9")
+
+
+def _recovered() -> list[ImageResult]:
+    """`_results`, with the failed image ok."""
+    ok = ImageResult("b", "b", "2", 30, 20, _instances(1))
+    return [ok if result.image_id == "b" else result for result in _results()]
+
+
+class _DyingStorage(Storage):
+    """Changes nothing any more after a number of changes."""
+
+    def __init__(self, n_changes: int) -> None:
+        super().__init__()
+        self.n_left = n_changes
+
+    def _count(self) -> None:
+        self.n_left -= 1
+        if self.n_left < 0:
+            raise StorageError("dead")
+
+    def write(self, uri: str, data: bytes) -> None:
+        self._count()
+        super().write(uri, data)
+
+    def delete(self, uri: str) -> None:
+        self._count()
+        super().delete(uri)
+
+
+@pytest.mark.parametrize("n_changes", range(7))
+def test_whoever_reads_while_a_part_is_made_again_finds_a_whole_one(parts, n_changes):
+    """Two writes and four deletions, and a process that dies between any of them."""
+    unit = _unit("a", "b", "c", "d")
+    old, new = parts.commit(unit, _results()), PartCounts.of_results(unit.unit, _recovered(), {})
+    parts.commit(unit, _results())
+    dying = replace(parts, storage=_DyingStorage(n_changes))
+    for _ in range(2):  # a first retry, and one of the part that was made by it
+        try:
+            dying.replace(unit, _recovered())
+        except StorageError:
+            break
+    generations = parts.list_generations()
+    assert generations.keys() == {unit.unit}
+    listed = parts.as_listed(generations)
+    (counts,) = listed.read_counts([unit.unit])
+    assert counts == (old if n_changes < 2 else new)
+    images, instances = listed.read_tables(unit.unit)
+    assert (images.num_rows, instances.num_rows) == (4, counts.instances)
+
+    assert parts.replace(unit, _recovered()) == new  # of a worker that knows no generation but 0
+    parts.delete_all_but(parts.list_generations())
+    generation = parts.list_generations()[unit.unit]
+    names = {info.uri.removeprefix(f"{parts.prefix}/") for info in Storage().list(parts.prefix)}
+    file = f"{unit.unit}-g{generation}.parquet"
+    assert names == {f"images/{file}", f"instances/{file}"}
+
+
+def test_each_retry_is_the_next_generation_of_the_unit(parts):
+    unit = _unit("a", "b", "c", "d")
+    parts.commit(unit, _results())
+    for generation, results in enumerate([_recovered(), _results(), _recovered()], start=1):
+        parts.replace(unit, results)
+        assert parts.list_generations() == {unit.unit: generation}
+        assert parts.committed_units() == {unit.unit}
+        parts = parts.as_listed(parts.list_generations())
+    assert len(list(Storage().list(parts.prefix))) == 2

@@ -101,11 +101,17 @@ def test_a_preview_tells_what_is_done_and_what_is_left() -> None:
         units_stale=0,
     )
     assert preview.summary_line() == "Plan: 1 image in 1 unit (2.0 KiB)."
-    assert "to delete" not in preview.summary()
+    assert "not planned" not in preview.summary()
     later = replace(preview, images=300, units=3, images_done=100, units_done=1, units_stale=1)
     assert later.summary_line() == "Plan: 300 images in 3 units (2.0 KiB); 1 done, 2 to do."
     assert "1 unit already done (100 images)" in later.summary()
-    assert "1 unit whose input changed or is gone" in later.summary()
+    assert "1 unit of earlier plans; those replaced are deleted" in later.summary()
+    assert later.warnings() == []
+    shrunk = replace(later, entries_lost=1)
+    (sentence,) = shrunk.warnings()
+    assert sentence.startswith("1 image or shard of the last run is not listed any more; their")
+    assert "--remove-unlisted removes them" in shrunk.summary()
+    assert "are removed at the end" in replace(shrunk, remove_unlisted=True).summary()
     unknown = replace(later, images=None, images_done=None)
     assert "counted when read" in unknown.summary_line()
     assert unknown.to_dict()["images"] is None

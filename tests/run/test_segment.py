@@ -149,8 +149,9 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     assert second.exit_code == 0
     assert second.units_withdrawn == 1
     rows = _rows(second)
-    assert sorted(rows) == sorted(path.name for path in Path(source).iterdir())
-    assert second.images == len(rows) == 16
+    names = [path.name for path in Path(source).iterdir()]
+    assert sorted(rows) == sorted([*names, "good001.png"])  # what is gone keeps its results
+    assert (second.images, second.images_unlisted, len(rows)) == (16, 1, 17)
     assert second.images_this_time == 1  # the new one; what is unchanged is carried over
     assert second.sequence == first.sequence + 1
     parts_after = part_bytes(second.prefix)
