@@ -16,6 +16,7 @@ from segcore.output.layout import OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import SUCCESS, RunReport
 from segcore.output.tables import ImageResult
+from segcore.output.unlisted import UNLISTED_SCHEMA, write_unlisted
 from segcore.planning.plan import make_plan
 from segcore.planning.plan_files import encode_plan
 from segcore.sources import Sample, open_source, read_unit
@@ -60,6 +61,7 @@ def segment(config: Config) -> RunReport:
         failures=dict(failures),
         units=len(plan.units),
     )
+    write_unlisted(storage, layout, plan.run, UNLISTED_SCHEMA.empty_table())
     write_record(report, storage)
     publish(storage, layout, plan.run, report.status)
     return report
