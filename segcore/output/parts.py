@@ -184,10 +184,8 @@ class Parts:
         return len({name.unit for name in stale["images"]} - kept.keys())
 
     def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
-        """Delete these files, many at a time; those that do not exist are no error."""
-        uris = [self.layout.part(table, *name) for name in names]
-        with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
-            list(pool.map(self.storage.delete, uris))
+        """Delete these files; those that do not exist are no error."""
+        self.storage.delete_all(self.layout.part(table, *name) for name in names)
 
     def _metadata(self, counts: PartCounts) -> dict[str, str]:
         return {

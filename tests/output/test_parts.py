@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import duckdb
@@ -212,9 +213,10 @@ class _DyingStorage(Storage):
         self._count()
         super().write(uri, data)
 
-    def delete(self, uri: str) -> None:
-        self._count()
-        super().delete(uri)
+    def delete_all(self, uris: Iterable[str]) -> None:
+        for uri in uris:
+            self._count()
+            super().delete(uri)
 
 
 @pytest.mark.parametrize("n_changes", range(7))

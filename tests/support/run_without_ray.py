@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,11 @@ class ProcessKilled(BaseException):
     """Stands for the end of a process at this point."""
 
 
+def _delete_one_by_one(storage: Storage, uris: Iterable[str]) -> None:
+    for uri in uris:
+        storage.delete(uri)
+
+
 @contextmanager
 def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
     """Within the block, a process dies before some change of storage; nothing changes after that.
@@ -79,4 +84,5 @@ def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("write", "write_if_absent", "delete"):
             patch.setattr(Storage, name, watched(name))
+        patch.setattr(Storage, "delete_all", _delete_one_by_one)
         yield
