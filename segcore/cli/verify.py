@@ -35,6 +35,14 @@ def command(
     edition: NewestEdition = None,
     threads: Annotated[int, typer.Option(min=1, help="Units to check at once.")] = 8,
     include_unlisted: IncludeUnlisted = False,
+    check_input: Annotated[
+        bool,
+        typer.Option(
+            "--input",
+            help="Also look into tar shards that an older version of segcore has read, for images "
+            "that it left unread; the next run of `segcore segment` does such shards again.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every part, row and mask of an output, and that the counts balance with the plan."""
@@ -55,6 +63,7 @@ def command(
         edition,
         threads=threads,
         include_unlisted=include_unlisted,
+        check_input=check_input,
         progress=show_progress,
     )
     print_json(report.to_dict()) if as_json else print_text(report.summary())

@@ -28,6 +28,7 @@ KINDS = {
     "report_differs": "the run record's counts differ from those of the parts",
     "unbalanced": "counts of images or instances do not agree",
     "unplanned_part": "a part of a unit that is neither in the plan nor unlisted",
+    "unread_images": "a shard holds more images than were read from it",
     "unreadable_part": "a part cannot be read",
     "wrong_unlisted": "the list of unlisted images is damaged or contradicts the parts",
     "wrong_area": "an area is not the number of pixels of its mask",

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, SegcoreError, StorageError, describe_error
+from segcore.inspection.input_checks import find_unread_images
 from segcore.inspection.part_checks import PartPair, check_pair
 from segcore.inspection.part_listings import PartListing, compare_listings, list_parts
 from segcore.inspection.problems import Problem, Verification
@@ -136,6 +137,7 @@ def verify_output(
     *,
     threads: int = 8,
     include_unlisted: bool = False,
+    check_input: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
     """Check an edition from storage alone.
@@ -145,6 +147,8 @@ def verify_output(
         edition: Name of the edition; default the one with the newest run record, else the one
             that `latest.json` points to.
         threads: Units checked at once; each holds the two parts of one unit in memory.
+        check_input: Also look for images that an older reader left unread in tar shards, and mark
+            these shards, so that the next run does them again.
         include_unlisted: Also read the parts of images that the listing of the newest run lacked.
 
     Raises:
@@ -172,6 +176,8 @@ def verify_output(
         progress(number, len(units))
     result.images = result.ok + result.failed
     result.add(_find_duplicates(storage, checker, id_hashes))
+    if check_input and plan is not None:
+        result.add(find_unread_images(storage, layout, plan, parts, threads))
     result.add(_compare_with_record(record, result))
     _check_latest(storage, layout, result)
     result.problems.sort(key=lambda problem: (problem.uri, problem.kind, problem.image_id))

@@ -7,6 +7,7 @@
 <output>/<edition>/images/<unit>.parquet     one row per input image; commits the unit
 <output>/<edition>/instances/<unit>.parquet  one row per instance
 <output>/<edition>/unlisted/<run>.parquet    images that the listing of a run lacked: see `unlisted`
+<output>/<edition>/reread/<unit>.json        a shard to read again: see `rereads`
 <output>/<edition>/lease/                    which run may write into the edition
 """
 
@@ -94,6 +95,15 @@ class EditionLayout:
     def unlisted(self, run: str) -> str:
         """The ids of the images whose results are kept though the listing of a run lacked them."""
         return join(self.unlisted_folder, f"{run}.parquet")
+
+    @property
+    def reread_folder(self) -> str:
+        """Holds a mark for each unit whose shard is to be read again."""
+        return join(self.prefix, "reread")
+
+    def reread_mark(self, unit: str) -> str:
+        """Says that the shard of a unit is to be read again; see `segcore.output.rereads`."""
+        return join(self.reread_folder, f"{unit}.json")
 
     @property
     def lease_folder(self) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from segcore.output.tables import ImageResult
 
+_READER = b"segcore.reader"
+
 
 @dataclass(frozen=True)
 class PartCounts:
@@ -74,3 +76,9 @@ class PartCounts:
             "segcore.failures": json.dumps(self.failures, sort_keys=True),
             "segcore.notes": json.dumps(self.notes, sort_keys=True),
         }
+
+
+def reader_of_metadata(metadata: Mapping[bytes, bytes] | None) -> int:
+    """The version of the readers of archives that gave the rows of a part; 1 if it names none."""
+    text = (metadata or {}).get(_READER, b"1").decode("ascii", "replace")
+    return int(text) if text.isdecimal() else 1

@@ -20,6 +20,7 @@ from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
 from segcore.output.tables import ImageResult, encode_part, images_table, instances_table
+from segcore.sources.tar import READER_VERSION
 from segcore.sources.units import Unit
 from segcore.storage import Storage
 
@@ -193,6 +194,7 @@ class Parts:
             "segcore.edition": self.edition,
             "segcore.run": self.run,
             "segcore.licence": self.licence,
+            "segcore.reader": str(READER_VERSION),
             **counts.to_metadata(),
         }
 
@@ -224,3 +226,16 @@ def newest_generations(names: Iterable[PartName]) -> dict[str, int]:
     for unit, generation in names:
         generations[unit] = max(generation, generations.get(unit, 0))
     return generations
+
+
+def read_part_metadata(storage: Storage, uri: str) -> Mapping[bytes, bytes]:
+    """The Parquet metadata of a part.
+
+    Raises:
+        ValueError: It is not a Parquet file.
+    """
+    with storage.open(uri) as file:
+        try:
+            return pq.read_metadata(file).metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(str(error)) from None

@@ -102,6 +102,7 @@ def make_plan(
     limits: UnitLimits,
     previous: Plan | None = None,
     unlisted: pa.Table | None = None,
+    cut_anew: AbstractSet[str] = frozenset(),
 ) -> Plan:
     """Cut an archive into units, keeping the units of `previous` whose content is unchanged.
 
@@ -113,6 +114,7 @@ def make_plan(
     Args:
         unlisted: Images that are not in `previous` and have results nevertheless, see
             `reuse_returned`.
+        cut_anew: Shards whose units are not kept, because they hold more than these say.
 
     Raises:
         UsageError: `previous` is the plan of another input.
@@ -128,7 +130,7 @@ def make_plan(
                 f"{redact(source.input)}.",
                 "Use another output folder.",
             )
-        reused = _reuse_units(source, previous, entries)
+        reused = _reuse_units(source, previous, entries, cut_anew)
     del entries  # of an incremental plan only a small part is still needed
     if unlisted is not None:
         reused = reuse_returned(reused, unlisted)
@@ -145,12 +147,14 @@ def make_plan(
     )
 
 
-def _reuse_units(source: Source, previous: Plan, entries: Entries) -> ReusedUnits:
+def _reuse_units(
+    source: Source, previous: Plan, entries: Entries, cut_anew: AbstractSet[str]
+) -> ReusedUnits:
     units = previous.units.table
     if isinstance(entries, Listing):
         return reuse_objects(units, entries)
     if previous.fingerprint == source.fingerprint:
-        reused = reuse_shards(units, entries, source.unit_kind)
+        reused = reuse_shards(units, entries, source.unit_kind, cut_anew)
     else:
         reused = ReusedUnits(UNIT_SCHEMA.empty_table(), entries)
     return replace(reused, lost=find_lost_by_shard_entries(units, entries))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,18 +44,27 @@ class ReusedUnits:
     lost: LostEntries = NOTHING_LOST
 
 
-def reuse_shards(previous_units: pa.Table, entries: pa.Table, unit_kind: str) -> ReusedUnits:
+def reuse_shards(
+    previous_units: pa.Table,
+    entries: pa.Table,
+    unit_kind: str,
+    cut_anew: AbstractSet[str] = frozenset(),
+) -> ReusedUnits:
     """Keep the units of the shards whose etag is unchanged.
 
     Args:
         previous_units: Units of the previous plan, cut with the same `Source.fingerprint`.
         entries: The shards of today: columns uri, etag.
         unit_kind: Kind of the units that the source makes.
+        cut_anew: Shards whose units are not kept.
     """
     units = previous_units.combine_chunks()
     row = pc.index_in(units["shard"], entries["uri"])
     same_etag = pc.equal(entries["etag"].take(row).cast(units["etag"].type), units["etag"])
     is_kept = pc.and_(pc.equal(units["kind"], unit_kind), pc.fill_null(same_etag, False))
+    if cut_anew:
+        shards = pa.array(sorted(cut_anew), units["shard"].type)
+        is_kept = pc.and_not(is_kept, pc.is_in(units["shard"], shards))
     kept = units.filter(is_kept)
     is_covered = pc.is_in(entries["uri"], kept["shard"])
     return ReusedUnits(kept, entries.filter(pc.invert(is_covered)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from segcore.output.edition import Edition, make_edition
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import Preview
+from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.planning.lost import LostEntries
 from segcore.planning.plan import Plan, make_plan, summarize_plan
@@ -57,6 +59,7 @@ class Job:
         committed: Ids of all units that have parts in this edition.
         records: The runs of this edition, oldest first.
         last_unlisted: Images without a place in the last plan whose results exist.
+        rereads: Unit -> its shard, of shards to read again; see `segcore.output.rereads`.
         source_kind: What the input is, see `segcore.sources.base.Kind`.
     """
 
@@ -69,6 +72,7 @@ class Job:
     committed: frozenset[str]
     records: tuple[RunRecord, ...]
     last_unlisted: LastUnlisted | None
+    rereads: dict[str, str]
     source_kind: str
 
     @cached_property
@@ -137,7 +141,9 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     parts = open_parts(storage, layout, model)
     previous = () if overwrite else records
     last_unlisted = read_last_unlisted(parts, previous)
-    plan = open_plan(config, storage, source, layout, previous, last_unlisted)
+    rereads = {} if overwrite else read_reread_marks(storage, layout)
+    cut_anew = frozenset(rereads.values())
+    plan = open_plan(config, storage, source, layout, previous, last_unlisted, cut_anew)
     job = Job(
         config=config,
         storage=storage,
@@ -148,6 +154,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         committed=frozenset(),
         records=records,
         last_unlisted=last_unlisted,
+        rereads=rereads,
         source_kind=source.kind,
     )
     return _with_committed(job, overwrite)
@@ -230,6 +237,7 @@ def open_plan(
     layout: EditionLayout,
     records: Sequence[RunRecord],
     last_unlisted: LastUnlisted | None,
+    cut_anew: AbstractSet[str],
 ) -> Plan:
     """The plan of this run; units that have not changed since the last of `records` are kept.
 
@@ -245,7 +253,7 @@ def open_plan(
         except ObjectNotFound:
             previous = None
     unlisted = None if last_unlisted is None else last_unlisted.rows
-    plan = make_plan(source, config.plan, previous, unlisted)
+    plan = make_plan(source, config.plan, previous, unlisted, cut_anew)
     if not plan.units and not config.source.allow_empty:
         raise NothingFound(
             f"{source.input} holds no images. {' '.join(plan.notes)}".strip(),

@@ -41,6 +41,7 @@ class RunState:
         done: Units that an actor has committed.
         retry_failed, remove_unlisted: What was asked for, see `segcore.run.segment.segment`.
         carried: Units whose results existed already, in the parts of other units.
+        reread: Unit -> its images before its shard was read again.
         retried: Unit -> its failed images before they were tried again.
         pool: The workers, for people.
         check_lease: Raises once this run may not go on.
@@ -52,6 +53,7 @@ class RunState:
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     carried: set[str] = field(default_factory=set)
+    reread: dict[str, int] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""
     check_lease: Callable[[], None] = lambda: None

@@ -19,12 +19,14 @@ from segcore.lease.lease import Lease
 from segcore.output.latest import publish, read_latest
 from segcore.output.report import (
     COMPLETE,
+    INCOMPLETE,
     RUNNING,
     Preview,
     RunReport,
     final_status,
     reconcile,
 )
+from segcore.output.rereads import delete_reread_marks
 from segcore.output.unlisted import count_unlisted
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
@@ -120,6 +122,8 @@ def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> R
     if overwrite:
         job.parts.delete_all_but({})
     passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
+    if job.rereads:
+        passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
     if state.retry_failed:
         passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
     passes = [candidate for candidate in passes if candidate.units]
@@ -143,9 +147,17 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
     return started
 
 
+def _units_to_reread(job: Job, state: RunState, notify: Notify) -> Units:
+    """The units done before whose shards hold more; their rows stay, and others join them."""
+    units = sorted(job.rereads.keys() & job.planned.keys() & job.committed)
+    state.reread = {counts.unit: counts.images for counts in job.parts.read_counts(units)}
+    notify(f"Reading {plural(len(set(job.rereads.values())), 'shard')} again for more images.")
+    return select_units(job.plan.units, units)
+
+
 def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
     """The units done before that have failed images; records how many in `state`."""
-    done = job.planned.keys() & (job.committed | state.carried)
+    done = job.planned.keys() & (job.committed | state.carried) - state.reread.keys()
     parts = job.parts.read_counts(sorted(done))
     state.retried = {counts.unit: counts.failed for counts in parts if counts.failed}
     images = plural(sum(state.retried.values()), "failed image")
@@ -156,11 +168,15 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     """Account, settle, write the report, and publish the result if it is complete."""
     report = _account(job, state)
+    if unread := state.reread.keys() - state.done:
+        error = f"{plural(len(unread), 'shard')} could not be read again for more images."
+        report = replace(report, status=INCOMPLETE, errors=(error, *report.errors))
     is_empty = not (report.images or report.units_missing or job.config.source.allow_empty)
     state.check_lease()
     if report.status in COMPLETE and not is_empty:
         with state.timed("settle"):
             report = _settle(job, state, report)
+        delete_reread_marks(job.storage, job.layout, job.rereads)
     report = replace(report, started=started.started, finished=_utc_now(), timings=state.timings)
     state.check_lease()
     job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
@@ -205,6 +221,9 @@ def _account(job: Job, state: RunState) -> RunReport:
     new_images = sum(part.images for part in parts if part.unit not in done_before)
     failed_again = sum(part.failed for part in parts if part.unit in state.retried)
     images_retried = sum(state.retried.values())
+    new_images += sum(
+        part.images - state.reread[part.unit] for part in parts if part.unit in state.reread
+    )
     images_this_time = new_images + images_retried
     seconds = state.timings.get("segment", 0.0)
     return replace(
@@ -253,7 +272,7 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if state.remove_unlisted and job.last_unlisted is not None and job.last_unlisted.rows.num_rows:
         return False
-    if remaining_units(job.plan, set(job.committed)):
+    if job.rereads or remaining_units(job.plan, set(job.committed)):
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False

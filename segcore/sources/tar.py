@@ -30,6 +30,9 @@ from segcore.sources.tar_members import (
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
 
+# Stored with each part. 1 read a tar up to its first end mark, and no archives inside it; where a
+# change of the reader finds more in a shard, raise it: `segcore verify --input` compares.
+READER_VERSION = 2
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
 _MAX_INDEXED_BYTES = 16 << 30  # some minutes of reading
@@ -201,6 +204,31 @@ def read_tar(
                 yield _read_member(unit, image_id, is_duplicate, file, member, options)
         except DamagedArchive as damage:
             yield _damage_sample(unit, damage.code, damage.position, damage.reason)
+
+
+def count_tar_images(unit: Unit, storage: Storage) -> int:
+    """How many rows reading a unit gives, from the headers of its members alone.
+
+    Raises:
+        StorageError: The shard is gone, must not be read, or has changed since planning.
+    """
+    info = stat_unchanged_shard(unit, storage)
+    extensions, _, suffixes = unit.reader.partition("\n")[0].partition(";")
+    options = SourceOptions(
+        extensions=tuple(extensions.split(",")),
+        suffixes=tuple(suffix for suffix in suffixes.split(",") if suffix),
+    )
+    n_rows = 0
+    with storage.open(unit.shard, _INDEX_BUFFER_BYTES) as file:
+        try:
+            members = iter_tar_members(
+                file, unit.start, unit.stop, info.size, Counter(), _enclosing_of(unit.reader)
+            )
+            for member in members:
+                n_rows += bool(member.damage) or options.is_image_name(member.name)
+        except DamagedArchive:
+            n_rows += 1
+    return n_rows
 
 
 def _damage_sample(unit: Unit, code: ErrorCode, position: int, reason: str) -> Sample:
