@@ -26,7 +26,7 @@ from segcore.output.report import (
     final_status,
     reconcile,
 )
-from segcore.output.rereads import delete_reread_marks
+from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.output.unlisted import count_unlisted
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
@@ -121,6 +121,7 @@ def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> R
     state.check_lease()
     if overwrite:
         job.parts.delete_all_but({})
+        delete_reread_marks(job.storage, job.layout, read_reread_marks(job.storage, job.layout))
     passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
     if job.rereads:
         passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
