@@ -25,6 +25,8 @@ EPILOG = """
 
   segcore verify s3://bucket/masks --json
 
+  segcore verify out/ --input
+
 Exit codes: 0 no problems; 1 problems, each of them named; 2 usage error; 130 interrupted.
 """
 _PROGRESS_INTERVAL_S = 10.0
