@@ -28,6 +28,7 @@ class Results:
         edition: Contents of its ``edition.json``.
         units: Ids of the units to read, sorted; each image is in one of them.
         run: The run whose units they are; "" when its plan is gone.
+        newer_run: A newer run that is not complete, so that it is not read; "" if there is none.
         generations: Unit -> which generation of its part is the newest, where it is not 0.
     """
 
@@ -36,6 +37,7 @@ class Results:
     edition: dict[str, Any]
     units: tuple[str, ...]
     run: str = ""
+    newer_run: str = ""
     generations: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,7 +95,7 @@ def open_results(
     generations = newest_generations(names)
     visible = find_visible_units(storage, layout, generations.keys(), include_unlisted)
     again = {unit: generations[unit] for unit in visible.units if generations[unit]}
-    return Results(storage, layout, document, visible.units, visible.run, again)
+    return Results(storage, layout, document, visible.units, visible.run, visible.newer_run, again)
 
 
 def find_edition(

@@ -24,10 +24,13 @@ class VisibleUnits:
     Attributes:
         run: The run whose plan they are of; "" when no plan can be found.
         units: Sorted.
+        newer_run: A newer run that is not complete, and whose results are therefore not read; "" if
+            there is none.
     """
 
     run: str
     units: tuple[str, ...]
+    newer_run: str = ""
 
 
 def find_visible_units(
@@ -46,11 +49,11 @@ def find_visible_units(
             found out which they are.
         StorageError: A plan or the list of unlisted images is damaged.
     """
-    run, planned = _choose_run(storage, layout, committed)
+    run, planned, newer_run = _choose_run(storage, layout, committed)
     listed = committed & planned
     others = committed - planned
     if not others or (run and not include_unlisted):
-        return VisibleUnits(run, tuple(sorted(listed)))
+        return VisibleUnits(run, tuple(sorted(listed)), newer_run)
     table = read_unlisted(storage, layout, run, ["unit"]) if run else None
     if table is None and include_unlisted and run:
         raise UsageError(
@@ -59,13 +62,13 @@ def find_visible_units(
             "Rerun the same `segcore segment` command, or leave unlisted images out.",
         )
     unlisted = set(table["unit"].to_pylist()) if table is not None else set(others)
-    return VisibleUnits(run, tuple(sorted(listed | (others & unlisted))))
+    return VisibleUnits(run, tuple(sorted(listed | (others & unlisted))), newer_run)
 
 
 def _choose_run(
     storage: Storage, layout: EditionLayout, committed: AbstractSet[str]
-) -> tuple[str, set[str]]:
-    """The newest run whose units are all committed, and these; see the head of this module.
+) -> tuple[str, set[str], str]:
+    """The newest run whose units are all committed, these, and the newest run if that is another.
 
     Where it is not the newest of all, the newest is taken nevertheless if it lacks none of the
     other's units: then it only adds images. Where no run is complete, the newest is taken.
@@ -79,5 +82,5 @@ def _choose_run(
         if newest is None:
             newest = record.run, planned
         if planned <= committed:
-            return newest if planned <= newest[1] else (record.run, planned)
-    return newest or ("", set())
+            return (*newest, "") if planned <= newest[1] else (record.run, planned, newest[0])
+    return (*newest, "") if newest else ("", set(), "")

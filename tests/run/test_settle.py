@@ -267,6 +267,7 @@ def test_the_newest_result_of_an_unlisted_image_is_kept(archive: Archive) -> Non
     with killed_when(_at_first_deletion), suppress(ProcessKilled):
         segment(archive.config())
     assert len(_rows_anywhere(archive.folder)) > len(TWELVE)
+    assert _visible(archive, include_unlisted=False) == changed
     archive.put(dict.fromkeys(list(TWELVE)[1:11], 1))
     report = segment(archive.config())
     _check(archive, report, dict.fromkeys(list(TWELVE)[1:11], 1), changed)
@@ -318,3 +319,15 @@ def test_unlisted_images_are_no_matter_of_chance_while_nobody_has_counted_them(
     report = segment(archive.config())
     assert report.run == first.run
     _check(archive, report, images, TWELVE)
+
+
+def test_the_last_complete_run_is_read_while_a_newer_one_replaces_its_units(
+    archive: Archive,
+) -> None:
+    first = segment(archive.config())
+    archive.put({**TWELVE, "a/0.png": 2, "d/2.png": 2})
+    with killed_when(_after(9)), suppress(ProcessKilled):
+        segment(archive.config())
+    results = open_results(storage, f"{archive.folder}/out")
+    assert results.run == first.run != results.newer_run != ""
+    assert _visible(archive, include_unlisted=True) == TWELVE
