@@ -104,12 +104,7 @@ def evaluate(
             f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
             f"truth does not have ({names})."
         )
-    if results.newer_run:
-        notes.append(
-            f"Run {results.newer_run} is not complete: these are the results of the run before it, "
-            f"{results.run}."
-        )
-    notes += truth.remarks.sentences()
+    notes += [*results.remarks(), *truth.remarks.sentences()]
     if not any(truth.annotations.get(image_id) for image_id in match.image_ids.values()):
         notes.append("The ground truth has no annotation of these images.")
     return EvaluationReport(

@@ -50,6 +50,15 @@ class Results:
         """Name of the edition."""
         return self.layout.name
 
+    def remarks(self) -> list[str]:
+        """Sentences for people about what is read."""
+        if not self.newer_run:
+            return []
+        return [
+            f"Run {self.newer_run} is not complete: these are the results of the run before it, "
+            f"{self.run}."
+        ]
+
     def images(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `images` table, one unit at a time.
 

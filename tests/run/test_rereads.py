@@ -54,7 +54,9 @@ def _run_old_version(folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) 
 
 
 # As one unit, and cut into several when it was planned.
-@pytest.mark.parametrize("sets", [[], ["plan.bytes=1000", "plan.images=2"]])
+@pytest.mark.parametrize(
+    "sets", [[], pytest.param(["plan.bytes=1000", "plan.images=2"], marks=pytest.mark.slow)]
+)
 def test_a_joined_tar_is_found_and_done_again_alone(tmp_path, monkeypatch, sets) -> None:
     old = _run_old_version(tmp_path, monkeypatch, *sets)
     assert (old.exit_code, old.images) == (0, 8)

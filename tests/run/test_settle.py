@@ -273,16 +273,15 @@ def test_the_newest_result_of_an_unlisted_image_is_kept(archive: Archive) -> Non
     _check(archive, report, dict.fromkeys(list(TWELVE)[1:11], 1), changed)
 
 
-@pytest.mark.parametrize("kind", ["loose", "tars"])
-def test_other_extensions_keep_every_result(tmp_path: Path, kind: str) -> None:
-    archive = Archive(str(tmp_path), kind)
+def test_other_extensions_keep_every_result(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "tars")
     images = {f"{shard}/{i}.{ext}": 1 for shard in "ab" for i in range(2) for ext in ("png", "jpg")}
     archive.put(images)
     segment(archive.config("source.extensions=[png,jpg]"))
     only_png = {name: 1 for name in images if name.endswith("png")}
     report = segment(archive.config("source.extensions=[png]"))
     _check(archive, report, only_png, images)
-    for extensions in ("[png,bmp]", "[png,jpg,bmp]", "[png,jpg]"):
+    for extensions in ("[png,bmp]", "[png,jpg,bmp]"):
         report = segment(archive.config(f"source.extensions={extensions}"))
         listed = images if "jpg" in extensions else only_png
         _check(archive, report, listed, images)
@@ -330,4 +329,5 @@ def test_the_last_complete_run_is_read_while_a_newer_one_replaces_its_units(
         segment(archive.config())
     results = open_results(storage, f"{archive.folder}/out")
     assert results.run == first.run != results.newer_run != ""
+    assert f"Run {results.newer_run} is not complete" in results.remarks()[0]
     assert _visible(archive, include_unlisted=True) == TWELVE
