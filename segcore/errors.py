@@ -36,6 +36,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from segcore.exit_codes import ExitCode
+
 
 class SegcoreError(Exception):
     """Base of all errors that are shown to a person without a traceback.
@@ -45,7 +47,7 @@ class SegcoreError(Exception):
         hint: What to do about it; shown on a line of its own.
     """
 
-    exit_code = 1
+    exit_code: ExitCode = ExitCode.INCOMPLETE
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -59,7 +61,7 @@ class SegcoreError(Exception):
 class UsageError(SegcoreError):
     """The command, its configuration or its input is wrong; nothing was started."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class CheckpointError(UsageError):
@@ -69,7 +71,7 @@ class CheckpointError(UsageError):
 class NothingFound(UsageError):
     """The input holds no image at all; `source.allow_empty` allows that."""
 
-    exit_code = 1
+    exit_code = ExitCode.INCOMPLETE
 
 
 class StorageError(SegcoreError):
@@ -79,7 +81,7 @@ class StorageError(SegcoreError):
 class ObjectNotFound(StorageError):
     """There is no object at this URI."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class AccessDenied(StorageError):

@@ -63,6 +63,7 @@ class Verification:
     Attributes:
         run: Of the newest run record; "" when there is none.
         problems: At most `MAX_LISTED`, sorted by file; `counts` has them all.
+        edition_notes: Sentences for people: whether the edition is published, for example.
     """
 
     edition: str
@@ -75,6 +76,7 @@ class Verification:
     instances: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    edition_notes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

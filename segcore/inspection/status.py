@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
+from segcore.output.editions import choose_edition
+from segcore.output.executions import Execution, read_recent_executions
 from segcore.output.layout import EditionLayout, unit_of_part
 from segcore.output.part_counts import PartCounts
 from segcore.output.report import RUNNING
-from segcore.output.results import find_edition
 from segcore.output.run_records import (
     PlannedUnit,
     RunRecord,
@@ -37,6 +38,7 @@ _FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others
 _REQUEST_THREADS = 32
 _PACE_PARTS = 50  # the pace is that of this many newest parts
 _MAX_LEASE_READS = 5
+_SHOWN_EXECUTIONS = 5
 
 STOPPED, DIED = "stopped", "died"  # besides the states that a run's record gives
 
@@ -110,6 +112,8 @@ class Status:
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
         lease: None when the edition has none.
+        executions: The newest of the edition that have ended, newest first.
+        edition_notes: Sentences for people: whether the edition is published, for example.
     """
 
     edition: str
@@ -131,6 +135,8 @@ class Status:
     unreadable: tuple[str, ...] = ()
     pace: Pace | None = None
     lease: LeaseState | None = None
+    executions: tuple[Execution, ...] = ()
+    edition_notes: tuple[str, ...] = ()
 
     @property
     def units_left(self) -> int:
@@ -165,6 +171,8 @@ class Status:
         if self.unreadable:
             unreadable = plural(len(self.unreadable), "part")
             rows.append(("unreadable", f"{unreadable}, for example {self.unreadable[0]}"))
+        for number, execution in enumerate(self.executions):
+            rows.append(("" if number else "history", execution.summary()))
         return align_columns(rows)
 
     def _when(self) -> str:
@@ -202,12 +210,18 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
         UsageError: There is no output of segcore, or it holds no run.
         SegcoreError: The record or the plan cannot be read.
     """
-    layout = find_edition(storage, output, edition, newest=True)
+    choice = choose_edition(storage, output, edition, newest=True)
+    layout = choice.layout
     record, lease = _read_record_and_lease(storage, layout)
     plan = read_plan(storage, layout, record.run)
     planned = {planned_unit.unit: planned_unit for planned_unit in planned_units(plan)}
     parts = _read_committed_parts(storage, layout, planned.keys())
-    return _make_status(layout, record, lease, planned, parts)
+    status = _make_status(layout, record, lease, planned, parts)
+    return replace(
+        status,
+        executions=read_recent_executions(storage, layout, _SHOWN_EXECUTIONS),
+        edition_notes=tuple(choice.sentences()),
+    )
 
 
 def _read_record_and_lease(

@@ -10,6 +10,7 @@ from segcore.config import Config
 from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.output.edition import Edition, make_edition
+from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import Preview
@@ -46,6 +47,7 @@ class Job:
         committed: Ids of all units that have parts in this edition.
         last_run: The newest run of this edition; None for the first one.
         source_kind: What the input is, see `segcore.sources.base.Kind`.
+        changes: In what the edition differs from the one beside it; None if there is none.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Job:
     committed: frozenset[str]
     last_run: RunRecord | None
     source_kind: str
+    changes: EditionChanges | None = None
 
     @cached_property
     def planned(self) -> dict[str, int | None]:
@@ -126,6 +129,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         committed=_committed_units(parts, overwrite),
         last_run=last_run,
         source_kind=source.kind,
+        changes=compare_with_older(storage, output, model.edition),
     )
 
 

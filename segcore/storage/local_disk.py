@@ -114,6 +114,16 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
                 yield _listing_row(entry.path, status)
 
 
+def folders(root: str) -> list[str]:
+    """Paths of the folders directly in `root`, sorted; names that start with a dot are skipped."""
+    with translate_errors(root):
+        try:
+            entries = list(os.scandir(root))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(e.path for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
 def _walk_link(
     entry: os.DirEntry[str],
     real_root: str,

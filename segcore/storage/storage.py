@@ -186,6 +186,18 @@ class Storage:
             if etag and not etag.startswith("!"):
                 yield ObjectInfo(uri, size, etag), int(changed_ns, 16) / 1e9
 
+    def folders(self, prefix: str) -> Sequence[str]:
+        """URIs of the folders directly in the folder `prefix`, sorted; nothing else is listed.
+
+        On disk, names that start with a dot are skipped. A missing folder has none.
+        """
+        prefix = normalize(prefix)
+        if not is_remote(prefix):
+            return local_disk.folders(prefix)
+        if scheme_of(prefix) == "s3":
+            return s3_listing.folders(self._client(prefix), prefix)
+        return object_store.folders(self._store(prefix), prefix)
+
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """The whole object.
 

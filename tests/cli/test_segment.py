@@ -13,6 +13,8 @@ from segcore.config import Config
 
 @dataclass
 class _EmptyPreview:
+    nothing_to_do = False
+
     def summary(self) -> str:
         return ""
 
