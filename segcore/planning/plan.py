@@ -21,7 +21,7 @@ from segcore.sources.base import Source
 from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table, units_to_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage.listing import Listing
-from segcore.storage.uris import redact
+from segcore.text import redact
 
 
 class Units(Sequence[Unit]):
