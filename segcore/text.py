@@ -25,9 +25,10 @@ def plural(count: float, noun: str, plural_noun: str = "") -> str:
 
 
 def align_columns(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
+    """Names and values in two columns, printable."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    lines = (f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return "\n".join(printable(line) for line in lines)
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -53,6 +54,11 @@ def format_duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """The text with "?" for each character that could steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same line by line: line breaks stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def redact(uri: str) -> str:

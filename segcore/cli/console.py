@@ -14,7 +14,7 @@ import typer
 from segcore.errors import SegcoreError
 from segcore.exit_codes import ExitCode
 from segcore.signals import raise_interrupt
-from segcore.text import printable, redact_link
+from segcore.text import printable, printable_lines, redact_link
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +93,7 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
     as cells of `print_table`, and never by print() or as a string in a table.
     """
     stream = stream or sys.stdout
-    safe = "\n".join(printable(line) for line in text.split("\n"))
+    safe = printable_lines(text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(safe.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.text import align_columns, plural
+from segcore.text import align_columns, plural, printable
 
 KINDS = {
     "alien_file": "a file in images/ or instances/ that is not a part",
@@ -116,4 +116,4 @@ class Verification:
 def _problem_line(problem: Problem, prefix: str) -> str:
     file = problem.uri.removeprefix(prefix + "/")
     image = f" {problem.image_id}:" if problem.image_id else ""
-    return f"{problem.kind}: {file}:{image} {problem.message}"
+    return printable(f"{problem.kind}: {file}:{image} {problem.message}")

@@ -12,7 +12,7 @@ from segcore.exit_codes import ExitCode
 from segcore.output.layout import EditionLayout
 from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
-from segcore.text import align_columns, format_bytes, format_duration, plural
+from segcore.text import align_columns, format_bytes, format_duration, plural, printable
 
 RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED, NOTHING_FOUND = (
     "running",
@@ -189,7 +189,10 @@ class RunReport:
         return align_columns(rows)
 
     def advice(self) -> list[str]:
-        """What a person should know besides the numbers; for stderr."""
+        """What a person should know besides the numbers; for stderr, printable."""
+        return [printable(line) for line in self._advice()]
+
+    def _advice(self) -> list[str]:
         lines = self._left_out_lines()
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)
