@@ -132,12 +132,14 @@ def command(
     if dry_run:
         planned = preview(job_config, overwrite=overwrite)
         print_json(planned.to_dict()) if as_json else print_text(planned.summary())
+        notify(*planned.notes())
         sys.exit(ExitCode.NOTHING_TO_DO if planned.nothing_to_do and exit_99 else ExitCode.DONE)
     report = segment(job_config, overwrite=overwrite, retry_failed=retry_failed, notify=notify)
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.advice())
-    if report.may_be_published:
-        notify(own_command("--publish", without="--no-publish"))
+    command = own_command("--publish", without="--no-publish")
+    if report.may_be_published and command:
+        notify(f"To publish it: {command}")
     if report.nothing_to_do and exit_99 and report.exit_code == ExitCode.DONE:
         sys.exit(ExitCode.NOTHING_TO_DO)
     sys.exit(report.exit_code)

@@ -21,7 +21,7 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING
 from segcore.storage import Storage
 from segcore.storage.uris import basename, parent
-from segcore.text import printable
+from segcore.text import plural, printable
 
 # How an execution ended that did not come to count the output; see also `RunReport.status`.
 INTERRUPTED, FAILED, DIED = "interrupted", "failed", "died"
@@ -71,7 +71,8 @@ class Execution:
 
     def summary(self) -> str:
         """For people, one line."""
-        images = "" if self.images_this_time is None else f", {self.images_this_time:,} images"
+        n_images = self.images_this_time
+        images = "" if n_images is None else f", {plural(n_images, 'image')}"
         error = printable(self.error)
         if len(error) > _MAX_SHOWN_ERROR_CHARACTERS:
             error = error[: _MAX_SHOWN_ERROR_CHARACTERS - 1] + "…"

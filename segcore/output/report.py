@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segcore.exit_codes import ExitCode
+from segcore.output.edition_changes import EditionChanges
 from segcore.output.layout import EditionLayout
 from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
@@ -232,9 +233,10 @@ class RunReport:
             return []
         what = f"latest.json names {self.published}" if self.published else "nothing is published"
         lines = [f"This edition is not published: {what}. Add --publish to publish this one."]
-        if self.older_edition:
-            fields = "; ".join(self.edition_changes) or "nothing that edition.json shows"
-            lines.append(f"It differs from {self.older_edition} in {fields}.")
+        if self.edition_changes:
+            lines.append(
+                f"It differs from {self.older_edition}: {'; '.join(self.edition_changes)}."
+            )
         return lines
 
 
@@ -247,6 +249,8 @@ class Preview:
         images_done: Of the units already done; None as above.
         units_stale: Committed units whose input changed or is gone; a run deletes their parts.
         nothing_to_do: A run would find everything done and write nothing.
+        input_notes: Sentences about what the listing of the input left out.
+        new_beside: The edition beside which a run would begin a new one; None if it would not.
     """
 
     input: str
@@ -260,10 +264,20 @@ class Preview:
     units_done: int
     units_stale: int
     nothing_to_do: bool = False
+    input_notes: tuple[str, ...] = ()
+    new_beside: EditionChanges | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    def notes(self) -> list[str]:
+        """What a person should know before the run begins."""
+        if self.new_beside is None:
+            return list(self.input_notes)
+        older, fields = self.new_beside.older, "; ".join(self.new_beside.fields)
+        change = f"This begins a new edition beside {older}: {fields or 'the fields are the same'}."
+        return [*self.input_notes, change]
 
     def summary_line(self) -> str:
         """One line for people."""

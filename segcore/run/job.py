@@ -99,6 +99,8 @@ class Job:
             images_done=counts.done_images,
             units_done=counts.done_units,
             units_stale=len(self.committed - self.planned.keys()),
+            input_notes=self.plan.notes,
+            new_beside=self.changes if self.last_run is None else None,
         )
 
 

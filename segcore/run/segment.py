@@ -85,7 +85,8 @@ def segment(
     with state.timed("prepare"):
         job = prepare_job(config, overwrite=overwrite)
         check_paths_reachable(job)
-    for sentence in (*job.plan.notes, *_describe_changes(job), job.preview().summary_line()):
+    planned = job.preview()
+    for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
     if _nothing_to_do(job, retry_failed):
         return _report_nothing_done(job, state)
@@ -115,14 +116,6 @@ def _ready_for_work(job: Job, state: RunState, retry_failed: bool) -> Iterator[N
         n_units = max(n_units, 1)
     with connect_workers(job, n_units, state) if n_units else nullcontext():
         yield
-
-
-def _describe_changes(job: Job) -> list[str]:
-    """What tells a person why results go into another edition than before."""
-    if job.changes is None:
-        return []
-    fields = "; ".join(job.changes.fields) or "nothing that edition.json shows"
-    return [f"{job.edition.name} is another edition than {job.changes.older}: {fields}."]
 
 
 def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:

@@ -97,7 +97,8 @@ def test_a_run_that_did_not_publish_gives_the_command_that_would(
     published = (tmp_path / "out" / "latest.json").read_bytes()
     capsys.readouterr()
     assert segment(*LENIENT, "--set", "model.conf=0.5", "--no-publish") == 0
-    *_, command = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
+    command = line.removeprefix("To publish it: ")
     assert command == (
         f"segcore segment in out --model {BRIGHT_MODEL} --set run.max_failed_fraction=0.5 "
         "--set model.conf=0.5 --publish"

@@ -15,6 +15,9 @@ from segcore.config import Config
 class _EmptyPreview:
     nothing_to_do = False
 
+    def notes(self) -> list[str]:
+        return []
+
     def summary(self) -> str:
         return ""
 

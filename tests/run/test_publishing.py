@@ -117,7 +117,7 @@ def test_a_trial_leaves_readers_the_full_edition_and_the_same_run_again_publishe
     advice = "\n".join(trial.advice())
     assert f"latest.json names {full.edition}" in advice
     assert "--publish" in advice
-    assert f"It differs from {full.edition} in model.parameters.conf: 0.25 -> 0.5." in advice
+    assert f"It differs from {full.edition}: model.parameters.conf: 0.25 -> 0.5." in advice
 
     storage, output = Storage(), str(folder / "out")
     results = open_results(storage, output)
@@ -149,13 +149,18 @@ def test_a_new_edition_says_in_what_it_differs_before_anything_runs(folder: Path
     config = job_config(folder / "in", folder / "out", "run.publish=false")
     first: list[str] = []
     report = segment(config, notify=first.append)
-    assert not any("another edition" in line for line in first)
+    assert not any("new edition" in line for line in first)
     told: list[str] = []
     sets = ["model.conf=0.4", "decode.strict=false", "run.publish=false"]
-    segment(job_config(folder / "in", folder / "out", *sets), notify=told.append)
-    (line,) = [line for line in told if "another edition" in line]
-    assert f"is another edition than {report.edition}: " in line
-    assert "decode.strict: unset -> false; model.parameters.conf: 0.25 -> 0.4." in line
+    config = job_config(folder / "in", folder / "out", *sets)
+    expected = (
+        f"This begins a new edition beside {report.edition}: decode.strict: unset -> false; "
+        "model.parameters.conf: 0.25 -> 0.4."
+    )
+    assert preview(config).notes() == [expected]
+    segment(config, notify=told.append)
+    assert expected in told
+    assert preview(config).notes() == []  # it has begun
 
 
 def test_evaluate_names_the_edition_and_the_newer_one(folder: Path) -> None:
