@@ -13,7 +13,7 @@ from segcore.output.edition import Edition, make_edition
 from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
-from segcore.output.report import Preview
+from segcore.output.report import NOTHING_FOUND, Preview
 from segcore.output.run_records import RunRecord, planned_units, read_newest_run, read_plan
 from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
@@ -196,7 +196,9 @@ def open_edition(
         UsageError: It was a run on another input, and its results are not to be overwritten.
     """
     last_run = read_newest_run(storage, layout)
-    if last_run is not None and last_run.input != input_uri and not overwrite:
+    if last_run is None or last_run.input == input_uri or overwrite:
+        return last_run
+    if _holds_results(storage, layout, last_run):
         raise UsageError(
             f"{layout.prefix} holds the results of another input, {last_run.input}.",
             hint="Choose another output, or --overwrite to delete those results first.",
@@ -218,7 +220,7 @@ def open_plan(
         SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
     """
     previous: Plan | None = None
-    if last_run is not None:
+    if last_run is not None and last_run.input == source.input:
         try:
             previous = read_plan(storage, layout, last_run.run)
         except ObjectNotFound:
@@ -261,6 +263,13 @@ def check_paths_reachable(job: Job) -> None:
                 hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
                 "the same files there.",
             )
+
+
+def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord) -> bool:
+    """Whether a run on another input left results that another one would mix with or delete."""
+    if last_run.status == NOTHING_FOUND:
+        return False
+    return next(storage.list(layout.parts_folder("images")), None) is not None
 
 
 def _committed_units(parts: Parts, overwrite: bool) -> frozenset[str]:

@@ -19,6 +19,7 @@ from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
 from segcore.output.executions import new_execution_id, record_death, write_execution
 from segcore.output.latest import publish, published_edition, read_latest, should_publish
+from segcore.output.left_out import describe_left_out
 from segcore.output.report import (
     COMPLETE,
     NOTHING_FOUND,
@@ -191,9 +192,9 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
         publish(storage, layout, job.plan.run, report.status)
     write_execution(storage, layout, report.to_dict())
     if report.status == NOTHING_FOUND:
-        notes = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
+        left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes)))
         raise NothingFound(
-            f"{job.plan.input} was read to its end and holds no images ({notes or 'nothing'}).",
+            f"{job.plan.input} was read to its end and holds no images: {left_out or 'nothing'}.",
             "Set source.allow_empty=true if an input may be empty.",
         )
     return report

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segcore.distributed.cluster import NodeResources
-from segcore.errors import ClusterError, SegcoreError
+from segcore.errors import ClusterError, SegcoreError, UsageError
 from segcore.evaluation.evaluate import evaluate
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
@@ -26,6 +26,7 @@ from segcore.run.passes import Notify, Pass, RunState
 from segcore.run.segment import Interrupted, preview, segment
 from segcore.storage import Storage
 from tests.support import serial_run
+from tests.support.archives import tar_bytes
 from tests.support.bright_images import bright_png
 from tests.support.commands import run_segcore
 from tests.support.jobs import BRIGHT_MODEL, job_config, write_files
@@ -231,6 +232,29 @@ def _tree(folder: Path) -> dict[str, tuple[int, bytes]]:
         for path in (folder, *folder.rglob("*"))
         if path.exists()
     }
+
+
+@pytest.mark.parametrize("ended", ["interrupted", "nothing found"])
+def test_a_run_without_results_does_not_claim_the_output_for_its_input(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    other = folder / "other"
+    if ended == "interrupted":
+        write_files(other, {"1.png": bright_png(1)})
+        serial_run.without_ray(monkeypatch, interrupted)
+    else:
+        write_files(other, {"1.tar": tar_bytes([("1.txt", b"")])})
+    with pytest.raises(SegcoreError):
+        segment(job_config(other, folder / "out"))
+    serial_run.without_ray(monkeypatch)
+    report = _segment(folder)
+    assert (report.status, report.images, report.sequence) == ("success", 4, 2)
+    assert not verify_output(Storage(), report.output).counts
+    with pytest.raises(UsageError, match="holds the results of another input"):
+        segment(job_config(other, folder / "out"))
 
 
 def test_an_interrupt_while_ray_starts_leaves_no_trace(

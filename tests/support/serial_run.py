@@ -78,10 +78,10 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     model = load_model(job.config.model.name, job.config.model.options())
     for current in passes:
         for unit in current.units:
-            samples = read_unit(unit, job.storage, job.config.source)
-            job.parts.commit(
-                unit, [_segment_sample(sample, model, job.config) for sample in samples]
-            )
+            notes: Counter[str] = Counter()
+            samples = read_unit(unit, job.storage, job.config.source, notes)
+            results = [_segment_sample(sample, model, job.config) for sample in samples]
+            job.parts.commit(unit, results, notes)
             state.done.add(unit.unit)
 
 
