@@ -141,7 +141,13 @@ def _published_or_only_edition(storage: Storage, output: OutputLayout) -> Editio
         raise UsageError(
             f"{output.latest_json} does not name an edition.", "Choose one with --edition."
         )
-    return output.edition(latest["edition"])
+    layout = output.edition(latest["edition"])
+    if not storage.exists(layout.edition_json):
+        raise UsageError(
+            f"{output.latest_json} names the edition {layout.name}, which does not exist.",
+            f"Choose one with --edition. {_describe_editions(_editions(storage, output))}",
+        )
+    return layout
 
 
 def _edition_folders(storage: Storage, output: OutputLayout) -> list[EditionLayout]:

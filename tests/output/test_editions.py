@@ -84,5 +84,8 @@ def test_an_outage_is_not_taken_for_an_output_without_a_pointer(output: OutputLa
 def test_a_pointer_that_leads_nowhere_publishes_nothing(output: OutputLayout, data: bytes) -> None:
     storage.write(output.latest_json, data)
     assert published_edition(storage, output) == ""
+    with pytest.raises(UsageError) as caught:
+        choose_edition(storage, output.uri)
+    assert output.latest_json in caught.value.message or "plain relative" in caught.value.message
     assert should_publish(storage, output.edition("new"), None)
     assert not should_publish(storage, output.edition("new"), False)
