@@ -60,7 +60,10 @@ def _archive(folder: Path, kind: str) -> str:
     return f"{write_files(folder, {'list.jsonl': chr(10).join(lines).encode()})}/list.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["tar", "folder", "manifest"])
+@pytest.mark.parametrize(
+    "kind",
+    ["tar", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("folder", "manifest"))],
+)
 def test_names_from_archives(run: Run, tmp_path: Path, kind: str) -> None:
     source, output = _archive(tmp_path / "in", kind), str(tmp_path / "out")
     options = ["--model", BRIGHT_MODEL, "--set", "run.max_failed_fraction=0"]
@@ -104,6 +107,7 @@ def test_names_from_archives(run: Run, tmp_path: Path, kind: str) -> None:
     assert (code, SHOWN in printed) == (0, True)
 
 
+@pytest.mark.slow
 def test_names_from_checkpoints(run: Run, tmp_path: Path) -> None:
     checkpoint = load_checkpoint("nuclei-yolo11n")
     meta = checkpoint.meta.model_dump(mode="json")

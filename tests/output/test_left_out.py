@@ -15,13 +15,14 @@ from segcore.output.report import INCOMPLETE, SUCCESS, RunReport, reconcile
 NAMES = st.text("ab.\x1b", min_size=1, max_size=6)
 
 
+@settings(max_examples=20)
 @given(st.dictionaries(NAMES, st.integers(1, 9)))
 def test_a_few_kinds_stay_as_they_are(notes: dict[str, int]) -> None:
     assert bound_kinds(notes) == notes
     assert list(bound_kinds(notes)) == sorted(notes)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(st.integers(0, 3000), st.integers(1, 400), st.randoms(use_true_random=False))
 def test_thousands_of_kinds_are_bounded_and_none_is_lost(n_details, n_topics, random) -> None:
     notes: Counter[str] = Counter()

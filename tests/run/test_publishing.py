@@ -71,10 +71,11 @@ def _prepare(folder: Path, state: str) -> str | None:
     return earlier.edition
 
 
-STATES = ("nothing", "own", "other", "other deleted", "damaged")
 CASES = [
-    *itertools.product(STATES, (None, True, False), ("success",)),
-    *itertools.product(("nothing", "other"), (None, True), ("too_many_failed", "incomplete")),
+    *itertools.product(("nothing", "own", "other"), (None, True, False), ("success",)),
+    *itertools.product(("other deleted", "damaged"), (None,), ("success",)),
+    *itertools.product(("nothing", "other"), (None,), ("too_many_failed", "incomplete")),
+    ("other", True, "incomplete"),
 ]
 
 
