@@ -130,7 +130,7 @@ def command(
     }
     job_config: Config = load_config(config, sets or (), flags)
     if dry_run:
-        planned = preview(job_config, overwrite=overwrite)
+        planned = preview(job_config, overwrite=overwrite, retry_failed=retry_failed)
         print_json(planned.to_dict()) if as_json else print_text(planned.summary())
         notify(*planned.notes())
         sys.exit(ExitCode.NOTHING_TO_DO if planned.nothing_to_do and exit_99 else ExitCode.DONE)

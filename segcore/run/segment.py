@@ -48,10 +48,10 @@ class Interrupted(SegcoreError):
     exit_code = ExitCode.INTERRUPTED
 
 
-def preview(config: Config, *, overwrite: bool = False) -> Preview:
+def preview(config: Config, *, overwrite: bool = False, retry_failed: bool = False) -> Preview:
     """What `segment` would do; writes nothing and does not start Ray."""
     job = prepare_job(config, overwrite=overwrite)
-    return replace(job.preview(), nothing_to_do=not overwrite and _nothing_to_do(job, False))
+    return replace(job.preview(), nothing_to_do=_nothing_to_do(job, retry_failed))
 
 
 def segment(

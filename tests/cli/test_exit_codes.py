@@ -51,6 +51,8 @@ def test_done_and_nothing_to_do(segment: Segment, capsys: pytest.CaptureFixture[
     assert segment(*LENIENT, ask) == ExitCode.NOTHING_TO_DO == 99
     assert segment(*LENIENT, ask, "--dry-run") == 99
     assert segment(*LENIENT, ask, "--no-publish") == 99
+    assert segment(*LENIENT, ask, "--dry-run", "--retry-failed") == 0
+    assert segment(*LENIENT, ask, "--dry-run", "--overwrite") == 0
     assert segment(*LENIENT, ask, "--retry-failed") == 0  # that was tried again
     assert segment(*LENIENT, ask, "--overwrite") == 0
     capsys.readouterr()
