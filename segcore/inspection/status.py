@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
+from segcore.inspection.liveness import LeaseState, Pace
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
 from segcore.output.editions import choose_edition
 from segcore.output.executions import Execution, read_recent_executions
@@ -32,7 +33,7 @@ from segcore.output.run_records import (
     read_plan,
 )
 from segcore.storage import ObjectInfo, Storage
-from segcore.text import align_columns, format_duration, plural
+from segcore.text import align_columns, plural
 
 _FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
 _REQUEST_THREADS = 32
@@ -41,61 +42,6 @@ _MAX_LEASE_READS = 5
 _SHOWN_EXECUTIONS = 5
 
 STOPPED, DIED = "stopped", "died"  # besides the states that a run's record gives
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast the run in progress is.
-
-    Attributes:
-        images_per_second: Over the newest parts of this run; 0 before there are any.
-        eta_s: Seconds left at that pace; None when unknown.
-        last_commit_s: Seconds since the newest part, by this machine's clock; None before there
-            is one.
-    """
-
-    images_per_second: float = 0.0
-    eta_s: float | None = None
-    last_commit_s: float | None = None
-
-    def summary(self) -> str:
-        """For people, one line."""
-        if self.last_commit_s is None:
-            return "no part committed yet by this run"
-        eta = "-" if self.eta_s is None else format_duration(self.eta_s)
-        ago = format_duration(self.last_commit_s)
-        return f"{self.images_per_second:.1f} images/s · ETA {eta} · newest part {ago} ago"
-
-
-@dataclass(frozen=True)
-class LeaseState:
-    """Who may write into the edition.
-
-    Attributes:
-        state: ``held``; or free, because it was ``released``, its process is ``gone``, or it
-            ``expired``.
-        holder: For people.
-        host, pid, user: The same in parts; None when the lease file is not one of segcore's.
-        since: When it began, by the holder's own clock.
-        last_heartbeat_s: Seconds since its last heartbeat by the storage's clock; None when that
-            was not needed, or could not be found out.
-    """
-
-    state: str
-    holder: str
-    last_heartbeat_s: float | None
-    host: str | None = None
-    pid: int | None = None
-    user: str | None = None
-    since: str | None = None
-
-    def summary(self) -> str:
-        """For people, one line; "" when there is no holder any more."""
-        if self.state == RELEASED:
-            return ""
-        age_s = self.last_heartbeat_s
-        heartbeat = "" if age_s is None else f"; last heartbeat {format_duration(age_s)} ago"
-        return f"{self.state}: {self.holder}{heartbeat}"
 
 
 @dataclass(frozen=True)
