@@ -42,4 +42,5 @@ def command(
 
     report = verify_output(Storage(), output, edition, threads=threads, progress=show_progress)
     print_json(report.to_dict()) if as_json else print_text(report.summary())
+    notify(*report.edition_notes)
     sys.exit(report.exit_code)

@@ -21,7 +21,7 @@ from segcore.sources.base import Source
 from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table, units_to_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage.listing import Listing
-from segcore.storage.uris import redact
+from segcore.text import redact
 
 _SMALL_ARCHIVE_UNITS = 16  # into which a small archive is cut at least,
 _SMALL_UNIT_IMAGES = 32  # but not into units smaller than a batch

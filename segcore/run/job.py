@@ -10,9 +10,10 @@ from segcore.config import Config
 from segcore.errors import CheckpointError, NothingFound, ObjectNotFound, UsageError
 from segcore.models.base import ModelInfo
 from segcore.output.edition import Edition, make_edition
+from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
-from segcore.output.report import Preview
+from segcore.output.report import NOTHING_FOUND, Preview
 from segcore.output.run_records import RunRecord, planned_units, read_newest_run, read_plan
 from segcore.planning.plan import Plan, make_plan, summarize_plan
 from segcore.sources import open_source
@@ -46,6 +47,7 @@ class Job:
         committed: Ids of all units that have parts in this edition.
         last_run: The newest run of this edition; None for the first one.
         source_kind: What the input is, see `segcore.sources.base.Kind`.
+        changes: In what the edition differs from the one beside it; None if there is none.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Job:
     committed: frozenset[str]
     last_run: RunRecord | None
     source_kind: str
+    changes: EditionChanges | None = None
 
     @cached_property
     def planned(self) -> dict[str, int | None]:
@@ -96,6 +99,8 @@ class Job:
             images_done=counts.done_images,
             units_done=counts.done_units,
             units_stale=len(self.committed - self.planned.keys()),
+            input_notes=self.plan.notes,
+            new_beside=self.changes if self.last_run is None else None,
         )
 
 
@@ -126,6 +131,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         committed=_committed_units(parts, overwrite),
         last_run=last_run,
         source_kind=source.kind,
+        changes=compare_with_older(storage, output, model.edition),
     )
 
 
@@ -190,7 +196,9 @@ def open_edition(
         UsageError: It was a run on another input, and its results are not to be overwritten.
     """
     last_run = read_newest_run(storage, layout)
-    if last_run is not None and last_run.input != input_uri and not overwrite:
+    if last_run is None or last_run.input == input_uri or overwrite:
+        return last_run
+    if _holds_results(storage, layout, last_run):
         raise UsageError(
             f"{layout.prefix} holds the results of another input, {last_run.input}.",
             hint="Choose another output, or --overwrite to delete those results first.",
@@ -212,7 +220,7 @@ def open_plan(
         SegcoreError: The input cannot be listed, or the plan of the last run is damaged.
     """
     previous: Plan | None = None
-    if last_run is not None:
+    if last_run is not None and last_run.input == source.input:
         try:
             previous = read_plan(storage, layout, last_run.run)
         except ObjectNotFound:
@@ -255,6 +263,13 @@ def check_paths_reachable(job: Job) -> None:
                 hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
                 "the same files there.",
             )
+
+
+def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord) -> bool:
+    """Whether a run on another input left results that another one would mix with or delete."""
+    if last_run.status == NOTHING_FOUND:
+        return False
+    return next(storage.list(layout.parts_folder("images")), None) is not None
 
 
 def _committed_units(parts: Parts, overwrite: bool) -> frozenset[str]:

@@ -8,17 +8,21 @@ same command again resumes from what exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from segcore.config import Config
 from segcore.errors import NothingFound, ObjectNotFound, SegcoreError, UsageError
+from segcore.exit_codes import ExitCode
+from segcore.lease.acquire import refuse_if_held
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
-from segcore.output.latest import publish, read_latest
+from segcore.output.executions import new_execution_id, record_death, write_execution
+from segcore.output.latest import publish, published_edition, read_latest, should_publish
+from segcore.output.left_out import describe_left_out
 from segcore.output.report import (
     COMPLETE,
+    NOTHING_FOUND,
     RUNNING,
     Preview,
     RunReport,
@@ -28,8 +32,9 @@ from segcore.output.report import (
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
 from segcore.run.carry_over import carry_over
+from segcore.run.history import record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
-from segcore.run.passes import Notify, Pass, RunState, run_passes
+from segcore.run.passes import Notify, Pass, RunState, connect_workers, run_passes
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage
 from segcore.text import plural
@@ -40,12 +45,13 @@ MAX_ERRORS_KEPT = 10
 class Interrupted(SegcoreError):
     """Somebody stopped the run; what is committed stays."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
 
 
-def preview(config: Config, *, overwrite: bool = False) -> Preview:
+def preview(config: Config, *, overwrite: bool = False, retry_failed: bool = False) -> Preview:
     """What `segment` would do; writes nothing and does not start Ray."""
-    return prepare_job(config, overwrite=overwrite).preview()
+    job = prepare_job(config, overwrite=overwrite)
+    return replace(job.preview(), nothing_to_do=_nothing_to_do(job, retry_failed))
 
 
 def segment(
@@ -80,17 +86,37 @@ def segment(
     with state.timed("prepare"):
         job = prepare_job(config, overwrite=overwrite)
         check_paths_reachable(job)
-    for sentence in (*job.plan.notes, job.preview().summary_line()):
+    planned = job.preview()
+    for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
     if _nothing_to_do(job, retry_failed):
-        return _account(job, state)
-    with sigterm_as_interrupt(), _interrupt_as_error(job), _hold_edition(job, notify) as lease:
+        return _report_nothing_done(job, state)
+    with ExitStack() as stack:
+        stack.enter_context(sigterm_as_interrupt())
+        stack.enter_context(_interrupt_as_error(job))
+        # Nothing is written before Ray has what the run needs: a run that cannot begin leaves
+        # no trace.
+        stack.enter_context(_ready_for_work(job, state, retry_failed))
+        lease = stack.enter_context(_hold_edition(job, notify))
         state.check_lease = lease.check
         with state.timed("prepare"):  # another run may have been at work until now
             job = refresh_job(job, overwrite=overwrite)
         if _nothing_to_do(job, retry_failed):
-            return _account(job, state)
+            return _report_nothing_done(job, state)
+        stack.enter_context(record_early_end(job, state, lease))
         return _run_job(job, state, notify, overwrite=overwrite, retry_failed=retry_failed)
+
+
+@contextmanager
+def _ready_for_work(job: Job, state: RunState, retry_failed: bool) -> Iterator[None]:
+    """Ray with the resources that the run needs, if there are images to segment."""
+    refuse_if_held(job.storage, job.layout.lease_folder, job.config.run.lease_ttl_s)
+    summary = job.preview()
+    n_units = summary.units - summary.units_done
+    if retry_failed and job.last_run is not None and job.last_run.failed:
+        n_units = max(n_units, 1)
+    with connect_workers(job, n_units, state) if n_units else nullcontext():
+        yield
 
 
 def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
@@ -110,7 +136,7 @@ def _run_job(
 ) -> RunReport:
     """Everything that writes, from the run's record on; the lease must be held."""
     state.check_lease()
-    started = _write_run_start(job, overwrite)
+    started = state.started = _write_run_start(job, overwrite)
     with state.timed("carry"):
         state.carried = carry_over(job.parts, job.plan, job.committed)
     state.check_lease()
@@ -132,7 +158,9 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
     else:
         storage.write_if_absent(layout.edition_json, job.edition.to_json())
     storage.write(layout.plan(run), encode_plan(job.plan))
-    started = replace(_new_report(job), status=RUNNING, started=_utc_now())
+    if job.last_run is not None:
+        record_death(storage, layout, job.last_run.values)
+    started = replace(_new_report(job), execution=new_execution_id(), started=utc_now())
     storage.write(layout.run_record(run), started.to_json())
     return started
 
@@ -149,18 +177,32 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
 
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     """Account, write the report, and publish the result if it is complete."""
-    report = replace(_account(job, state), started=started.started, finished=_utc_now())
-    state.check_lease()
-    job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
+    storage, layout = job.storage, job.layout
+    report = replace(_account(job, state), finished=utc_now(), execution=started.execution)
+    report = replace(report, started=started.started)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
-        notes = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
+        report = replace(report, status=NOTHING_FOUND)
+    publishes = report.status in COMPLETE and should_publish(
+        storage, layout, job.config.run.publish
+    )
+    report = replace(report, published=layout.name if publishes else report.published)
+    state.check_lease()
+    storage.write(layout.run_record(job.plan.run), report.to_json())
+    if publishes:
+        publish(storage, layout, job.plan.run, report.status)
+    write_execution(storage, layout, report.to_dict())
+    if report.status == NOTHING_FOUND:
+        left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes)))
         raise NothingFound(
-            f"{job.plan.input} was read to its end and holds no images ({notes or 'nothing'}).",
+            f"{job.plan.input} was read to its end and holds no images: {left_out or 'nothing'}.",
             "Set source.allow_empty=true if an input may be empty.",
         )
-    if report.status in COMPLETE:
-        publish(job.storage, job.layout, job.plan.run, report.status)
     return report
+
+
+def _report_nothing_done(job: Job, state: RunState) -> RunReport:
+    """The report of a run that finds everything done; nothing is written."""
+    return replace(_account(job, state), nothing_to_do=True)
 
 
 def _account(job: Job, state: RunState) -> RunReport:
@@ -199,6 +241,7 @@ def _account(job: Job, state: RunState) -> RunReport:
 
 def _new_report(job: Job) -> RunReport:
     """A report that says what is run, and nothing yet of how it went."""
+    changes = job.changes
     return RunReport(
         status=RUNNING,
         run=job.plan.run,
@@ -209,13 +252,17 @@ def _new_report(job: Job) -> RunReport:
         model=job.model.info.name,
         sequence=job.sequence,
         max_failed_fraction=job.config.run.max_failed_fraction,
+        published=published_edition(job.storage, job.output),
+        older_edition=changes.older if changes else "",
+        edition_changes=changes.fields if changes else (),
+        input_notes=job.plan.notes,
         units=len(job.planned),
         units_done_before=len(job.planned.keys() & job.committed),
     )
 
 
 def _nothing_to_do(job: Job, retry_failed: bool) -> bool:
-    """Whether the last run had this very plan, ended, and is what ``latest.json`` points to."""
+    """Whether the last run had this very plan, ended, and is published if it is to be."""
     last_run = job.last_run
     if retry_failed and last_run is not None and last_run.failed:
         return False
@@ -223,6 +270,8 @@ def _nothing_to_do(job: Job, retry_failed: bool) -> bool:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
+    if not should_publish(job.storage, job.layout, job.config.run.publish):
+        return True
     try:
         latest = read_latest(job.storage, job.output)
     except (ObjectNotFound, UsageError):
@@ -242,7 +291,3 @@ def _interrupt_as_error(job: Job) -> Iterator[None]:
             f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",
             hint="Run the same command again to resume.",
         ) from None
-
-
-def _utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
