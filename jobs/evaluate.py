@@ -30,7 +30,7 @@ def main() -> int:
     )
     for one in scores.per_class:
         print(f"{one.name}: mask AP {one.mask.ap:.3f}, box AP {one.box.ap:.3f}")
-    print(*report.notes, sep="\n", end="")
+    print(*report.edition_notes, *report.notes, sep="\n")
     return 0
 
 

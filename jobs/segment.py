@@ -18,10 +18,15 @@ def main() -> int:
     parser.add_argument("input", help="folder or prefix of images or shards, manifest, COCO json")
     parser.add_argument("output", help="folder or prefix for the tables")
     parser.add_argument("--config", help="YAML file; see configs/segment.yaml")
+    parser.add_argument("--publish", action="store_true", help="let latest.json name the result")
     parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[])
     args = parser.parse_args()
     try:
-        flags = {"INPUT": ("input", args.input), "OUTPUT": ("output", args.output)}
+        flags = {
+            "INPUT": ("input", args.input),
+            "OUTPUT": ("output", args.output),
+            "--publish": ("run.publish", args.publish or None),
+        }
         config: segcore.Config = segcore.load_config(args.config, args.sets, flags)
         report = segcore.segment(config, notify=print)
     except segcore.SegcoreError as error:

@@ -37,21 +37,25 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from segcore.exit_codes import ExitCode
+from segcore.text import printable_lines
+
 
 class SegcoreError(Exception):
     """Base of all errors that are shown to a person without a traceback.
 
     Args:
-        message: What is wrong, with the value and the file.
-        hint: What to do about it; shown on a line of its own.
+        message: What is wrong, with the value and the file. It may quote names from archives, so
+            what could steer a terminal becomes "?".
+        hint: What to do about it, on a line of its own; the same holds for it.
     """
 
-    exit_code = 1
+    exit_code: ExitCode = ExitCode.INCOMPLETE
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable_lines(message)
+        self.hint = printable_lines(hint)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type[SegcoreError], tuple[str, str]]:
         return type(self), (self.message, self.hint)  # survives Ray's pickling with its hint
@@ -60,13 +64,13 @@ class SegcoreError(Exception):
 class UsageError(SegcoreError):
     """The command, its configuration or its input is wrong; nothing was started."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class ListingShrank(UsageError):
     """The input lacks much of the last listing; `source.allow_shrunk_listing` allows it."""
 
-    exit_code = 1
+    exit_code = ExitCode.INCOMPLETE
 
 
 class CheckpointError(UsageError):
@@ -76,7 +80,7 @@ class CheckpointError(UsageError):
 class NothingFound(UsageError):
     """The input holds no image at all; `source.allow_empty` allows that."""
 
-    exit_code = 1
+    exit_code = ExitCode.INCOMPLETE
 
 
 class StorageError(SegcoreError):
@@ -86,7 +90,7 @@ class StorageError(SegcoreError):
 class ObjectNotFound(StorageError):
     """There is no object at this URI."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class AccessDenied(StorageError):

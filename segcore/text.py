@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)(?:[^/?#]*@)?([^?#]*)([?#].*)?", re.DOTALL)
+_LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/]*)(.*)", re.DOTALL)
+# There "?" and "#" are letters of a name like any other.
+_SCHEMES_OF_FILES = ("file", "s3", "s3a", "s3n", "gs", "gcs", "az", "azure")
+_SECRET_QUERY = re.compile(
+    r"\?(?=[^?]*(?:sig|token|credential|secret|password|accesskey|api[-_]?key)[^=]*=).*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def plural(count: float, noun: str, plural_noun: str = "") -> str:
@@ -19,9 +25,10 @@ def plural(count: float, noun: str, plural_noun: str = "") -> str:
 
 
 def align_columns(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
+    """Names and values in two columns, printable."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    lines = (f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return "\n".join(printable(line) for line in lines)
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -49,13 +56,31 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def redact_link(text: str) -> str:
-    """A link without user, password, query and fragment, which may be secret; other text as it is.
+def printable_lines(text: str) -> str:
+    """The same line by line: line breaks stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
-    It is printable, too.
+
+def redact(uri: str) -> str:
+    """A URI, link or path without what may be secret: user, password and signed queries.
+
+    A link loses its whole query and fragment; of the names of files and objects, which may have a
+    "?" in them, only what looks like a signature goes.
     """
-    match = _LINK.fullmatch(text)
+    match = _LINK.fullmatch(uri)
     if match is None:
-        return printable(text)
-    scheme, place, rest = match.groups()
-    return printable(f"{scheme}{place}{'?...' if rest else ''}")
+        return _SECRET_QUERY.sub("?…", uri)
+    scheme, authority, path = match.groups()
+    if "@" in authority:
+        authority = "…@" + authority.rpartition("@")[2]
+    place = authority + path
+    if scheme.lower() in _SCHEMES_OF_FILES:
+        place = _SECRET_QUERY.sub("?…", place)
+    elif query := re.search("[?#]", place):
+        place = place[: query.start()] + "?…"
+    return f"{scheme}://{place}"
+
+
+def redact_link(text: str) -> str:
+    """The text as `redact` leaves it, printable; where it may reach people by other ways."""
+    return printable(redact(text))

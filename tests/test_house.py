@@ -19,8 +19,8 @@ MAX_MODULE_LINES = 400
 MAX_BODY_LINES = 60  # a signature is not counted: that of a command declares its options
 
 DOCUMENT = re.compile(r"(?:\S*/)?(?:edition|latest)\.json")
-FOLDERS = {"plans", "runs", "images", "instances", "lease"}
-FOLDER_IN_PATH = re.compile(r"/(?:plans|runs|images|instances|lease)(?:/\S*)?")
+FOLDERS = {"plans", "runs", "history", "images", "instances", "lease"}
+FOLDER_IN_PATH = re.compile(r"/(?:plans|runs|history|images|instances|lease)(?:/\S*)?")
 
 
 def _docstrings(tree: ast.AST) -> set[int]:

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from segcore.text import align_columns, format_bytes, format_duration, plural, printable
+from segcore.text import (
+    align_columns,
+    format_bytes,
+    format_duration,
+    plural,
+    printable,
+    redact,
+    redact_link,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +64,43 @@ def test_columns_are_aligned_without_trailing_spaces():
 
 def test_characters_that_steer_a_terminal_are_replaced():
     assert printable("run\x1b[2J\nnäher") == "run?[2J?näher"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://host/path/a.png?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET",
+        "https://host/path/a.png?any=SECRET",
+        "https://host/path/a.png#access=SECRET",
+        "HTTPS://host/path/a.png#SECRET?SECRET",
+        "https://user:SECRET@host/path/a.png",
+        "https://user:SECRET?SECRET#SECRET@host/path/a.png",
+        "https://SECRET@host/path/a.png?x",
+        "ftp://user:SECRET@host/path/a.png?any=SECRET",
+        "s3://key:SECRET@bucket/path/a.png",
+        "s3://bucket/path/a.png?X-Amz-Security-Token=SECRET",
+        "az://container/path/a.png?sv=2020&sig=SECRET",
+        "/local/path/a.png?AWSAccessKeyId=SECRET&Signature=SECRET",
+    ],
+)
+def test_secrets_of_links_are_hidden_and_the_rest_is_kept(uri: str) -> None:
+    for shown in (redact(uri), redact_link(uri)):
+        assert "SECRET" not in shown
+        assert "path/a.png" in shown
+        assert redact(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/what?.png", "/a/b?c=d.png", "s3://bucket/a@b.png", "s3://bucket/a#1.png",
+        "https://host/a@b.pt", "file:///a#b?c", "yolo11n-seg", "a.module:Class",
+    ],
+)  # fmt: skip
+def test_harmless_names_stay(uri: str) -> None:
+    assert redact(uri) == redact_link(uri) == uri
+
+
+def test_a_shown_link_cannot_steer_a_terminal() -> None:
+    assert redact_link("https://host/\x1b[31m.pt?x") == "https://host/?[31m.pt?…"
+    assert redact("s3://bucket/\x1b.png") == "s3://bucket/\x1b.png"  # the name of an object

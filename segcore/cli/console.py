@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from segcore.errors import SegcoreError
+from segcore.exit_codes import ExitCode
 from segcore.signals import raise_interrupt
-from segcore.text import printable
+from segcore.text import printable, printable_lines, redact_link
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,10 +55,9 @@ def new_app(**options: Any) -> typer.Typer:
 
 
 def run_app(app: typer.Typer) -> NoReturn:
-    """Run an app and exit with the right code.
+    """Run an app and exit with the right code, see `segcore.exit_codes`.
 
-    0 done; 1 work left, or infrastructure failed; 2 usage error; 3 too many images failed; 130
-    interrupted. A traceback is shown only for a bug in segcore.
+    A traceback is shown only for a bug in segcore.
     """
     # Batch systems stop a job with SIGTERM; it is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, raise_interrupt)
@@ -67,12 +68,12 @@ def run_app(app: typer.Typer) -> NoReturn:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
         sys.stderr.close()
-        sys.exit(1)
+        sys.exit(ExitCode.INCOMPLETE)
     except Exception:
         traceback.print_exc()
         notify("This is a bug in segcore; please report it with the lines above.")
-        sys.exit(1)
-    sys.exit(0)
+        sys.exit(ExitCode.INCOMPLETE)
+    sys.exit(ExitCode.DONE)
 
 
 def notify(*lines: str) -> None:
@@ -82,6 +83,17 @@ def notify(*lines: str) -> None:
             print_text(line, sys.stderr)
 
 
+def own_command(*added: str, without: str) -> str:
+    """The command that is running, as one would type it, with other options.
+
+    "" where it is not known, or where a word may be secret.
+    """
+    words = sys.argv[1:]
+    if words[:1] != ["segment"] or any(redact_link(word) != word for word in words):
+        return ""
+    return shlex.join(["segcore", *(word for word in words if word != without), *added])
+
+
 def print_text(text: str, stream: TextIO | None = None) -> None:
     """Print text for people, with "?" for what could steer their terminal; stdout by default.
 
@@ -89,7 +101,7 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
     as cells of `print_table`, and never by print() or as a string in a table.
     """
     stream = stream or sys.stdout
-    safe = "\n".join(printable(line) for line in text.split("\n"))
+    safe = printable_lines(text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(safe.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segcore.cli.console import print_text
+from segcore.text import plural, printable
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -52,4 +53,5 @@ def command(
         meta["licence"] = licence
     save_safetensors(target, checkpoint.state_dict, meta)
     info = load_model(str(target)).info  # proves that the written file can be loaded
-    print_text(f"{target}: {info.architecture}, {len(info.categories)} classes, {info.licence}")
+    classes = plural(len(info.categories), "class", "classes")
+    print_text(printable(f"{target}: {info.architecture}, {classes}, {info.licence}"))

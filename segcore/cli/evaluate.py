@@ -85,7 +85,7 @@ def command(
         print_json(report.to_dict())
     else:
         print_table(scores_table(report))
-    notify(*report.notes)
+    notify(*report.edition_notes, *report.notes)
 
 
 def scores_table(report: EvaluationReport) -> Table:

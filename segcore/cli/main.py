@@ -19,11 +19,12 @@ from segcore.cli import (
     train,
     verify,
 )
+from segcore.exit_codes import EXIT_CODES
 
 app = console.new_app(
     no_args_is_help=True,
     help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
-    epilog="Start with [bold]segcore demo[/bold].",
+    epilog=f"Start with [bold]segcore demo[/bold].\n\n{EXIT_CODES}",
 )
 app.command("segment", epilog=segment.EPILOG)(segment.command)
 app.command("status", epilog=status.EPILOG)(status.command)

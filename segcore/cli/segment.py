@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
+from segcore.cli.console import (
+    ConfigSets,
+    JsonFlag,
+    notify,
+    own_command,
+    print_json,
+    print_text,
+)
+from segcore.exit_codes import EXIT_CODES, ExitCode
 
-EPILOG = """
+EPILOG = f"""
 [bold]Examples[/bold]
 
   segcore segment photos/ out/
@@ -24,8 +32,7 @@ EPILOG = """
 
 Rerun the same command to resume a run that was stopped.
 
-Exit codes: 0 done; 1 work left, or infrastructure failed; 2 usage error; 3 too many images failed;
-130 interrupted.
+{EXIT_CODES}
 """
 
 
@@ -101,6 +108,23 @@ def command(
             help="At the end, delete the results of images that INPUT lacks; by default they stay.",
         ),
     ] = False,
+    publish: Annotated[
+        bool | None,
+        typer.Option(
+            "--publish/--no-publish",
+            help="Let OUTPUT/latest.json name this edition once the run is complete, or leave it "
+            "as it is. Default: if nothing is published yet, or if this edition is.",
+            show_default=False,
+        ),
+    ] = None,
+    exit_99: Annotated[
+        bool,
+        typer.Option(
+            "--exit-99-if-nothing-to-do",
+            help="Exit with 99 instead of 0 if everything was done before, for schedulers that "
+            "skip what comes next.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
@@ -119,12 +143,19 @@ def command(
         "--actors": (("ray.min_actors", "ray.max_actors"), actors),
         "--address": ("ray.address", address),
         "--allow-shrunk-listing": ("source.allow_shrunk_listing", allow_shrunk_listing or None),
+        "--publish": ("run.publish", publish),
     }
     job_config: Config = load_config(config, sets or (), flags)
     if dry_run:
-        planned = preview(job_config, overwrite=overwrite, remove_unlisted=remove_unlisted)
+        planned = preview(
+            job_config,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            remove_unlisted=remove_unlisted,
+        )
         print_json(planned.to_dict()) if as_json else print_text(planned.summary())
-        return
+        notify(*planned.notes())
+        sys.exit(ExitCode.NOTHING_TO_DO if planned.nothing_to_do and exit_99 else ExitCode.DONE)
     report = segment(
         job_config,
         overwrite=overwrite,
@@ -134,4 +165,9 @@ def command(
     )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.advice())
+    command = own_command("--publish", without="--no-publish")
+    if report.may_be_published and command:
+        notify(f"To publish it: {command}")
+    if report.nothing_to_do and exit_99 and report.exit_code == ExitCode.DONE:
+        sys.exit(ExitCode.NOTHING_TO_DO)
     sys.exit(report.exit_code)

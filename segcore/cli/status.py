@@ -22,6 +22,7 @@ def command(output: RunOutput, edition: NewestEdition = None, as_json: JsonFlag 
 
     status = read_status(Storage(), output, edition)
     print_json(status.to_dict()) if as_json else print_text(status.summary())
+    notify(*status.edition_notes)
     if status.state in (DIED, STOPPED):
         notify("No run is active; rerun the same `segcore segment` command to resume.")
     if status.unreadable:

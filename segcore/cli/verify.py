@@ -69,4 +69,5 @@ def command(
         progress=show_progress,
     )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
+    notify(*report.edition_notes)
     sys.exit(report.exit_code)

@@ -7,6 +7,7 @@ names where the value came from: the line of the file, the ``--set`` or the flag
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 from segcore.config import yaml_lines
 from segcore.config.schema import Config
 from segcore.errors import UsageError
+from segcore.text import redact
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -24,6 +26,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 _MIN_KEY_SIMILARITY = 0.7
 _MIN_LAST_WORD_SIMILARITY = 0.75
 _MAX_SHOWN_VALUE_CHARACTERS = 80
+_KEY = re.compile(r"[\w.\-]+")
 
 
 def load_config(
@@ -34,6 +37,8 @@ def load_config(
     schema: type[Schema] = Config,  # type: ignore[assignment]
 ) -> Schema:
     """Build the configuration of a job.
+
+    Values of unknown keys are not shown, as they may be secrets, nor what is secret in links.
 
     Args:
         path: Local YAML file, or None.
@@ -54,12 +59,12 @@ def load_config(
     for assignment in sets:
         key, separator, text = assignment.partition("=")
         key = key.strip()
-        if not separator or not key:
+        if not separator or not _KEY.fullmatch(key):
             raise UsageError(
-                f"--set {assignment}: expected KEY=VALUE, such as --set model.conf=0.3."
+                f"--set {redact(assignment)}: expected KEY=VALUE, such as --set model.conf=0.3."
             )
         value = yaml_lines.parse_scalar(text, f"--set {key}")
-        _set_value(values, origins, key, value, f"--set {assignment}")
+        _set_value(values, origins, key, value, f"--set {key}")
     for flag, (keys, value) in (flags or {}).items():
         if value is not None:
             for key in (keys,) if isinstance(keys, str) else keys:
@@ -151,7 +156,7 @@ def _describe_problem(
     message = message[:1].lower() + message[1:]
     value = details["input"]
     if not isinstance(value, BaseModel | dict):
-        message += f", got {str(value)[:_MAX_SHOWN_VALUE_CHARACTERS]!r}"
+        message += f", got {redact(str(value))[:_MAX_SHOWN_VALUE_CHARACTERS]!r}"
     return f"{origin}: `{key}`: {message}." if key else f"{origin}: {message}."
 
 

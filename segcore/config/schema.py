@@ -64,6 +64,11 @@ class RunOptions(BaseModel):
     attempts: int = Field(2, ge=1, le=10)
     lease_ttl_s: float = Field(60.0, ge=1, le=3600)
     image_timeout_s: float = Field(300.0, gt=0, le=86_400)
+    publish: bool | None = Field(
+        default=None,
+        description="Let latest.json point to this edition when the run is complete. By default if "
+        "nothing is published yet, or if this edition is; false: never.",
+    )
 
 
 class Config(BaseModel):

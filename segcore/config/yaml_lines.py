@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from segcore.errors import UsageError
+from segcore.text import redact
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 20
@@ -65,7 +66,7 @@ def parse_scalar(text: str, name: str) -> Any:
     try:
         return loader.get_single_data()
     except (yaml.YAMLError, RecursionError):
-        raise UsageError(f"{name}: `{text}` is not a YAML value.") from None
+        raise UsageError(f"{name}: `{redact(text)}` is not a YAML value.") from None
     finally:
         loader.dispose()
 

@@ -148,5 +148,6 @@ def _demo_config(options: DemoOptions, archive: SyntheticArchive) -> Config:
             "OUTPUT": ("output", join(options.base, "masks")),
             "--model": ("model.name", options.model),
             "demo": ("run.max_failed_fraction", _MAX_FAILED_FRACTION),
+            "demo publishes": ("run.publish", True),
         }
     )

@@ -34,6 +34,8 @@ class EvaluationReport:
         not_in_output: Images of the ground truth that the output lacks; left out on request.
         other_classes: Detections of classes that the ground truth does not have; left out.
         notes: Sentences for people about the above.
+        edition_notes: Sentences for people about the edition: whether it is published, and
+            whether there is a newer one.
     """
 
     edition: str
@@ -45,6 +47,7 @@ class EvaluationReport:
     other_classes: int
     scores: Scores
     notes: tuple[str, ...] = field(default=())
+    edition_notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON; numbers without ground truth are None."""
@@ -117,6 +120,7 @@ def evaluate(
         other_classes=other_classes.total(),
         scores=scores,
         notes=tuple(notes),
+        edition_notes=results.edition_notes,
     )
 
 

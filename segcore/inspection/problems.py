@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.text import align_columns, plural
+from segcore.text import align_columns, plural, printable
 
 KINDS = {
     "alien_file": "a file in images/ or instances/ that is not a part",
@@ -67,6 +67,7 @@ class Verification:
         run: Of the newest run record; "" when there is none.
         images_unlisted: Images beside `images` whose results are kept though the input lacks them.
         problems: At most `MAX_LISTED`, sorted by file; `counts` has them all.
+        edition_notes: Sentences for people: whether the edition is published, for example.
     """
 
     edition: str
@@ -80,6 +81,7 @@ class Verification:
     images_unlisted: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    edition_notes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -125,4 +127,4 @@ class Verification:
 def _problem_line(problem: Problem, prefix: str) -> str:
     file = problem.uri.removeprefix(prefix + "/")
     image = f" {problem.image_id}:" if problem.image_id else ""
-    return f"{problem.kind}: {file}:{image} {problem.message}"
+    return printable(f"{problem.kind}: {file}:{image} {problem.message}")

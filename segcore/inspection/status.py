@@ -11,18 +11,20 @@ import time
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError, UsageError
+from segcore.inspection.liveness import LeaseState, Pace
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
+from segcore.output.editions import choose_edition
+from segcore.output.executions import Execution, read_recent_executions
 from segcore.output.layout import EditionLayout, part_of_file
 from segcore.output.part_counts import PartCounts
 from segcore.output.report import RUNNING
-from segcore.output.results import find_edition
 from segcore.output.run_records import (
     PlannedUnit,
     RunRecord,
@@ -32,69 +34,15 @@ from segcore.output.run_records import (
 )
 from segcore.output.unlisted import read_unlisted
 from segcore.storage import ObjectInfo, Storage
-from segcore.text import align_columns, format_duration, plural
+from segcore.text import align_columns, plural
 
 _FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
 _REQUEST_THREADS = 32
 _PACE_PARTS = 50  # the pace is that of this many newest parts
 _MAX_LEASE_READS = 5
+_SHOWN_EXECUTIONS = 5
 
 STOPPED, DIED = "stopped", "died"  # besides the states that a run's record gives
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast the run in progress is.
-
-    Attributes:
-        images_per_second: Over the newest parts of this run; 0 before there are any.
-        eta_s: Seconds left at that pace; None when unknown.
-        last_commit_s: Seconds since the newest part, by this machine's clock; None before there
-            is one.
-    """
-
-    images_per_second: float = 0.0
-    eta_s: float | None = None
-    last_commit_s: float | None = None
-
-    def summary(self) -> str:
-        """For people, one line."""
-        if self.last_commit_s is None:
-            return "no part committed yet by this run"
-        eta = "-" if self.eta_s is None else format_duration(self.eta_s)
-        ago = format_duration(self.last_commit_s)
-        return f"{self.images_per_second:.1f} images/s · ETA {eta} · newest part {ago} ago"
-
-
-@dataclass(frozen=True)
-class LeaseState:
-    """Who may write into the edition.
-
-    Attributes:
-        state: ``held``; or free, because it was ``released``, its process is ``gone``, or it
-            ``expired``.
-        holder: For people.
-        host, pid, user: The same in parts; None when the lease file is not one of segcore's.
-        since: When it began, by the holder's own clock.
-        last_heartbeat_s: Seconds since its last heartbeat by the storage's clock; None when that
-            was not needed, or could not be found out.
-    """
-
-    state: str
-    holder: str
-    last_heartbeat_s: float | None
-    host: str | None = None
-    pid: int | None = None
-    user: str | None = None
-    since: str | None = None
-
-    def summary(self) -> str:
-        """For people, one line; "" when there is no holder any more."""
-        if self.state == RELEASED:
-            return ""
-        age_s = self.last_heartbeat_s
-        heartbeat = "" if age_s is None else f"; last heartbeat {format_duration(age_s)} ago"
-        return f"{self.state}: {self.holder}{heartbeat}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +60,8 @@ class Status:
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
         lease: None when the edition has none.
+        executions: The newest of the edition that have ended, newest first.
+        edition_notes: Sentences for people: whether the edition is published, for example.
     """
 
     edition: str
@@ -134,6 +84,8 @@ class Status:
     unreadable: tuple[str, ...] = ()
     pace: Pace | None = None
     lease: LeaseState | None = None
+    executions: tuple[Execution, ...] = ()
+    edition_notes: tuple[str, ...] = ()
 
     @property
     def units_left(self) -> int:
@@ -171,6 +123,8 @@ class Status:
         if self.unreadable:
             unreadable = plural(len(self.unreadable), "part")
             rows.append(("unreadable", f"{unreadable}, for example {self.unreadable[0]}"))
+        for number, execution in enumerate(self.executions):
+            rows.append(("" if number else "history", execution.summary()))
         return align_columns(rows)
 
     def _when(self) -> str:
@@ -208,7 +162,8 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
         UsageError: There is no output of segcore, or it holds no run.
         SegcoreError: The record or the plan cannot be read.
     """
-    layout = find_edition(storage, output, edition, newest=True)
+    choice = choose_edition(storage, output, edition, newest=True)
+    layout = choice.layout
     record, lease = _read_record_and_lease(storage, layout)
     plan = read_plan(storage, layout, record.run)
     planned = {planned_unit.unit: planned_unit for planned_unit in planned_units(plan)}
@@ -216,8 +171,13 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
     unlisted = read_unlisted(storage, layout, record.run, ["unit"]) if parts.foreign else None
     if unlisted is not None:
         parts.foreign.difference_update(unlisted["unit"].to_pylist())
-    images_unlisted = 0 if unlisted is None else unlisted.num_rows
-    return _make_status(layout, record, lease, planned, parts, images_unlisted)
+    status = _make_status(layout, record, lease, planned, parts)
+    return replace(
+        status,
+        images_unlisted=0 if unlisted is None else unlisted.num_rows,
+        executions=read_recent_executions(storage, layout, _SHOWN_EXECUTIONS),
+        edition_notes=tuple(choice.sentences()),
+    )
 
 
 def _read_record_and_lease(
@@ -281,7 +241,6 @@ def _make_status(
     lease: LeaseObservation | None,
     planned: dict[str, PlannedUnit],
     parts: _CommittedParts,
-    images_unlisted: int,
 ) -> Status:
     failures: Counter[str] = Counter()
     for counts in parts.counts.values():
@@ -312,7 +271,6 @@ def _make_status(
         failures=dict(sorted(failures.items())),
         instances=sum(counts.instances for counts in parts.counts.values()),
         units_foreign=len(parts.foreign),
-        images_unlisted=images_unlisted,
         unreadable=tuple(sorted(parts.unreadable)),
         pace=pace,
         lease=_lease_state(lease),

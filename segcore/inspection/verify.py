@@ -25,10 +25,10 @@ from segcore.inspection.part_listings import PartListing, compare_listings, list
 from segcore.inspection.problems import Problem, Verification
 from segcore.output.documents import read_document
 from segcore.output.edition import document_of, fingerprint_of
+from segcore.output.editions import choose_edition
 from segcore.output.latest import read_latest
 from segcore.output.layout import EditionLayout, Table
 from segcore.output.report import COMPLETE
-from segcore.output.results import find_edition
 from segcore.output.run_records import RunRecord, read_newest_run, read_plan
 from segcore.output.tables import encode_part
 from segcore.planning.plan import Plan
@@ -155,8 +155,9 @@ def verify_output(
         UsageError: There is no output of segcore.
         SegcoreError: The storage cannot be listed.
     """
-    layout = find_edition(storage, output, edition, newest=True)
-    result = Verification(edition=layout.name, prefix=layout.prefix)
+    choice = choose_edition(storage, output, edition, newest=True)
+    layout = choice.layout
+    result = Verification(layout.name, layout.prefix, edition_notes=choice.sentences())
     categories = _check_edition(storage, layout, result)
     record = _check_newest_run(storage, layout, result)
     plan = _check_plan(storage, layout, record, result)

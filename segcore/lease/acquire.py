@@ -43,6 +43,20 @@ def acquire(
     raise StorageError(f"The lease in {folder} changes hands faster than it can be read.")
 
 
+def refuse_if_held(storage: Storage, folder: str, ttl_s: float) -> None:
+    """Refuse a lease whose holder is certainly alive, before time goes into what needs it.
+
+    Writes nothing and does not wait; `acquire` decides.
+
+    Raises:
+        LeaseHeld: A process of this machine holds it.
+        StorageError: The lease cannot be read.
+    """
+    lease = peek_lease(storage, folder, ttl_s)
+    if lease is not None and lease.state == HELD and lease.holder and lease.holder.exists():
+        raise _held_error(lease, folder)
+
+
 def _wait_until_free(
     storage: Storage, folder: str, ttl_s: float, notify: Notify, clock: SteadyClock
 ) -> LeaseObservation | None:

@@ -3,7 +3,8 @@
 <output>/latest.json                         the edition and run that were published last
 <output>/<edition>/edition.json              everything that determines the results
 <output>/<edition>/plans/<run>.parquet       the units of a run
-<output>/<edition>/runs/<run>.json           the record of a run
+<output>/<edition>/runs/<run>.json           the record of a run: that of its newest execution
+<output>/<edition>/runs/history/<id>.json    how each execution ended; never overwritten
 <output>/<edition>/images/<unit>.parquet     one row per input image; commits the unit
 <output>/<edition>/instances/<unit>.parquet  one row per instance
 <output>/<edition>/unlisted/<run>.parquet    images that the listing of a run lacked: see `unlisted`
@@ -74,6 +75,15 @@ class EditionLayout:
         """The record of a run."""
         return join(self.runs_folder, f"{run}.json")
 
+    @property
+    def history_folder(self) -> str:
+        """Holds a record of each execution of a run."""
+        return join(self.runs_folder, "history")
+
+    def execution(self, execution: str) -> str:
+        """The record of an execution, by its id."""
+        return join(self.history_folder, f"{execution}.json")
+
     def parts_folder(self, table: Table) -> str:
         """Holds the parts of one table."""
         return join(self.prefix, table)
@@ -129,18 +139,6 @@ class OutputLayout:
     def edition(self, name: str) -> EditionLayout:
         """The edition of this name."""
         return EditionLayout(join(self.uri, name))
-
-    def edition_of_document(self, uri: str) -> EditionLayout | None:
-        """Inverse of `EditionLayout.edition_json`; None for any other object."""
-        layout = EditionLayout(parent(uri))
-        is_document = uri == layout.edition_json and layout.output == self
-        return layout if is_document else None
-
-    def edition_of_run_record(self, uri: str) -> EditionLayout | None:
-        """The edition in whose folder of run records an object lies; None for any other object."""
-        layout = EditionLayout(parent(parent(uri)))
-        is_record = parent(uri) == layout.runs_folder and layout.output == self
-        return layout if is_record else None
 
 
 def part_of_file(uri: str) -> PartName | None:

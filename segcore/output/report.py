@@ -8,18 +8,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from segcore.exit_codes import ExitCode
+from segcore.output.edition_changes import EditionChanges
 from segcore.output.layout import EditionLayout
+from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
-from segcore.text import align_columns, format_bytes, format_duration, plural
+from segcore.text import align_columns, format_bytes, format_duration, plural, printable
 
-RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED = (
+RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED, NOTHING_FOUND = (
     "running",
     "success",
     "incomplete",
     "too_many_failed",
+    "nothing_found",
 )
 COMPLETE = (SUCCESS, TOO_MANY_FAILED)  # every input is accounted for
-EXIT_CODES = {SUCCESS: 0, INCOMPLETE: 1, TOO_MANY_FAILED: 3}
+_EXIT_CODES = {SUCCESS: ExitCode.DONE, TOO_MANY_FAILED: ExitCode.TOO_MANY_FAILED}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
         failed=sum(part.failed for part in parts.values()),
         instances=sum(part.instances for part in parts.values()),
         failures=dict(sorted(failures.items())),
-        notes=dict(sorted(notes.items())),
+        notes=bound_kinds(notes),
         units=len(planned),
         missing=tuple(unit for unit in planned if unit not in parts),
         unbalanced=unbalanced,
@@ -86,8 +90,9 @@ class RunReport:
     """A run, as stored in ``runs/<run>.json`` and printed by ``--json``.
 
     Attributes:
-        status: ``running`` while it is in progress, then ``success``, ``incomplete`` or
-            ``too_many_failed``.
+        status: ``running`` while it is in progress, then ``success``, ``incomplete``,
+            ``too_many_failed`` or ``nothing_found`` (the input holds no image).
+        execution: Id of this execution; "" if it found nothing to do and wrote nothing.
         sequence: 1 for the first run in this edition, and so on; orders runs without clocks.
         started, finished: UTC, ISO 8601; "" when not yet.
         timings: Seconds of each step of this command.
@@ -106,6 +111,11 @@ class RunReport:
         images_per_second: `images_this_time` over ``timings["segment"]``.
         pool: The workers, for people.
         errors: What kept units from being committed, a few of them.
+        nothing_to_do: Everything was done before, and nothing was written.
+        published: The edition that ``latest.json`` names after this run; "" for none.
+        older_edition: The edition beside this one that it was compared with; "" for none.
+        edition_changes: In what this edition differs from that one.
+        input_notes: Sentences about what the listing of the input left out.
     """
 
     status: str
@@ -139,11 +149,17 @@ class RunReport:
     images_per_second: float = 0.0
     pool: str = ""
     errors: tuple[str, ...] = ()
+    execution: str = ""
+    nothing_to_do: bool = False
+    published: str = ""
+    older_edition: str = ""
+    edition_changes: tuple[str, ...] = ()
+    input_notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 3; see the exit codes of the command line."""
-        return EXIT_CODES.get(self.status, 1)
+        """0, 1 or 3; see `segcore.exit_codes`."""
+        return _EXIT_CODES.get(self.status, ExitCode.INCOMPLETE)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -185,13 +201,14 @@ class RunReport:
         return align_columns(rows)
 
     def advice(self) -> list[str]:
-        """What a person should know besides the numbers; for stderr."""
+        """What a person should know besides the numbers; for stderr, printable."""
+        return [printable(line) for line in self._advice()]
+
+    def _advice(self) -> list[str]:
+        lines = self._left_out_lines()
         if self.status == INCOMPLETE:
-            return _advice_on_incomplete_run(self)
-        lines = []
-        if self.notes:
-            notes = ", ".join(f"{name} {count:,}" for name, count in self.notes.items())
-            lines.append(f"Noticed while reading: {notes}.")
+            return lines + _advice_on_incomplete_run(self)
+        lines += self._publication_lines()
         if self.units_done_before == self.units and not self.images_retried:
             lines.append(
                 "Nothing was left to do: this edition already has results for every image of this "
@@ -203,6 +220,33 @@ class RunReport:
                 f"Error: {self.failed:,} of {plural(self.images, 'image')} failed ({share:.1%}); "
                 f"run.max_failed_fraction allows {self.max_failed_fraction:.1%}. "
                 "The images table gives the reason for each (status = 'failed')."
+            )
+        return lines
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers find this edition without naming it."""
+        return self.published == self.edition
+
+    @property
+    def may_be_published(self) -> bool:
+        """Whether the results are complete, but not published."""
+        return self.status in COMPLETE and not self.is_published
+
+    def _left_out_lines(self) -> list[str]:
+        """What was not read or was read otherwise than written: by the listing, and by reading."""
+        lines = [*self.input_notes, *describe_left_out(self.notes)]
+        return ["Noticed while reading:", *(f"  {line}" for line in lines)] if lines else []
+
+    def _publication_lines(self) -> list[str]:
+        """What is published instead of this edition, and how they differ."""
+        if not self.may_be_published:
+            return []
+        what = f"latest.json names {self.published}" if self.published else "nothing is published"
+        lines = [f"This edition is not published: {what}. Add --publish to publish this one."]
+        if self.edition_changes:
+            lines.append(
+                f"It differs from {self.older_edition}: {'; '.join(self.edition_changes)}."
             )
         return lines
 
@@ -218,6 +262,9 @@ class Preview:
             were cut anew or are not listed; those whose images are in other parts are deleted.
         entries_lost: Images or shards of the last run that are not listed any more.
         remove_unlisted: Their results are to be removed.
+        nothing_to_do: A run would find everything done and write nothing.
+        input_notes: Sentences about what the listing of the input left out.
+        new_beside: The edition beside which a run would begin a new one; None if it would not.
     """
 
     input: str
@@ -232,10 +279,22 @@ class Preview:
     units_stale: int
     entries_lost: int = 0
     remove_unlisted: bool = False
+    nothing_to_do: bool = False
+    input_notes: tuple[str, ...] = ()
+    new_beside: EditionChanges | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    def notes(self) -> list[str]:
+        """What a person should know before the run begins."""
+        notes = [*self.input_notes, *self.warnings()]
+        if self.new_beside is None:
+            return notes
+        older, fields = self.new_beside.older, "; ".join(self.new_beside.fields)
+        change = f"This begins a new edition beside {older}: {fields or 'the fields are the same'}."
+        return [*notes, change]
 
     def summary_line(self) -> str:
         """One line for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import ObjectNotFound, UsageError
+from segcore.errors import UsageError
 from segcore.output.documents import read_document
-from segcore.output.latest import read_latest
-from segcore.output.layout import EditionLayout, OutputLayout, Table, part_of_file
+from segcore.output.editions import choose_edition
+from segcore.output.layout import EditionLayout, Table, part_of_file
 from segcore.output.parts import newest_generations
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.output.visible import find_visible_units
-from segcore.storage import Storage, normalize
+from segcore.storage import Storage
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Results:
         layout: Where the files of the edition lie.
         edition: Contents of its ``edition.json``.
         units: Ids of the units to read, sorted; each image is in one of them.
+        newer_edition: One with a newer run that is not published; "" if there is none, or if the
+            edition was named.
+        edition_notes: Sentences for people: whether it is published, and the newer one.
         run: The run whose units they are; "" when its plan is gone.
         newer_run: A newer run that is not complete, so that it is not read; "" if there is none.
         generations: Unit -> which generation of its part is the newest, where it is not 0.
@@ -36,6 +42,8 @@ class Results:
     layout: EditionLayout
     edition: dict[str, Any]
     units: tuple[str, ...]
+    newer_edition: str = ""
+    edition_notes: tuple[str, ...] = ()
     run: str = ""
     newer_run: str = ""
     generations: Mapping[str, int] = field(default_factory=dict, repr=False)
@@ -85,7 +93,7 @@ class Results:
 def open_results(
     storage: Storage, output: str, edition: str | None = None, *, include_unlisted: bool = False
 ) -> Results:
-    """Find the edition to read.
+    """Find the edition to read; `Results.edition_notes` and the log say which that is.
 
     Args:
         output: What a run was given as output, or the prefix of one edition in it.
@@ -97,83 +105,24 @@ def open_results(
         UsageError: There is no output, no such edition, or there are several and none was chosen;
             or see `find_visible_units`.
     """
-    layout = find_edition(storage, output, edition)
+    choice = choose_edition(storage, output, edition)
+    layout = choice.layout
+    notes = tuple(choice.sentences())
+    for sentence in notes:
+        _LOGGER.info("%s", sentence)
     document = read_document(storage, layout.edition_json)
     infos = storage.list(layout.parts_folder("images"))
     names = (name for info in infos if (name := part_of_file(info.uri)) is not None)
     generations = newest_generations(names)
     visible = find_visible_units(storage, layout, generations.keys(), include_unlisted)
-    again = {unit: generations[unit] for unit in visible.units if generations[unit]}
-    return Results(storage, layout, document, visible.units, visible.run, visible.newer_run, again)
-
-
-def find_edition(
-    storage: Storage, output: str, edition: str | None = None, *, newest: bool = False
-) -> EditionLayout:
-    """The edition to look at; other arguments and errors are those of `open_results`.
-
-    Args:
-        newest: Of several, take the one whose run record was written last, published or not.
-    """
-    uri = normalize(output)
-    if edition is not None:
-        return _edition_by_name(storage, OutputLayout(uri), edition)
-    if storage.exists(EditionLayout(uri).edition_json):
-        return EditionLayout(uri)
-    if newest:
-        layout = _edition_of_newest_run(storage, OutputLayout(uri))
-        if layout is not None:
-            return layout
-    return _published_or_only_edition(storage, OutputLayout(uri))
-
-
-def _edition_by_name(storage: Storage, output: OutputLayout, name: str) -> EditionLayout:
-    layout = output.edition(name)
-    if storage.exists(layout.edition_json):
-        return layout
-    raise UsageError(
-        f"{output.uri} has no edition {name}.", _describe_editions(_editions(storage, output))
+    return Results(
+        storage=storage,
+        layout=layout,
+        edition=document,
+        units=visible.units,
+        newer_edition=choice.newer,
+        edition_notes=notes,
+        run=visible.run,
+        newer_run=visible.newer_run,
+        generations={unit: generations[unit] for unit in visible.units if generations[unit]},
     )
-
-
-def _edition_of_newest_run(storage: Storage, output: OutputLayout) -> EditionLayout | None:
-    """The edition whose run record was written last; None when there is no record."""
-    dated = [
-        (changed, layout.prefix)
-        for info, changed in storage.list_with_times(output.uri)
-        if (layout := output.edition_of_run_record(info.uri)) is not None
-    ]
-    return EditionLayout(max(dated)[1]) if dated else None
-
-
-def _published_or_only_edition(storage: Storage, output: OutputLayout) -> EditionLayout:
-    try:
-        latest = read_latest(storage, output)
-    except ObjectNotFound:
-        editions = _editions(storage, output)
-        if len(editions) == 1:
-            return output.edition(editions[0])
-        if editions:
-            raise UsageError(
-                f"{output.uri} holds {len(editions)} editions, and none of them is published.",
-                f"Choose one with --edition. {_describe_editions(editions)}",
-            ) from None
-        raise UsageError(
-            f"{output.uri} is not the output of a run: it holds no edition.",
-            "Give the folder or URI that was the OUTPUT of `segcore segment`.",
-        ) from None
-    if not isinstance(latest.get("edition"), str):
-        raise UsageError(
-            f"{output.latest_json} does not name an edition.", "Choose one with --edition."
-        )
-    return output.edition(latest["edition"])
-
-
-def _editions(storage: Storage, output: OutputLayout) -> list[str]:
-    """Names of the editions of an output, by listing."""
-    layouts = (output.edition_of_document(info.uri) for info in storage.list(output.uri))
-    return [layout.name for layout in layouts if layout is not None]
-
-
-def _describe_editions(editions: list[str]) -> str:
-    return f"Its editions: {', '.join(editions)}." if editions else "It has no editions."

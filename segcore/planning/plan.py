@@ -22,7 +22,10 @@ from segcore.sources.base import Entries, Source
 from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table, units_to_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage.listing import Listing
-from segcore.storage.uris import redact
+from segcore.text import redact
+
+_SMALL_ARCHIVE_UNITS = 16  # into which a small archive is cut at least,
+_SMALL_UNIT_IMAGES = 32  # but not into units smaller than a batch
 
 
 class Units(Sequence[Unit]):
@@ -121,6 +124,8 @@ def make_plan(
         SegcoreError: The archive cannot be listed or read; see `Source`.
     """
     entries = source.entries()
+    if isinstance(entries, Listing):
+        limits = _limits_for(entries.num_rows, limits)
     if previous is None:
         reused = ReusedUnits(UNIT_SCHEMA.empty_table(), entries)
     else:
@@ -158,6 +163,15 @@ def _reuse_units(
     else:
         reused = ReusedUnits(UNIT_SCHEMA.empty_table(), entries)
     return replace(reused, lost=find_lost_by_shard_entries(units, entries))
+
+
+def _limits_for(n_images: int, limits: UnitLimits) -> UnitLimits:
+    """Smaller units for a small archive of loose images, so that all workers get some.
+
+    The number of workers does not matter: an archive is cut in the same way everywhere.
+    """
+    share = max(-(-n_images // _SMALL_ARCHIVE_UNITS), _SMALL_UNIT_IMAGES)
+    return limits.model_copy(update={"images": min(limits.images, share)})
 
 
 def run_name(units: pa.Table) -> str:

@@ -15,7 +15,7 @@ from segcore.sources.unit_tables import (
     from_stored_batch,
     to_stored_tables,
 )
-from segcore.storage.uris import redact
+from segcore.text import redact
 
 PLAN_VERSION = 1
 _BATCH_UNITS = 512

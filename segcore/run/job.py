@@ -18,9 +18,10 @@ from segcore.errors import (
 )
 from segcore.models.base import ModelInfo
 from segcore.output.edition import Edition, make_edition
+from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
-from segcore.output.report import Preview
+from segcore.output.report import NOTHING_FOUND, Preview
 from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.planning.lost import LostEntries
@@ -61,6 +62,7 @@ class Job:
         last_unlisted: Images without a place in the last plan whose results exist.
         rereads: Unit -> its shard, of shards to read again; see `segcore.output.rereads`.
         source_kind: What the input is, see `segcore.sources.base.Kind`.
+        changes: In what the edition differs from the one beside it; None if there is none.
     """
 
     config: Config
@@ -74,6 +76,7 @@ class Job:
     last_unlisted: LastUnlisted | None
     rereads: dict[str, str]
     source_kind: str
+    changes: EditionChanges | None = None
 
     @cached_property
     def planned(self) -> dict[str, int | None]:
@@ -120,6 +123,8 @@ class Job:
             units_stale=len(self.committed - self.planned.keys()),
             entries_lost=self.plan.lost.lost,
             remove_unlisted=remove_unlisted,
+            input_notes=self.plan.notes,
+            new_beside=self.changes if self.last_run is None else None,
         )
 
 
@@ -156,6 +161,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         last_unlisted=last_unlisted,
         rereads=rereads,
         source_kind=source.kind,
+        changes=compare_with_older(storage, output, model.edition),
     )
     return _with_committed(job, overwrite)
 
@@ -222,7 +228,9 @@ def open_edition(
         UsageError: The newest was on another input, and its results are not to be overwritten.
     """
     records = tuple(read_run_records(storage, layout))
-    if records and records[-1].input != input_uri and not overwrite:
+    if not records or records[-1].input == input_uri or overwrite:
+        return records
+    if _holds_results(storage, layout, records[-1]):
         raise UsageError(
             f"{layout.prefix} holds the results of another input, {records[-1].input}.",
             hint="Choose another output, or --overwrite to delete those results first.",
@@ -248,6 +256,8 @@ def open_plan(
     """
     previous: Plan | None = None
     for record in records[-1:]:
+        if record.input != source.input:
+            continue
         try:
             previous = read_plan(storage, layout, record.run)
         except ObjectNotFound:
@@ -319,6 +329,13 @@ def _with_committed(job: Job, overwrite: bool) -> Job:
     generations = {} if overwrite else job.parts.list_generations()
     parts = job.parts.as_listed(generations)
     return replace(job, parts=parts, committed=frozenset(generations))
+
+
+def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord) -> bool:
+    """Whether a run on another input left results that another one would mix with or delete."""
+    if last_run.status == NOTHING_FOUND:
+        return False
+    return next(storage.list(layout.parts_folder("images")), None) is not None
 
 
 def _read_weights(name: str, storage: Storage) -> bytes | None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from segcore.distributed import cluster
 from segcore.distributed.pool import PoolSize, size_pool
 from segcore.distributed.progress import ProgressGoal, show_progress
+from segcore.output.report import RunReport
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
@@ -44,6 +45,7 @@ class RunState:
         reread: Unit -> its images before its shard was read again.
         retried: Unit -> its failed images before they were tried again.
         pool: The workers, for people.
+        started: The record with which the run began; None before it writes anything.
         check_lease: Raises once this run may not go on.
     """
 
@@ -56,6 +58,7 @@ class RunState:
     reread: dict[str, int] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""
+    started: RunReport | None = None
     check_lease: Callable[[], None] = lambda: None
 
     @contextmanager
@@ -99,6 +102,23 @@ class Pass:
         return remaining_units(job.plan, job.parts.committed_units())
 
 
+@contextmanager
+def connect_workers(job: Job, max_units: int, state: RunState) -> Iterator[PoolSize]:
+    """A connection to Ray for the block, and the pool for this many units on its nodes.
+
+    Raises:
+        ClusterError: Ray cannot be reached, or has too few resources.
+        UsageError: The options that size the pool contradict each other.
+    """
+    options = job.config.ray
+    with ExitStack() as stack:
+        with state.timed("start_ray"):
+            stack.enter_context(cluster.connected(options))
+            nodes = cluster.live_nodes()
+            pool = size_pool(options, job.config.model.device, max_units, nodes)
+        yield pool
+
+
 def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
     """Work through `passes` until each unit is done or its attempts are used up.
 
@@ -110,11 +130,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
 
     options = job.config.ray
     max_units = max(len(current.units) for current in passes)
-    with ExitStack() as stack:
-        with state.timed("start_ray"):
-            stack.enter_context(cluster.connected(options))
-            nodes = cluster.live_nodes()
-            pool = size_pool(options, job.config.model.device, max_units, nodes)
+    with connect_workers(job, max_units, state) as pool:
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)

@@ -8,18 +8,22 @@ dies in between, running the same command again resumes from what exists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from segcore.config import Config
 from segcore.errors import NothingFound, ObjectNotFound, SegcoreError, UsageError
+from segcore.exit_codes import ExitCode
+from segcore.lease.acquire import refuse_if_held
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
-from segcore.output.latest import publish, read_latest
+from segcore.output.executions import new_execution_id, record_death, write_execution
+from segcore.output.latest import publish, published_edition, read_latest, should_publish
+from segcore.output.left_out import describe_left_out
 from segcore.output.report import (
     COMPLETE,
     INCOMPLETE,
+    NOTHING_FOUND,
     RUNNING,
     Preview,
     RunReport,
@@ -31,8 +35,9 @@ from segcore.output.unlisted import count_unlisted
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
 from segcore.run.carry_over import carry_over
+from segcore.run.history import record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
-from segcore.run.passes import Notify, Pass, RunState, run_passes
+from segcore.run.passes import Notify, Pass, RunState, connect_workers, run_passes
 from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage
@@ -44,12 +49,21 @@ MAX_ERRORS_KEPT = 10
 class Interrupted(SegcoreError):
     """Somebody stopped the run; what is committed stays."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
 
 
-def preview(config: Config, *, overwrite: bool = False, remove_unlisted: bool = False) -> Preview:
+def preview(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    remove_unlisted: bool = False,
+) -> Preview:
     """What `segment` would do; writes nothing and does not start Ray."""
-    return prepare_job(config, overwrite=overwrite).preview(remove_unlisted=remove_unlisted)
+    job = prepare_job(config, overwrite=overwrite)
+    state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
+    planned = job.preview(remove_unlisted=remove_unlisted)
+    return replace(planned, nothing_to_do=_nothing_to_do(job, state))
 
 
 def segment(
@@ -86,18 +100,37 @@ def segment(
     with state.timed("prepare"):
         job = prepare_job(config, overwrite=overwrite)
         check_paths_reachable(job)
-    preview = job.preview(remove_unlisted=remove_unlisted)
-    for sentence in (*job.plan.notes, *preview.warnings(), preview.summary_line()):
+    planned = job.preview(remove_unlisted=remove_unlisted)
+    for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
     if _nothing_to_do(job, state):
-        return _account(job, state)
-    with sigterm_as_interrupt(), _interrupt_as_error(job), _hold_edition(job, notify) as lease:
+        return _report_nothing_done(job, state)
+    with ExitStack() as stack:
+        stack.enter_context(sigterm_as_interrupt())
+        stack.enter_context(_interrupt_as_error(job))
+        # Nothing is written before Ray has what the run needs: a run that cannot begin leaves
+        # no trace.
+        stack.enter_context(_ready_for_work(job, state))
+        lease = stack.enter_context(_hold_edition(job, notify))
         state.check_lease = lease.check
         with state.timed("prepare"):  # another run may have been at work until now
             job = refresh_job(job, overwrite=overwrite)
         if _nothing_to_do(job, state):
-            return _account(job, state)
+            return _report_nothing_done(job, state)
+        stack.enter_context(record_early_end(job, state, lease))
         return _run_job(job, state, notify, overwrite=overwrite)
+
+
+@contextmanager
+def _ready_for_work(job: Job, state: RunState) -> Iterator[None]:
+    """Ray with the resources that the run needs, if there are images to segment."""
+    refuse_if_held(job.storage, job.layout.lease_folder, job.config.run.lease_ttl_s)
+    summary = job.preview()
+    n_units = summary.units - summary.units_done
+    if job.rereads or (state.retry_failed and job.last_run is not None and job.last_run.failed):
+        n_units = max(n_units, 1)
+    with connect_workers(job, n_units, state) if n_units else nullcontext():
+        yield
 
 
 def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
@@ -115,7 +148,7 @@ def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
 def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> RunReport:
     """Everything that writes, from the run's record on; the lease must be held."""
     state.check_lease()
-    started = _write_run_start(job, overwrite)
+    started = state.started = _write_run_start(job, overwrite)
     with state.timed("carry"):
         state.carried = carry_over(job.parts, job.plan, job.committed)
     state.check_lease()
@@ -143,7 +176,9 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
     if overwrite or job.last_run is None or job.last_run.run != run:
         storage.delete(layout.unlisted(run))  # of an earlier run with this very plan
     storage.write(layout.plan(run), encode_plan(job.plan))
-    started = replace(_new_report(job), status=RUNNING, started=_utc_now())
+    if job.last_run is not None:
+        record_death(storage, layout, job.last_run.values)
+    started = replace(_new_report(job), execution=new_execution_id(), started=utc_now())
     storage.write(layout.run_record(run), started.to_json())
     return started
 
@@ -168,46 +203,58 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
 
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     """Account, settle, write the report, and publish the result if it is complete."""
-    report = _account(job, state)
+    storage, layout = job.storage, job.layout
+    report = replace(_account(job, state), started=started.started, execution=started.execution)
+    if not report.images and not report.units_missing and not job.config.source.allow_empty:
+        report = replace(report, status=NOTHING_FOUND)
     if unread := state.reread.keys() - state.done:
         error = f"{plural(len(unread), 'shard')} could not be read again for more images."
         report = replace(report, status=INCOMPLETE, errors=(error, *report.errors))
-    is_empty = not (report.images or report.units_missing or job.config.source.allow_empty)
     state.check_lease()
-    if report.status in COMPLETE and not is_empty:
-        with state.timed("settle"):
-            report = _settle(job, state, report)
-        delete_reread_marks(job.storage, job.layout, job.rereads)
-    report = replace(report, started=started.started, finished=_utc_now(), timings=state.timings)
+    if report.status in COMPLETE:
+        report = _settle(job, state, report)
+    publishes = report.status in COMPLETE and should_publish(
+        storage, layout, job.config.run.publish
+    )
+    published = layout.name if publishes else report.published
+    report = replace(report, published=published, finished=utc_now(), timings=state.timings)
     state.check_lease()
-    job.storage.write(job.layout.run_record(job.plan.run), report.to_json())
-    if is_empty:
-        notes = ", ".join(f"{name} {count:,}" for name, count in report.notes.items())
+    storage.write(layout.run_record(job.plan.run), report.to_json())
+    if publishes:
+        publish(storage, layout, job.plan.run, report.status)
+    write_execution(storage, layout, report.to_dict())
+    if report.status == NOTHING_FOUND:
+        left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes)))
         raise NothingFound(
-            f"{job.plan.input} was read to its end and holds no images ({notes or 'nothing'}).",
+            f"{job.plan.input} was read to its end and holds no images: {left_out or 'nothing'}.",
             "Set source.allow_empty=true if an input may be empty.",
         )
-    if report.status in COMPLETE:
-        publish(job.storage, job.layout, job.plan.run, report.status)
     return report
 
 
 def _settle(job: Job, state: RunState, report: RunReport) -> RunReport:
     """Keep or remove what today's listing lacks, delete what is replaced; the report with that."""
-    settlement = settle(
-        job.parts,
-        job.plan,
-        job.last_unlisted,
-        {record.run: record.sequence for record in job.records} | {job.plan.run: job.sequence},
-        remove_unlisted=state.remove_unlisted,
-        check_lease=state.check_lease,
-    )
+    with state.timed("settle"):
+        settlement = settle(
+            job.parts,
+            job.plan,
+            job.last_unlisted,
+            {record.run: record.sequence for record in job.records} | {job.plan.run: job.sequence},
+            remove_unlisted=state.remove_unlisted,
+            check_lease=state.check_lease,
+        )
+    delete_reread_marks(job.storage, job.layout, job.rereads)
     return replace(
         report,
         images_unlisted=settlement.images_unlisted,
         images_removed=settlement.images_removed,
         units_withdrawn=settlement.units_deleted,
     )
+
+
+def _report_nothing_done(job: Job, state: RunState) -> RunReport:
+    """The report of a run that finds everything done; nothing is written."""
+    return replace(_account(job, state), nothing_to_do=True)
 
 
 def _account(job: Job, state: RunState) -> RunReport:
@@ -251,6 +298,7 @@ def _account(job: Job, state: RunState) -> RunReport:
 
 def _new_report(job: Job) -> RunReport:
     """A report that says what is run, and nothing yet of how it went."""
+    changes = job.changes
     return RunReport(
         status=RUNNING,
         run=job.plan.run,
@@ -261,13 +309,17 @@ def _new_report(job: Job) -> RunReport:
         model=job.model.info.name,
         sequence=job.sequence,
         max_failed_fraction=job.config.run.max_failed_fraction,
+        published=published_edition(job.storage, job.output),
+        older_edition=changes.older if changes else "",
+        edition_changes=changes.fields if changes else (),
+        input_notes=job.plan.notes,
         units=len(job.planned),
         units_done_before=len(job.planned.keys() & job.committed),
     )
 
 
 def _nothing_to_do(job: Job, state: RunState) -> bool:
-    """Whether the last run had this very plan, ended, and is what ``latest.json`` points to."""
+    """Whether the last run had this very plan, ended, and is published if it is to be."""
     last_run = job.last_run
     if state.retry_failed and last_run is not None and last_run.failed:
         return False
@@ -277,6 +329,8 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
+    if not should_publish(job.storage, job.layout, job.config.run.publish):
+        return True
     try:
         latest = read_latest(job.storage, job.output)
     except (ObjectNotFound, UsageError):
@@ -296,7 +350,3 @@ def _interrupt_as_error(job: Job) -> Iterator[None]:
             f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",
             hint="Run the same command again to resume.",
         ) from None
-
-
-def _utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

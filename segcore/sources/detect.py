@@ -25,8 +25,8 @@ from segcore.sources.tar import TarSource
 from segcore.storage import ObjectInfo, Storage
 from segcore.storage.listing import Listing
 from segcore.storage.local_disk import LINKED_FOLDER
-from segcore.storage.uris import is_remote, normalize_input, redact
-from segcore.text import plural, printable
+from segcore.storage.uris import is_remote, normalize_input
+from segcore.text import plural, printable, redact
 
 _COMPRESSED_EXTENSIONS = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
 _SUFFIX = r"(?:^|/)[^./]*\.(?P<part>[^/]*)$"  # all behind the first dot of the file name
@@ -51,7 +51,7 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
         return _open_file(info, options, storage)
     if options.kind in ("manifest", "coco"):
         raise UsageError(f"{uri} is a folder; source.kind={options.kind} needs the file itself.")
-    listing = storage.listing(uri, options.allow_outside)
+    listing = storage.listing(uri, options.allow_outside, show_hidden=True)
     if listing.num_rows == 0 and (is_remote(uri) or not os.path.isdir(uri)):
         hint = "Wildcards are not expanded; name the folder." if set("*{[") & set(uri) else ""
         raise ObjectNotFound(f"{redact(uri)} does not exist.", hint)
@@ -147,14 +147,14 @@ def _detect_parquet_kind(uri: str, storage: Storage, options: SourceOptions) -> 
 
 
 def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: Storage) -> Source:
-    notes = _notes_on_links(uri, listing)
+    notes = [*_notes_on_links(uri, listing), *_notes_on_hidden(uri, listing)]
     extension_counts = _count_extensions(uri, listing)
     extensions_of_kind = {"tar": ("tar",), "parquet": ("parquet",), "images": options.extensions}
     kind_counts = {
         kind: sum(extension_counts[extension] for extension in extensions)
         for kind, extensions in extensions_of_kind.items()
     }
-    kind = _choose_folder_kind(uri, kind_counts, options, extension_counts)
+    kind = _choose_folder_kind(uri, kind_counts, options, extension_counts, notes)
     selected = _select(uri, listing, kind, extensions_of_kind[kind], options)
     for extension in extensions_of_kind[kind]:
         extension_counts.pop(extension, None)
@@ -164,7 +164,9 @@ def _open_folder(uri: str, listing: Listing, options: SourceOptions, storage: St
         notes.append(f"Skipped {images} one of source.suffixes in {redact(uri)}.")
     if selected.num_rows == 0 and not options.allow_empty:
         suffixes = ", ".join(f".{suffix}" for suffix in options.suffixes)
-        raise NothingFound(f"None of the images in {redact(uri)} has a suffix of {suffixes}.")
+        raise NothingFound(
+            f"None of the images in {redact(uri)} has a suffix of {suffixes}.", " ".join(notes)
+        )
     if kind != "images":
         _refuse_marked_shards(selected.to_table())
     source = _make_source(kind, uri, selected, options, storage)
@@ -230,10 +232,24 @@ def _count_extensions(uri: str, listing: Listing) -> Counter[str]:
 
 def _visible(uri: str, uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
     """Mask of the rows that are neither hidden nor links to folders that were not entered."""
+    return pc.invert(pc.or_(_hidden(uri, uris), pc.equal(etags, LINKED_FOLDER)))
+
+
+def _hidden(uri: str, uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Mask of the rows with a segment below the folder that starts with a dot."""
     below = pc.utf8_slice_codeunits(uris, len(uri))
     # "." and ".." are no hidden names: S3 allows such segments in keys.
-    is_hidden = pc.match_substring_regex(below, r"/\.(?:[^./]|\.[^/])")
-    return pc.invert(pc.or_(is_hidden, pc.equal(etags, LINKED_FOLDER)))
+    return pc.match_substring_regex(below, r"/\.(?:[^./]|\.[^/])")
+
+
+def _notes_on_hidden(uri: str, listing: Listing) -> list[str]:
+    n_hidden = sum(
+        int(pc.sum(_hidden(uri, uris)).as_py() or 0) for uris in listing.column_batches("uri")
+    )
+    if not n_hidden:
+        return []
+    names = plural(n_hidden, "hidden file or folder", "hidden files or folders")
+    return [f"Skipped {names} in {redact(uri)}: names that start with a dot."]
 
 
 def _notes_on_links(uri: str, listing: Listing) -> list[str]:
@@ -261,7 +277,11 @@ def _match(uris: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
 
 
 def _choose_folder_kind(
-    uri: str, kind_counts: dict[str, int], options: SourceOptions, extension_counts: Counter[str]
+    uri: str,
+    kind_counts: dict[str, int],
+    options: SourceOptions,
+    extension_counts: Counter[str],
+    notes: Sequence[str],
 ) -> Kind:
     kinds = [kind for kind, count in kind_counts.items() if count]
     if options.kind != "auto":
@@ -284,7 +304,7 @@ def _choose_folder_kind(
     raise NothingFound(
         f"No images found in {folder}. Expected files with the extensions {expected_names}; found "
         f"{present or 'no files'}.",
-        "For a manifest or a COCO file, give the file itself.",
+        " ".join((*notes, "For a manifest or a COCO file, give the file itself.")),
     )
 
 

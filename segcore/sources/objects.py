@@ -26,8 +26,7 @@ from segcore.sources.units import Member, Unit, UnitLimits, make_objects_unit
 from segcore.sources.versions import with_versions
 from segcore.storage import Storage, is_remote
 from segcore.storage.listing import Listing
-from segcore.storage.uris import redact
-from segcore.text import plural
+from segcore.text import plural, redact
 
 _READ_THREADS = 16  # enough for a CPU; for a GPU, the options ask for more
 _MAX_PREFETCH_BYTES = 64 << 20  # of encoded images read ahead; a larger image is read alone

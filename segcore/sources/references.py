@@ -19,8 +19,8 @@ from segcore.sources.base import (
 )
 from segcore.storage import Storage, local_disk
 from segcore.storage.local_disk import OUTSIDE_LINK
-from segcore.storage.uris import is_remote, join, normalize, parent, redact, scheme_of, split
-from segcore.text import plural, printable
+from segcore.storage.uris import is_remote, join, normalize, parent, scheme_of, split
+from segcore.text import plural, printable, redact
 
 _MAX_PROBES = 5  # of references with backslashes, to see what they mean on an object store
 

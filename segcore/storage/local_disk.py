@@ -18,6 +18,7 @@ OUTSIDE_LINK = "!link"  # a symbolic link to a file outside the listed folder
 LINKED_FOLDER = "!folder"  # a link to a folder that was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
 SPECIAL_FILE = "!special"  # a pipe, a socket or a device
+HIDDEN = "!hidden"  # a name that starts with a dot, of a file or of a folder that was not entered
 
 _FULL_HINTS = {
     errno.ENOSPC: "Free some space on this disk, then rerun the same command to resume.",
@@ -79,10 +80,13 @@ def _require_regular(path: str, status: os.stat_result) -> None:
     raise SpecialFile(f"{path} is {kind}, not a regular file.")
 
 
-def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
+def walk(
+    root: str, follow_links: bool, *, show_hidden: bool = False
+) -> Iterator[tuple[str, int, str]]:
     """(path, size, etag) of all files below `root`, in no particular order.
 
-    Names that start with a dot are skipped. A link to a file is listed like the file if its target
+    Names that start with a dot are skipped, or listed with size -1 and the etag `HIDDEN` if
+    `show_hidden` is set. A link to a file is listed like the file if its target
     lies below `root` or `follow_links` is set, and with the etag `OUTSIDE_LINK` and size -1
     otherwise. A link to a folder is entered if `follow_links` is set (each real folder once, so
     loops end), and listed with the etag `LINKED_FOLDER` and size -1 otherwise. A broken link is
@@ -101,8 +105,9 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
                 continue  # a missing folder counts as empty, as on an object store
         for entry in entries:
             if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
+                if show_hidden:
+                    yield _escape_invalid_utf8(entry.path), -1, HIDDEN
+            elif entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
             elif entry.is_symlink():
                 yield from _walk_link(entry, real_root, follow_links, pending, visited)
@@ -112,6 +117,16 @@ def walk(root: str, follow_links: bool) -> Iterator[tuple[str, int, str]]:
                 except FileNotFoundError:
                     continue  # deleted since the folder was read
                 yield _listing_row(entry.path, status)
+
+
+def folders(root: str) -> list[str]:
+    """Paths of the folders directly in `root`, sorted; names that start with a dot are skipped."""
+    with translate_errors(root):
+        try:
+            entries = list(os.scandir(root))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(e.path for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def _walk_link(

@@ -161,6 +161,14 @@ def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
             attempt += 1
 
 
+def folders(store: Any, uri: str) -> list[str]:
+    """URIs of the folders directly below the prefix, sorted."""
+    scheme, bucket, key = split(uri)
+    with translate_errors(uri):
+        result = _with_retries(store, lambda: obstore.list_with_delimiter(store, key or None))
+    return sorted(f"{scheme}://{bucket}/{prefix}" for prefix in result["common_prefixes"])
+
+
 def read(store: Any, uri: str, check_size: Callable[[int], None]) -> tuple[bytes, str]:
     """(the whole object, etag); `check_size` gets its size before the body is fetched."""
 

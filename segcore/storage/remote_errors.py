@@ -16,7 +16,8 @@ from segcore.errors import (
     StorageError,
     StorageFull,
 )
-from segcore.storage.uris import redact, split
+from segcore.storage.uris import split
+from segcore.text import redact
 
 CREDENTIALS_HINT = (
     "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the role of this machine."

@@ -70,6 +70,18 @@ def walk_folder_from(client: S3Client, uri: str) -> Iterator[list[Row]]:
         yield page.rows
 
 
+def folders(client: S3Client, uri: str) -> list[str]:
+    """URIs of the folders directly below the prefix, sorted; those without a name are left out."""
+    _, bucket, key = split(uri)
+    start = f"{key}/" if key else ""
+    prefixes = [
+        prefix.removesuffix("/")
+        for page in _list_pages(client, bucket, {"Prefix": start, "Delimiter": "/"})
+        for prefix in page.folders
+    ]
+    return sorted(f"s3://{bucket}/{prefix}" for prefix in prefixes if prefix.removeprefix(start))
+
+
 def listed_etag(client: S3Client, uri: str) -> str:
     """The etag that a listing shows for an object now; "" if it shows none."""
     _, bucket, key = split(uri)

@@ -136,16 +136,18 @@ class Storage:
             return False
         return True
 
-    def listing(self, prefix: str, follow_links: bool = False) -> Listing:
+    def listing(
+        self, prefix: str, follow_links: bool = False, *, show_hidden: bool = False
+    ) -> Listing:
         """All objects below the folder `prefix`, recursively; compact, sorted by URI.
 
-        A missing folder has no rows. On disk, names that start with a dot are skipped, and links
-        are handled as described at `local_disk.walk`.
+        A missing folder has no rows. On disk, names that start with a dot and links are handled as
+        described at `local_disk.walk`.
         """
         prefix = normalize_input(prefix)
         if is_remote(prefix):
             return Listing.from_rows(self._walk_remote(prefix))
-        return Listing.from_rows(local_disk.walk(prefix, follow_links))
+        return Listing.from_rows(local_disk.walk(prefix, follow_links, show_hidden=show_hidden))
 
     def _walk_remote(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         if scheme_of(prefix) == "s3":
@@ -185,6 +187,18 @@ class Storage:
             changed_ns = etag.partition("-")[0]
             if etag and not etag.startswith("!"):
                 yield ObjectInfo(uri, size, etag), int(changed_ns, 16) / 1e9
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """URIs of the folders directly in the folder `prefix`, sorted; nothing else is listed.
+
+        On disk, names that start with a dot are skipped. A missing folder has none.
+        """
+        prefix = normalize(prefix)
+        if not is_remote(prefix):
+            return local_disk.folders(prefix)
+        if scheme_of(prefix) == "s3":
+            return s3_listing.folders(self._client(prefix), prefix)
+        return object_store.folders(self._store(prefix), prefix)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """The whole object.

@@ -1,4 +1,4 @@
-"""URIs of objects and folders: canonical form, joining, and removal of secrets.
+"""URIs of objects and folders: canonical form, joining and splitting.
 
 Canonical form: an absolute path for local files (no `file://`), `scheme://bucket/key` without a
 trailing slash for remote ones. The key is taken literally: nothing is percent-decoded.
@@ -11,13 +11,10 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from segcore.errors import UsageError
+from segcore.text import redact
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}
-_SECRET_QUERY = re.compile(
-    r"\?(?=[^?]*(?:sig|token|credential|secret|password|accesskey|api[-_]?key)[^=]*=).*",
-    re.IGNORECASE | re.DOTALL,
-)
 REMOTE_SCHEMES = ("s3", "gs", "az")
 
 
@@ -33,20 +30,6 @@ def scheme_of(uri: str) -> str:
 def is_remote(uri: str) -> bool:
     """Whether the URI names an object store (any scheme other than `file`)."""
     return scheme_of(uri) != "file"
-
-
-def redact(uri: str) -> str:
-    """The URI without user information and signed query strings, safe to show."""
-    match = _SCHEME.match(uri)
-    if match is None:
-        return _SECRET_QUERY.sub("?…", uri)
-    scheme, rest = match.groups()
-    authority, slash, path = rest.partition("/")
-    if "@" in authority:
-        authority = "…@" + authority.rpartition("@")[2]
-    if scheme.lower() in ("http", "https") and "?" in path:
-        path = path.partition("?")[0] + "?…"
-    return f"{scheme}://{authority}{slash}{_SECRET_QUERY.sub('?…', path)}"
 
 
 def normalize(uri_or_path: str | os.PathLike[str]) -> str:

@@ -13,6 +13,11 @@ from segcore.config import Config
 
 @dataclass
 class _EmptyPreview:
+    nothing_to_do = False
+
+    def notes(self) -> list[str]:
+        return []
+
     def summary(self) -> str:
         return ""
 
@@ -21,7 +26,7 @@ def _config_of(monkeypatch: pytest.MonkeyPatch, *args: str) -> Config:
     """The configuration that `segcore segment` makes of its arguments."""
     configs: list[Config] = []
 
-    def preview(config: Config, **flags: bool) -> _EmptyPreview:
+    def preview(config: Config, **options: bool) -> _EmptyPreview:
         configs.append(config)
         return _EmptyPreview()
 

@@ -80,13 +80,13 @@ def test_every_wrong_value_is_listed_with_its_origin(tmp_path):
     assert first.startswith(f"{path} line 2: `model.conf`: ")
     assert "1.5" in first
     assert second.startswith(f"{path} line 4: `plan.images`: ")
-    assert any(line.startswith("--set run.attempts=0: `run.attempts`") for line in others)
+    assert any(line.startswith("--set run.attempts: `run.attempts`") for line in others)
     assert any(line.startswith("--actors: `ray.max_actors`") for line in others)
 
 
 def test_a_misspelt_set_names_the_set():
     assert _message(sets=["model.cnof=0.3"]) == (
-        "--set model.cnof=0.3: unknown key `model.cnof`; did you mean `model.conf`?"
+        "--set model.cnof: unknown key `model.cnof`; did you mean `model.conf`?"
     )
 
 
@@ -105,7 +105,7 @@ def test_a_value_where_a_group_belongs_lists_the_keys_of_the_group(tmp_path):
 def test_a_set_below_a_value_is_refused(tmp_path):
     path = _write(tmp_path, "model: nuclei\n")
     message = _message(path, sets=["model.conf=0.3"])
-    assert message == "--set model.conf=0.3: `model` is a value, not a group of keys."
+    assert message == "--set model.conf: `model` is a value, not a group of keys."
 
 
 def test_an_invalid_file_is_named_with_the_line(tmp_path):
@@ -124,3 +124,21 @@ def test_missing_and_binary_files_are_usage_errors(tmp_path):
 def test_a_file_that_is_too_long_is_a_usage_error(tmp_path):
     path = _write(tmp_path, "x: '" + "a" * (1 << 20) + "'")
     assert _message(path) == f"{path} is too long: the limit is 1,048,576 characters."
+
+
+SECRETS = ["token=SECRET", "https://user:SECRET@host/x.pt?Signature=SECRET", "[SECRET]", "SECRET"]
+
+
+@pytest.mark.parametrize("value", SECRETS)
+def test_values_of_unknown_keys_are_not_shown(tmp_path, value):
+    path = _write(tmp_path, f"storage:\n  password: '{value}'\nkey: {{secret: '{value}'}}\n")
+    message = _message(path, sets=[f"storage.secret_key={value}", f"modle={value}"])
+    assert len(message.splitlines()) == 4
+    assert "SECRET" not in message
+
+
+def test_what_is_secret_in_links_is_not_shown():
+    link = "https://user:SECRET@host/x.pt?Signature=SECRET"
+    for arguments in ([f"model.imgsz={link}"], [link], [f"run.publish={link}"], [f"plan={link}"]):
+        message = _message(sets=arguments)
+        assert "SECRET" not in message, arguments

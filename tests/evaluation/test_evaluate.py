@@ -403,7 +403,7 @@ def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:
     assert completed.returncode == 0, completed.stderr
     document = json.loads(completed.stdout)
     assert document["scores"]["mask"]["ap50"] == pytest.approx(1.0)
-    assert completed.stderr == ""
+    assert completed.stderr == f"Edition {EDITION}, which is published.\n"
     completed = run(str(tmp_path / "out"), truth)
     assert "nucleus" in completed.stdout
     assert "1.000" in completed.stdout

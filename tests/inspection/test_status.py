@@ -135,7 +135,7 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
 
     _write_lease(report, released=True, generation=6)
     _write_lease(report)
-    assert _states(read_status(EndsMeanwhile(), report.output)) == ("success", "held")
+    assert _states(read_status(EndsMeanwhile(), report.prefix)) == ("success", "held")
     serial_run.write_record(replace(report, status=RUNNING))
     assert _states(read_status(storage, report.output)) == ("stopped", "released")
 

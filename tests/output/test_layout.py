@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segcore.output.layout import EditionLayout, OutputLayout, part_of_file
+from segcore.output.layout import OutputLayout, part_of_file
 
 UNIT, RUN = "ab" * 10, "01" * 8
 
@@ -18,19 +18,8 @@ def test_paths_and_their_inverses(output: str) -> None:
     assert layout.part("images", UNIT) == f"{output}/model-0123/images/{UNIT}.parquet"
     assert part_of_file(layout.part("instances", UNIT)) == (UNIT, 0)
     assert part_of_file(layout.part("images", UNIT, 12)) == (UNIT, 12)
-    assert layout.output.edition_of_document(layout.edition_json) == layout
-    assert layout.output.edition_of_run_record(layout.run_record(RUN)) == layout
-
-
-def test_other_objects_are_none_of_these() -> None:
-    output = OutputLayout("/out")
-    layout = output.edition("model-0123")
-    nested = EditionLayout("/out/deeper/model-0123")
-    assert output.edition_of_document(output.latest_json) is None
-    assert output.edition_of_document(nested.edition_json) is None
-    assert output.edition_of_document("/out/edition.json") is None
-    assert output.edition_of_run_record(layout.plan(RUN)) is None
-    assert output.edition_of_run_record(nested.run_record(RUN)) is None
+    assert layout.run_record(RUN) == f"{output}/model-0123/runs/{RUN}.json"
+    assert layout.execution("now") == f"{output}/model-0123/runs/history/now.json"
 
 
 @pytest.mark.parametrize(

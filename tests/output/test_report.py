@@ -58,6 +58,7 @@ def report() -> RunReport:
         units=1,
         images_this_time=1,
         images_per_second=0.5,
+        published="model-0123",
     )
 
 

@@ -330,3 +330,14 @@ def test_a_hash_index_distinguishes_objects_that_share_half_a_hash() -> None:
     assert object_digests(["ab", "a"], [1, 1], ["c", "bc"])[:16] != object_digests(
         ["a"], [1], ["bc"]
     )
+
+
+@pytest.mark.parametrize(
+    ("n_images", "sizes"),
+    [(20, [20]), (120, [32, 32, 32, 24]), (1000, [63] * 15 + [55]), (5000, [256] * 19 + [136])],
+)
+def test_a_small_archive_gives_all_workers_something(n_images: int, sizes: list[int]) -> None:
+    source = _source({f"/in/{i:04d}": (1, "e") for i in range(n_images)})
+    assert [unit.n_images for unit in make_plan(source, UnitLimits()).units] == sizes
+    fixed = make_plan(source, UnitLimits(images=10**6)).units
+    assert len(fixed) == min(len(sizes), 16)

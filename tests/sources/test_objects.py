@@ -36,7 +36,10 @@ def test_a_folder_of_images_is_read_without_hidden_and_other_files(folder: str) 
     assert all(s.error is None and s.uri == s.image_id and s.etag for s in samples)
     by_id = {s.image_id: s.data for s in samples}
     assert by_id[join(folder, "a.jpg")] == image_bytes(1, "jpg")
-    assert source.notes == [f"Skipped 1 other file in {folder}: 1 x .txt."]
+    assert source.notes == [
+        f"Skipped 2 hidden files or folders in {folder}: names that start with a dot.",
+        f"Skipped 1 other file in {folder}: 1 x .txt.",
+    ]
 
 
 def test_what_is_left_out_is_counted_by_extension(tmp_path: object) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.errors import UsageError
-from segcore.storage.uris import basename, is_remote, join, normalize, parent, redact
+from segcore.storage.uris import basename, is_remote, join, normalize, parent
 
 
 @pytest.mark.parametrize(
@@ -48,27 +48,6 @@ def test_errors_say_why_a_uri_is_refused(uri: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
         normalize(uri)
     assert "SECRETVALUE" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "https://host/path/a.png?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET",
-        "https://user:SECRET@host/path/a.png",
-        "s3://key:SECRET@bucket/path/a.png",
-        "s3://bucket/path/a.png?X-Amz-Security-Token=SECRET",
-        "az://container/path/a.png?sv=2020&sig=SECRET",
-        "/local/path/a.png?AWSAccessKeyId=SECRET&Signature=SECRET",
-    ],
-)
-def test_redact_hides_secrets_and_keeps_the_rest(uri: str) -> None:
-    assert "SECRET" not in redact(uri)
-    assert "path/a.png" in redact(uri)
-
-
-def test_redact_does_not_change_harmless_names() -> None:
-    for uri in ("s3://bucket/what?.png", "/a/b?c=d.png", "s3://bucket/a@b.png"):
-        assert redact(uri) == uri
 
 
 @pytest.mark.parametrize("part", ["..", "a/../b", "/etc", "s3://x/y", "", "a//b", "."])

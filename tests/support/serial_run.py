@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+
+import pytest
 
 from segcore.config import Config
 from segcore.errors import ImageError
@@ -19,8 +23,12 @@ from segcore.output.tables import ImageResult
 from segcore.output.unlisted import UNLISTED_SCHEMA, write_unlisted
 from segcore.planning.plan import make_plan
 from segcore.planning.plan_files import encode_plan
+from segcore.run.job import Job
+from segcore.run.passes import Notify, Pass, RunState
 from segcore.sources import Sample, open_source, read_unit
 from segcore.storage import Storage, normalize
+
+RunPasses = Callable[[Job, Sequence[Pass], RunState, Notify], None]
 
 
 def segment(config: Config) -> RunReport:
@@ -65,6 +73,24 @@ def segment(config: Config) -> RunReport:
     write_record(report, storage)
     publish(storage, layout, plan.run, report.status)
     return report
+
+
+def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
+    """Do what `segcore.run.passes.run_passes` does, without Ray."""
+    model = load_model(job.config.model.name, job.config.model.options())
+    for current in passes:
+        for unit in current.units:
+            notes: Counter[str] = Counter()
+            samples = read_unit(unit, job.storage, job.config.source, notes)
+            results = [_segment_sample(sample, model, job.config) for sample in samples]
+            job.parts.commit(unit, results, notes)
+            state.done.add(unit.unit)
+
+
+def without_ray(patch: pytest.MonkeyPatch, run: RunPasses = run_passes) -> None:
+    """Let whole runs of `segcore.run.segment` work in this process; `run` does the units."""
+    patch.setattr("segcore.run.segment.run_passes", run)
+    patch.setattr("segcore.run.segment.connect_workers", lambda *args: nullcontext())
 
 
 def write_record(report: RunReport, storage: Storage | None = None) -> str:

@@ -1,0 +1,123 @@
+"""Each exit code of `segcore segment`, from the command itself without Ray."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from segcore.cli import console
+from segcore.cli.main import app
+from segcore.exit_codes import EXIT_CODES, ExitCode
+from segcore.run.job import Job
+from tests.support import serial_run
+from tests.support.bright_images import bright_png
+from tests.support.jobs import BRIGHT_MODEL, write_files
+from tests.support.paths import ROOT
+
+Segment = Callable[..., int]
+
+
+@pytest.fixture
+def segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segment:
+    """Runs `segcore segment in out ...` on two good images and a bad one; gives the exit code."""
+    serial_run.without_ray(monkeypatch)
+    images = {"1.png": bright_png(1), "2.png": bright_png(2), "words.png": b"no image"}
+    write_files(tmp_path / "in", images)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, source: str = "in") -> int:
+        words = ["segcore", "segment", source, "out", "--model", BRIGHT_MODEL, *arguments]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            console.run_app(app)
+        assert isinstance(end.value.code, int)
+        return end.value.code
+
+    return run
+
+
+LENIENT = ("--set", "run.max_failed_fraction=0.5")
+
+
+def test_done_and_nothing_to_do(segment: Segment, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = "--exit-99-if-nothing-to-do"
+    assert segment(*LENIENT, ask, "--dry-run") == ExitCode.DONE == 0
+    assert segment(*LENIENT, ask) == 0
+    assert segment(*LENIENT) == 0
+    assert segment(*LENIENT, ask) == ExitCode.NOTHING_TO_DO == 99
+    assert segment(*LENIENT, ask, "--dry-run") == 99
+    assert segment(*LENIENT, ask, "--no-publish") == 99
+    assert segment(*LENIENT, ask, "--dry-run", "--retry-failed") == 0
+    assert segment(*LENIENT, ask, "--dry-run", "--overwrite") == 0
+    assert segment(*LENIENT, ask, "--retry-failed") == 0  # that was tried again
+    assert segment(*LENIENT, ask, "--overwrite") == 0
+    capsys.readouterr()
+    # What is wrong is said, whether or not there was anything to do.
+    assert segment(ask, "--set", "run.max_failed_fraction=0", "--json") == 3
+    assert json.loads(capsys.readouterr().out)["nothing_to_do"] is True
+
+
+def test_too_many_failed_images(segment: Segment) -> None:
+    assert segment("--set", "run.max_failed_fraction=0.3") == ExitCode.TOO_MANY_FAILED == 3
+
+
+def test_work_left(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    serial_run.without_ray(monkeypatch, lambda *args: None)
+    assert segment(*LENIENT) == ExitCode.INCOMPLETE == 1
+
+
+def test_an_input_without_an_image(segment: Segment, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert segment(source="empty") == 1
+    assert segment("--set", "source.allow_empty=true", source="empty") == 0
+
+
+def test_a_wrong_command(segment: Segment) -> None:
+    assert segment("--set", "modle.conf=1") == ExitCode.USAGE == 2
+    assert segment("--no-such-option") == 2
+    assert segment(source="nowhere") == 2
+
+
+def test_an_interrupt(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    serial_run.without_ray(monkeypatch, interrupted)
+    assert segment() == ExitCode.INTERRUPTED == 130
+    monkeypatch.setattr(Job, "preview", interrupted)  # before anything began
+    assert segment() == 130
+
+
+def test_a_run_that_did_not_publish_gives_the_command_that_would(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(*LENIENT) == 0
+    published = (tmp_path / "out" / "latest.json").read_bytes()
+    capsys.readouterr()
+    assert segment(*LENIENT, "--set", "model.conf=0.5", "--no-publish") == 0
+    *_, line = capsys.readouterr().err.splitlines()
+    command = line.removeprefix("To publish it: ")
+    assert command == (
+        f"segcore segment in out --model {BRIGHT_MODEL} --set run.max_failed_fraction=0.5 "
+        "--set model.conf=0.5 --publish"
+    )
+    assert (tmp_path / "out" / "latest.json").read_bytes() == published
+    assert segment(*command.split()[4:], "--exit-99-if-nothing-to-do") == 0
+    assert (tmp_path / "out" / "latest.json").read_bytes() != published
+
+
+def test_a_command_with_a_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["segcore", "segment", "in", "out", "--model", "https://u:p@host/m.pt?Signature=x"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert console.own_command("--publish", without="--no-publish") == ""
+
+
+def test_every_code_is_in_the_docs() -> None:
+    assert EXIT_CODES in " ".join((ROOT / "README.md").read_text().split())
+    page = (ROOT / "docs" / "output.md").read_text()
+    for code in ExitCode:
+        assert f"| {code} | " in page
