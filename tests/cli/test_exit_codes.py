@@ -83,7 +83,7 @@ def test_a_wrong_command(segment: Segment) -> None:
 
 
 def test_an_interrupt(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     serial_run.without_ray(monkeypatch, interrupted)
