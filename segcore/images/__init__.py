@@ -23,7 +23,7 @@ from segcore.images.decoding import (
     check_limits,
     decode_image,
     decode_image_reduced,
-    decode_with_notes,
+    decode_with_warnings,
 )
 from segcore.images.headers import ImageHeader, probe
 from segcore.images.options import DecodeOptions
@@ -36,6 +36,6 @@ __all__ = [
     "check_limits",
     "decode_image",
     "decode_image_reduced",
-    "decode_with_notes",
+    "decode_with_warnings",
     "probe",
 ]

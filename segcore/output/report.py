@@ -10,7 +10,7 @@ from typing import Any
 
 from segcore.output.layout import EditionLayout
 from segcore.output.part_counts import PartCounts
-from segcore.text import align_columns, format_bytes, format_duration, plural
+from segcore.text import align_columns, format_bytes, format_duration, join_counts, plural
 
 RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED = (
     "running",
@@ -38,6 +38,7 @@ class Account:
     instances: int
     failures: dict[str, int]
     notes: dict[str, int]
+    warnings: dict[str, int]
     units: int
     missing: tuple[str, ...] = ()
     unbalanced: tuple[str, ...] = ()
@@ -53,9 +54,11 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
     parts = {part.unit: part for part in counts}
     failures: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
     for part in parts.values():
         failures.update(part.failures)
         notes.update(part.notes)
+        warnings.update(part.warnings)
     unbalanced = tuple(
         unit for unit, part in parts.items() if planned[unit] not in (None, part.images)
     )
@@ -66,6 +69,7 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
         instances=sum(part.instances for part in parts.values()),
         failures=dict(sorted(failures.items())),
         notes=dict(sorted(notes.items())),
+        warnings=dict(sorted(warnings.items())),
         units=len(planned),
         missing=tuple(unit for unit in planned if unit not in parts),
         unbalanced=unbalanced,
@@ -94,6 +98,7 @@ class RunReport:
         images: Rows of the ``images`` table; = ok + failed.
         failures: Failed images by error code.
         notes: What was noticed while reading, such as ``duplicate_names`` (renamed in a shard).
+        warnings: Images by code of their warnings (`images.warnings`).
         units_missing: How many units of the plan have no part.
         units_unbalanced: Units whose part has a different number of images than the plan.
         units_withdrawn: Units whose parts were deleted, because their input changed or is gone.
@@ -123,6 +128,7 @@ class RunReport:
     instances: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
     units: int = 0
     units_missing: int = 0
     units_unbalanced: tuple[str, ...] = ()
@@ -150,9 +156,10 @@ class RunReport:
 
     def summary(self) -> str:
         """The summary for people, a few aligned lines."""
-        reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
+        reasons = join_counts(self.failures)
         seconds = self.timings.get("segment", 0.0)
         layout = EditionLayout(self.prefix)
+        warnings = join_counts(self.warnings)
         rows = [
             ("status", self.status),
             ("images", f"{self.images:,}"),
@@ -161,6 +168,8 @@ class RunReport:
             ("instances", f"{self.instances:,}"),
             ("units", _summarize_units(self)),
         ]
+        if warnings:
+            rows.insert(4, ("  warnings", warnings))
         if seconds:
             images = plural(self.images_this_time, "image")
             pace = f"{images} in {format_duration(seconds)}, {self.images_per_second:.1f}/s"
@@ -179,8 +188,12 @@ class RunReport:
             return _advice_on_incomplete_run(self)
         lines = []
         if self.notes:
-            notes = ", ".join(f"{name} {count:,}" for name, count in self.notes.items())
-            lines.append(f"Noticed while reading: {notes}.")
+            lines.append(f"Noticed while reading: {join_counts(self.notes)}.")
+        if self.warnings:
+            lines.append(
+                "Some images have warnings; the images table has their texts (column warnings), "
+                "and docs/output.md explains each."
+            )
         if self.units_done_before == self.units and not self.images_retried:
             lines.append(
                 "Nothing was left to do: this edition already has results for every image of this "

@@ -5,7 +5,6 @@ Without this, one changed image would have all images of its unit segmented agai
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class _Carrier:
             return None
         instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
         images = _with_unit(images, unit.unit)
-        counts = _count_rows(unit.unit, images, instances)
+        counts = PartCounts.of_tables(unit.unit, images, instances)
         self.parts.commit_tables(images, instances, counts)
         return unit.unit
 
@@ -80,14 +79,3 @@ def _with_unit(images: pa.Table, unit: str) -> pa.Table:
     column = pa.array([unit] * images.num_rows, pa.string())
     position = IMAGES_SCHEMA.get_field_index("unit")
     return images.set_column(position, IMAGES_SCHEMA.field("unit"), column)
-
-
-def _count_rows(unit: str, images: pa.Table, instances: pa.Table) -> PartCounts:
-    failed = images.filter(pc.equal(images["status"], "failed"))
-    return PartCounts(
-        unit=unit,
-        ok=images.num_rows - failed.num_rows,
-        failed=failed.num_rows,
-        instances=instances.num_rows,
-        failures=dict(sorted(Counter(failed["error_code"].to_pylist()).items())),
-    )

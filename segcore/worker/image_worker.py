@@ -14,7 +14,13 @@ from segcore.sources import Sample, read_unit
 from segcore.sources.units import Unit
 from segcore.worker.batching import BatchRunner
 from segcore.worker.read_options import ReadOptions
-from segcore.worker.unit_results import ReusedRows, commit_rows, make_row, read_reused_rows
+from segcore.worker.unit_results import (
+    ReusedRows,
+    commit_rows,
+    make_row,
+    name_row,
+    read_reused_rows,
+)
 from segcore.worker.watchdog import Watchdog
 
 _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
@@ -64,7 +70,7 @@ class ImageWorker:
         self._sample = next(self._samples, None)
         if self._sample is None:
             return None
-        return ImageResult(self._sample.image_id, self._sample.uri, self._sample.etag)
+        return name_row(self._sample)
 
     def segment(self) -> ImageResult:
         """Decode and segment the image that `read_next` read.
@@ -76,7 +82,6 @@ class ImageWorker:
         image = self._prefetcher.prepare(
             self._sample, self._model.preprocess, self._read_options.decode
         )
-        self._notes.update(image.notes)
         if image.error is not None:
             return make_row(image, image.error)
         return make_row(image, BatchRunner(self._model).run([image.value])[0])

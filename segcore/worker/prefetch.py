@@ -146,7 +146,7 @@ def prepare_sample(
         with budget.hold(preprocessor.memory_bytes(sample.data)), watchdog.guard():
             image = preprocessor.decode(sample.data)
             value = preprocessor.preprocess(image)
-            notes = preprocessor.notes(image)
+            warnings = preprocessor.warnings(image, value)
     except ImageError as error:
         return PreparedSample(bare_sample, error=error)
     except MemoryError:
@@ -156,4 +156,4 @@ def prepare_sample(
         logging.getLogger(__name__).exception("Cannot prepare %s.", printable(sample.image_id))
         message = describe_error(error)
         return PreparedSample(bare_sample, error=ImageError(ErrorCode.INTERNAL_ERROR, message))
-    return PreparedSample(bare_sample, value, image.width, image.height, notes=notes)
+    return PreparedSample(bare_sample, value, image.width, image.height, warnings=warnings)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
 from segcore.instances import Instances
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
@@ -58,6 +59,15 @@ def read_reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows
     return ReusedRows(unit, {row.image_id: row for row in rows})
 
 
+def name_row(sample: Sample) -> ImageResult:
+    """A row that says which image it is, and nothing yet of what became of it."""
+    warnings: tuple[ImageWarning, ...] = ()
+    if sample.warning:
+        message = "its name occurs more than once in its shard"
+        warnings = (ImageWarning(WarningCode(sample.warning), message),)
+    return ImageResult(sample.image_id, sample.uri, sample.etag, warnings=warnings)
+
+
 def make_row(image: PreparedSample, outcome: Instances | ImageError) -> ImageResult:
     """The row of an image. Masks for a canvas other than the image's are an error of the model."""
     if isinstance(outcome, Instances) and (
@@ -68,14 +78,14 @@ def make_row(image: PreparedSample, outcome: Instances | ImageError) -> ImageRes
             f"for an image of {image.width} x {image.height}"
         )
         outcome = ImageError(ErrorCode.MODEL_ERROR, message)
-    return ImageResult(
-        image_id=image.sample.image_id,
-        uri=image.sample.uri,
-        etag=image.sample.etag,
+    row = name_row(image.sample)
+    return replace(
+        row,
         width=image.width,
         height=image.height,
         instances=outcome if isinstance(outcome, Instances) else None,
         error=outcome if isinstance(outcome, ImageError) else None,
+        warnings=(*row.warnings, *image.warnings),
     )
 
 

@@ -34,7 +34,7 @@ class UnitImages:
 
     Attributes:
         reused: The rows that need not be made again.
-        notes: What reading and decoding noticed; complete once `stream` is exhausted.
+        notes: What reading noticed; complete once `stream` is exhausted.
     """
 
     def __init__(
@@ -60,9 +60,7 @@ class UnitImages:
             self.reused.without_reused(samples), self._model.preprocess, options.decode
         )
         with closing(images):
-            for image in images:
-                self.notes.update(image.notes)
-                yield image
+            yield from images
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class PreparedUnit:
 
     Attributes:
         images: Those that have no row yet, in the unit's order.
-        notes: What reading and decoding noticed.
+        notes: What reading noticed.
         sample_order: See `ReusedRows`.
     """
 

@@ -60,6 +60,7 @@ def test_an_option_of_decoding_changes_the_edition_only_where_it_is_not_the_defa
     monkeypatch.setattr(
         edition_module, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0"
     )
+    monkeypatch.setattr(edition_module, "SCHEMA_VERSION", 1)
     first = make_edition(INFO, DecodeOptions())
     assert first.name == "My-model-v2-a06281743f1f"  # as before there were options
     assert make_edition(INFO, DecodeOptions(**{option: default})) == first
@@ -92,4 +93,4 @@ def test_the_document_says_what_was_used():
     assert stored["limits"]["max_pixels"] == 10
     assert stored["decode"] == {"decoder": "segcore-images 2"}
     assert stored["decoder_libraries"]["pillow"] == version("pillow")
-    assert stored["schema_version"] == 1
+    assert stored["schema_version"] == 2
