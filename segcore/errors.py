@@ -120,6 +120,7 @@ class ErrorCode(StrEnum):
     TRUNCATED = "truncated"  # the data ends before the image does
     TOO_MANY_PIXELS = "too_many_pixels"  # width x height over limits.max_pixels
     TOO_MANY_BYTES = "too_many_bytes"  # object or member over limits.max_image_bytes
+    TOO_MANY_PAGES = "too_many_pages"  # a TIFF has more pages than decode.max_pages
     NOT_FOUND = "not_found"  # the URI names no object
     ACCESS_DENIED = "access_denied"  # the object may not be read
     READ_ERROR = "read_error"  # storage failed after retries

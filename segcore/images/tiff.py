@@ -102,7 +102,8 @@ def decode_tiff(data: bytes, options: DecodeOptions) -> StoredPixels:
     else:
         rgb, is_narrow = _decode_with_pillow(data, directory, layout, options)
         orientation = 1  # Pillow has turned it
-    warnings = (*page_warnings(count_more_pages(directory)), *range_warnings(is_narrow, options))
+    n_left_out = count_more_pages(directory) if options.pages == "first" else 0
+    warnings = (*page_warnings(n_left_out), *range_warnings(is_narrow, options))
     return StoredPixels(rgb, orientation, warnings)
 
 

@@ -8,6 +8,7 @@ those that paste a 28 x 28 mask whose border samples reach 1/28 beyond it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from segcore.masks.measure import MaskMeasures, measure_masks
 from segcore.output.layout import Table
 from segcore.output.part_counts import PartCounts
 from segcore.output.schema import SCHEMA_VERSION, add_new_columns, schema_of
+from segcore.sources import file_image_id, page_image_id
 from segcore.sources.units import Unit
 from segcore.text import plural
 
@@ -81,6 +83,7 @@ def check_pair(pair: PartPair) -> Iterator[Problem]:
     pair = replace(pair, images=tables["images"], instances=tables["instances"])
     yield from _check_metadata(pair)
     yield from _check_images(pair)
+    yield from _check_pages(pair)
     yield from _check_against_plan(pair)
     yield from _check_membership(pair)
     yield from _check_instances(pair)
@@ -174,6 +177,23 @@ def _image_row_messages(row: dict[str, Any], unit: str) -> Iterator[str]:
         yield f"its page is {row['page']}; pages count from 1."
 
 
+def _check_pages(pair: PartPair) -> Iterator[Problem]:
+    """Where pages of a file are images, there is each of them from the first to the last."""
+    pages: dict[str, list[int]] = {}
+    paged = pair.images.filter(pc.is_valid(pair.images["page"]))
+    for row in paged.select(["image_id", "page"]).to_pylist():
+        file_id, page = file_image_id(row["image_id"], row["page"]), row["page"]
+        if page_image_id(file_id, page) != row["image_id"]:
+            message = f"its page is {page}, but its id says otherwise."
+            yield Problem("wrong_image_row", pair.images_uri, message, row["image_id"])
+        pages.setdefault(file_id, []).append(page)
+    for file_id, numbers in pages.items():
+        if sorted(numbers) != list(range(1, len(numbers) + 1)):
+            missing = next(page for page in itertools.count(1) if page not in numbers)
+            message = f"its pages go to {max(numbers):,}, but page {missing:,} has no row."
+            yield Problem("image_missing", pair.images_uri, message, file_id)
+
+
 def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
     unit, uri, n_images = pair.planned, pair.images_uri, pair.images.num_rows
     if unit is None:
@@ -186,9 +206,8 @@ def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
         yield Problem("wrong_image_row", uri, f"its rows name shards {shards}, not {unit.shard!r}.")
     if unit.kind != "objects":
         return
-    etags = dict(
-        zip(pair.images["image_id"].to_pylist(), pair.images["etag"].to_pylist(), strict=True)
-    )
+    rows = pair.images.select(["image_id", "page", "etag"]).to_pylist()
+    etags = {file_image_id(row["image_id"], row["page"]): row["etag"] for row in rows}
     planned_etags = {member.image_id: member.etag for member in unit.members}
     for image_id in planned_etags.keys() - etags.keys():
         message = "it is in the plan, but has no row in the part."

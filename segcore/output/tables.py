@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from segcore.errors import ErrorCode, ImageError, ImageWarning
 from segcore.instances import Instances
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.sources import file_image_id
 from segcore.sources.units import Unit
 
 
@@ -35,6 +36,11 @@ class ImageResult:
     error: ImageError | None = None
     warnings: tuple[ImageWarning, ...] = ()
     page: int | None = None
+
+    @property
+    def file_id(self) -> str:
+        """The image id of the file of which this is a page; without pages, that of the image."""
+        return file_image_id(self.image_id, self.page)
 
 
 def images_table(unit: Unit, results: Sequence[ImageResult]) -> pa.Table:

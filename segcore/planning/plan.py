@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import pyarrow as pa
@@ -134,6 +134,14 @@ def make_plan(source: Source, limits: UnitLimits, previous: Plan | None = None) 
         carried=reused.carried,
         notes=tuple(source.notes),
     )
+
+
+def without_counts(plan: Plan) -> Plan:
+    """The plan where reading tells how many images a unit holds, as with pages of TIFFs."""
+    table = plan.units.table
+    place = table.schema.get_field_index("n_images")
+    unknown = pa.nulls(table.num_rows, pa.int64())
+    return replace(plan, units=Units(table.set_column(place, table.schema.field(place), unknown)))
 
 
 def run_name(units: pa.Table) -> str:

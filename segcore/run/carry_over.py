@@ -17,6 +17,7 @@ from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.schema import IMAGES_SCHEMA
 from segcore.planning.plan import Plan, select_units
+from segcore.sources import file_image_id
 from segcore.sources.units import Unit
 
 _THREADS = 8
@@ -63,11 +64,16 @@ class _Carrier:
             images, instances = self.parts.read_tables(old_unit)
         except StorageError:
             return None  # then its images are segmented again
-        image_ids = pa.array([member.image_id for member in unit.members], pa.string())
-        images = images.filter(pc.is_in(images["image_id"], image_ids))
-        if images["image_id"].to_pylist() != image_ids.to_pylist():
+        wanted_files = [member.image_id for member in unit.members]
+        files = pa.array(
+            map(file_image_id, images["image_id"].to_pylist(), images["page"].to_pylist()),
+            pa.string(),
+        )
+        is_wanted = pc.is_in(files, pa.array(wanted_files, pa.string()))
+        if list(dict.fromkeys(files.filter(is_wanted).to_pylist())) != wanted_files:
             return None
-        instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
+        images = images.filter(is_wanted)
+        instances = instances.filter(pc.is_in(instances["image_id"], images["image_id"]))
         images = _with_unit(images, unit.unit)
         counts = PartCounts.of_tables(unit.unit, images, instances)
         self.parts.commit_tables(images, instances, counts)

@@ -13,6 +13,7 @@ from segcore.output.tables import ImageResult
 from segcore.sources import Sample, read_unit
 from segcore.sources.units import Unit
 from segcore.worker.batching import BatchRunner
+from segcore.worker.pages import split_pages
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_results import (
     ReusedRows,
@@ -42,7 +43,7 @@ class ImageWorker:
         self._samples: Iterator[Sample] = iter(())
         self._sample: Sample | None = None
         self._notes: Counter[str] = Counter()
-        self._reused = ReusedRows(_NO_UNIT, {})
+        self._reused = ReusedRows(_NO_UNIT, [])
 
     def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
         """Begin a unit after its first `skip` samples.
@@ -56,8 +57,10 @@ class ImageWorker:
         options = self._read_options
         self._notes = Counter()
         self._reused = read_reused_rows(self._parts, unit, retry_failed)
-        samples = read_unit(unit, options.storage, options.source, self._notes, self._reused.rows)
-        self._samples = self._reused.without_reused(samples)
+        samples = read_unit(
+            unit, options.storage, options.source, self._notes, self._reused.finished_files
+        )
+        self._samples = self._reused.without_reused(split_pages(samples, options.decode))
         for _ in range(skip):
             next(self._samples, None)
 

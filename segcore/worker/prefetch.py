@@ -15,6 +15,7 @@ from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.images import DecodeOptions
 from segcore.sources import Sample
 from segcore.text import printable
+from segcore.worker.pages import image_bytes
 from segcore.worker.preprocessing import PreparedSample, Preprocessor
 from segcore.worker.watchdog import Watchdog
 
@@ -143,8 +144,9 @@ def prepare_sample(
         return PreparedSample(sample, error=error)
     bare_sample = replace(sample, data=None)  # so that the encoded bytes can be freed
     try:
-        with budget.hold(preprocessor.memory_bytes(sample.data)), watchdog.guard():
-            image = preprocessor.decode(sample.data)
+        data = image_bytes(sample)
+        with budget.hold(preprocessor.memory_bytes(data)), watchdog.guard():
+            image = preprocessor.decode(data)
             value = preprocessor.preprocess(image)
             warnings = preprocessor.warnings(image, value)
     except ImageError as error:
