@@ -62,7 +62,7 @@ def decode_jpeg(
             elif options.strict or not _is_warning(error):
                 raise
             else:
-                pixels = _decode_pixels(data, colour_space, size, factor, strict=False)
+                pixels, colour_space = _decode_damaged(data, colour_space, size, factor)
                 warnings = (_REPAIRED,)
     return StoredPixels(
         pixels if colour_space == "RGB" else _cmyk_to_rgb(pixels), orientation, warnings
@@ -74,15 +74,24 @@ def _is_warning(error: ValueError) -> bool:
     return "insufficient memory" not in str(error).lower()
 
 
+def _decode_damaged(
+    data: bytes, colour_space: str, size: tuple[int, int], factor: int
+) -> tuple[np.ndarray, str]:
+    """What libjpeg makes of a damaged JPEG, and its colour space."""
+    try:
+        return _decode_pixels(data, colour_space, size, factor, strict=False), colour_space
+    except ValueError as error:  # TurboJPEG accepts no warning about the header
+        if not _is_warning(error):
+            raise
+        return _decode_with_pillow(data), "RGB"
+
+
 def _has_other_subsampling(error: ValueError) -> bool:
     return "could not determine subsampling" in str(error).lower()
 
 
 def _decode_other_subsampling(data: bytes, options: DecodeOptions) -> np.ndarray:
-    """Pixels of a JPEG whose chroma (or ink) resolution TurboJPEG does not know, by Pillow.
-
-    Pillow ignores libjpeg's warnings, so that damage goes unnoticed.
-    """
+    """Pixels of a JPEG whose chroma (or ink) resolution TurboJPEG does not know."""
     if count_scans(data) == 0:  # TurboJPEG says the same of a header that is cut
         message = f"jpeg of {len(data)} bytes ends before its pixels begin"
         raise ImageError(ErrorCode.TRUNCATED, message)
@@ -92,6 +101,11 @@ def _decode_other_subsampling(data: bytes, options: DecodeOptions) -> np.ndarray
             "jpeg whose chroma subsampling cannot be decoded strictly; decode.strict: false "
             "decodes it without noticing damage",
         )
+    return _decode_with_pillow(data)
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    """Pixels by Pillow, which ignores the warnings of its libjpeg: damage goes unnoticed."""
     with JpegImagePlugin.JpegImageFile(BytesIO(data)) as image:
         image.load()
         return pillow_to_rgb(image)

@@ -119,10 +119,8 @@ def _segment(path: str, model: BrightModel, parts: Parts, unit: Unit, retry: boo
     ("kind", "path"),
     [
         ("images", "batches"),
-        ("images", "image_by_image"),
-        ("tar", "split"),
         ("tar", "image_by_image"),
-        ("parquet", "batches"),
+        ("parquet", "split"),
     ],
 )
 def test_pages_are_rows_and_failed_ones_are_tried_again(tmp_path: Path, kind, path) -> None:
