@@ -85,9 +85,14 @@ def read_directory(data: bytes) -> TiffDirectory:
     """
     if len(data) < 16:
         raise ends_early(data, "its header")
+    return read_directory_at(data, first_offset(data))
+
+
+def first_offset(data: bytes) -> int:
+    """Where the directory of the first page begins."""
     order, is_big = byte_order(data)
     (offset,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", data, 8 if is_big else 4)
-    return read_directory_at(data, offset)
+    return int(offset)
 
 
 def byte_order(data: bytes) -> tuple[str, bool]:

@@ -14,6 +14,7 @@ from segcore.images import tiff_directory as tags
 from segcore.images.tiff_directory import (
     TYPE_BYTES,
     TiffDirectory,
+    first_offset,
     iter_directories,
     read_directory,
     read_directory_at,
@@ -22,6 +23,7 @@ from segcore.images.tiff_directory import (
 _UNCOMPRESSED, _OLD_JPEG = 1, 6  # COMPRESSION
 _LONG, _LONG8 = 4, 16  # types
 _POINTERS = (330, 34665, 34853, 40965)  # tags that lead to other directories: none is of the pixels
+_MAX_VALUE_BYTES = 1 << 20  # a palette has 384 KiB at most; what is larger says nothing of pixels
 _CHUNK_TAGS = (
     (tags.STRIP_OFFSETS, tags.STRIP_BYTE_COUNTS),
     (tags.TILE_OFFSETS, tags.TILE_BYTE_COUNTS),
@@ -82,7 +84,7 @@ def cut_page(data: bytes, offset: int) -> bytes:
     Raises:
         ImageError: corrupt, truncated or unsupported_format.
     """
-    if offset == read_directory(data).offset:
+    if offset == first_offset(data):
         return data
     page = read_directory_at(data, offset)
     if page.value(tags.COMPRESSION, _UNCOMPRESSED) == _OLD_JPEG:
@@ -94,7 +96,7 @@ def cut_page(data: bytes, offset: int) -> bytes:
             writer.add_chunks(offsets_tag, counts_tag, _chunk_ranges(page, offsets_tag, counts_tag))
     for tag, (kind, count, start) in page.entries.items():
         n_bytes = count * TYPE_BYTES.get(kind, 0)
-        is_readable = 0 < n_bytes <= len(data) - start
+        is_readable = 0 < n_bytes <= min(len(data) - start, _MAX_VALUE_BYTES)
         if is_readable and tag not in _POINTERS and tag not in writer.entries:
             writer.entries[tag] = kind, count, data[start : start + n_bytes]
     return writer.finish()

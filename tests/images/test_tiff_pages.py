@@ -212,6 +212,15 @@ def test_overlapping_directories_take_linear_time() -> None:
     assert len(found) < 20
 
 
+def test_what_is_no_part_of_a_page_is_not_copied() -> None:
+    profile = {34675: tuple(range(60_000)), 33723: tuple(range(60_000)) * 10}
+    pages = [Page(noise(seed), tags=profile) for seed in range(3)]
+    data = tiff_file(pages)
+    cut = cut_page(data, find_pages(data, 9)[1].offset)
+    assert len(cut) < 130_000  # the tag of more than a megabyte is left out
+    assert np.array_equal(decode_image(cut, ALL), pages[1].samples)
+
+
 def test_damaged_files_raise_nothing_else() -> None:
     files = {
         "lzw": save(noise(0), "TIFF", save_all=True, append_images=[Image.fromarray(noise(1))] * 2,
