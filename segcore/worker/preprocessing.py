@@ -106,14 +106,12 @@ class Preprocessor:
             value: What `preprocess` made of the image.
 
         Raises:
-            ImageError: The model's `content_size` failed.
+            ImageError: The model failed to tell at which size it sees the image.
         """
-        if isinstance(self._preprocess, ReducedPreprocess):
-            seen_height, seen_width = self._content_size(image.height, image.width)
-        elif isinstance(value, ResizedInput):
-            seen_height, seen_width = value.seen_size
-        else:
+        seen_size = _call_model(self._seen_size, image, value)
+        if seen_size is None:
             return image.warnings
+        seen_height, seen_width = seen_size
         reduction = max(image.height / max(seen_height, 1), image.width / max(seen_width, 1))
         if reduction <= _STRONG_REDUCTION:
             return image.warnings
@@ -122,6 +120,16 @@ class Preprocessor:
             f"{seen_height}, so small objects are lost; cut such images into tiles"
         )
         return (*image.warnings, ImageWarning(WarningCode.STRONGLY_REDUCED, message))
+
+    def _seen_size(self, image: DecodedImage, value: Any) -> tuple[int, int] | None:
+        """(height, width) at which the model sees the image; None if it does not tell."""
+        if isinstance(self._preprocess, ReducedPreprocess):
+            height, width = self._preprocess.content_size(image.height, image.width)
+        elif isinstance(value, ResizedInput):
+            height, width = value.seen_size
+        else:
+            return None
+        return int(height), int(width)
 
     def _content_size(self, height: int, width: int) -> tuple[int, int]:
         assert isinstance(self._preprocess, ReducedPreprocess)

@@ -133,3 +133,11 @@ def test_images_that_the_model_sees_much_smaller_have_a_warning(preprocess, scal
         "strongly_reduced: the model sees these 20 x 41 pixels as 10 x 10, so small objects are "
         "lost; cut such images into tiles"
     )
+
+
+@pytest.mark.parametrize("seen_size", [None, (1,), ("wide", "high")])
+def test_a_size_that_a_model_tells_wrongly_is_its_error(seen_size) -> None:
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    sample = Sample("a", "", "", boxed_png(20, 20))
+    image = prefetcher.prepare(sample, lambda image: _Resized(seen_size), DecodeOptions())
+    assert image.error.code == ErrorCode.MODEL_ERROR
