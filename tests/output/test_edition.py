@@ -52,6 +52,7 @@ def test_what_changes_results_changes_the_edition(change):
         ("wide_range", "high_byte", "min_max"),
         ("wide_range", "high_byte", [100, 400]),
         ("strict", True, False),
+        ("pages", "first", "all"),
     ],
 )
 def test_an_option_of_decoding_changes_the_edition_only_where_it_is_not_the_default(
@@ -82,6 +83,7 @@ def test_versions_of_libraries_do_not_change_the_edition(monkeypatch):
 def test_limits_and_licence_do_not_change_the_edition():
     first = make_edition(INFO, DecodeOptions())
     assert make_edition(INFO, DecodeOptions(max_pixels=10)).name == first.name
+    assert make_edition(INFO, DecodeOptions(max_pages=10)).name == first.name
     assert make_edition(replace(INFO, licence="other"), DecodeOptions()).name == first.name
 
 
