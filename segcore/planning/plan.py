@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import pyarrow as pa
@@ -148,6 +148,14 @@ def _limits_for(n_images: int, limits: UnitLimits) -> UnitLimits:
     """
     share = max(-(-n_images // _SMALL_ARCHIVE_UNITS), _SMALL_UNIT_IMAGES)
     return limits.model_copy(update={"images": min(limits.images, share)})
+
+
+def without_counts(plan: Plan) -> Plan:
+    """The plan where reading tells how many images a unit holds, as with pages of TIFFs."""
+    table = plan.units.table
+    place = table.schema.get_field_index("n_images")
+    unknown = pa.nulls(table.num_rows, pa.int64())
+    return replace(plan, units=Units(table.set_column(place, table.schema.field(place), unknown)))
 
 
 def run_name(units: pa.Table) -> str:

@@ -5,7 +5,6 @@ Without this, one changed image would have all images of its unit segmented agai
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.schema import IMAGES_SCHEMA
 from segcore.planning.plan import Plan, select_units
+from segcore.sources import file_image_id
 from segcore.sources.units import Unit
 
 _THREADS = 8
@@ -64,13 +64,18 @@ class _Carrier:
             images, instances = self.parts.read_tables(old_unit)
         except StorageError:
             return None  # then its images are segmented again
-        image_ids = pa.array([member.image_id for member in unit.members], pa.string())
-        images = images.filter(pc.is_in(images["image_id"], image_ids))
-        if images["image_id"].to_pylist() != image_ids.to_pylist():
+        wanted_files = [member.image_id for member in unit.members]
+        files = pa.array(
+            map(file_image_id, images["image_id"].to_pylist(), images["page"].to_pylist()),
+            pa.string(),
+        )
+        is_wanted = pc.is_in(files, pa.array(wanted_files, pa.string()))
+        if list(dict.fromkeys(files.filter(is_wanted).to_pylist())) != wanted_files:
             return None
-        instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
+        images = images.filter(is_wanted)
+        instances = instances.filter(pc.is_in(instances["image_id"], images["image_id"]))
         images = _with_unit(images, unit.unit)
-        counts = _count_rows(unit.unit, images, instances)
+        counts = PartCounts.of_tables(unit.unit, images, instances)
         self.parts.commit_tables(images, instances, counts)
         return unit.unit
 
@@ -80,14 +85,3 @@ def _with_unit(images: pa.Table, unit: str) -> pa.Table:
     column = pa.array([unit] * images.num_rows, pa.string())
     position = IMAGES_SCHEMA.get_field_index("unit")
     return images.set_column(position, IMAGES_SCHEMA.field("unit"), column)
-
-
-def _count_rows(unit: str, images: pa.Table, instances: pa.Table) -> PartCounts:
-    failed = images.filter(pc.equal(images["status"], "failed"))
-    return PartCounts(
-        unit=unit,
-        ok=images.num_rows - failed.num_rows,
-        failed=failed.num_rows,
-        instances=instances.num_rows,
-        failures=dict(sorted(Counter(failed["error_code"].to_pylist()).items())),
-    )

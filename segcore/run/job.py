@@ -15,7 +15,7 @@ from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import NOTHING_FOUND, Preview
 from segcore.output.run_records import RunRecord, planned_units, read_newest_run, read_plan
-from segcore.planning.plan import Plan, make_plan, summarize_plan
+from segcore.planning.plan import Plan, make_plan, summarize_plan, without_counts
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
@@ -231,7 +231,7 @@ def open_plan(
             f"{source.input} holds no images. {' '.join(plan.notes)}".strip(),
             "Set source.allow_empty=true if an input may be empty.",
         )
-    return plan
+    return plan if config.decode.pages == "first" else without_counts(plan)
 
 
 def open_parts(storage: Storage, layout: EditionLayout, model: JobModel, plan: Plan) -> Parts:

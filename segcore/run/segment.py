@@ -227,6 +227,7 @@ def _account(job: Job, state: RunState) -> RunReport:
         instances=account.instances,
         failures=account.failures,
         notes=account.notes,
+        warnings=account.warnings,
         units_missing=len(account.missing),
         units_unbalanced=account.unbalanced,
         units_withdrawn=state.units_deleted,
