@@ -1,4 +1,4 @@
-"""The exceptions of segcore, and the closed list of reasons why an image can fail.
+"""The exceptions of segcore, and the closed lists of reasons why an image can fail or needs a look.
 
 A `SegcoreError` ends the command with its message, its hint and its exit code (in brackets, where
 it is not that of its base)::
@@ -23,6 +23,7 @@ it is not that of its base)::
       Interrupted (130)         somebody stopped the run (segcore.run.segment)
 
 An `ImageError` ends nothing: it becomes a `failed` row of the `images` table, with an `ErrorCode`.
+An `ImageWarning` is no exception: it stands in the row of its image, whatever became of that.
 
 Others are signals between two places of the code and reach nobody else::
 
@@ -36,6 +37,7 @@ Others are signals between two places of the code and reach nobody else::
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from segcore.exit_codes import ExitCode
 from segcore.text import printable_lines
@@ -129,6 +131,7 @@ class ErrorCode(StrEnum):
     TRUNCATED = "truncated"  # the data ends before the image does
     TOO_MANY_PIXELS = "too_many_pixels"  # width x height over limits.max_pixels
     TOO_MANY_BYTES = "too_many_bytes"  # object or member over limits.max_image_bytes
+    TOO_MANY_PAGES = "too_many_pages"  # a TIFF has more pages than decode.max_pages
     NOT_FOUND = "not_found"  # the URI names no object
     ACCESS_DENIED = "access_denied"  # the object may not be read
     READ_ERROR = "read_error"  # storage failed after retries
@@ -158,6 +161,49 @@ class ImageError(Exception):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
         return type(self), (self.code, self.message)
+
+
+class WarningCode(StrEnum):
+    """What a person should know of an image (`images.warnings`). Values are a contract, too."""
+
+    PAGES_LEFT_OUT = "pages_left_out"  # a TIFF has more pages than were read
+    FRAMES_LEFT_OUT = "frames_left_out"  # an animation has more frames than the first
+    NARROW_RANGE = "narrow_range"  # samples of more than 8 bits use a small part of their range
+    STRONGLY_REDUCED = "strongly_reduced"  # the model sees it at less than a quarter of its size
+    REPAIRED = "repaired"  # the decoder warned of damage, and its pixels were taken
+    UNCHECKED = "unchecked"  # damage would have gone unnoticed
+    DUPLICATE_NAME = "duplicate_name"  # its key occurred before in the shard, so it got another
+
+
+class ImageWarning(NamedTuple):
+    """What a person should know of one image; in its row it is the text `<code>: <message>`.
+
+    Attributes:
+        message: One sentence for people; where something was left out, it begins with how many.
+    """
+
+    code: WarningCode
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    @classmethod
+    def parse(cls, text: str) -> ImageWarning:
+        """Inverse of `str`.
+
+        Raises:
+            ValueError: The text does not begin with a known code.
+        """
+        code, _, message = text.partition(": ")
+        return cls(WarningCode(code), message)
+
+    @property
+    def n_left_out(self) -> int:
+        """How many pages or frames were left out."""
+        number = self.message.partition(" ")[0].replace(",", "")
+        is_count = self.code in (WarningCode.PAGES_LEFT_OUT, WarningCode.FRAMES_LEFT_OUT)
+        return int(number) if is_count and number.isdecimal() else 0
 
 
 def describe_error(error: BaseException, limit: int = 300) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/]*)(.*)", re.DOTALL)
 # There "?" and "#" are letters of a name like any other.
@@ -22,6 +22,11 @@ def plural(count: float, noun: str, plural_noun: str = "") -> str:
     """
     number = f"{count:,}" if isinstance(count, int) else f"{count:,.10g}"
     return f"{number} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def join_counts(counts: Mapping[str, int]) -> str:
+    """Names and their counts in one line: ``corrupt 3, empty 1,200``."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def align_columns(rows: Sequence[tuple[str, str]]) -> str:

@@ -176,7 +176,7 @@ class Isolator:
         """
         if self._retry_failed:
             raise error
-        return self._spec.parts.commit(unit, [*rows, *_failed_rows(unit, len(rows), error)])
+        return self._spec.parts.commit(unit, [*rows, *_failed_rows(unit, rows, error)])
 
     def _start_process(self) -> None:
         """Start a process with a model that works, unless there is one.
@@ -248,15 +248,17 @@ class Isolator:
         self._progress.report.remote(unit.unit, len(segmented), n_failed, n_instances)
 
 
-def _failed_rows(unit: Unit, n_done: int, error: ImageError) -> list[ImageResult]:
-    """A failed row for each image of a unit after the first `n_done`.
+def _failed_rows(unit: Unit, rows: list[ImageResult], error: ImageError) -> list[ImageResult]:
+    """A failed row for each image of a unit that has none yet; `rows` are its first.
 
     In a shard nobody knows the names of unread images, so they are numbered; where their number is
     unknown, too, one row stands for all of them.
     """
     if unit.kind == "objects":
+        n_done = len({row.file_id for row in rows})
         names = [(member.image_id, member.uri, member.etag) for member in unit.members[n_done:]]
     else:
+        n_done = len(rows)
         n_remaining = 1 if unit.n_images is None else unit.n_images - n_done
         names = [
             (f"{unit.shard}#{unit.start}-unread{n_done + i}", unit.shard, unit.etag)

@@ -9,6 +9,7 @@ Pillow, with only the plugin for the format that the signature names.
     decoding        pixels: limits, then the module of the format (jpeg, png, tiff, pillow_formats)
     samples         more than 8 bits as 8 bits
     orientation     EXIF
+    tiff_pages      the pages of a TIFF, each as an image of its own
 
 What a decoded image is, for every format: docs/formats.md. In short: 8-bit RGB of the first page or
 frame, turned by the EXIF orientation, without alpha, colour profiles and gamma; exact or refused.
@@ -23,19 +24,23 @@ from segcore.images.decoding import (
     check_limits,
     decode_image,
     decode_image_reduced,
-    decode_with_notes,
+    decode_with_warnings,
 )
 from segcore.images.headers import ImageHeader, probe
 from segcore.images.options import DecodeOptions
+from segcore.images.tiff_pages import TiffPage, cut_page, find_pages
 
 __all__ = [
     "DECODER",
     "DecodeOptions",
     "DecodedImage",
     "ImageHeader",
+    "TiffPage",
     "check_limits",
+    "cut_page",
     "decode_image",
     "decode_image_reduced",
-    "decode_with_notes",
+    "decode_with_warnings",
+    "find_pages",
     "probe",
 ]

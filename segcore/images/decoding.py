@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import warnings
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning
 from segcore.images.headers import ImageHeader, probe
 from segcore.images.jpeg import ContentSize, decode_jpeg
 from segcore.images.memory import decoding_bytes
@@ -51,14 +49,13 @@ class DecodedImage(NamedTuple):
     Attributes:
         pixels: (h, w, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
         height, width: Of the full image, in pixels, after EXIF orientation.
-        notes: Name -> count of what a person should know about this image, such as pages that
-            were left out.
+        warnings: What a person should know about this image, such as pages that were left out.
     """
 
     pixels: np.ndarray
     height: int
     width: int
-    notes: Mapping[str, int] = MappingProxyType({})
+    warnings: tuple[ImageWarning, ...] = ()
 
 
 def decode_image(data: bytes, options: DecodeOptions | None = None) -> np.ndarray:
@@ -76,10 +73,10 @@ def decode_image(data: bytes, options: DecodeOptions | None = None) -> np.ndarra
         ImageError: The image is empty, unknown, unsupported, damaged or over a limit, or memory
             ran out. Whatever the bytes are, nothing else is raised.
     """
-    return decode_with_notes(data, options).pixels
+    return decode_with_warnings(data, options).pixels
 
 
-def decode_with_notes(data: bytes, options: DecodeOptions | None = None) -> DecodedImage:
+def decode_with_warnings(data: bytes, options: DecodeOptions | None = None) -> DecodedImage:
     """As `decode_image`, with what a person should know about the image."""
     return _decode(data, options or DecodeOptions(), None)
 
@@ -157,7 +154,7 @@ def _decode(data: bytes, options: DecodeOptions, content_size: ContentSize | Non
     height, width = upright.shape[:2]
     if header.format == "jpeg":  # its pixels may be fewer
         height, width = oriented_size((header.height, header.width), stored.orientation)
-    return DecodedImage(upright, height, width, stored.notes)
+    return DecodedImage(upright, height, width, stored.warnings)
 
 
 def _decode_or_run_out(

@@ -75,7 +75,7 @@ def _identify_format(data: bytes) -> str:
         return "jp2"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if data[:4] in tags.SIGNATURES:
         return "tiff"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return "bmp"

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
 from segcore.images.failures import decoder_errors
 from segcore.images.jpeg_structure import (
     count_scans,
@@ -23,8 +23,14 @@ from segcore.images.pixels import StoredPixels, bands, pillow_to_rgb
 
 ContentSize = Callable[[int, int], tuple[int, int]]
 
-REPAIRED = "repaired_images"  # note: libjpeg warned, and its pixels were taken
-UNCHECKED = "unchecked_images"  # note: damage would have gone unnoticed
+_REPAIRED = ImageWarning(
+    WarningCode.REPAIRED,
+    "libjpeg warned of damage; what it could not read is grey or displaced (decode.strict: false)",
+)
+_UNCHECKED = ImageWarning(
+    WarningCode.UNCHECKED,
+    "decoded with Pillow, which does not report damage (decode.strict: false)",
+)
 _MAX_SCANS = 500  # each progressive scan passes over the whole image: a bomb of time, not memory
 
 
@@ -45,21 +51,21 @@ def decode_jpeg(
     data = with_known_colour_transform(data, n_components)
     factor = 1 if content_size is None else _reduction_factor(size, orientation, content_size)
     colour_space = "CMYK" if n_components == 4 else "RGB"
-    notes: dict[str, int] = {}
+    warnings: tuple[ImageWarning, ...] = ()
     with decoder_errors("jpeg", data):
         try:
             pixels = _decode_pixels(data, colour_space, size, factor, strict=True)
         except ValueError as error:
             if _has_other_subsampling(error):
                 pixels, colour_space = _decode_other_subsampling(data, options), "RGB"
-                notes[UNCHECKED] = 1
+                warnings = (_UNCHECKED,)
             elif options.strict or not _is_warning(error):
                 raise
             else:
-                pixels = _decode_pixels(data, colour_space, size, factor, strict=False)
-                notes[REPAIRED] = 1
+                pixels, colour_space = _decode_damaged(data, colour_space, size, factor)
+                warnings = (_REPAIRED,)
     return StoredPixels(
-        pixels if colour_space == "RGB" else _cmyk_to_rgb(pixels), orientation, notes
+        pixels if colour_space == "RGB" else _cmyk_to_rgb(pixels), orientation, warnings
     )
 
 
@@ -68,15 +74,24 @@ def _is_warning(error: ValueError) -> bool:
     return "insufficient memory" not in str(error).lower()
 
 
+def _decode_damaged(
+    data: bytes, colour_space: str, size: tuple[int, int], factor: int
+) -> tuple[np.ndarray, str]:
+    """What libjpeg makes of a damaged JPEG, and its colour space."""
+    try:
+        return _decode_pixels(data, colour_space, size, factor, strict=False), colour_space
+    except ValueError as error:  # TurboJPEG accepts no warning about the header
+        if not _is_warning(error):
+            raise
+        return _decode_with_pillow(data), "RGB"
+
+
 def _has_other_subsampling(error: ValueError) -> bool:
     return "could not determine subsampling" in str(error).lower()
 
 
 def _decode_other_subsampling(data: bytes, options: DecodeOptions) -> np.ndarray:
-    """Pixels of a JPEG whose chroma (or ink) resolution TurboJPEG does not know, by Pillow.
-
-    Pillow ignores libjpeg's warnings, so that damage goes unnoticed.
-    """
+    """Pixels of a JPEG whose chroma (or ink) resolution TurboJPEG does not know."""
     if count_scans(data) == 0:  # TurboJPEG says the same of a header that is cut
         message = f"jpeg of {len(data)} bytes ends before its pixels begin"
         raise ImageError(ErrorCode.TRUNCATED, message)
@@ -86,6 +101,11 @@ def _decode_other_subsampling(data: bytes, options: DecodeOptions) -> np.ndarray
             "jpeg whose chroma subsampling cannot be decoded strictly; decode.strict: false "
             "decodes it without noticing damage",
         )
+    return _decode_with_pillow(data)
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    """Pixels by Pillow, which ignores the warnings of its libjpeg: damage goes unnoticed."""
     with JpegImagePlugin.JpegImageFile(BytesIO(data)) as image:
         image.load()
         return pillow_to_rgb(image)

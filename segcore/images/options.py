@@ -22,6 +22,11 @@ class DecodeOptions(BaseModel):
             an image share one range. Samples of 8 bits stay as they are.
         strict: Refuse a JPEG where libjpeg warns of damage. False: take the pixels that libjpeg
             gives with its warning; what it could not read is grey or displaced.
+        pages: What is read of a TIFF of several pages: ``first``; or ``all``, where each page is an
+            image of its own, and their number is known once the file is read. `decode_image`
+            returns the first page in both cases.
+        max_pages: Most pages of one file that are read with ``all``; one failed row stands for
+            the others.
         max_pixels: Largest width x height. The default is where Pillow refuses an image as a
             decompression bomb; it is 537 MB of RGB. A TIFF or WebP cannot exceed Pillow's own
             limit, even where this one is higher.
@@ -38,6 +43,8 @@ class DecodeOptions(BaseModel):
         "high_byte"
     )
     strict: bool = True
+    pages: Literal["first", "all"] = "first"
+    max_pages: int = Field(1000, ge=1, le=100_000)
     max_pixels: int = Field(178_956_970, ge=1)
     max_bytes: int = Field(512 * 1024**2, ge=1)
     max_memory_bytes: int = Field(1536 * 1024**2, ge=1 << 20)

@@ -17,14 +17,13 @@ from PIL import (
 from PIL.ImageFile import ImageFile
 
 from segcore.images.failures import decoder_errors
+from segcore.images.image_warnings import frame_warnings, range_warnings
 from segcore.images.options import DecodeOptions
 from segcore.images.orientation import exif_orientation
 from segcore.images.pixels import StoredPixels, grey_to_rgb, pillow_to_rgb
 from segcore.images.png import read_png
-from segcore.images.samples import NARROW_RANGE, is_narrow_8_bits, to_8_bits
+from segcore.images.samples import is_narrow_8_bits, to_8_bits
 from segcore.images.wide_colours import wide_colours
-
-FRAMES_LEFT_OUT = "frames_left_out"  # note: frames of an animation after the first
 
 PLUGINS: dict[str, type[ImageFile]] = {
     "png": PngImagePlugin.PngImageFile,
@@ -43,14 +42,10 @@ def decode_png(data: bytes, options: DecodeOptions) -> StoredPixels:
         ImageError: See `segcore.images.decode_image`.
     """
     png = read_png(data)
-    notes: dict[str, int] = {}
-    if png.n_frames > 1:
-        notes[FRAMES_LEFT_OUT] = png.n_frames - 1
     with _load("png", png.pixel_file) as image:
         rgb, is_narrow = _to_rgb(image, options, png.pixel_file if png.bits == 16 else None)
-    if is_narrow:
-        notes[NARROW_RANGE] = 1
-    return StoredPixels(rgb, exif_orientation(png.exif), notes)
+    warnings = (*frame_warnings(png.n_frames), *range_warnings(is_narrow, options))
+    return StoredPixels(rgb, exif_orientation(png.exif), warnings)
 
 
 def decode_with_pillow(image_format: str, data: bytes, options: DecodeOptions) -> StoredPixels:
@@ -59,16 +54,12 @@ def decode_with_pillow(image_format: str, data: bytes, options: DecodeOptions) -
     Raises:
         ImageError: See `segcore.images.decode_image`.
     """
-    notes: dict[str, int] = {}
     with _load(image_format, data) as image:
         rgb, is_narrow = _to_rgb(image, options, None)
         exif = image.info.get("exif", b"")
         n_frames = getattr(image, "n_frames", 1) if image_format != "gif" else _count_gif(data)
-    if n_frames > 1:
-        notes[FRAMES_LEFT_OUT] = n_frames - 1
-    if is_narrow:
-        notes[NARROW_RANGE] = 1
-    return StoredPixels(rgb, exif_orientation(exif), notes)
+    warnings = (*frame_warnings(n_frames), *range_warnings(is_narrow, options))
+    return StoredPixels(rgb, exif_orientation(exif), warnings)
 
 
 def _load(image_format: str, data: bytes) -> Image.Image:

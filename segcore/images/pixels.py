@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning
 
 _BAND_PIXELS = 1 << 18
 _RGB_CONVERTIBLE_MODES = (
@@ -26,12 +25,12 @@ class StoredPixels(NamedTuple):
     Attributes:
         rgb: (h, w, 3) uint8.
         orientation: EXIF, 1..8.
-        notes: Name -> count of what a person should know about this image.
+        warnings: What a person should know about this image.
     """
 
     rgb: np.ndarray
     orientation: int
-    notes: Mapping[str, int] = MappingProxyType({})
+    warnings: tuple[ImageWarning, ...] = ()
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:

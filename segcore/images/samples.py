@@ -10,7 +10,6 @@ from segcore.images.pixels import bands
 
 WideRange = Literal["high_byte", "min_max", "percentile"] | tuple[int, int]
 
-NARROW_RANGE = "narrow_16bit_images"  # note: most of the range of the samples is not used
 _NARROW_PART = 1 / 8  # of the range
 _PERCENTILES = (0.1, 99.9)
 

@@ -13,13 +13,12 @@ from PIL import Image, TiffImagePlugin
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import tiff_directory as tags
 from segcore.images.failures import decoder_errors
+from segcore.images.image_warnings import page_warnings, range_warnings
 from segcore.images.options import DecodeOptions
 from segcore.images.pixels import StoredPixels, grey_to_rgb, pillow_to_rgb
-from segcore.images.samples import NARROW_RANGE, is_narrow_8_bits, to_8_bits
+from segcore.images.samples import is_narrow_8_bits, to_8_bits
 from segcore.images.tiff_directory import TiffDirectory, count_more_pages, read_directory
 from segcore.images.wide_colours import wide_colours
-
-PAGES_LEFT_OUT = "pages_left_out"  # note: pages after the first
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INKS = 0, 1, 2, 3, 5  # PHOTOMETRIC
 _UNCOMPRESSED, _WEBP = 1, 50001  # COMPRESSION
@@ -93,9 +92,6 @@ def decode_tiff(data: bytes, options: DecodeOptions) -> StoredPixels:
     directory = read_directory(data)
     layout = read_layout(directory)
     _refuse_other_pictures(directory, layout, options.max_pixels)
-    notes: dict[str, int] = {}
-    if n_pages := count_more_pages(directory):
-        notes[PAGES_LEFT_OUT] = n_pages
     if layout.is_read_by_numpy:
         samples = _read_samples(directory, layout)
         rgb, is_narrow = _samples_to_rgb(samples, layout, options)
@@ -106,9 +102,9 @@ def decode_tiff(data: bytes, options: DecodeOptions) -> StoredPixels:
     else:
         rgb, is_narrow = _decode_with_pillow(data, directory, layout, options)
         orientation = 1  # Pillow has turned it
-    if is_narrow:
-        notes[NARROW_RANGE] = 1
-    return StoredPixels(rgb, orientation, notes)
+    n_left_out = count_more_pages(directory) if options.pages == "first" else 0
+    warnings = (*page_warnings(n_left_out), *range_warnings(is_narrow, options))
+    return StoredPixels(rgb, orientation, warnings)
 
 
 def _refuse_other_pictures(directory: TiffDirectory, layout: TiffLayout, max_pixels: int) -> None:

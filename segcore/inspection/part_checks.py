@@ -8,21 +8,24 @@ those that paste a 28 x 28 mask whose border samples reach 1/28 beyond it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import ErrorCode
+from segcore.errors import ErrorCode, WarningCode
 from segcore.inspection.problems import Problem
 from segcore.masks import decode
 from segcore.masks.measure import MaskMeasures, measure_masks
+from segcore.output.layout import Table
 from segcore.output.part_counts import PartCounts
-from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
+from segcore.output.schema import SCHEMA_VERSION, add_new_columns, schema_of
+from segcore.sources import file_image_id, page_image_id
 from segcore.sources.units import Unit
 from segcore.text import plural
 
@@ -30,6 +33,7 @@ BOX_SLACK_PIXELS = 1.0
 BOX_SLACK_SHARE = 1 / 28
 _INSTANCES_AT_ONCE = 4096  # measured together
 _ERROR_CODES = frozenset(str(code) for code in ErrorCode)
+_WARNING_CODES = frozenset(str(code) for code in WarningCode)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class PartPair:
         edition: Name of the edition.
         categories: id -> name of the edition.
         planned: The unit in the plan; None when there is no plan to compare with.
+        schema_version: Of the edition.
     """
 
     unit: str
@@ -52,26 +57,33 @@ class PartPair:
     edition: str
     categories: dict[int, str]
     planned: Unit | None = None
+    schema_version: int = SCHEMA_VERSION
 
 
 def check_pair(pair: PartPair) -> Iterator[Problem]:
     """All problems of a readable pair.
 
-    Stops after wrong columns, because no other check can rely on anything then.
+    Stops after wrong columns, because no other check can rely on anything then. Parts of an older
+    schema are checked as if they had today's columns.
     """
-    schema_problems = [
-        Problem("wrong_schema", uri, f"its columns are not those of `{name}`: {difference}.")
-        for name, uri, table, schema in (
-            ("images", pair.images_uri, pair.images, IMAGES_SCHEMA),
-            ("instances", pair.instances_uri, pair.instances, INSTANCES_SCHEMA),
-        )
-        if (difference := _schema_difference(table.schema, schema))
-    ]
-    if schema_problems:
-        yield from schema_problems
+    tables: dict[Table, pa.Table] = {}
+    parts: tuple[tuple[Table, str, pa.Table], ...] = (
+        ("images", pair.images_uri, pair.images),
+        ("instances", pair.instances_uri, pair.instances),
+    )
+    for name, uri, rows in parts:
+        difference = _schema_difference(rows.schema, schema_of(name, pair.schema_version))
+        if difference:
+            message = f"its columns are not those of `{name}`: {difference}."
+            yield Problem("wrong_schema", uri, message)
+        else:
+            tables[name] = add_new_columns(rows, name, schema_of(name, SCHEMA_VERSION).names)
+    if len(tables) < 2:
         return
+    pair = replace(pair, images=tables["images"], instances=tables["instances"])
     yield from _check_metadata(pair)
     yield from _check_images(pair)
+    yield from _check_pages(pair)
     yield from _check_against_plan(pair)
     yield from _check_membership(pair)
     yield from _check_instances(pair)
@@ -97,9 +109,10 @@ def _check_metadata(pair: PartPair) -> Iterator[Problem]:
         "images": pair.images.num_rows,
         "instances": pair.instances.num_rows,
         "failures": dict(Counter(failed["error_code"].to_pylist())),
+        "warnings": count_warnings(pair.images),
     }
     expected_texts = {
-        "schema_version": str(SCHEMA_VERSION),
+        "schema_version": str(pair.schema_version),
         "edition": pair.edition,
         "unit": pair.unit,
     }
@@ -121,6 +134,16 @@ def _check_metadata(pair: PartPair) -> Iterator[Problem]:
             if stated != expected:
                 message = f"its metadata says {name} {stated}, but the rows give {expected}."
                 yield Problem("wrong_metadata", uri, message)
+
+
+def count_warnings(images: pa.Table) -> dict[str, int]:
+    """Images by code of their warnings; an older schema has no warnings."""
+    if "warnings" not in images.column_names:
+        return {}
+    counts: Counter[str] = Counter()
+    for texts in images["warnings"].to_pylist():
+        counts.update({text.partition(":")[0] for text in texts})
+    return dict(counts)
 
 
 def _check_images(pair: PartPair) -> Iterator[Problem]:
@@ -147,6 +170,28 @@ def _image_row_messages(row: dict[str, Any], unit: str) -> Iterator[str]:
         yield f"its status is {row['status']!r}, neither ok nor failed."
     if any(size is not None and size < 1 for size in (width, height)):
         yield f"its size is {width} x {height}."
+    for text in row["warnings"]:
+        if text.partition(": ")[0] not in _WARNING_CODES:
+            yield f"it has the unknown warning {text[:100]!r}."
+    if row["page"] is not None and row["page"] < 1:
+        yield f"its page is {row['page']}; pages count from 1."
+
+
+def _check_pages(pair: PartPair) -> Iterator[Problem]:
+    """Where pages of a file are images, there is each of them from the first to the last."""
+    pages: dict[str, list[int]] = {}
+    paged = pair.images.filter(pc.is_valid(pair.images["page"]))
+    for row in paged.select(["image_id", "page"]).to_pylist():
+        file_id, page = file_image_id(row["image_id"], row["page"]), row["page"]
+        if page_image_id(file_id, page) != row["image_id"]:
+            message = f"its page is {page}, but its id says otherwise."
+            yield Problem("wrong_image_row", pair.images_uri, message, row["image_id"])
+        pages.setdefault(file_id, []).append(page)
+    for file_id, numbers in pages.items():
+        if sorted(numbers) != list(range(1, len(numbers) + 1)):
+            missing = next(page for page in itertools.count(1) if page not in numbers)
+            message = f"its pages go to {max(numbers):,}, but page {missing:,} has no row."
+            yield Problem("image_missing", pair.images_uri, message, file_id)
 
 
 def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
@@ -161,9 +206,8 @@ def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
         yield Problem("wrong_image_row", uri, f"its rows name shards {shards}, not {unit.shard!r}.")
     if unit.kind != "objects":
         return
-    etags = dict(
-        zip(pair.images["image_id"].to_pylist(), pair.images["etag"].to_pylist(), strict=True)
-    )
+    rows = pair.images.select(["image_id", "page", "etag"]).to_pylist()
+    etags = {file_image_id(row["image_id"], row["page"]): row["etag"] for row in rows}
     planned_etags = {member.image_id: member.etag for member in unit.members}
     for image_id in planned_etags.keys() - etags.keys():
         message = "it is in the plan, but has no row in the part."
@@ -181,7 +225,8 @@ def _check_against_plan(pair: PartPair) -> Iterator[Problem]:
 def _check_membership(pair: PartPair) -> Iterator[Problem]:
     """Images have as many instances as their rows say, on their canvas; instances have an image."""
     image_rows = {row["image_id"]: row for row in pair.images.to_pylist()}
-    columns = [pair.instances[name].to_pylist() for name in ("image_id", "height", "width")]
+    names = ("image_id", "height", "width", "window_x", "window_y")
+    columns = [pair.instances[name].to_pylist() for name in names]
     n_instances = Counter(columns[0])
     uri = pair.instances_uri
     for image_id in n_instances.keys() - image_rows.keys():
@@ -193,11 +238,14 @@ def _check_membership(pair: PartPair) -> Iterator[Problem]:
             actual = plural(n_instances[image_id], "instance")
             message = f"it has {actual}; its row says {row['n_instances']:,}."
             yield Problem("unbalanced", uri, message, image_id)
-    for image_id, height, width in sorted(set(zip(*columns, strict=True))):
+    for image_id, height, width, *place in sorted(set(zip(*columns, strict=True))):
         row = image_rows.get(image_id, {"height": height, "width": width})
         if (row["height"], row["width"]) != (height, width):
             image_size = f"{row['width']} x {row['height']}"
             message = f"a mask's canvas is {width} x {height}, but the image is {image_size}."
+            yield Problem("wrong_canvas", uri, message, image_id)
+        elif any(place):
+            message = f"a mask's canvas is the whole image, and yet begins at {tuple(place)}."
             yield Problem("wrong_canvas", uri, message, image_id)
 
 

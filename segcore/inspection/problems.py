@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segcore.text import align_columns, plural, printable
+from segcore.text import align_columns, join_counts, plural, printable
 
 KINDS = {
     "alien_file": "a file in images/ or instances/ that is not a part",
@@ -66,6 +66,7 @@ class Verification:
     Attributes:
         run: Of the newest run record; "" when there is none.
         images_unlisted: Images beside `images` whose results are kept though the input lacks them.
+        warnings: Images by code of their warnings; these are no problems of the output.
         problems: At most `MAX_LISTED`, sorted by file; `counts` has them all.
         edition_notes: Sentences for people: whether the edition is published, for example.
     """
@@ -79,6 +80,7 @@ class Verification:
     failed: int = 0
     instances: int = 0
     images_unlisted: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     edition_notes: list[str] = field(default_factory=list)
@@ -109,6 +111,7 @@ class Verification:
             ("edition", self.edition),
             ("checked", ", ".join(checked)),
             *self._unlisted_rows(),
+            *([("warnings", join_counts(self.warnings))] if self.warnings else []),
             ("result", plural(total, "problem") if total else "fine"),
         ]
         rows += [(f"  {number:,}", KINDS[kind]) for kind, number in sorted(self.counts.items())]

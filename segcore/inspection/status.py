@@ -34,7 +34,7 @@ from segcore.output.run_records import (
 )
 from segcore.output.unlisted import read_unlisted
 from segcore.storage import ObjectInfo, Storage
-from segcore.text import align_columns, plural
+from segcore.text import align_columns, join_counts, plural
 
 _FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
 _REQUEST_THREADS = 32
@@ -55,6 +55,7 @@ class Status:
         images: Of the whole plan; None while shards are counted only as they are read.
         images_done: Rows of the committed parts; = ok + failed.
         images_left: None like `images`.
+        warnings: Images by code of their warnings.
         units_foreign: Units with parts that are neither in the plan nor unlisted.
         images_unlisted: Images beside these whose results are kept though the input lacks them.
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
@@ -79,6 +80,7 @@ class Status:
     failed: int
     failures: dict[str, int]
     instances: int
+    warnings: dict[str, int] = field(default_factory=dict)
     units_foreign: int = 0
     images_unlisted: int = 0
     unreadable: tuple[str, ...] = ()
@@ -100,7 +102,7 @@ class Status:
         """For people, a few aligned lines."""
         total = "counted when read" if self.images is None else f"{self.images:,}"
         images_left = "" if self.images_left is None else f"  ({self.images_left:,} left)"
-        reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
+        reasons = join_counts(self.failures)
         rows = [
             ("edition", self.edition),
             ("run", f"{self.run}  {self.state}{self._when()}"),
@@ -110,6 +112,8 @@ class Status:
             ("failed", f"{self.failed:,}" + (f"  ({reasons})" if reasons else "")),
             ("instances", f"{self.instances:,}"),
         ]
+        if self.warnings:
+            rows.append(("warnings", join_counts(self.warnings)))
         if self.pace is not None:
             rows.append(("pace", self.pace.summary()))
         if self.lease is not None and self.lease.summary():
@@ -243,8 +247,10 @@ def _make_status(
     parts: _CommittedParts,
 ) -> Status:
     failures: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
     for counts in parts.counts.values():
         failures.update(counts.failures)
+        warnings.update(counts.warnings)
     units_left = [planned[unit] for unit in planned if unit not in parts.changed]
     images_done = sum(counts.images for counts in parts.counts.values())
     images_known = all(unit.images is not None for unit in units_left) and not parts.unreadable
@@ -270,6 +276,7 @@ def _make_status(
         failed=sum(counts.failed for counts in parts.counts.values()),
         failures=dict(sorted(failures.items())),
         instances=sum(counts.instances for counts in parts.counts.values()),
+        warnings=dict(sorted(warnings.items())),
         units_foreign=len(parts.foreign),
         unreadable=tuple(sorted(parts.unreadable)),
         pace=pace,

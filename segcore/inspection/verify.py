@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, SegcoreError, StorageError, describe_error
 from segcore.inspection.input_checks import find_unread_images
-from segcore.inspection.part_checks import PartPair, check_pair
+from segcore.inspection.part_checks import PartPair, check_pair, count_warnings
 from segcore.inspection.part_listings import PartListing, compare_listings, list_parts
 from segcore.inspection.problems import Problem, Verification
 from segcore.output.documents import read_document
@@ -30,6 +30,7 @@ from segcore.output.latest import read_latest
 from segcore.output.layout import EditionLayout, Table
 from segcore.output.report import COMPLETE
 from segcore.output.run_records import RunRecord, read_newest_run, read_plan
+from segcore.output.schema import SCHEMA_VERSION
 from segcore.output.tables import encode_part
 from segcore.planning.plan import Plan
 from segcore.sources.units import Unit
@@ -60,6 +61,19 @@ class _UnitCheck:
     ok: int = 0
     failed: int = 0
     instances: int = 0
+    warnings: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _EditionFacts:
+    """What the parts of an edition must agree with.
+
+    Attributes:
+        categories: id -> name.
+    """
+
+    categories: dict[int, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class _UnitChecker:
 
     storage: Storage
     layout: EditionLayout
-    categories: dict[int, str]
+    edition: _EditionFacts
     parts: PartListing
 
     def check(self, unit: str, planned: Unit | None) -> _UnitCheck:
@@ -89,8 +103,9 @@ class _UnitChecker:
             images=images,
             instances=instances,
             edition=self.layout.name,
-            categories=self.categories,
+            categories=self.edition.categories,
             planned=planned,
+            schema_version=self.edition.schema_version,
         )
         problems += check_pair(pair)
         if unit in self.parts.unlisted:
@@ -105,6 +120,7 @@ class _UnitChecker:
             ok=ok,
             failed=images.num_rows - ok,
             instances=instances.num_rows,
+            warnings=count_warnings(images),
         )
 
     def uri(self, table: Table, unit: str) -> str:
@@ -158,12 +174,12 @@ def verify_output(
     choice = choose_edition(storage, output, edition, newest=True)
     layout = choice.layout
     result = Verification(layout.name, layout.prefix, edition_notes=choice.sentences())
-    categories = _check_edition(storage, layout, result)
+    facts = _check_edition(storage, layout, result)
     record = _check_newest_run(storage, layout, result)
     plan = _check_plan(storage, layout, record, result)
     parts = list_parts(storage, layout, record, result)
     compare_listings(layout, plan, parts, result)
-    checker = _UnitChecker(storage, layout, categories, parts)
+    checker = _UnitChecker(storage, layout, facts, parts)
     id_hashes = {unit: _hash_names(ids) for unit, ids in parts.unlisted.items()}
     units = set(parts.generations) if include_unlisted else parts.generations.keys() - id_hashes
     for number, check in enumerate(_check_units(checker, plan, units, threads), start=1):
@@ -174,6 +190,7 @@ def verify_output(
             result.ok += check.ok
             result.failed += check.failed
             result.instances += check.instances
+            result.warnings.update(check.warnings)
         progress(number, len(units))
     result.images = result.ok + result.failed
     result.add(_find_duplicates(storage, checker, id_hashes))
@@ -213,8 +230,8 @@ def _find_in_plan(plan: Plan | None, committed: set[str]) -> Iterator[tuple[str,
         yield name, None
 
 
-def _check_edition(storage: Storage, layout: EditionLayout, result: Verification) -> dict[int, str]:
-    """Categories of the edition; its fingerprint must be that of its content."""
+def _check_edition(storage: Storage, layout: EditionLayout, result: Verification) -> _EditionFacts:
+    """What the edition says; its fingerprint must be that of its content."""
     uri = layout.edition_json
     try:
         edition = read_document(storage, uri)
@@ -228,12 +245,18 @@ def _check_edition(storage: Storage, layout: EditionLayout, result: Verification
         if edition["edition"] != layout.name:
             message = f"it is the edition {edition['edition']}, not {layout.name}."
             result.add([Problem("bad_edition", uri, message)])
-        return {int(c["id"]): str(c["name"]) for c in edition["model"]["categories"]}
+        version = int(edition["schema_version"])
+        if not 1 <= version <= SCHEMA_VERSION:
+            message = f"its schema version is {version}; this segcore knows 1 to {SCHEMA_VERSION}."
+            result.add([Problem("bad_edition", uri, message)])
+            version = SCHEMA_VERSION
+        categories = {int(c["id"]): str(c["name"]) for c in edition["model"]["categories"]}
+        return _EditionFacts(categories, version)
     except (ValueError, KeyError, TypeError, AttributeError, SegcoreError) as error:
         result.add(
             [Problem("bad_edition", uri, f"it cannot be read: {describe_error(error, 200)}")]
         )
-        return {}
+        return _EditionFacts()
 
 
 def _check_newest_run(
@@ -325,6 +348,10 @@ def _compare_with_record(record: RunRecord | None, result: Verification) -> Iter
         if stated != actual:
             message = f"it states {name} {stated}, but the parts give {actual}."
             yield Problem("report_differs", record.uri, message)
+    stated = record.values.get("warnings", {})  # records of schema 1 have none
+    if stated != dict(result.warnings):
+        message = f"it states the warnings {stated}, but the parts give {dict(result.warnings)}."
+        yield Problem("report_differs", record.uri, message)
 
 
 def _check_latest(storage: Storage, layout: EditionLayout, result: Verification) -> None:

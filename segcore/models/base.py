@@ -85,7 +85,7 @@ class Model(Protocol):
     several batches at once. ``batch_key(prepared)`` returns equal keys for prepared images that
     are best batched together, such as those of one shape. A `preprocess` that is a
     `ReducedPreprocess` allows large JPEGs to be decoded at a reduced size, where the user asks for
-    it.
+    it. A prepared image that is a `ResizedInput` tells at which size the model sees it.
     """
 
     info: ModelInfo
@@ -114,3 +114,15 @@ class ReducedPreprocess(Protocol):
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels at which the model sees an image of (`height`, `width`)."""
+
+
+@runtime_checkable
+class ResizedInput(Protocol):
+    """A prepared image that tells at which size the model sees it.
+
+    Of images that are reduced strongly, people are warned: small objects are lost.
+    """
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(height, width) in pixels, without padding."""

@@ -16,7 +16,7 @@ from segcore.output.schema import SCHEMA_VERSION
 
 # Limits decide whether an image is tried, not what comes out of it: raising one must not throw
 # away a finished archive. They are recorded in edition.json, but are not part of the name.
-LIMITS = frozenset({"max_pixels", "max_bytes", "max_memory_bytes"})
+LIMITS = frozenset({"max_pixels", "max_bytes", "max_memory_bytes", "max_pages"})
 
 # Recorded, too, but no part of the name: their pixels are compared in the tests, and DECODER rises
 # when they change.

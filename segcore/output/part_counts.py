@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
+from segcore.errors import ImageWarning
 from segcore.output.tables import ImageResult
 
 _READER = b"segcore.reader"
@@ -18,7 +21,9 @@ class PartCounts:
 
     Attributes:
         failures: Failed images by error code.
-        notes: What was noticed while reading, such as ``duplicate_names`` (renamed) in a tar.
+        notes: What was noticed while reading, such as ``duplicate_names`` (renamed) in a tar; and
+            how many pages and frames were left out.
+        warnings: Images by code of their warnings.
     """
 
     unit: str
@@ -27,6 +32,7 @@ class PartCounts:
     instances: int
     failures: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -38,15 +44,46 @@ class PartCounts:
         cls, unit: str, results: Sequence[ImageResult], notes: Mapping[str, int]
     ) -> PartCounts:
         """The counts of a unit's results."""
-        failures = Counter(str(r.error.code) for r in results if r.error is not None)
-        failed = sum(failures.values())
+        return cls.of_rows(
+            unit,
+            [None if r.error is None else str(r.error.code) for r in results],
+            sum(len(r.instances) for r in results if r.instances is not None),
+            [r.warnings for r in results],
+            notes,
+        )
+
+    @classmethod
+    def of_tables(cls, unit: str, images: pa.Table, instances: pa.Table) -> PartCounts:
+        """The counts of a unit's tables; what reading noticed is not in them."""
+        warnings = (map(ImageWarning.parse, texts) for texts in images["warnings"].to_pylist())
+        error_codes = images["error_code"].to_pylist()
+        return cls.of_rows(unit, error_codes, instances.num_rows, warnings, {})
+
+    @classmethod
+    def of_rows(
+        cls,
+        unit: str,
+        error_codes: Sequence[str | None],
+        instances: int,
+        warnings: Iterable[Iterable[ImageWarning]],
+        notes: Mapping[str, int],
+    ) -> PartCounts:
+        """The counts of rows: the error code and the warnings of each image."""
+        failures = Counter(code for code in error_codes if code is not None)
+        by_code: Counter[str] = Counter()
+        all_notes = Counter(notes)
+        for warnings_of_image in map(tuple, warnings):
+            by_code.update({str(warning.code) for warning in warnings_of_image})
+            for warning in warnings_of_image:
+                all_notes[str(warning.code)] += warning.n_left_out
         return cls(
             unit=unit,
-            ok=len(results) - failed,
-            failed=failed,
-            instances=sum(len(r.instances) for r in results if r.instances is not None),
+            ok=len(error_codes) - failures.total(),
+            failed=failures.total(),
+            instances=instances,
             failures=dict(sorted(failures.items())),
-            notes={name: number for name, number in sorted(notes.items()) if number},
+            notes={name: number for name, number in sorted(all_notes.items()) if number},
+            warnings=dict(sorted(by_code.items())),
         )
 
     @classmethod
@@ -64,6 +101,7 @@ class PartCounts:
             instances=int(values["segcore.n_instances"]),
             failures=json.loads(values["segcore.failures"]),
             notes=json.loads(values["segcore.notes"]),
+            warnings=json.loads(values.get("segcore.warnings", "{}")),  # not in schema 1
         )
 
     def to_metadata(self) -> dict[str, str]:
@@ -75,6 +113,7 @@ class PartCounts:
             "segcore.n_instances": str(self.instances),
             "segcore.failures": json.dumps(self.failures, sort_keys=True),
             "segcore.notes": json.dumps(self.notes, sort_keys=True),
+            "segcore.warnings": json.dumps(self.warnings, sort_keys=True),
         }
 
 

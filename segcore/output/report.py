@@ -13,7 +13,14 @@ from segcore.output.edition_changes import EditionChanges
 from segcore.output.layout import EditionLayout
 from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
-from segcore.text import align_columns, format_bytes, format_duration, plural, printable
+from segcore.text import (
+    align_columns,
+    format_bytes,
+    format_duration,
+    join_counts,
+    plural,
+    printable,
+)
 
 RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED, NOTHING_FOUND = (
     "running",
@@ -42,6 +49,7 @@ class Account:
     instances: int
     failures: dict[str, int]
     notes: dict[str, int]
+    warnings: dict[str, int]
     units: int
     missing: tuple[str, ...] = ()
     unbalanced: tuple[str, ...] = ()
@@ -57,9 +65,11 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
     parts = {part.unit: part for part in counts}
     failures: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
     for part in parts.values():
         failures.update(part.failures)
         notes.update(part.notes)
+        warnings.update(part.warnings)
     unbalanced = tuple(
         unit for unit, part in parts.items() if planned[unit] not in (None, part.images)
     )
@@ -70,6 +80,7 @@ def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -
         instances=sum(part.instances for part in parts.values()),
         failures=dict(sorted(failures.items())),
         notes=bound_kinds(notes),
+        warnings=dict(sorted(warnings.items())),
         units=len(planned),
         missing=tuple(unit for unit in planned if unit not in parts),
         unbalanced=unbalanced,
@@ -99,6 +110,7 @@ class RunReport:
         images: Rows of the ``images`` table; = ok + failed.
         failures: Failed images by error code.
         notes: What was noticed while reading, such as ``duplicate_names`` (renamed in a shard).
+        warnings: Images by code of their warnings (`images.warnings`).
         units_missing: How many units of the plan have no part.
         units_unbalanced: Units whose part has a different number of images than the plan.
         units_withdrawn: Units of earlier plans whose parts were deleted, because their images are
@@ -136,6 +148,7 @@ class RunReport:
     instances: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
     units: int = 0
     units_missing: int = 0
     units_unbalanced: tuple[str, ...] = ()
@@ -171,9 +184,10 @@ class RunReport:
 
     def summary(self) -> str:
         """The summary for people, a few aligned lines."""
-        reasons = ", ".join(f"{code} {count:,}" for code, count in self.failures.items())
+        reasons = join_counts(self.failures)
         seconds = self.timings.get("segment", 0.0)
         layout = EditionLayout(self.prefix)
+        warnings = join_counts(self.warnings)
         rows = [
             ("status", self.status),
             ("images", f"{self.images:,}"),
@@ -182,6 +196,8 @@ class RunReport:
             ("instances", f"{self.instances:,}"),
             ("units", _summarize_units(self)),
         ]
+        if warnings:
+            rows.insert(4, ("  warnings", warnings))
         if seconds:
             images = plural(self.images_this_time, "image")
             pace = f"{images} in {format_duration(seconds)}, {self.images_per_second:.1f}/s"
@@ -208,6 +224,11 @@ class RunReport:
         lines = self._left_out_lines()
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)
+        if self.warnings:
+            lines.append(
+                "Some images have warnings; the images table has their texts (column warnings), "
+                "and docs/output.md explains each."
+            )
         lines += self._publication_lines()
         if self.units_done_before == self.units and not self.images_retried:
             lines.append(

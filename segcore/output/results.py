@@ -15,7 +15,13 @@ from segcore.output.documents import read_document
 from segcore.output.editions import choose_edition
 from segcore.output.layout import EditionLayout, Table, part_of_file
 from segcore.output.parts import newest_generations
-from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.output.schema import (
+    ADDED_IN_2,
+    IMAGES_SCHEMA,
+    INSTANCES_SCHEMA,
+    add_new_columns,
+    stated_version,
+)
 from segcore.output.visible import find_visible_units
 from segcore.storage import Storage
 
@@ -70,6 +76,8 @@ class Results:
     def images(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `images` table, one unit at a time.
 
+        Columns that an output of schema 1 lacks have their defaults: no warnings, no page.
+
         Raises:
             UsageError: A part is not a table of this schema.
         """
@@ -85,8 +93,13 @@ class Results:
         uri = self.layout.part(table, unit, self.generations.get(unit, 0))
         with self.storage.open(uri) as file:
             try:
-                return pq.read_table(file, columns=list(columns))
-            except (pa.ArrowException, OSError) as error:
+                part = pq.ParquetFile(file)
+                names = list(columns)
+                if stated_version(part.metadata.metadata) == 1:
+                    present = [name for name in names if name not in ADDED_IN_2]
+                    return add_new_columns(part.read(columns=present), table, names)
+                return part.read(columns=names).select(names)
+            except (pa.ArrowException, OSError, KeyError) as error:
                 raise UsageError(f"{uri} is not a part of a segcore output: {error}") from None
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning
 from segcore.instances import Instances
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.sources import file_image_id
 from segcore.sources.units import Unit
 
 
@@ -22,6 +23,8 @@ class ImageResult:
 
     Attributes:
         width, height: Pixels after EXIF orientation; None when the image was never decoded.
+        warnings: What a person should know of the image, whatever became of it.
+        page: From 1, where the file has several pages and each is an image; None otherwise.
     """
 
     image_id: str
@@ -31,6 +34,13 @@ class ImageResult:
     height: int | None = None
     instances: Instances | None = None
     error: ImageError | None = None
+    warnings: tuple[ImageWarning, ...] = ()
+    page: int | None = None
+
+    @property
+    def file_id(self) -> str:
+        """The image id of the file of which this is a page; without pages, that of the image."""
+        return file_image_id(self.image_id, self.page)
 
 
 def images_table(unit: Unit, results: Sequence[ImageResult]) -> pa.Table:
@@ -50,6 +60,8 @@ def images_table(unit: Unit, results: Sequence[ImageResult]) -> pa.Table:
         "n_instances": [
             0 if result.instances is None else len(result.instances) for result in results
         ],
+        "warnings": [[str(warning) for warning in result.warnings] for result in results],
+        "page": [result.page for result in results],
     }
     return pa.table(
         {name: _escape_undecodable(values) for name, values in columns.items()},
@@ -91,6 +103,9 @@ def instances_table(results: Sequence[ImageResult], categories: dict[int, str]) 
         "height": heights.astype(np.int32),
         "width": widths.astype(np.int32),
         "counts": pa.array(counts, pa.binary()).cast(pa.string()),
+        "window_x": np.zeros(len(counts), np.int32),
+        "window_y": np.zeros(len(counts), np.int32),
+        "geometry": pa.nulls(len(counts), pa.binary()),
     }
     for axis, name in enumerate(("bbox_x", "bbox_y", "bbox_w", "bbox_h")):
         columns[name] = np.ascontiguousarray(boxes[:, axis])
@@ -118,15 +133,21 @@ def results_from_tables(images: pa.Table, instances: pa.Table) -> list[ImageResu
             areas=rows["area"].to_numpy(),
             counts=[text.encode() for text in rows["counts"].to_pylist()],
         )
-        columns = {name: image[name] for name in ("image_id", "uri", "etag", "width", "height")}
-        results.append(ImageResult(**columns, instances=image_instances))
+        names = ("image_id", "uri", "etag", "width", "height", "page")
+        warnings = tuple(ImageWarning.parse(text) for text in image["warnings"])
+        columns = {name: image[name] for name in names}
+        results.append(ImageResult(**columns, instances=image_instances, warnings=warnings))
     return results
 
 
 def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Parquet bytes; always the same for the same table: they hold no time and no writer state."""
     sink = io.BytesIO()
-    other_columns = [name for name in table.column_names if name != "counts"]
+    other_columns = [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in table.schema
+        if field.name != "counts"
+    ]
     pq.write_table(
         table.replace_schema_metadata(metadata),
         sink,

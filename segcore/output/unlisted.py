@@ -20,6 +20,7 @@ from segcore.storage.uris import basename
 UNLISTED_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # "" for loose images
         pa.field("unit", pa.string(), nullable=False),  # its part has the rows of the image

@@ -174,6 +174,14 @@ def _limits_for(n_images: int, limits: UnitLimits) -> UnitLimits:
     return limits.model_copy(update={"images": min(limits.images, share)})
 
 
+def without_counts(plan: Plan) -> Plan:
+    """The plan where reading tells how many images a unit holds, as with pages of TIFFs."""
+    table = plan.units.table
+    place = table.schema.get_field_index("n_images")
+    unknown = pa.nulls(table.num_rows, pa.int64())
+    return replace(plan, units=Units(table.set_column(place, table.schema.field(place), unknown)))
+
+
 def run_name(units: pa.Table) -> str:
     """The name of a run of these units (`Plan.run`)."""
     text = "\n".join(sorted(units["unit"].to_pylist()))

@@ -122,13 +122,15 @@ def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
 
     Args:
         reused: What the previous plan gives.
-        unlisted: The images that the previous listing lacked: columns image_id, etag, shard, unit.
+        unlisted: The images that the previous listing lacked: columns uri, etag, shard, unit.
     """
     entries = reused.remaining_entries
     loose = unlisted.filter(pc.equal(unlisted["shard"], ""))
     if not loose.num_rows or not entries.num_rows or not isinstance(entries, Listing):
         return reused
-    ids, etags, old_units = (loose[name].to_pylist() for name in ("image_id", "etag", "unit"))
+    columns = (loose[name].to_pylist() for name in ("uri", "etag", "unit"))
+    images = list(dict.fromkeys(zip(*columns, strict=True)))  # each page of a file is a row
+    ids, etags, old_units = ([image[i] for image in images] for i in range(3))
     index = HashIndex([object_digests(ids, [0] * len(ids), etags)], len(ids))
     is_covered = np.zeros(entries.num_rows, bool)
     members: dict[str, list[tuple[int, Member]]] = {}  # old unit -> (row of `loose`, image)

@@ -5,7 +5,6 @@ Without this, one changed image would have all images of its unit segmented agai
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.schema import IMAGES_SCHEMA
 from segcore.planning.plan import Plan, select_units
+from segcore.sources import file_image_id
 from segcore.sources.units import Unit
 
 _THREADS = 8
 _UNITS_AT_ONCE = 64
-
-
-class DamagedPart(StorageError):
-    """The part whose rows were to move cannot be read."""
 
 
 def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
@@ -64,12 +60,20 @@ class _Carrier:
             Its id; None, and nothing is committed, when that old unit lacks some of its images.
         """
         old_unit = self.plan.carried[unit.unit]
-        image_ids = pa.array([member.image_id for member in unit.members], pa.string())
         try:
-            is_committed = commit_rows_of(self.parts, old_unit, unit.unit, image_ids)
-        except DamagedPart:
+            images, instances = self.parts.read_tables(old_unit)
+        except StorageError:
             return None  # then its images are segmented again
-        return unit.unit if is_committed else None
+        wanted_files = [member.image_id for member in unit.members]
+        files = pa.array(
+            map(file_image_id, images["image_id"].to_pylist(), images["page"].to_pylist()),
+            pa.string(),
+        )
+        is_wanted = pc.is_in(files, pa.array(wanted_files, pa.string()))
+        if list(dict.fromkeys(files.filter(is_wanted).to_pylist())) != wanted_files:
+            return None
+        _commit_rows(self.parts, images.filter(is_wanted), instances, unit.unit)
+        return unit.unit
 
 
 def commit_rows_of(parts: Parts, old_unit: str, new_unit: str, image_ids: pa.Array) -> bool:
@@ -79,20 +83,21 @@ def commit_rows_of(parts: Parts, old_unit: str, new_unit: str, image_ids: pa.Arr
         Whether the old unit has all these images in this order; if not, nothing is committed.
 
     Raises:
-        DamagedPart: The old part cannot be read.
-        StorageError: The new part cannot be written.
+        StorageError: The old part cannot be read, or the new one not be written.
     """
-    try:
-        images, instances = parts.read_tables(old_unit)
-    except StorageError as error:
-        raise DamagedPart(error.message, error.hint) from None
+    images, instances = parts.read_tables(old_unit)
     images = images.filter(pc.is_in(images["image_id"], image_ids))
     if images["image_id"].to_pylist() != image_ids.to_pylist():
         return False
-    instances = instances.filter(pc.is_in(instances["image_id"], image_ids))
-    images = _with_unit(images, new_unit)
-    parts.commit_tables(images, instances, _count_rows(new_unit, images, instances))
+    _commit_rows(parts, images, instances, new_unit)
     return True
+
+
+def _commit_rows(parts: Parts, images: pa.Table, instances: pa.Table, unit: str) -> None:
+    """Commit rows of another unit, with those of their instances."""
+    instances = instances.filter(pc.is_in(instances["image_id"], images["image_id"]))
+    images = _with_unit(images, unit)
+    parts.commit_tables(images, instances, PartCounts.of_tables(unit, images, instances))
 
 
 def _with_unit(images: pa.Table, unit: str) -> pa.Table:
@@ -100,14 +105,3 @@ def _with_unit(images: pa.Table, unit: str) -> pa.Table:
     column = pa.array([unit] * images.num_rows, pa.string())
     position = IMAGES_SCHEMA.get_field_index("unit")
     return images.set_column(position, IMAGES_SCHEMA.field("unit"), column)
-
-
-def _count_rows(unit: str, images: pa.Table, instances: pa.Table) -> PartCounts:
-    failed = images.filter(pc.equal(images["status"], "failed"))
-    return PartCounts(
-        unit=unit,
-        ok=images.num_rows - failed.num_rows,
-        failed=failed.num_rows,
-        instances=instances.num_rows,
-        failures=dict(sorted(Counter(failed["error_code"].to_pylist()).items())),
-    )

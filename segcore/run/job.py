@@ -25,7 +25,7 @@ from segcore.output.report import NOTHING_FOUND, Preview
 from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.planning.lost import LostEntries
-from segcore.planning.plan import Plan, make_plan, summarize_plan
+from segcore.planning.plan import Plan, make_plan, summarize_plan, without_counts
 from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
 from segcore.sources.base import Source
@@ -271,7 +271,7 @@ def open_plan(
         )
     if not config.source.allow_shrunk_listing:
         check_listing(plan.lost, source.input)
-    return plan
+    return plan if config.decode.pages == "first" else without_counts(plan)
 
 
 def check_listing(lost: LostEntries, input_uri: str) -> None:

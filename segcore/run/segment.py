@@ -284,6 +284,7 @@ def _account(job: Job, state: RunState) -> RunReport:
         instances=account.instances,
         failures=account.failures,
         notes=account.notes,
+        warnings=account.warnings,
         units_missing=len(account.missing),
         units_unbalanced=account.unbalanced,
         images_unlisted=images_unlisted,

@@ -161,7 +161,7 @@ def _find_listed(parts: Parts, units: pa.Table, rows: pa.Table) -> set[str]:
 
     An image of a shard is looked for only in units of the same shard.
     """
-    ids = set(rows["image_id"].to_pylist())
+    ids = set(_keys(rows))
     found: set[str] = set()
     if not ids:
         return found
@@ -181,17 +181,23 @@ def _find_listed(parts: Parts, units: pa.Table, rows: pa.Table) -> set[str]:
     return found
 
 
+def _keys(rows: pa.Table) -> list[str]:
+    """What says whether an image is listed: of a loose file, whose pages are rows, its URI."""
+    is_loose = pc.equal(rows["shard"], "")
+    return list(pc.if_else(is_loose, rows["uri"], rows["image_id"]).to_pylist())
+
+
 def _without(units: pa.Table, ids: frozenset[str]) -> pa.Table:
     return units.filter(pc.invert(pc.is_in(units["unit"], pa.array(sorted(ids), pa.string()))))
 
 
 def _select_kept(rows: pa.Table, listed: set[str]) -> pa.Table:
-    """The first row of each image that is not listed."""
-    done = set(listed)
-    is_kept = []
-    for image_id in rows["image_id"].to_pylist():
-        is_kept.append(image_id not in done)
-        done.add(image_id)
+    """The rows of each image that is not listed, from the first unit that has it."""
+    units: dict[str, str] = {}  # the unit that has an image first has all its pages
+    is_kept = [
+        key not in listed and units.setdefault(key, unit) == unit
+        for key, unit in zip(_keys(rows), rows["unit"].to_pylist(), strict=True)
+    ]
     return rows.filter(pa.array(is_kept, pa.bool_()))
 
 
@@ -219,7 +225,7 @@ def _cut_parts(
                     "Rerun the same command; if that does not help, see `segcore verify`.",
                 )
         names = pa.array([new_unit.unit] * unit_rows.num_rows, pa.string())
-        return unit_rows.set_column(3, UNLISTED_SCHEMA.field("unit"), names)
+        return unit_rows.set_column(4, UNLISTED_SCHEMA.field("unit"), names)
 
     with ThreadPoolExecutor(_THREADS, "segcore-settle") as pool:
         cut_tables = list(pool.map(cut, partial))
@@ -236,11 +242,11 @@ def _unit_of_rows(rows: pa.Table) -> Unit:
 
     So they are found again when they are listed again, see `reuse_returned`.
     """
-    ids, etags = rows["image_id"].to_pylist(), rows["etag"].to_pylist()
+    etags = dict(zip(_keys(rows), rows["etag"].to_pylist(), strict=True))
     shard = rows["shard"][0].as_py()
     if not shard:
-        members = [Member(name, name, etag, -1) for name, etag in zip(ids, etags, strict=True)]
+        members = [Member(uri, uri, etag, -1) for uri, etag in etags.items()]
         return make_objects_unit(members)
-    members = [Member(name, shard, etag, -1) for name, etag in zip(ids, etags, strict=True)]
-    return make_unit("unlisted", shard=shard, stop=len(ids), n_images=len(ids), n_bytes=0,
+    members = [Member(name, shard, etag, -1) for name, etag in etags.items()]
+    return make_unit("unlisted", shard=shard, stop=len(etags), n_images=len(etags), n_bytes=0,
                      members=members)  # fmt: skip

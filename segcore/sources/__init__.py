@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from segcore.errors import SegcoreError, StorageError
-from segcore.sources.base import IMAGE_EXTENSIONS, Sample, Source, SourceOptions
+from segcore.sources.base import (
+    IMAGE_EXTENSIONS,
+    Sample,
+    Source,
+    SourceOptions,
+    file_image_id,
+    page_image_id,
+)
 from segcore.sources.detect import open_source
 from segcore.sources.objects import read_objects
 from segcore.sources.parquet_rows import read_parquet
@@ -19,7 +26,9 @@ __all__ = [
     "Sample",
     "Source",
     "SourceOptions",
+    "file_image_id",
     "open_source",
+    "page_image_id",
     "read_unit",
 ]
 

@@ -160,6 +160,8 @@ class Sample:
         data: Encoded image; None if and only if `error` is set.
         error: Why it cannot be read; becomes a failed row.
         warning: "" or "duplicate_name" (the key got a suffix `~2`, `~3`, ...).
+        page: From 1, if this is one page of a file of several; None otherwise.
+        page_offset: Where `data`, which is the whole file, has that page; None for all of it.
     """
 
     image_id: str
@@ -168,6 +170,18 @@ class Sample:
     data: bytes | None = field(repr=False)
     error: ImageError | None = None
     warning: str = ""
+    page: int | None = None
+    page_offset: int | None = None
+
+
+def page_image_id(image_id: str, page: int | None) -> str:
+    """The id of a page of an image file; the first page has the id of the file."""
+    return image_id if page is None or page == 1 else f"{image_id}#page={page}"
+
+
+def file_image_id(image_id: str, page: int | None) -> str:
+    """Inverse of `page_image_id`."""
+    return image_id if page is None or page == 1 else image_id.removesuffix(f"#page={page}")
 
 
 Entries: TypeAlias = pa.Table | Listing  # shards, or loose images, of which there may be millions

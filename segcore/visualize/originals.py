@@ -15,6 +15,7 @@ from segcore.planning.plan_files import decode_plan
 from segcore.sources import SourceOptions, read_unit
 from segcore.sources.units import Unit
 from segcore.storage import Storage
+from segcore.worker.pages import image_bytes, split_pages
 
 
 def read_originals(
@@ -77,11 +78,10 @@ def _read_images(
     decoding: DecodeOptions,
 ) -> dict[str, np.ndarray]:
     images: dict[str, np.ndarray] = {}
-    for sample in read_unit(unit, storage, source):
+    options = decoding.model_copy(update={"pages": "all"})  # first pages keep the id of their file
+    for sample in split_pages(read_unit(unit, storage, source), options):
         if sample.image_id in image_ids:
-            if sample.error is not None:
-                raise sample.error
-            images[sample.image_id] = decode_image(sample.data or b"", decoding)
+            images[sample.image_id] = decode_image(image_bytes(sample), options)
         if len(images) == len(image_ids):
             return images
     raise UsageError(

@@ -13,8 +13,15 @@ from segcore.output.tables import ImageResult
 from segcore.sources import Sample, read_unit
 from segcore.sources.units import Unit
 from segcore.worker.batching import BatchRunner
+from segcore.worker.pages import split_pages
 from segcore.worker.read_options import ReadOptions
-from segcore.worker.unit_results import ReusedRows, commit_rows, make_row, read_reused_rows
+from segcore.worker.unit_results import (
+    ReusedRows,
+    commit_rows,
+    make_row,
+    name_row,
+    read_reused_rows,
+)
 from segcore.worker.watchdog import Watchdog
 
 _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
@@ -36,7 +43,7 @@ class ImageWorker:
         self._samples: Iterator[Sample] = iter(())
         self._sample: Sample | None = None
         self._notes: Counter[str] = Counter()
-        self._reused = ReusedRows(_NO_UNIT, {})
+        self._reused = ReusedRows(_NO_UNIT, [])
 
     def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
         """Begin a unit after its first `skip` samples.
@@ -50,8 +57,10 @@ class ImageWorker:
         options = self._read_options
         self._notes = Counter()
         self._reused = read_reused_rows(self._parts, unit, retry_failed)
-        samples = read_unit(unit, options.storage, options.source, self._notes, self._reused.rows)
-        self._samples = self._reused.without_reused(samples)
+        samples = read_unit(
+            unit, options.storage, options.source, self._notes, self._reused.finished_files
+        )
+        self._samples = self._reused.without_reused(split_pages(samples, options.decode))
         for _ in range(skip):
             next(self._samples, None)
 
@@ -64,7 +73,7 @@ class ImageWorker:
         self._sample = next(self._samples, None)
         if self._sample is None:
             return None
-        return ImageResult(self._sample.image_id, self._sample.uri, self._sample.etag)
+        return name_row(self._sample)
 
     def segment(self) -> ImageResult:
         """Decode and segment the image that `read_next` read.
@@ -76,7 +85,6 @@ class ImageWorker:
         image = self._prefetcher.prepare(
             self._sample, self._model.preprocess, self._read_options.decode
         )
-        self._notes.update(image.notes)
         if image.error is not None:
             return make_row(image, image.error)
         return make_row(image, BatchRunner(self._model).run([image.value])[0])

@@ -15,6 +15,7 @@ from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.images import DecodeOptions
 from segcore.sources import Sample
 from segcore.text import printable
+from segcore.worker.pages import image_bytes
 from segcore.worker.preprocessing import PreparedSample, Preprocessor
 from segcore.worker.watchdog import Watchdog
 
@@ -143,10 +144,11 @@ def prepare_sample(
         return PreparedSample(sample, error=error)
     bare_sample = replace(sample, data=None)  # so that the encoded bytes can be freed
     try:
-        with budget.hold(preprocessor.memory_bytes(sample.data)), watchdog.guard():
-            image = preprocessor.decode(sample.data)
+        data = image_bytes(sample)
+        with budget.hold(preprocessor.memory_bytes(data)), watchdog.guard():
+            image = preprocessor.decode(data)
             value = preprocessor.preprocess(image)
-            notes = preprocessor.notes(image)
+            warnings = preprocessor.warnings(image, value)
     except ImageError as error:
         return PreparedSample(bare_sample, error=error)
     except MemoryError:
@@ -156,4 +158,4 @@ def prepare_sample(
         logging.getLogger(__name__).exception("Cannot prepare %s.", printable(sample.image_id))
         message = describe_error(error)
         return PreparedSample(bare_sample, error=ImageError(ErrorCode.INTERNAL_ERROR, message))
-    return PreparedSample(bare_sample, value, image.width, image.height, notes=notes)
+    return PreparedSample(bare_sample, value, image.width, image.height, warnings=warnings)

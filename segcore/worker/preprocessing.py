@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from segcore.errors import ErrorCode, ImageError, UsageError, describe_error
+from segcore.errors import (
+    ErrorCode,
+    ImageError,
+    ImageWarning,
+    UsageError,
+    WarningCode,
+    describe_error,
+)
 from segcore.images import (
     DecodedImage,
     DecodeOptions,
     check_limits,
     decode_image_reduced,
-    decode_with_notes,
+    decode_with_warnings,
 )
-from segcore.models.base import ReducedPreprocess
+from segcore.models.base import ReducedPreprocess, ResizedInput
 from segcore.sources import Sample
 from segcore.worker.memory import is_out_of_memory
 
@@ -29,8 +36,7 @@ class PreparedSample:
         value: What the model's `preprocess` returned.
         width, height: Pixels of the image at full size, after EXIF orientation; None when it was
             not decoded.
-        notes: Name -> count of what a person should know about this image; they are added up in
-            the report.
+        warnings: What a person should know about this image; they stand in its row.
     """
 
     sample: Sample
@@ -38,11 +44,10 @@ class PreparedSample:
     width: int | None = None
     height: int | None = None
     error: ImageError | None = None
-    notes: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[ImageWarning, ...] = ()
 
 
-STRONGLY_REDUCED = "strongly_reduced_images"  # note: small objects are lost to the model
-_STRONG_REDUCTION = 4
+_STRONG_REDUCTION = 4  # from here on, small objects are lost to the model
 
 
 class Preprocessor:
@@ -81,7 +86,7 @@ class Preprocessor:
             ImageError: See `segcore.images.decode_image`; or the model's `content_size` failed.
         """
         if self._options.scale == "full":
-            return decode_with_notes(data, self._options)
+            return decode_with_warnings(data, self._options)
         return decode_image_reduced(data, self._content_size, self._options)
 
     def preprocess(self, image: DecodedImage) -> Any:
@@ -94,15 +99,37 @@ class Preprocessor:
             return _call_model(self._preprocess, image.pixels)
         return _call_model(self._preprocess, image.pixels, size=(image.height, image.width))
 
-    def notes(self, image: DecodedImage) -> dict[str, int]:
-        """What a person should know about the image: from decoding, and for this model."""
-        notes = dict(image.notes)
+    def warnings(self, image: DecodedImage, value: Any) -> tuple[ImageWarning, ...]:
+        """What a person should know about the image: from decoding, and for this model.
+
+        Args:
+            value: What `preprocess` made of the image.
+
+        Raises:
+            ImageError: The model failed to tell at which size it sees the image.
+        """
+        seen_size = _call_model(self._seen_size, image, value)
+        if seen_size is None:
+            return image.warnings
+        seen_height, seen_width = seen_size
+        reduction = max(image.height / max(seen_height, 1), image.width / max(seen_width, 1))
+        if reduction <= _STRONG_REDUCTION:
+            return image.warnings
+        message = (
+            f"the model sees these {image.width} x {image.height} pixels as {seen_width} x "
+            f"{seen_height}, so small objects are lost; cut such images into tiles"
+        )
+        return (*image.warnings, ImageWarning(WarningCode.STRONGLY_REDUCED, message))
+
+    def _seen_size(self, image: DecodedImage, value: Any) -> tuple[int, int] | None:
+        """(height, width) at which the model sees the image; None if it does not tell."""
         if isinstance(self._preprocess, ReducedPreprocess):
-            height, width = self._content_size(image.height, image.width)
-            reduction = max(image.height / max(height, 1), image.width / max(width, 1))
-            if reduction > _STRONG_REDUCTION:
-                notes[STRONGLY_REDUCED] = 1
-        return notes
+            height, width = self._preprocess.content_size(image.height, image.width)
+        elif isinstance(value, ResizedInput):
+            height, width = value.seen_size
+        else:
+            return None
+        return int(height), int(width)
 
     def _content_size(self, height: int, width: int) -> tuple[int, int]:
         assert isinstance(self._preprocess, ReducedPreprocess)

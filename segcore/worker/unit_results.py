@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from segcore.errors import ErrorCode, ImageError
+import pyarrow.compute as pc
+
+from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
 from segcore.instances import Instances
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.tables import ImageResult, results_from_tables
-from segcore.sources import Sample
+from segcore.sources import Sample, file_image_id
 from segcore.sources.units import Unit
 from segcore.worker.preprocessing import PreparedSample
 
@@ -18,21 +21,27 @@ class ReusedRows:
     """Rows of a unit that stay as they are, and the order of these and the new ones.
 
     Args:
-        rows: Image id -> row; empty when the whole unit is segmented.
+        rows: Those that stay; empty when the whole unit is segmented.
+        failed_files: Image ids of the files of which an image failed.
 
     Attributes:
-        sample_order: Image ids of all samples so far, in the order in which they were read.
+        rows: Image id -> row.
+        finished_files: Image ids of the files of which nothing is left to do.
+        file_order: Image ids of the files of all samples so far, in the order of reading.
     """
 
-    def __init__(self, unit: Unit, rows: Mapping[str, ImageResult]) -> None:
-        self.rows = rows
-        self.sample_order: list[str] = []
+    def __init__(
+        self, unit: Unit, rows: Sequence[ImageResult], failed_files: Collection[str] = ()
+    ) -> None:
+        self.rows = {row.image_id: row for row in rows}
+        self.finished_files = {row.file_id for row in rows}.difference(failed_files)
+        self.file_order: list[str] = []
         self._unit = unit
 
     def without_reused(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """The samples that have no row yet; adds all of them to `sample_order`."""
+        """The samples that have no row yet; adds the files of all of them to `file_order`."""
         for sample in samples:
-            self.sample_order.append(sample.image_id)
+            self.file_order.append(file_image_id(sample.image_id, sample.page))
             if sample.image_id not in self.rows:
                 yield sample
 
@@ -40,12 +49,13 @@ class ReusedRows:
         """All rows of the unit in its order. `without_reused` must have been exhausted."""
         if not self.rows:
             return new_rows
-        if self._unit.kind == "objects":  # reused images were not read
+        if self._unit.kind == "objects":  # finished files were not read
             order = [member.image_id for member in self._unit.members]
         else:
-            order = self.sample_order
+            order = self.file_order
+        places = {file_id: place for place, file_id in enumerate(dict.fromkeys(order))}
         all_rows = {**self.rows, **{row.image_id: row for row in new_rows}}
-        return [all_rows[image_id] for image_id in order]
+        return sorted(all_rows.values(), key=lambda row: (places[row.file_id], row.page or 0))
 
 
 def read_reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows:
@@ -54,8 +64,23 @@ def read_reused_rows(parts: Parts, unit: Unit, retry_failed: bool) -> ReusedRows
     Raises:
         StorageError: The parts of the unit cannot be read.
     """
-    rows = results_from_tables(*parts.read_newest_tables(unit.unit)) if retry_failed else []
-    return ReusedRows(unit, {row.image_id: row for row in rows})
+    if not retry_failed:
+        return ReusedRows(unit, [])
+    images, instances = parts.read_newest_tables(unit.unit)
+    failed = images.filter(pc.equal(images["status"], "failed")).select(["image_id", "page"])
+    failed_files = {file_image_id(row["image_id"], row["page"]) for row in failed.to_pylist()}
+    return ReusedRows(unit, results_from_tables(images, instances), failed_files)
+
+
+def name_row(sample: Sample) -> ImageResult:
+    """A row that says which image it is, and nothing yet of what became of it."""
+    warnings: tuple[ImageWarning, ...] = ()
+    if sample.warning:
+        message = "its name occurs more than once in its shard"
+        warnings = (ImageWarning(WarningCode(sample.warning), message),)
+    return ImageResult(
+        sample.image_id, sample.uri, sample.etag, warnings=warnings, page=sample.page
+    )
 
 
 def make_row(image: PreparedSample, outcome: Instances | ImageError) -> ImageResult:
@@ -68,14 +93,14 @@ def make_row(image: PreparedSample, outcome: Instances | ImageError) -> ImageRes
             f"for an image of {image.width} x {image.height}"
         )
         outcome = ImageError(ErrorCode.MODEL_ERROR, message)
-    return ImageResult(
-        image_id=image.sample.image_id,
-        uri=image.sample.uri,
-        etag=image.sample.etag,
+    row = name_row(image.sample)
+    return replace(
+        row,
         width=image.width,
         height=image.height,
         instances=outcome if isinstance(outcome, Instances) else None,
         error=outcome if isinstance(outcome, ImageError) else None,
+        warnings=(*row.warnings, *image.warnings),
     )
 
 

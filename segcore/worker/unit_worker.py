@@ -16,6 +16,7 @@ from segcore.output.tables import ImageResult
 from segcore.sources import read_unit
 from segcore.sources.units import Unit
 from segcore.worker.batching import Batch, Batcher, ConcurrentBatches, Outcomes
+from segcore.worker.pages import split_pages
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_results import ReusedRows, commit_rows, make_row, read_reused_rows
@@ -34,7 +35,7 @@ class UnitImages:
 
     Attributes:
         reused: The rows that need not be made again.
-        notes: What reading and decoding noticed; complete once `stream` is exhausted.
+        notes: What reading noticed; complete once `stream` is exhausted.
     """
 
     def __init__(
@@ -54,15 +55,14 @@ class UnitImages:
         """
         options = self._read_options
         samples = read_unit(
-            self._unit, options.storage, options.source, self.notes, self.reused.rows
+            self._unit, options.storage, options.source, self.notes, self.reused.finished_files
         )
+        new_samples = self.reused.without_reused(split_pages(samples, options.decode))
         images = options.prefetcher(window, watchdog).stream(
-            self.reused.without_reused(samples), self._model.preprocess, options.decode
+            new_samples, self._model.preprocess, options.decode
         )
         with closing(images):
-            for image in images:
-                self.notes.update(image.notes)
-                yield image
+            yield from images
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class PreparedUnit:
 
     Attributes:
         images: Those that have no row yet, in the unit's order.
-        notes: What reading and decoding noticed.
-        sample_order: See `ReusedRows`.
+        notes: What reading noticed.
+        file_order: See `ReusedRows`.
     """
 
     images: list[PreparedSample]
     notes: Counter[str]
-    sample_order: list[str]
+    file_order: list[str]
 
 
 class UnitReader:
@@ -98,7 +98,7 @@ class UnitReader:
         reused = read_reused_rows(self._parts, unit, retry_failed)
         unit_images = UnitImages(unit, reused, self._model, self._read_options)
         images = list(unit_images.stream(2 * self._read_options.threads, self._watchdog))
-        return PreparedUnit(images, unit_images.notes, reused.sample_order)
+        return PreparedUnit(images, unit_images.notes, reused.file_order)
 
 
 class UnitWorker:
@@ -160,7 +160,7 @@ class UnitWorker:
     ) -> PartCounts:
         """Segment and commit a unit that a `UnitReader` has read; otherwise as `segment`."""
         reused = read_reused_rows(self._parts, unit, retry_failed)
-        reused.sample_order = prepared.sample_order
+        reused.file_order = prepared.file_order
         rows = self._segment_images(iter(prepared.images), report)
         return commit_rows(self._parts, unit, reused.merge(rows), prepared.notes, retry_failed)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segcore.config import load_config
-from segcore.errors import ErrorCode
+from segcore.errors import ErrorCode, WarningCode
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.storage import Storage
 from segcore.testing.synthetic_archive import write_archive
@@ -38,8 +38,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_error_codes_on_the_page_are_all_there_are() -> None:
-    table = DOC.read_text().partition("## Why images fail")[2].partition("\n| note |")[0]
+    table = DOC.read_text().partition("## Why images fail")[2].partition("## Warnings")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(code) for code in ErrorCode]
+
+
+def test_the_warnings_on_the_page_are_all_there_are() -> None:
+    table = DOC.read_text().partition("## Warnings")[2].partition("## What is left out")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(code) for code in WarningCode]
 
 
 def test_there_are_examples_for_every_library() -> None:
@@ -79,4 +84,5 @@ def test_every_column_is_explained() -> None:
         for name in schema.names:
             row = re.search(rf"^\|[^|]*`{name}`[^|]*\|([^|]*)\|", section, re.MULTILINE)
             assert row, f"docs/output.md does not explain {name}"
-            assert str(schema.field(name).type) in row.group(1)
+            is_list = name == "warnings"
+            assert ("list" if is_list else str(schema.field(name).type)) in row.group(1)

@@ -12,6 +12,7 @@ from segcore.lease.hold import hold_lease
 from segcore.output.report import RUNNING
 from segcore.storage import Storage
 from tests.support.finished_output import FinishedOutput, finish_run
+from tests.support.tiff_files import Page, noise, tiff_file
 
 storage = Storage()
 
@@ -26,6 +27,15 @@ def test_status_of_a_finished_run(folder: str) -> None:
     assert status.instances == 10
     assert status.pace is None
     assert json.loads(json.dumps(status.to_dict()))["units_left"] == 0
+
+
+def test_status_counts_pages_and_warnings(folder: str) -> None:
+    storage.write(f"{folder}/in/pages.tif", tiff_file([Page(noise(seed)) for seed in range(3)]))
+    first = read_status(storage, finish_run(folder).output)
+    assert (first.images, first.warnings) == (12, {"pages_left_out": 1})
+    assert "pages_left_out 1" in first.summary()
+    every = read_status(storage, finish_run(folder, pages="all").output)
+    assert (every.images, every.images_left, every.warnings) == (14, 0, {})
 
 
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:

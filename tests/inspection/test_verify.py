@@ -21,6 +21,7 @@ from segcore.output.results import open_results
 from segcore.storage import Storage
 from tests.support.bright_images import BRIGHT_AREA
 from tests.support.finished_output import FinishedOutput, finish_run
+from tests.support.tiff_files import Page, noise, tiff_file
 
 storage = Storage()
 
@@ -48,6 +49,27 @@ def test_a_good_output_is_fine(folder: str) -> None:
 def test_an_edition_may_be_given_by_its_prefix_or_name(out: FinishedOutput) -> None:
     assert verify_output(storage, out.report.prefix).exit_code == 0
     assert verify_output(storage, out.output, out.report.edition).exit_code == 0
+
+
+def test_pages_and_warnings_are_fine_and_counted(folder: str) -> None:
+    pages = tiff_file([Page(noise(seed)) for seed in range(3)])
+    storage.write(f"{folder}/in/pages.tif", pages)
+    first, every = finish_run(folder).verify(), finish_run(folder, pages="all").verify()
+    assert (first.exit_code, first.images, first.warnings) == (0, 12, {"pages_left_out": 1})
+    assert "pages_left_out 1" in first.summary()
+    assert (every.exit_code, every.images, every.warnings) == (0, 14, {})
+
+
+def test_a_missing_page_is_named(folder: str) -> None:
+    storage.write(f"{folder}/in/pages.tif", tiff_file([Page(noise(seed)) for seed in range(3)]))
+    out = finish_run(folder, pages="all")
+    uris = [out.part("images", number) for number in range(3)]
+    uri = next(u for u in uris if 2 in pq.read_table(u)["page"].to_pylist())
+    out.edit(uri, lambda table: table.filter(pc.not_equal(table["page"].fill_null(0), 2)))
+    problems = out.verify().problems
+    (missing,) = (problem for problem in problems if problem.kind == "image_missing")
+    assert "page 2 has no row" in missing.message
+    assert missing.image_id.endswith("pages.tif")
 
 
 # --- damaged files
@@ -156,6 +178,8 @@ def test_a_part_written_by_another_tool_is_named(out: FinishedOutput) -> None:
         ("bad_rle", "counts", ""),
         ("bad_rle", "counts", "10"),
         ("wrong_canvas", "height", 20),
+        ("wrong_canvas", "window_x", 1),
+        ("wrong_canvas", "window_y", -1),
         ("wrong_instance_row", "category_id", 2),
         ("wrong_instance_row", "category", "dim"),
         ("wrong_instance_row", "score", 1.5),
@@ -188,6 +212,11 @@ def test_an_edited_instance_is_named(
         ("wrong_image_row", "etag", "other"),
         ("wrong_image_row", "shard", "x.tar"),
         ("wrong_image_row", "width", None),
+        ("wrong_image_row", "warnings", ["blurred: unknown"]),
+        ("wrong_metadata", "warnings", ["repaired: "]),
+        ("wrong_image_row", "page", 0),
+        ("wrong_image_row", "page", 2),
+        ("image_missing", "page", 2),
         ("wrong_canvas", "height", 39),
         ("image_missing", "image_id", "elsewhere.png"),
         ("image_not_planned", "image_id", "elsewhere.png"),

@@ -52,6 +52,7 @@ def test_what_changes_results_changes_the_edition(change):
         ("wide_range", "high_byte", "min_max"),
         ("wide_range", "high_byte", [100, 400]),
         ("strict", True, False),
+        ("pages", "first", "all"),
     ],
 )
 def test_an_option_of_decoding_changes_the_edition_only_where_it_is_not_the_default(
@@ -60,6 +61,7 @@ def test_an_option_of_decoding_changes_the_edition_only_where_it_is_not_the_defa
     monkeypatch.setattr(
         edition_module, "DECODER", "segcore-images 1; simplejpeg 1.9.0; pillow 12.0.0"
     )
+    monkeypatch.setattr(edition_module, "SCHEMA_VERSION", 1)
     first = make_edition(INFO, DecodeOptions())
     assert first.name == "My-model-v2-a06281743f1f"  # as before there were options
     assert make_edition(INFO, DecodeOptions(**{option: default})) == first
@@ -81,6 +83,7 @@ def test_versions_of_libraries_do_not_change_the_edition(monkeypatch):
 def test_limits_and_licence_do_not_change_the_edition():
     first = make_edition(INFO, DecodeOptions())
     assert make_edition(INFO, DecodeOptions(max_pixels=10)).name == first.name
+    assert make_edition(INFO, DecodeOptions(max_pages=10)).name == first.name
     assert make_edition(replace(INFO, licence="other"), DecodeOptions()).name == first.name
 
 
@@ -92,4 +95,4 @@ def test_the_document_says_what_was_used():
     assert stored["limits"]["max_pixels"] == 10
     assert stored["decode"] == {"decoder": "segcore-images 2"}
     assert stored["decoder_libraries"]["pillow"] == version("pillow")
-    assert stored["schema_version"] == 1
+    assert stored["schema_version"] == 2

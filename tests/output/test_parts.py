@@ -102,7 +102,7 @@ def test_files_hold_schema_and_metadata(parts):
         stored = pq.read_schema(parts.layout.part(table, unit.unit))
         assert stored.equals(schema)
         metadata = {key.decode(): value.decode() for key, value in stored.metadata.items()}
-        assert metadata["segcore.schema_version"] == "1"
+        assert metadata["segcore.schema_version"] == "2"
         assert metadata["segcore.edition"] == "edition"
         assert metadata["segcore.run"] == "0123456789abcdef"
         assert metadata["segcore.licence"] == "CC0-1.0"

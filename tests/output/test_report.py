@@ -116,3 +116,15 @@ def test_a_preview_tells_what_is_done_and_what_is_left() -> None:
     unknown = replace(later, images=None, images_done=None)
     assert "counted when read" in unknown.summary_line()
     assert unknown.to_dict()["images"] is None
+
+
+def test_warnings_are_counted_and_explained(report: RunReport) -> None:
+    assert "warnings" not in report.summary()
+    warned = replace(report, warnings={"narrow_range": 1200, "repaired": 1})
+    lines = warned.summary().splitlines()
+    assert lines[4].split("  ")[-1].strip() == "narrow_range 1,200, repaired 1"
+    assert lines[3].startswith("  failed")
+    (advice,) = warned.advice()
+    assert "column warnings" in advice
+    assert report.advice() == []
+    assert warned.to_dict()["warnings"] == {"narrow_range": 1200, "repaired": 1}

@@ -82,8 +82,8 @@ def test_what_comes_back_in_the_same_version_takes_its_results(
         group = names[start : start + unit_images]
         unit = make_objects_unit([Member(uri, uri, unlisted[uri], -1) for uri in group])
         units[unit.unit] = set(group)
-        rows += [{"image_id": uri, "etag": unlisted[uri], "shard": "", "unit": unit.unit}
-                 for uri in group]  # fmt: skip
+        rows += [{"image_id": uri, "uri": uri, "etag": unlisted[uri], "shard": "",
+                  "unit": unit.unit} for uri in group]  # fmt: skip
     table = pa.Table.from_pylist(rows, UNLISTED_SCHEMA)
     previous = _objects(before)
     plan = _objects(after, previous, unlisted=table)

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from segcore.errors import ErrorCode, ImageError
+from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
 from segcore.instances import Instances
 from segcore.output.parts import Parts
 from segcore.output.tables import ImageResult
 from segcore.planning.plan import Plan, make_plan
 from segcore.planning.plan_files import decode_plan, encode_plan
 from segcore.run.carry_over import carry_over
+from segcore.sources import page_image_id
 from segcore.sources.objects import ObjectsSource
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import Storage
@@ -137,3 +138,25 @@ def test_every_unchanged_image_is_kept_or_carried(
     for unit, old in plan.carried.items():
         assert by_id[unit] < by_id[old]
         assert old not in set(plan.units.ids())
+
+
+def test_pages_move_with_their_file(tmp_path: Path) -> None:
+    before = _plan({"/in/a.tif": "1", "/in/b.tif": "1", "/in/c.png": "1"})
+    parts = _parts(str(tmp_path), before.run)
+    warning = ImageWarning(WarningCode.REPAIRED, "libjpeg warned")
+    rows = []
+    for uri, n_pages in (("/in/a.tif", 2), ("/in/b.tif", 3), ("/in/c.png", 1)):
+        for page in range(1, n_pages + 1):
+            row = replace(_result(uri, "1"), image_id=page_image_id(uri, page), page=page)
+            rows.append(replace(row, warnings=(warning,)) if n_pages > 1 else _result(uri, "1"))
+    (unit,) = before.units
+    parts.commit(unit, rows)
+    after = _plan({"/in/a.tif": "2", "/in/b.tif": "1", "/in/c.png": "1"}, before)
+    (carried,) = carry_over(parts, after, {unit.unit})
+    images, instances = parts.read_tables(carried)
+    assert images["image_id"].to_pylist() == [
+        "/in/b.tif", "/in/b.tif#page=2", "/in/b.tif#page=3", "/in/c.png"
+    ]  # fmt: skip
+    assert set(instances["image_id"].to_pylist()) <= set(images["image_id"].to_pylist())
+    (counts,) = parts.read_counts([carried])
+    assert (counts.ok, counts.warnings) == (4, {"repaired": 3})

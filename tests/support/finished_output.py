@@ -51,10 +51,14 @@ class FinishedOutput:
         return verify_output(storage, self.output, threads=2)
 
 
-def finish_run(folder: str, n_images: int = 10) -> FinishedOutput:
-    """A run of this many good images and a bad one, in units of 4."""
+def finish_run(folder: str, n_images: int = 10, pages: str = "first") -> FinishedOutput:
+    """A run of this many good images and a bad one, in units of 4.
+
+    Args:
+        pages: Which pages of TIFFs are read.
+    """
     for i in range(n_images):
         storage.write(f"{folder}/in/image{i:02d}.png", bright_png(i))
     storage.write(f"{folder}/in/words.png", b"no image at all")
-    config = job_config(f"{folder}/in", f"{folder}/out", "plan.images=4")
+    config = job_config(f"{folder}/in", f"{folder}/out", "plan.images=4", f"decode.pages={pages}")
     return FinishedOutput(serial_run.segment(config), f"{folder}/out")

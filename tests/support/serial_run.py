@@ -11,7 +11,7 @@ import pytest
 
 from segcore.config import Config
 from segcore.errors import ImageError
-from segcore.images import decode_image
+from segcore.images import decode_with_warnings
 from segcore.models.base import Model
 from segcore.models.registry import load_model
 from segcore.output.edition import make_edition
@@ -21,12 +21,14 @@ from segcore.output.parts import Parts
 from segcore.output.report import SUCCESS, RunReport
 from segcore.output.tables import ImageResult
 from segcore.output.unlisted import UNLISTED_SCHEMA, write_unlisted
-from segcore.planning.plan import make_plan
+from segcore.planning.plan import make_plan, without_counts
 from segcore.planning.plan_files import encode_plan
 from segcore.run.job import Job
 from segcore.run.passes import Notify, Pass, RunState
 from segcore.sources import Sample, open_source, read_unit
 from segcore.storage import Storage, normalize
+from segcore.worker.pages import image_bytes, split_pages
+from segcore.worker.unit_results import name_row
 
 RunPasses = Callable[[Job, Sequence[Pass], RunState, Notify], None]
 
@@ -39,6 +41,8 @@ def segment(config: Config) -> RunReport:
     assert config.input is not None
     assert config.output is not None
     plan = make_plan(open_source(config.input, config.source, storage), config.plan)
+    if config.decode.pages == "all":
+        plan = without_counts(plan)
     output = OutputLayout(normalize(config.output))
     layout = output.edition(edition.name)
     categories = tuple((c.id, c.name) for c in model.info.categories)
@@ -46,10 +50,11 @@ def segment(config: Config) -> RunReport:
     storage.write(layout.edition_json, edition.to_json())
     storage.write(layout.plan(plan.run), encode_plan(plan))
     results: list[ImageResult] = []
+    warnings: Counter[str] = Counter()
     for unit in plan.units:
-        samples = read_unit(unit, storage, config.source)
+        samples = split_pages(read_unit(unit, storage, config.source), config.decode)
         unit_results = [_segment_sample(sample, model, config) for sample in samples]
-        parts.commit(unit, unit_results)
+        warnings.update(parts.commit(unit, unit_results).warnings)
         results += unit_results
     failures = Counter(str(result.error.code) for result in results if result.error)
     report = RunReport(
@@ -67,6 +72,7 @@ def segment(config: Config) -> RunReport:
         failed=failures.total(),
         instances=sum(len(result.instances or ()) for result in results),
         failures=dict(failures),
+        warnings=dict(sorted(warnings.items())),
         units=len(plan.units),
     )
     write_unlisted(storage, layout, plan.run, UNLISTED_SCHEMA.empty_table())
@@ -101,13 +107,17 @@ def write_record(report: RunReport, storage: Storage | None = None) -> str:
 
 
 def _segment_sample(sample: Sample, model: Model, config: Config) -> ImageResult:
-    row = ImageResult(sample.image_id, sample.uri, sample.etag)
-    if sample.data is None:
-        return replace(row, error=sample.error)
+    row = name_row(sample)
     try:
-        pixels = decode_image(sample.data, config.decode)
+        image = decode_with_warnings(image_bytes(sample), config.decode)
     except ImageError as error:
         return replace(row, error=error)
-    prepared = [model.preprocess(pixels)]
+    prepared = [model.preprocess(image.pixels)]
     instances = model.postprocess(model.forward(prepared), prepared)[0]
-    return replace(row, width=instances.width, height=instances.height, instances=instances)
+    return replace(
+        row,
+        width=instances.width,
+        height=instances.height,
+        instances=instances,
+        warnings=(*row.warnings, *image.warnings),
+    )

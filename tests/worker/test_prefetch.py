@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import pytest
 
@@ -97,3 +98,46 @@ def test_an_error_of_the_source_is_passed_on():
     prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
     (image,) = _stream(prefetcher, [Sample("a", "a", "", None, error)])
     assert image.error is error
+
+
+class _HalfPreprocess:
+    """Sees images at half of their size, but no larger than 10 x 10."""
+
+    def __call__(self, image, size=None):
+        return image
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        return min(height // 2, 10), min(width // 2, 10)
+
+
+class _Resized(NamedTuple):
+    seen_size: tuple[int, int]
+
+
+def _resize(image):
+    """The same as a function of a model that tells the size with its prepared image."""
+    return _Resized(_HalfPreprocess().content_size(*image.shape[:2]))
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "scale"),
+    [(_HalfPreprocess(), "full"), (_HalfPreprocess(), "reduced"), (_resize, "full")],
+)
+def test_images_that_the_model_sees_much_smaller_have_a_warning(preprocess, scale) -> None:
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    sizes = [(20, 20), (40, 40), (41, 20), (20, 41)]
+    samples = [Sample(str(size), "", "", boxed_png(*size)) for size in sizes]
+    images = list(prefetcher.stream(samples, preprocess, DecodeOptions(scale=scale)))
+    assert [len(image.warnings) for image in images] == [0, 0, 1, 1]
+    assert str(images[2].warnings[0]) == (
+        "strongly_reduced: the model sees these 20 x 41 pixels as 10 x 10, so small objects are "
+        "lost; cut such images into tiles"
+    )
+
+
+@pytest.mark.parametrize("seen_size", [None, (1,), ("wide", "high")])
+def test_a_size_that_a_model_tells_wrongly_is_its_error(seen_size) -> None:
+    prefetcher = Prefetcher(threads=1, window=4, max_decoded_bytes=1 << 20)
+    sample = Sample("a", "", "", boxed_png(20, 20))
+    image = prefetcher.prepare(sample, lambda image: _Resized(seen_size), DecodeOptions())
+    assert image.error.code == ErrorCode.MODEL_ERROR

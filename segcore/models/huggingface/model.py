@@ -41,6 +41,11 @@ class PreparedImage(NamedTuple):
     height: int
     width: int
 
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """See `segcore.models.base.ResizedInput`."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
 
 class RawImage(NamedTuple):
     """Logits of one image.

@@ -38,6 +38,11 @@ class PreparedImage(NamedTuple):
     pixels: np.ndarray
     frame: Frame
 
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """See `segcore.models.base.ResizedInput`."""
+        return self.frame.resized_height, self.frame.resized_width
+
 
 class RawImage(NamedTuple):
     """Outputs of the network for one image.
