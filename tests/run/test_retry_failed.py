@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support import serial_run
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.fake_models import RAISES, BrightModel
-from tests.support.jobs import job_config, part_bytes
+from tests.support.jobs import job_config, part_bytes, part_bytes_by_unit
 
 
 class MendedModel(BrightModel):
@@ -70,14 +69,6 @@ def _archive(path: Path, kind: str) -> str:
 
 def _parts(prefix: Path) -> Parts:
     return Parts(Storage(), str(prefix), "e", "r", "CC0-1.0", ((1, "bright"),))
-
-
-def _by_unit(prefix: str) -> dict[str, bytes]:
-    """Bytes of all parts without the generations in their names."""
-    files = part_bytes(prefix)
-    by_unit = {re.sub(r"-g\d+\.", ".", name): data for name, data in files.items()}
-    assert len(by_unit) == len(files)
-    return by_unit
 
 
 def _times(prefix: Path) -> dict[Path, int]:
@@ -123,7 +114,7 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
         failed.update(counts.failures)
     assert model.images_seen == 4  # and none of the good ones
     assert failed == {"not_an_image": 1}
-    assert _by_unit(retried) == _by_unit(expected)
+    assert part_bytes_by_unit(retried) == part_bytes_by_unit(expected)
     assert all("-g1." in name for name in part_bytes(retried))  # every unit had failed images
 
     before = _times(tmp_path / "retried")
@@ -178,6 +169,6 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
     assert "Trying 5 failed images in 2 units again." in sentences
     assert "5 failed images, 4 now ok" in retried.summary()
     assert verify_output(Storage(), output).exit_code == 0
-    assert _by_unit(retried.prefix) == _by_unit(expected.prefix)
+    assert part_bytes_by_unit(retried.prefix) == part_bytes_by_unit(expected.prefix)
     with pytest.raises(UsageError, match="contradict"):
         segment(_config(source, output), retry_failed=True, overwrite=True)

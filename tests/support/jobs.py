@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,14 @@ def part_bytes(prefix: str) -> dict[str, bytes]:
         for folder in (layout.parts_folder("images"), layout.parts_folder("instances"))
         for info in storage.list(folder)
     }
+
+
+def part_bytes_by_unit(prefix: str) -> dict[str, bytes]:
+    """Like `part_bytes`, without the generations in the names."""
+    files = part_bytes(prefix)
+    by_unit = {re.sub(r"-g\d+\.", ".", name): data for name, data in files.items()}
+    assert len(by_unit) == len(files)
+    return by_unit
 
 
 def table_rows(prefix: str, table: Table) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.bright_images import bright_png
 from tests.support.fake_models import RAISES, BrightModel
-from tests.support.jobs import part_bytes
+from tests.support.jobs import part_bytes_by_unit
 from tests.support.tiff_files import Page, tiff_file
 
 
@@ -148,7 +148,7 @@ def test_pages_are_rows_and_failed_ones_are_tried_again(tmp_path: Path, kind, pa
     retried = _segment(path, model, parts, unit, True)
     assert model.images_seen == 2  # the two that the model had refused
     assert retried.failures == {"truncated": 2, "unsupported_format": 1}
-    assert part_bytes(parts.prefix) == part_bytes(expected.prefix)
+    assert part_bytes_by_unit(parts.prefix) == part_bytes_by_unit(expected.prefix)
 
 
 @pytest.mark.parametrize("kind", ["images", "tar", "parquet"])
@@ -160,7 +160,7 @@ def test_a_higher_limit_of_pages_goes_on_where_the_lower_one_ended(tmp_path: Pat
     UnitWorker(MendedModel(), _options(), expected).segment(unit)
     high = UnitWorker(MendedModel(), _options(), parts).segment(unit, retry_failed=True)
     assert high.failures == {"truncated": 2, "unsupported_format": 1}
-    assert part_bytes(parts.prefix) == part_bytes(expected.prefix)
+    assert part_bytes_by_unit(parts.prefix) == part_bytes_by_unit(expected.prefix)
     lower = UnitWorker(MendedModel(), _options(max_pages=2), parts)
     assert lower.segment(unit, retry_failed=True).ok == high.ok  # what was read well stays
 
