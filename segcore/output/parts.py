@@ -18,7 +18,13 @@ import pyarrow.parquet as pq
 from segcore.errors import StorageError
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts
-from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
+from segcore.output.schema import (
+    IMAGES_SCHEMA,
+    INSTANCES_SCHEMA,
+    SCHEMA_VERSION,
+    add_new_columns,
+    stated_version,
+)
 from segcore.output.tables import ImageResult, encode_part, images_table, instances_table
 from segcore.sources.tar import READER_VERSION
 from segcore.sources.units import Unit
@@ -204,6 +210,8 @@ class Parts:
         try:
             with self.storage.open(uri) as file:
                 rows = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+                if stated_version(rows.schema.metadata) == 1:
+                    rows = add_new_columns(rows, table, schema.names)
                 return rows.replace_schema_metadata(None).cast(schema)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StorageError(f"{uri} is not a readable part: {error}.") from error

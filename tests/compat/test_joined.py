@@ -69,5 +69,6 @@ def test_the_next_run_does_the_joined_tar_again(storage: Storage) -> None:
         found = verify_output(storage, first.output, check_input=True)
         assert found.counts["unread_images"] == 1
         report = segment(config)
+    assert report.errors == ()
     assert (first.images, report.images, report.images_this_time) == (9, 9, 2)
     assert verify_output(storage, report.output, check_input=True).problems == []
