@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from segcore.config import RayOptions
 from segcore.distributed import quiet
@@ -29,10 +30,23 @@ _LOCAL_START_HINT = "Is the machine overloaded, or short of memory or of disk sp
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What one machine of the cluster offers to Ray."""
+    """What one machine of the cluster offers to Ray.
+
+    Attributes:
+        node_id: Ray's id of it.
+        address: IP address.
+        host: Name of the machine.
+    """
 
     cpus: float
     gpus: float
+    node_id: str = ""
+    address: str = ""
+    host: str = ""
+
+    def label(self) -> str:
+        """The node for people; several may be on one machine."""
+        return f"{self.host} ({self.address}, node {self.node_id[:8]})"
 
 
 @contextmanager
@@ -65,11 +79,30 @@ def live_nodes() -> list[NodeResources]:
     """The living nodes of the connected cluster."""
     import ray
 
-    return [
-        NodeResources(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    return [_node_resources(node) for node in ray.nodes() if node["Alive"]]
+
+
+def all_nodes() -> list[NodeResources]:
+    """The nodes of the connected cluster, dead ones too."""
+    import ray
+
+    return [_node_resources(node) for node in ray.nodes()]
+
+
+def away_from(nodes: Iterable[str]) -> dict[str, Any]:
+    """Options of an actor that must not be on these nodes, given by their ids."""
+    excluded = ",".join(sorted(nodes))
+    return {"label_selector": {"ray.io/node-id": f"!in({excluded})"}} if excluded else {}
+
+
+def _node_resources(node: dict[str, Any]) -> NodeResources:
+    return NodeResources(
+        cpus=node["Resources"].get("CPU", 0.0),
+        gpus=node["Resources"].get("GPU", 0.0),
+        node_id=node["NodeID"],
+        address=node["NodeManagerAddress"],
+        host=node["NodeManagerHostname"],
+    )
 
 
 def _import_ray() -> ModuleType:

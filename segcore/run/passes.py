@@ -45,6 +45,7 @@ class RunState:
         retried: Unit -> its failed images before they were tried again.
         pool: The workers, for people.
         started: The record with which the run began; None before it writes anything.
+        nodes_taken_out: Node of the cluster -> why it got no more units, for people.
         check_lease: Raises once this run may not go on.
     """
 
@@ -56,6 +57,7 @@ class RunState:
     retried: dict[str, int] = field(default_factory=dict)
     pool: str = ""
     started: RunReport | None = None
+    nodes_taken_out: dict[str, str] = field(default_factory=dict)
     check_lease: Callable[[], None] = lambda: None
 
     @contextmanager
@@ -133,7 +135,12 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
         spec = _actor_spec(job, pool)
         for current in passes:
             pipeline = Pipeline(
-                spec, pool, options.units_per_wave, retry_failed=current.retry_failed
+                spec,
+                pool,
+                options.units_per_wave,
+                retry_failed=current.retry_failed,
+                taken_out=state.nodes_taken_out,
+                notify=notify,
             )
             goal = _progress_goal(current.units)
             with show_progress(pipeline.snapshot, goal), state.timed("segment"):

@@ -236,6 +236,7 @@ def _account(job: Job, state: RunState) -> RunReport:
         images_recovered=images_retried - failed_again,
         images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
         pool=state.pool,
+        nodes_taken_out=tuple(state.nodes_taken_out.values()),
         errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
     )
 
