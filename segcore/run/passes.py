@@ -43,6 +43,7 @@ class RunState:
         units_deleted: How many units' parts were deleted because their input changed or is gone.
         carried: Units whose results existed already, in the parts of other units.
         retried: Unit -> its failed images before they were tried again.
+        ray: Which Ray is used, for people.
         pool: The workers, for people.
         started: The record with which the run began; None before it writes anything.
         nodes_taken_out: Node of the cluster -> why it got no more units, for people.
@@ -55,6 +56,7 @@ class RunState:
     units_deleted: int = 0
     carried: set[str] = field(default_factory=set)
     retried: dict[str, int] = field(default_factory=dict)
+    ray: str = ""
     pool: str = ""
     started: RunReport | None = None
     nodes_taken_out: dict[str, str] = field(default_factory=dict)
@@ -112,8 +114,9 @@ def connect_workers(job: Job, max_units: int, state: RunState) -> Iterator[PoolS
     options = job.config.ray
     with ExitStack() as stack:
         with state.timed("start_ray"):
-            stack.enter_context(cluster.connected(options))
+            target = stack.enter_context(cluster.connected(options))
             nodes = cluster.live_nodes()
+            state.ray = state.ray or target.describe(nodes)  # the first connection knows
             pool = size_pool(options, job.config.model.device, max_units, nodes)
         yield pool
 
@@ -130,6 +133,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     options = job.config.ray
     max_units = max(len(current.units) for current in passes)
     with connect_workers(job, max_units, state) as pool:
+        notify(state.ray)
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)

@@ -84,8 +84,8 @@ def segment(
         )
     state = RunState()
     with state.timed("prepare"):
+        check_paths_reachable(config)
         job = prepare_job(config, overwrite=overwrite)
-        check_paths_reachable(job)
     planned = job.preview()
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
