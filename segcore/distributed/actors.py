@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from segcore.distributed import cluster
 from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
@@ -38,7 +40,10 @@ class ActorSpec:
         weights_sha256: Of the driver's weights. Each worker must have the same, or results would
             depend on the machine.
         max_concurrent_batches: Batches in the model at once, where the model allows it.
-        max_bytes: Memory that the process may take (its data segment); None: no limit.
+        max_bytes: Memory that a process on a CPU may take (its data segment); None: its share of
+            the node's memory.
+        cpus_per_process: CPUs that each process takes, at least.
+        max_processes: Most processes of the pool.
     """
 
     model: str
@@ -49,6 +54,8 @@ class ActorSpec:
     parts: Parts
     max_concurrent_batches: int = 1
     max_bytes: int | None = None
+    cpus_per_process: float = 1.0
+    max_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -247,8 +254,7 @@ def load_worker_model(spec: ActorSpec) -> Model:
     use_one_thread()
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
     memory.keep_freed_memory()
-    if spec.max_bytes is not None:
-        memory.limit_memory(spec.max_bytes)
+    _limit_memory(spec)
     model = load_model(spec.model, spec.options, spec.weights)
     if model.info.weights_sha256 != spec.weights_sha256:
         raise ClusterError(
@@ -256,6 +262,22 @@ def load_worker_model(spec: ActorSpec) -> Model:
             hint="Install the same version everywhere, or give the checkpoint by its path.",
         )
     return model
+
+
+def _limit_memory(spec: ActorSpec) -> None:
+    """Limit what this process may take, if it computes on a CPU.
+
+    Not on CUDA: its driver maps far more than it takes, and does not survive a refusal.
+    """
+    if spec.options.device != "cpu":
+        return
+    max_bytes = spec.max_bytes
+    if max_bytes is None:
+        if sys.platform != "linux":
+            return  # elsewhere the limit means something else
+        fitting = cluster.cpus_of_this_node() / spec.cpus_per_process
+        max_bytes = memory.share_of_memory(min(spec.max_processes, int(fitting) or 1))
+    memory.limit_memory(max_bytes)
 
 
 def outcomes_to_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:

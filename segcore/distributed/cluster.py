@@ -166,6 +166,14 @@ def all_nodes() -> list[NodeResources]:
     return [_node_resources(node) for node in ray.nodes()]
 
 
+def cpus_of_this_node() -> float:
+    """The CPUs of the node that the calling actor is on."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    return sum(node.cpus for node in live_nodes() if node.node_id == node_id)
+
+
 def away_from(nodes: Iterable[str]) -> dict[str, Any]:
     """Options of an actor that must not be on these nodes, given by their ids."""
     excluded = ",".join(sorted(nodes))

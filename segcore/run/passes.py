@@ -197,7 +197,9 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
         ),
         parts=job.parts,
         max_concurrent_batches=_CONCURRENT_BATCHES.get(pool.device, pool.threads),
-        max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
+        max_bytes=config.ray.max_actor_bytes,
+        cpus_per_process=min(pool.cpus, pool.cpus_per_reader) if pool.readers else pool.cpus,
+        max_processes=pool.max_actors + pool.readers,
     )
 
 
