@@ -14,6 +14,7 @@ from segcore.distributed import cluster
 from segcore.distributed.cluster import NodeResources, _code_to_ship, connected, find_target
 from segcore.errors import ClusterError, UsageError
 from segcore.run.job import check_paths_reachable
+from segcore.run.segment import segment
 
 
 @pytest.mark.slow
@@ -100,3 +101,13 @@ def test_local_paths_on_other_machines_are_refused_however_the_cluster_is_named(
         check_paths_reachable(config)
     assert nodes[1].label() in caught.value.message
     assert "ray.shared_paths=true" in caught.value.hint
+
+
+def test_paths_are_checked_before_the_archive_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "connected", lambda options: nullcontext(find_target(options)))
+    monkeypatch.setattr(cluster, "live_nodes", lambda: [_OTHER_HOST])
+    options = RayOptions(address="10.0.0.1:6379")
+    config = Config(input=str(tmp_path / "no-such"), output=str(tmp_path / "out"), ray=options)
+    with pytest.raises(UsageError, match="is a local path, but the Ray cluster at 10"):
+        segment(config)
+    assert not (tmp_path / "out").exists()

@@ -219,8 +219,6 @@ def test_a_run_that_cannot_start_says_why(tmp_path):
         preview(_config(source, f"{source}/out"))
     with pytest.raises(CheckpointError, match="no-such-model"):
         preview(_config(source, output, model="no-such-model"))
-    with pytest.raises(ClusterError, match="Cannot connect to the Ray cluster at"):
-        segment(_config("no-such-input", output, "ray.address=127.0.0.1:1"))
     assert not Path(output).exists()
 
 
