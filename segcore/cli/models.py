@@ -21,6 +21,7 @@ def command(as_json: JsonFlag = False) -> None:
     from rich import box
     from rich.table import Table
 
+    from segcore.errors import UsageError
     from segcore.models.catalogue import catalogue
     from segcore.models.downloads import cache_dir
 
@@ -37,8 +38,11 @@ def command(as_json: JsonFlag = False) -> None:
         ap = f"{entry.published_ap:.1f}" if entry.published_ap else "-"
         table.add_row(safe_cell(entry.name), safe_cell(entry.licence), ap, here)
     print_table(table)
+    try:
+        where = f"Weights that are not here are downloaded on first use into {cache_dir()};"
+    except UsageError as error:
+        where = f"{error.message} {error.hint}"
     notify(
         "COCO AP: mask AP50-95 on val2017 in percent, as published; we have not measured it.",
-        f"Weights that are not here are downloaded on first use into {cache_dir()}; --json lists "
-        "each file and link.",
+        f"{where} --json lists each file and link.",
     )

@@ -43,6 +43,9 @@ class RayOptions(BaseModel):
     max_actor_bytes: int | None = Field(None, ge=256 << 20)
     autoscaling: bool = False
     shared_paths: bool = False
+    keep_logs: bool = Field(
+        False, description="Keep the temporary folder of a local Ray, with its workers' logs."
+    )
     ship_code: bool = False
     units_per_wave: int = Field(5000, ge=1, le=20_000)
 

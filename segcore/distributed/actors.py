@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from segcore.errors import ClusterError, StorageFull, describe_error
+from segcore.distributed import cluster
+from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.models.torch_runtime import use_one_thread
@@ -23,6 +26,9 @@ from segcore.worker.batching import DeviceLost
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader, UnitWorker
 
+Worker = TypeVar("Worker")
+_SETUP_FAILURE_PAUSE_S = 2.0
+
 
 @dataclass(frozen=True)
 class ActorSpec:
@@ -34,7 +40,10 @@ class ActorSpec:
         weights_sha256: Of the driver's weights. Each worker must have the same, or results would
             depend on the machine.
         max_concurrent_batches: Batches in the model at once, where the model allows it.
-        max_bytes: Memory that the process may take (its data segment); None: no limit.
+        max_bytes: Memory that a process on a CPU may take (its data segment); None: its share of
+            the node's memory.
+        cpus_per_process: CPUs that each process takes, at least.
+        max_processes: Most processes of the pool.
     """
 
     model: str
@@ -45,6 +54,8 @@ class ActorSpec:
     parts: Parts
     max_concurrent_batches: int = 1
     max_bytes: int | None = None
+    cpus_per_process: float = 1.0
+    max_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ class UnitOutcome:
         needs_isolation: Not committed: its images must be tried one by one.
         storage_full: Not committed because there is no room for its part; nor will there be for
             others.
+        input_changed: Not committed because its input changed, for which no node is to blame.
+        setup_failed: Not committed because the worker could not be set up on its node.
+        node: Id of the node that worked on it; of the one at fault, if there is an error.
     """
 
     unit: str
@@ -67,57 +81,72 @@ class UnitOutcome:
     error: str = ""
     needs_isolation: bool = False
     storage_full: bool = False
+    input_changed: bool = False
+    setup_failed: bool = False
+    node: str = ""
 
 
 class UnitActor:
     """Holds the model; called with one unit at a time."""
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
-        register_current_actor(progress)
+        self._node = register_current_actor(progress)
         self._progress = progress
         self._retry_failed = retry_failed
-        self._worker = UnitWorker(
-            load_worker_model(spec), spec.read_options, spec.parts, spec.max_concurrent_batches
-        )
+        self._setup = WorkerSetup(lambda: self._make_worker(spec))
+
+    def _make_worker(self, spec: ActorSpec) -> UnitWorker:
+        model = load_worker_model(spec)
+        return UnitWorker(model, spec.read_options, spec.parts, spec.max_concurrent_batches)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and return what became of them."""
         return outcomes_to_columns(
-            [self._run(unit, self._worker.segment) for unit in units_from_table(batch)]
+            [self._run(unit, UnitWorker.segment) for unit in units_from_table(batch)]
         )
 
     def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         """Call `segment`, a method of the worker, and turn what happens into an outcome."""
+        outcome = self._setup.failed_outcome(unit) or self._segment(unit, segment, *args)
+        return replace(outcome, node=self._node)
+
+    def _segment(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
 
         def report(ok: int, failed: int, instances: int) -> None:
             self._progress.report.remote(unit.unit, ok, failed, instances)
 
         try:
-            counts = segment(unit, *args, report, retry_failed=self._retry_failed)
+            counts = segment(
+                self._setup.result, unit, *args, report, retry_failed=self._retry_failed
+            )
         except DeviceLost:
             os._exit(1)  # Ray starts a new process and gives it this unit again
         except HostOutOfMemory:
             return UnitOutcome(unit.unit, needs_isolation=True)
         except Exception as error:  # goes to the driver; the unit stays undone
             return failed_outcome(unit, error)
-        return complete_unit(self._progress, unit, counts)
+        return complete_unit(self._progress, unit, counts, self._node)
 
 
 class ReadActor:
     """First stage of the layout `split`: reads and prepares units, needs no GPU."""
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
-        register_current_actor(progress)
+        self._node = register_current_actor(progress)
         self._retry_failed = retry_failed
+        self._setup = WorkerSetup(lambda: self._make_reader(spec))
+
+    def _make_reader(self, spec: ActorSpec) -> UnitReader:
         cpu_options = spec.options.model_copy(update={"device": "cpu"})
         model = load_worker_model(replace(spec, options=cpu_options))
-        self._reader = UnitReader(model, spec.read_options, spec.parts)
+        return UnitReader(model, spec.read_options, spec.parts)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         """Add to each unit of the batch what was read, or the reason why it was not.
 
         Returns:
-            Two columns of objects: `unit`, and `prepared` with a `PreparedUnit` or an error text.
+            Two columns of objects: `unit`, and `prepared` with a `PreparedUnit`, or the outcome
+            of a unit that failed.
         """
         units = list(units_from_table(batch))
         return {
@@ -125,11 +154,13 @@ class ReadActor:
             "prepared": _object_array([self._read(unit) for unit in units]),
         }
 
-    def _read(self, unit: Unit) -> PreparedUnit | str:
+    def _read(self, unit: Unit) -> PreparedUnit | UnitOutcome:
+        if (failed := self._setup.failed_outcome(unit)) is not None:
+            return replace(failed, node=self._node)
         try:
-            return self._reader.read(unit, retry_failed=self._retry_failed)
+            return self._setup.result.read(unit, retry_failed=self._retry_failed)
         except Exception as error:  # goes to the driver; the unit stays undone
-            return describe_error(error)
+            return replace(failed_outcome(unit, error), node=self._node)
 
 
 class SegmentActor(UnitActor):
@@ -139,9 +170,9 @@ class SegmentActor(UnitActor):
         """Segment the units of a batch (one) and return what became of them."""
         return outcomes_to_columns(
             [
-                UnitOutcome(unit.unit, error=prepared)
-                if isinstance(prepared, str)
-                else self._run(unit, self._worker.segment_prepared, prepared)
+                prepared
+                if isinstance(prepared, UnitOutcome)
+                else self._run(unit, UnitWorker.segment_prepared, prepared)
                 for unit, prepared in zip(batch["unit"], batch["prepared"], strict=True)
             ]
         )
@@ -154,23 +185,60 @@ def _object_array(values: list[Any]) -> np.ndarray:
     return array
 
 
-def register_current_actor(progress: Any) -> None:
-    """Give the handle of the calling actor to the `ProgressActor`."""
+class WorkerSetup(Generic[Worker]):
+    """Sets a worker up; a failure is kept for the units that come, so that its node is blamed.
+
+    An exception of an actor's constructor would end the whole pool.
+    """
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._worker: Worker | None = None
+        self._error = ""
+        try:
+            self._worker = make()
+        except Exception as error:  # goes to the driver with each unit
+            self._error = describe_error(error)
+
+    @property
+    def result(self) -> Worker:
+        """The worker; `failed_outcome` must have given None."""
+        assert self._worker is not None, "failed_outcome() comes first"
+        return self._worker
+
+    def failed_outcome(self, unit: Unit) -> UnitOutcome | None:
+        """The outcome of a unit for which there is no worker; None where there is one."""
+        if self._worker is not None:
+            return None
+        time.sleep(_SETUP_FAILURE_PAUSE_S)  # other nodes shall get most of the units
+        error = f"A worker could not be set up: {self._error}"
+        return UnitOutcome(unit.unit, error=error, setup_failed=True)
+
+
+def register_current_actor(progress: Any) -> str:
+    """Make the calling actor known to the `ProgressActor`; returns the id of its node."""
     import ray
 
-    progress.register.remote(ray.get_runtime_context().current_actor)
+    context = ray.get_runtime_context()
+    node: str = context.get_node_id()
+    progress.register.remote(context.current_actor, context.get_actor_id(), node)
+    return node
 
 
 def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:
     """The outcome of a unit that is not committed because of this error."""
-    is_full = isinstance(error, StorageFull)
-    return UnitOutcome(unit.unit, error=describe_error(error), storage_full=is_full)
+    return UnitOutcome(
+        unit.unit,
+        error=describe_error(error),
+        storage_full=isinstance(error, StorageFull),
+        input_changed=isinstance(error, ObjectChanged),
+    )
 
 
-def complete_unit(progress: Any, unit: Unit, counts: PartCounts) -> UnitOutcome:
-    """Report a committed unit to the `ProgressActor`; returns its outcome."""
-    progress.complete.remote(unit.unit, counts.ok, counts.failed, counts.instances, unit.n_bytes)
-    return UnitOutcome(unit.unit, counts.ok, counts.failed, counts.instances)
+def complete_unit(progress: Any, unit: Unit, counts: PartCounts, node: str) -> UnitOutcome:
+    """Report a unit that this node committed to the `ProgressActor`; returns its outcome."""
+    totals = counts.ok, counts.failed, counts.instances
+    progress.complete_on.remote(node, unit.unit, totals, unit.n_bytes)
+    return UnitOutcome(unit.unit, *totals, node=node)
 
 
 def load_worker_model(spec: ActorSpec) -> Model:
@@ -186,8 +254,7 @@ def load_worker_model(spec: ActorSpec) -> Model:
     use_one_thread()
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
     memory.keep_freed_memory()
-    if spec.max_bytes is not None:
-        memory.limit_memory(spec.max_bytes)
+    _limit_memory(spec)
     model = load_model(spec.model, spec.options, spec.weights)
     if model.info.weights_sha256 != spec.weights_sha256:
         raise ClusterError(
@@ -195,6 +262,22 @@ def load_worker_model(spec: ActorSpec) -> Model:
             hint="Install the same version everywhere, or give the checkpoint by its path.",
         )
     return model
+
+
+def _limit_memory(spec: ActorSpec) -> None:
+    """Limit what this process may take, if it computes on a CPU.
+
+    Not on CUDA: its driver maps far more than it takes, and does not survive a refusal.
+    """
+    if spec.options.device != "cpu":
+        return
+    max_bytes = spec.max_bytes
+    if max_bytes is None:
+        if sys.platform != "linux":
+            return  # elsewhere the limit means something else
+        fitting = cluster.cpus_of_this_node() / spec.cpus_per_process
+        max_bytes = memory.share_of_memory(min(spec.max_processes, int(fitting) or 1))
+    memory.limit_memory(max_bytes)
 
 
 def outcomes_to_columns(outcomes: list[UnitOutcome]) -> dict[str, list]:

@@ -3,10 +3,10 @@
 A unit that lost its process twice comes here. An `Isolator`, which touches no image and so does not
 die of one, starts a process of its own (`ImageActor`) and has it work through the unit one image at
 a time. So it knows at each moment which image is in progress. When the process dies or does not
-return in time, a new one tries the same image once more, so that a lost machine is not held against
-it; the second time the image becomes a row `crashed`, `timed_out` or `out_of_memory`, and the next
-one is tried. Each process first segments a plain grey image: where that fails, the machine or the
-model is at fault, and no image is blamed.
+return in time, a new one tries the same image once more; the second time the image becomes a row
+`crashed`, `timed_out` or `out_of_memory`, and the next one is tried. A process that went with its
+node, or that the network cut off, is held against no image. Each process first segments a plain
+grey image: where that fails, the machine or the model is at fault, and no image is blamed.
 
 Compared with halving a unit until one image is left, this costs two processes for a bad image, not
 eight, and finds several bad ones in one pass.
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from segcore.distributed import cluster
 from segcore.distributed.actors import (
     ActorSpec,
     UnitOutcome,
@@ -43,7 +44,10 @@ from segcore.worker.batching import DeviceLost
 from segcore.worker.image_worker import ImageWorker
 
 MAX_PROCESSES_PER_IMAGE = 2
-MAX_START_ATTEMPTS = 2  # to get a process that works
+MAX_START_ATTEMPTS = 2  # to get a process that works; on different nodes, where there are some
+MAX_LOST_NODES = 5  # for one unit
+_NODE_LOSS_WAIT_S = 60.0  # Ray may need so long to notice that a node is gone
+_NODE_POLL_S = 1.0
 _ROW_MESSAGES = {
     ErrorCode.CRASHED: "the process died on this image, twice",
     ErrorCode.TIMED_OUT: "took longer than run.image_timeout_s ({limit_s:g} s), twice",
@@ -59,6 +63,10 @@ class ProcessDied(Exception):
         self.code = code
 
 
+class NodeLost(Exception):
+    """The node of a process is gone, or cannot be reached; no image is to blame."""
+
+
 class NoWorkingProcess(Exception):
     """No process can be started that segments even a plain image."""
 
@@ -66,13 +74,18 @@ class NoWorkingProcess(Exception):
 class ImageActor:
     """The process that may die: `ImageWorker` behind Ray."""
 
-    def __init__(self, spec: ActorSpec) -> None:
+    def node(self) -> str:
+        """The id of the node that the process is on."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
+    def set_up(self, spec: ActorSpec) -> None:
+        """Load the model, and segment a plain image with it."""
         model = load_worker_model(spec)
         _segment_plain_image(model)
         self._worker = ImageWorker(model, spec.read_options, spec.parts)
-
-    def wait_until_ready(self) -> None:
-        """Returns once the model is loaded and has segmented a plain image."""
 
     def open(self, unit: Unit, skip: int, retry_failed: bool) -> None:
         """See `ImageWorker.open`."""
@@ -102,15 +115,29 @@ def _segment_plain_image(model: Model) -> None:
 
 
 class Isolator:
-    """Has a process work through units image by image; called with one unit at a time."""
+    """Has a process work through units image by image; called with one unit at a time.
 
-    def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool, pool: PoolSize) -> None:
+    Args:
+        pool: The size of the process.
+        taken_out: Ids of the nodes on which it may not be.
+    """
+
+    def __init__(
+        self,
+        spec: ActorSpec,
+        progress: Any,
+        retry_failed: bool,
+        pool: PoolSize,
+        taken_out: tuple[str, ...],
+    ) -> None:
         register_current_actor(progress)
         self._progress = progress
         self._spec = spec
         self._retry_failed = retry_failed
         self._pool = pool
+        self._taken_out = frozenset(taken_out)
         self._process: Any = None  # handle of the ImageActor
+        self._node = ""  # of the process, also after its end
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and return what became of them."""
@@ -121,18 +148,20 @@ class Isolator:
             counts = self._segment_image_by_image(unit)
         except Exception as error:  # goes to the driver; the unit stays undone
             self._end_process()
-            return failed_outcome(unit, error)
-        return complete_unit(self._progress, unit, counts)
+            return replace(failed_outcome(unit, error), node=self._node)
+        return complete_unit(self._progress, unit, counts, self._node)
 
     def _segment_image_by_image(self, unit: Unit) -> PartCounts:
         """Segment and commit a unit, with as many processes as it takes.
 
         Raises:
             NoWorkingProcess: No process works, whatever the image.
+            NodeLost: Too many nodes were lost.
             ImageError: Processes died, and not of an image; the unit stays undone.
         """
         rows: list[ImageResult] = []
         processes_lost = 0  # on the image after `rows`
+        nodes_lost = 0
         is_open = False
         while True:
             image: ImageResult | None = None
@@ -148,6 +177,12 @@ class Isolator:
                     return self._call("commit", unit, rows, self._retry_failed)
                 rows.append(self._call("segment"))
                 processes_lost = 0
+            except NodeLost:
+                is_open = False
+                nodes_lost += 1
+                if nodes_lost > MAX_LOST_NODES:
+                    raise
+                continue
             except ProcessDied as death:
                 is_open = False
                 processes_lost += 1
@@ -183,6 +218,7 @@ class Isolator:
 
         Raises:
             NoWorkingProcess: There is none to be had.
+            NodeLost: It went with its node.
         """
         import ray
 
@@ -190,24 +226,37 @@ class Isolator:
             return
         pool = self._pool
         actor_class = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=0)(ImageActor)
+        avoided = self._taken_out
         for attempt in range(1, MAX_START_ATTEMPTS + 1):
-            self._process = actor_class.remote(self._spec)
+            self._process = actor_class.options(**cluster.away_from(avoided)).remote()
             try:
-                ray.get(self._process.wait_until_ready.remote())
+                self._node = ray.get(self._process.node.remote())
+                ray.get(self._process.set_up.remote(self._spec))
                 return
             except ray.exceptions.RayError as error:
+                is_lost = _node_is_lost(self._process, error, self._node)
                 self._end_process()
+                if is_lost:
+                    raise NodeLost(describe_error(error)) from None
+                avoided = self._other_node_than(self._node)
                 if attempt == MAX_START_ATTEMPTS:
                     raise NoWorkingProcess(
                         "even a process that had segmented only a plain grey image died: the "
                         f"machine or the model is at fault, not an image ({describe_error(error)})"
                     ) from None
 
+    def _other_node_than(self, node: str) -> frozenset[str]:
+        """The nodes to avoid, so that another one is tried next; all but one if there is none."""
+        avoided = self._taken_out | {node}
+        able = {n.node_id for n in cluster.live_nodes() if self._pool.fits_on(n)}
+        return avoided if able - avoided else self._taken_out
+
     def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the process.
 
         Raises:
             ProcessDied: It is gone, or was ended because it did not return in time.
+            NodeLost: It went with its node.
         """
         import ray
 
@@ -227,10 +276,13 @@ class Isolator:
             ray.exceptions.RayActorError,
             ray.exceptions.NodeDiedError,
             ray.exceptions.WorkerCrashedError,
-        ):
+        ) as error:
             # Its watchdog ends it after the limit of an image.
             took_too_long = time.monotonic() - started >= options.image_timeout_s
             code = ErrorCode.TIMED_OUT if took_too_long else ErrorCode.CRASHED
+            if _node_is_lost(self._process, error, self._node):
+                self._end_process()
+                raise NodeLost(describe_error(error)) from None
         self._end_process()
         raise ProcessDied(code)
 
@@ -246,6 +298,35 @@ class Isolator:
         n_failed = len(rows) - len(segmented)
         n_instances = sum(map(len, segmented))
         self._progress.report.remote(unit.unit, len(segmented), n_failed, n_instances)
+
+
+def _node_is_lost(process: Any, error: Exception, node: str) -> bool:
+    """Whether a process that is gone went with its node, or was cut off by the network.
+
+    Until Ray notices that a node is gone, it calls the processes there unavailable.
+
+    Args:
+        error: What the last call of the process raised.
+        node: The node of the process.
+    """
+    import ray
+
+    give_up_at = time.monotonic() + _NODE_LOSS_WAIT_S
+    while isinstance(error, ray.exceptions.ActorUnavailableError):
+        if time.monotonic() > give_up_at:
+            return True
+        time.sleep(_NODE_POLL_S)
+        try:
+            ray.get(process.node.remote(), timeout=_NODE_POLL_S)
+            return True  # it lives: only the call was lost
+        except ray.exceptions.GetTimeoutError:
+            continue
+        except ray.exceptions.RayError as next_error:
+            error = next_error
+    if isinstance(error, ray.exceptions.NodeDiedError):
+        return True
+    is_actor_error = isinstance(error, ray.exceptions.RayActorError)
+    return is_actor_error and node not in {live.node_id for live in cluster.live_nodes()}
 
 
 def _failed_rows(unit: Unit, rows: list[ImageResult], error: ImageError) -> list[ImageResult]:

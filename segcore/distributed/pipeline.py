@@ -8,11 +8,14 @@ object store. The rows are messages to the driver; only storage records what is 
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
+from segcore.distributed import cluster
 from segcore.distributed.actors import (
     ActorSpec,
     ReadActor,
@@ -21,15 +24,16 @@ from segcore.distributed.actors import (
     UnitOutcome,
 )
 from segcore.distributed.isolation import Isolator
+from segcore.distributed.node_failures import ClusterView, NodeFailures, Verdict
 from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
-from segcore.errors import ClusterError, StorageError, StorageFull
+from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
 from segcore.sources.unit_tables import units_to_table
 from segcore.sources.units import Unit
 
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 _RESTART_OPTIONS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
-MAX_CONSECUTIVE_FAILURES = 20  # units that fail without one success between: storage is gone
+_DEATHS_INTERVAL_S = 5.0
 _SNAPSHOT_TIMEOUT_S = 5
 _DRAIN_TIMEOUT_S = 10
 
@@ -41,11 +45,13 @@ class _Stage:
     Attributes:
         pool_options: How many actors, and what each takes; see `_pool_options`.
         batch_format: Form of the batches that the actor gets.
+        extra_arguments: Of its constructor, besides those that all actors get.
     """
 
     actor: type
     pool_options: dict[str, Any]
     batch_format: str = "pyarrow"
+    extra_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -54,10 +60,19 @@ class Pipeline:
     Args:
         units_per_wave: Units of one Ray Data graph; more units are run as several, in turn.
         retry_failed: The units are committed; segment their failed images again.
+        taken_out: Node id -> why that node gets no more units; bad nodes are added.
+        notify: Takes a sentence about each node that is taken out.
     """
 
     def __init__(
-        self, spec: ActorSpec, pool: PoolSize, units_per_wave: int, *, retry_failed: bool = False
+        self,
+        spec: ActorSpec,
+        pool: PoolSize,
+        units_per_wave: int,
+        *,
+        retry_failed: bool = False,
+        taken_out: dict[str, str] | None = None,
+        notify: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         import ray
 
@@ -65,7 +80,10 @@ class Pipeline:
         self._pool = pool
         self._units_per_wave = units_per_wave
         self._retry_failed = retry_failed
+        self._nodes = NodeFailures(self._view, {} if taken_out is None else taken_out)
+        self._notify = notify
         self._progress: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor).remote()
+        self._deaths_read_at = time.monotonic()
 
     def snapshot(self) -> ProgressSnapshot | None:
         """Progress so far; None when the `ProgressActor` does not answer in time."""
@@ -81,18 +99,23 @@ class Pipeline:
 
         Raises:
             ClusterError: The pool as a whole cannot work.
-            StorageError: Unit after unit failed, and none succeeded.
+            StorageError: Unit after unit failed, and no node is left that works.
             StorageFull: There is no room for the part of a unit.
         """
+        yield from self._run_waves(units, self._pool_stages)
+
+    def _pool_stages(self, n_units: int) -> list[_Stage]:
+        """The stages of a wave on the nodes that are left."""
+        taken_out = self._nodes.taken_out
         pool = self._pool
-        min_actors = min(pool.min_actors, len(units))  # a second pass may have few
-        options = _pool_options(min_actors, pool.max_actors, pool)
+        if taken_out:
+            pool = pool.on_nodes([n for n in cluster.live_nodes() if n.node_id not in taken_out])
+        min_actors = min(pool.min_actors, n_units)  # a second pass may have few
+        options = _pool_options(min_actors, pool.max_actors, pool, taken_out)
         if not pool.readers:
-            yield from self._run_waves(units, [_Stage(UnitActor, options)])
-            return
-        reader_options = _pool_options(pool.readers, pool.readers, pool.reader_pool())
-        stages = [_Stage(ReadActor, reader_options), _Stage(SegmentActor, options, "numpy")]
-        yield from self._run_waves(units, stages)
+            return [_Stage(UnitActor, options)]
+        readers = _pool_options(pool.readers, pool.readers, pool.reader_pool(), taken_out)
+        return [_Stage(ReadActor, readers), _Stage(SegmentActor, options, "numpy")]
 
     def isolate(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
         """As `run`, but image by image, for units that lost their process.
@@ -102,36 +125,123 @@ class Pipeline:
         Raises:
             ClusterError, StorageError: See `run`.
         """
-        # An isolator itself takes nothing; the processes that it starts have the pool's size.
-        options = _pool_options(1, min(self._pool.max_actors, len(units)), None)
-        yield from self._run_waves(units, [_Stage(Isolator, options)], pool=self._pool)
+
+        def stages(n_units: int) -> list[_Stage]:
+            # An isolator itself takes nothing; the processes that it starts have the pool's size.
+            taken_out = self._nodes.taken_out
+            options = _pool_options(1, min(self._pool.max_actors, n_units), None, taken_out)
+            arguments = {"pool": self._pool, "taken_out": tuple(taken_out)}
+            return [_Stage(Isolator, options, extra_arguments=arguments)]
+
+        yield from self._run_waves(units, stages)
 
     def _run_waves(
-        self, units: Sequence[Unit], stages: Sequence[_Stage], **extra_arguments: Any
+        self, units: Sequence[Unit], make_stages: Callable[[int], list[_Stage]]
     ) -> Iterator[UnitOutcome]:
-        consecutive_failures = 0
+        """Outcomes of all units; failures come last, for a unit may be done on another node."""
+        failures: dict[str, tuple[Unit, UnitOutcome]] = {}
         for start in range(0, len(units), self._units_per_wave):
-            wave = units[start : start + self._units_per_wave]
-            for outcome in self._run_wave(wave, stages, extra_arguments):
-                if outcome.storage_full:  # all others would be computed in vain
-                    raise StorageFull(
-                        f"Stopped because there is no room for the results: {outcome.error}",
-                        hint="Make room, then rerun the same command to resume; finished units are "
-                        "not redone.",
-                    )
-                consecutive_failures = consecutive_failures + 1 if outcome.error else 0
-                if consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
-                    raise StorageError(
-                        f"Stopped after {consecutive_failures} consecutive units failed: "
-                        f"{outcome.error}",
-                        hint="Fix the cause and rerun the same command to resume; "
-                        "finished units are not redone.",
-                    )
-                yield outcome
+            wave = {unit.unit: unit for unit in units[start : start + self._units_per_wave]}
+            while wave:
+                bad_node = None
+                stages = make_stages(len(wave))
+                with closing(self._run_wave(list(wave.values()), stages)) as outcomes:
+                    for outcome in outcomes:
+                        if (unit := wave.pop(outcome.unit, None)) is None:
+                            continue  # told twice
+                        bad_node = self._judge(outcome)
+                        if outcome.error:
+                            failures[unit.unit] = unit, outcome
+                        else:
+                            yield outcome
+                        if bad_node is not None:
+                            break
+                if bad_node is None:
+                    break  # what is left in the wave lost its process
+                for unit, failure in list(failures.values()):
+                    if failure.node == bad_node:
+                        del failures[unit.unit]
+                        wave[unit.unit] = unit
+        yield from (failure for _, failure in failures.values())
 
-    def _run_wave(
-        self, units: Sequence[Unit], stages: Sequence[_Stage], extra_arguments: dict[str, Any]
-    ) -> Iterator[UnitOutcome]:
+    def _judge(self, outcome: UnitOutcome) -> str | None:
+        """Count an outcome; returns the id of a node that is to be taken out.
+
+        Raises:
+            ClusterError, StorageError, StorageFull: See `run`.
+        """
+        if outcome.storage_full:  # all others would be computed in vain
+            raise StorageFull(
+                f"Stopped because there is no room for the results: {outcome.error}",
+                hint="Make room, then rerun the same command to resume; finished units are "
+                "not redone.",
+            )
+        if outcome.input_changed:
+            return None
+        if outcome.error:
+            nodes = self._nodes
+            record = nodes.record_setup_failure if outcome.setup_failed else nodes.record_failure
+            verdict = record(outcome.node, outcome.error)
+            if verdict is Verdict.STOP:
+                raise self._outage(outcome)
+            if verdict is Verdict.TAKE_NODE_OUT:
+                return self._take_out(outcome.node)
+        elif not outcome.needs_isolation:
+            self._nodes.record_success(outcome.node)
+        verdict, node = self._nodes.record_deaths(self._recent_deaths())
+        return self._take_out(node) if verdict is Verdict.TAKE_NODE_OUT else None
+
+    def _take_out(self, node: str) -> str:
+        """Say that the node is taken out, and why; returns its id."""
+        labels = {known.node_id: known.label() for known in cluster.all_nodes()}
+        sentence = (
+            f"Took {labels.get(node, f'node {node[:8]}')} out of the run; its units are done on "
+            f"other nodes. What failed there: {self._nodes.taken_out[node]}"
+        )
+        self._nodes.taken_out[node] = sentence
+        self._notify(sentence)
+        return node
+
+    def _outage(self, outcome: UnitOutcome) -> SegcoreError:
+        """The error of a run that no node can go on with, after this outcome."""
+        nodes = self._nodes
+        before = " ".join(["", *nodes.taken_out.values()])
+        if outcome.setup_failed:
+            return ClusterError(f"{outcome.error}{before}")
+        where = f" on {nodes.n_failing_nodes} nodes" if nodes.n_failing_nodes > 1 else ""
+        return StorageError(
+            f"Stopped after {nodes.n_consecutive} consecutive units failed{where}: "
+            f"{outcome.error}{before}",
+            hint="Fix the cause and rerun the same command to resume; finished units are not "
+            "redone.",
+        )
+
+    def _view(self) -> ClusterView:
+        """The nodes as they are now."""
+        import ray
+
+        nodes = cluster.live_nodes()
+        able = frozenset(node.node_id for node in nodes if self._pool.fits_on(node))
+        try:
+            placements = ray.get(self._progress.placements.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+        except Exception:  # it is being restarted
+            placements = {}
+        at_work = frozenset(placements.values()) & able
+        return ClusterView(able, at_work if len(placements) >= self._pool.min_actors else able)
+
+    def _recent_deaths(self) -> dict[str, int]:
+        """Processes that died, by node; nothing if asked again within `_DEATHS_INTERVAL_S`."""
+        import ray
+
+        if time.monotonic() - self._deaths_read_at < _DEATHS_INTERVAL_S:
+            return {}
+        self._deaths_read_at = time.monotonic()
+        try:
+            return dict(ray.get(self._progress.deaths.remote(), timeout=_SNAPSHOT_TIMEOUT_S))
+        except Exception:  # the next outcome asks again
+            return {}
+
+    def _run_wave(self, units: Sequence[Unit], stages: Sequence[_Stage]) -> Generator[UnitOutcome]:
         import ray
         import ray.data
 
@@ -139,7 +249,6 @@ class Pipeline:
             "spec": self._spec,
             "progress": self._progress,
             "retry_failed": self._retry_failed,
-            **extra_arguments,
         }
         with ray.data.DataContext.current(_data_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
@@ -150,7 +259,7 @@ class Pipeline:
                     stage.actor,
                     batch_size=1,
                     batch_format=stage.batch_format,
-                    fn_constructor_kwargs=constructor_arguments,
+                    fn_constructor_kwargs={**constructor_arguments, **stage.extra_arguments},
                     **stage.pool_options,
                     **_RESTART_OPTIONS,
                 )
@@ -177,11 +286,14 @@ class Pipeline:
             return
 
 
-def _pool_options(min_actors: int, max_actors: int, pool: PoolSize | None) -> dict[str, Any]:
-    """Arguments of `map_batches`: how many actors, and what each takes of the cluster.
+def _pool_options(
+    min_actors: int, max_actors: int, pool: PoolSize | None, taken_out: Iterable[str]
+) -> dict[str, Any]:
+    """Arguments of `map_batches`: how many actors, what each takes of the cluster, and where.
 
     Args:
         pool: Size of one actor; None for actors that take no CPU.
+        taken_out: Ids of the nodes on which no actor may be.
     """
     from ray.data import ActorPoolStrategy
 
@@ -197,6 +309,7 @@ def _pool_options(min_actors: int, max_actors: int, pool: PoolSize | None) -> di
         ),
         "num_cpus": pool.cpus if pool else 0,
         "num_gpus": (pool.gpus or None) if pool else None,
+        **cluster.away_from(taken_out),
     }
 
 

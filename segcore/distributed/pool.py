@@ -48,6 +48,20 @@ class PoolSize:
         """Threads that decode in each process that reads: a reader, or else an actor."""
         return max(1, int(self.cpus_per_reader)) if self.readers else self.threads
 
+    def fits_on(self, node: NodeResources) -> bool:
+        """Whether the node has room for an actor."""
+        return _count_fitting_actors(self.cpus, self.gpus, [node]) > 0
+
+    def on_nodes(self, nodes: Sequence[NodeResources]) -> PoolSize:
+        """As many of these actors as fit on the nodes that are left of the cluster."""
+        actors = max(1, min(self.max_actors, _count_fitting_actors(self.cpus, self.gpus, nodes)))
+        return replace(
+            self,
+            min_actors=min(self.min_actors, actors),
+            max_actors=actors,
+            readers=max(1, self.readers * actors // self.max_actors) if self.readers else 0,
+        )
+
     def reader_pool(self) -> PoolSize:
         """The readers as a pool of their own."""
         return PoolSize(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")

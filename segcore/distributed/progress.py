@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,14 +97,33 @@ class ProgressActor(ProgressCounter):
     def __init__(self) -> None:
         super().__init__()
         self._registered: list[Any] = []
+        self._nodes: dict[str, str] = {}  # actor id -> its node
+        self._deaths: Counter[str] = Counter()  # node -> since it committed a unit
 
-    def register(self, actor: Any) -> None:
-        """Remember an actor of the pool by its handle."""
+    def register(self, actor: Any, actor_id: str, node: str) -> None:
+        """Remember an actor of the pool; one that is known was restarted after its death."""
         self._registered.append(actor)
+        if actor_id in self._nodes:
+            self._deaths[self._nodes[actor_id]] += 1
+        self._nodes[actor_id] = node
+
+    def complete_on(self, node: str, unit: str, counts: tuple[int, int, int], n_bytes: int) -> None:
+        """As `complete`, for a unit that this node committed."""
+        self._deaths.pop(node, None)
+        self.complete(unit, *counts, n_bytes)
+
+    def placements(self) -> dict[str, str]:
+        """Actor id -> node, of all actors that registered since the last `drain`."""
+        return dict(self._nodes)
+
+    def deaths(self) -> dict[str, int]:
+        """Node -> how many of its processes died since it committed a unit."""
+        return dict(self._deaths)
 
     def drain(self) -> list[Any]:
         """The handles of all actors that registered since the last call."""
         drained, self._registered = self._registered, []
+        self._nodes.clear()
         return drained
 
 

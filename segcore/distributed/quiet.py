@@ -12,9 +12,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _STDERR = 2
+_NO_HOME = "/nonexistent"
 
 # Ray and its workers read these when they start: no tips, no usage report, no progress line but
 # ours, and none of Ray's C++ log lines on our stderr.
@@ -30,9 +32,16 @@ ENVIRONMENT = {
 
 
 def set_environment() -> None:
-    """Set the variables of `ENVIRONMENT`, before Ray is imported; those that are set stay."""
+    """Set the variables of `ENVIRONMENT`, before Ray is imported; those that are set stay.
+
+    Ray does not start for a user who has no home directory, but it does if that does not exist.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = _NO_HOME
 
 
 @contextmanager

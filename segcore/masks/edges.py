@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,17 @@ class EncodedMasks:
     counts: list[bytes]
     areas: np.ndarray
     keep: np.ndarray
+
+    @classmethod
+    def joined(cls, pieces: Sequence[EncodedMasks], starts: Sequence[int]) -> EncodedMasks:
+        """The masks of several pieces; `starts` has the index of the first mask given in each."""
+        return cls(
+            [text for piece in pieces for text in piece.counts],
+            np.concatenate([piece.areas for piece in pieces]),
+            np.concatenate(
+                [piece.keep + start for piece, start in zip(pieces, starts, strict=True)]
+            ),
+        )
 
 
 def encode_edges(edges: np.ndarray, pixels: int) -> EncodedMasks:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from segcore.errors import UsageError
 from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names, read_checkpoint
 
 
@@ -17,7 +20,8 @@ class CatalogueEntry:
         licence: Of the weights.
         bytes: Size of the file on this machine; None if it has not been fetched yet.
         published_ap: Mask AP on COCO val2017 in percent, as its publisher states it.
-        file: Path of the weights, also if they have not been fetched yet.
+        file: Path of the weights, also if they have not been fetched yet; None where there is no
+            folder to fetch them into.
         source: ``bundled``, or the link from which the file is fetched.
     """
 
@@ -25,7 +29,7 @@ class CatalogueEntry:
     licence: str
     bytes: int | None
     published_ap: float | None
-    file: str
+    file: str | None
     source: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,11 +47,14 @@ def catalogue() -> list[CatalogueEntry]:
             CatalogueEntry(name, licence, path.stat().st_size, None, str(path), "bundled")
         )
     for name, published in PUBLISHED.items():
-        path = published.cached_path
-        size = path.stat().st_size if path.exists() else None
+        file, size = None, None
+        with suppress(UsageError):  # there is no home directory
+            file = str(published.cached_path)
+            with suppress(OSError):
+                size = os.stat(file).st_size
         entries.append(
             CatalogueEntry(
-                name, published.licence, size, published.published_ap, str(path), published.url
+                name, published.licence, size, published.published_ap, file, published.url
             )
         )
     return entries

@@ -122,6 +122,8 @@ class RunReport:
         images_recovered: Of the retried ones, how many did not fail again.
         images_per_second: `images_this_time` over ``timings["segment"]``.
         pool: The workers, for people.
+        nodes_taken_out: A sentence for each node of the cluster that failed so often that it got no
+            more units.
         errors: What kept units from being committed, a few of them.
         nothing_to_do: Everything was done before, and nothing was written.
         published: The edition that ``latest.json`` names after this run; "" for none.
@@ -161,6 +163,7 @@ class RunReport:
     images_recovered: int = 0
     images_per_second: float = 0.0
     pool: str = ""
+    nodes_taken_out: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     execution: str = ""
     nothing_to_do: bool = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from segcore.config import Config
+from segcore.distributed import cluster
 from segcore.errors import (
     CheckpointError,
     ListingShrank,
@@ -305,23 +306,33 @@ def open_parts(storage: Storage, layout: EditionLayout, model: JobModel) -> Part
     )
 
 
-def check_paths_reachable(job: Job) -> None:
-    """Refuse local paths on a Ray cluster that may have other machines.
+def check_paths_reachable(config: Config) -> None:
+    """Refuse local paths on a Ray cluster that has other machines; nothing is listed for this.
 
     Raises:
-        UsageError: A path is local, the cluster is remote, and nothing says that they share it.
+        UsageError: A path is local, the cluster has other machines, and nothing says that they
+            share it.
+        ClusterError: The cluster cannot be reached.
     """
-    options = job.config.ray
-    if options.address in (None, "local") or options.shared_paths:
+    options = config.ray
+    input_uri, output = locate_input_and_output(config)
+    local_paths = [
+        (name, uri)
+        for name, uri in (("input", input_uri), ("output", output.uri))
+        if not is_remote(uri)
+    ]
+    if not local_paths or options.shared_paths or cluster.find_target(options).is_local:
         return
-    for name, uri in (("input", job.plan.input), ("output", job.output.uri)):
-        if not is_remote(uri):
-            raise UsageError(
-                f"The {name} {uri} is a local path, but workers may run on other machines of "
-                f"the cluster at {options.address}.",
-                hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
-                "the same files there.",
-            )
+    with cluster.connected(options) as target:
+        others = cluster.nodes_elsewhere()
+    if others:
+        name, uri = local_paths[0]
+        raise UsageError(
+            f"The {name} {uri} is a local path, but {target.name()} has other machines, such as "
+            f"{others[0].label()}.",
+            hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
+            "the same files there.",
+        )
 
 
 def _with_committed(job: Job, overwrite: bool) -> Job:

@@ -44,8 +44,10 @@ class RunState:
         carried: Units whose results existed already, in the parts of other units.
         reread: Unit -> its images before its shard was read again.
         retried: Unit -> its failed images before they were tried again.
+        ray: Which Ray is used, for people.
         pool: The workers, for people.
         started: The record with which the run began; None before it writes anything.
+        nodes_taken_out: Node of the cluster -> why it got no more units, for people.
         check_lease: Raises once this run may not go on.
     """
 
@@ -57,8 +59,10 @@ class RunState:
     carried: set[str] = field(default_factory=set)
     reread: dict[str, int] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
+    ray: str = ""
     pool: str = ""
     started: RunReport | None = None
+    nodes_taken_out: dict[str, str] = field(default_factory=dict)
     check_lease: Callable[[], None] = lambda: None
 
     @contextmanager
@@ -113,8 +117,9 @@ def connect_workers(job: Job, max_units: int, state: RunState) -> Iterator[PoolS
     options = job.config.ray
     with ExitStack() as stack:
         with state.timed("start_ray"):
-            stack.enter_context(cluster.connected(options))
+            target = stack.enter_context(cluster.connected(options))
             nodes = cluster.live_nodes()
+            state.ray = state.ray or target.describe(nodes)  # the first connection knows
             pool = size_pool(options, job.config.model.device, max_units, nodes)
         yield pool
 
@@ -131,12 +136,18 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     options = job.config.ray
     max_units = max(len(current.units) for current in passes)
     with connect_workers(job, max_units, state) as pool:
+        notify(state.ray)
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)
         for current in passes:
             pipeline = Pipeline(
-                spec, pool, options.units_per_wave, retry_failed=current.retry_failed
+                spec,
+                pool,
+                options.units_per_wave,
+                retry_failed=current.retry_failed,
+                taken_out=state.nodes_taken_out,
+                notify=notify,
             )
             goal = _progress_goal(current.units)
             with show_progress(pipeline.snapshot, goal), state.timed("segment"):
@@ -189,7 +200,9 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
         ),
         parts=job.parts,
         max_concurrent_batches=_CONCURRENT_BATCHES.get(pool.device, pool.threads),
-        max_bytes=config.ray.max_actor_bytes if pool.device == "cpu" else None,
+        max_bytes=config.ray.max_actor_bytes,
+        cpus_per_process=min(pool.cpus, pool.cpus_per_reader) if pool.readers else pool.cpus,
+        max_processes=pool.max_actors + pool.readers,
     )
 
 

@@ -98,8 +98,8 @@ def segment(
         )
     state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
     with state.timed("prepare"):
+        check_paths_reachable(config)
         job = prepare_job(config, overwrite=overwrite)
-        check_paths_reachable(job)
     planned = job.preview(remove_unlisted=remove_unlisted)
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
@@ -293,6 +293,7 @@ def _account(job: Job, state: RunState) -> RunReport:
         images_recovered=images_retried - failed_again,
         images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
         pool=state.pool,
+        nodes_taken_out=tuple(state.nodes_taken_out.values()),
         errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
     )
 

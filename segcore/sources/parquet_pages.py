@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 _MAGIC_BYTES = 8  # length of the footer and "PAR1"
 _MAX_FOOTER_BYTES = 256 << 20
 _MAX_DEPTH = 16
-_FREE_PAGE_BYTES = 256 << 20  # a page may have so many bytes, whatever its compressed size
+# A page may have so many bytes, whatever its compressed size; pyarrow takes up to 7 times as many.
+_FREE_PAGE_BYTES = 64 << 20
 _MAX_RATIO = 16  # of a larger page to its compressed size
-_MAX_REPEATED_BYTES = 256 << 20  # of values built together, if all were the largest one
+_MAX_REPEATED_BYTES = 128 << 20  # of values built together, if all were the largest one
 _MAX_LIST_BYTES = 1 << 30  # the same for all lists of a row group
 _MAX_LIST_VALUES = 1 << 20  # in the lists of a row group
 _INTEGER_TYPES = (4, 5, 6)

@@ -111,18 +111,18 @@ class ShardReader:
         """
         first = sum(self.metadata.row_group(index).num_rows for index in range(group))
         begin, end = rows or (0, self.metadata.row_group(group).num_rows)
-        keys = self._iter_plain_keys(columns.key, group) if columns.key else iter(())
-        for _ in islice(keys, begin):
-            pass
+        keys = self._iter_plain_keys(columns.key, group, begin) if columns.key else iter(())
         for row in range(first + begin, first + end):
             key = next(keys, None)
             yield row, f"row{row}" if key is None else key
 
-    def _iter_plain_keys(self, path: str, group: int) -> Iterator[str | None]:
-        """The keys as text, as far as they can be read."""
+    def _iter_plain_keys(self, path: str, group: int, begin: int) -> Iterator[str | None]:
+        """The keys as text, from row `begin` of the row group, as far as they can be read."""
+        row = 0
         with suppress(UnreadableParquet):
             for values in self._iter_column(path, group, _KEY_BATCH_ROWS):
-                for scalar in values:
+                first, row = row, row + len(values)
+                for scalar in values[max(begin - first, 0) :]:  # each unit of a group skips some
                     value = _to_python(_plain(scalar))
                     if isinstance(value, bytes):
                         value = value.decode("utf-8", "backslashreplace")

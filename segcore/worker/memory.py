@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 # Parameter numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAX_MMAP_THRESHOLD_BYTES = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)  # glibc refuses more
 _MAX_RETAINED_BYTES = 512 << 20
+
+_SHARED_FRACTION = 0.9  # of the memory; the rest is for Ray and the system
+_MIN_SHARE_BYTES = 3 << 30
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 _OUT_OF_MEMORY_PHRASES = (
     "out of memory",
@@ -31,6 +37,42 @@ def limit_memory(max_bytes: int) -> None:
     if hard_limit != resource.RLIM_INFINITY:
         max_bytes = min(max_bytes, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, hard_limit))
+
+
+def share_of_memory(n_processes: int) -> int:
+    """What each of `n_processes` on this machine may take: equal shares, and at least 3 GiB."""
+    return max(_MIN_SHARE_BYTES, int(_SHARED_FRACTION * total_memory()) // max(n_processes, 1))
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of the control group that this process may not leave."""
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine_bytes, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """The limits of this process's control group and of those above it, of both versions."""
+    try:
+        membership = _MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in membership:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = _CGROUPS, "memory.max"
+        if controllers:  # version 1
+            root, name = _CGROUPS / "memory", "memory.limit_in_bytes"
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                limits.append(int((folder / name).read_text()))
+            except (OSError, ValueError):  # there is none, or it says `max`
+                continue
+    return limits
 
 
 def limit_malloc_arenas() -> None:

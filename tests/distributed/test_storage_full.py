@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from segcore.distributed.actors import UnitOutcome, failed_outcome
-from segcore.distributed.pipeline import MAX_CONSECUTIVE_FAILURES, Pipeline
+from segcore.distributed.node_failures import (
+    MAX_CONSECUTIVE_FAILURES,
+    ClusterView,
+    NodeFailures,
+)
+from segcore.distributed.pipeline import Pipeline
 from segcore.errors import StorageError, StorageFull
 from segcore.sources.units import Unit
 from segcore.storage import Storage, local_disk
@@ -39,6 +44,11 @@ def test_a_full_disk_stops_the_pipeline_at_once(n_done: int, error: StorageError
     class Waves(Pipeline):
         def __init__(self) -> None:
             self._units_per_wave = 10
+            one_node = ClusterView(frozenset([""]), frozenset([""]))
+            self._nodes = NodeFailures(lambda: one_node, {})
+
+        def _recent_deaths(self) -> dict[str, int]:
+            return {}
 
         def _run_wave(self, units: list[Unit], *_: object) -> Iterator[UnitOutcome]:
             for unit in units:
@@ -47,7 +57,7 @@ def test_a_full_disk_stops_the_pipeline_at_once(n_done: int, error: StorageError
                 yield UnitOutcome(unit.unit, ok=1) if done else failed_outcome(unit, error)
 
     with pytest.raises(type(error)) as caught:
-        list(Waves()._run_waves(UNITS, []))
+        list(Waves()._run_waves(UNITS, lambda n_units: []))
     is_full = isinstance(error, StorageFull)
     assert isinstance(caught.value, StorageFull) == is_full
     assert len(taken) == n_done + (1 if is_full else MAX_CONSECUTIVE_FAILURES)

@@ -67,9 +67,9 @@ class RealCluster:
         """Kill a worker node with all that runs on it."""
         self.nodes = self._request(remove=index)["nodes"]
 
-    def add_node(self) -> None:
-        """Add a worker node; returns when the cluster knows it."""
-        self.nodes = self._request(add=1)["nodes"]
+    def add_node(self, environment: Mapping[str, str] | None = None) -> None:
+        """Add a worker node, with an environment of its own; returns when the cluster knows it."""
+        self.nodes = self._request(add=dict(environment or {}))["nodes"]
 
     def workers(self) -> list[psutil.Process]:
         """All processes below the cluster: its own, actors and tasks."""
@@ -85,7 +85,7 @@ class RealCluster:
         kill_trees(processes)
         self.process.wait()
 
-    def _request(self, **request: int) -> dict[str, Any]:
+    def _request(self, **request: int | dict[str, str]) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -119,7 +119,7 @@ def main() -> None:
         if "remove" in request:
             cluster.remove_node(nodes.pop(request["remove"] % len(nodes)), allow_graceful=False)
         else:
-            nodes.append(cluster.add_node(num_cpus=1))
+            nodes.append(cluster.add_node(num_cpus=1, env_vars=request["add"] or None))
         answer(nodes=len(nodes))
     cluster.shutdown()
 

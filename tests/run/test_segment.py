@@ -220,8 +220,6 @@ def test_a_run_that_cannot_start_says_why(tmp_path):
         preview(_config(source, f"{source}/out"))
     with pytest.raises(CheckpointError, match="no-such-model"):
         preview(_config(source, output, model="no-such-model"))
-    with pytest.raises(UsageError, match="may run on other machines"):
-        segment(_config(source, output, "ray.address=10.0.0.1:6379"))
     assert not Path(output).exists()
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segcore.errors import UsageError
-from segcore.sources import SourceOptions, open_source, read_unit
+from segcore.sources import SourceOptions, open_source, parquet_rows, read_unit
 from segcore.sources.parquet_pages import read_column_chunks
 from segcore.sources.units import UnitLimits
 from segcore.storage import Storage, StorageOptions
@@ -301,3 +301,43 @@ def test_the_hostile_cases_are_bounded(name: str, expected: dict[Any, int]) -> N
         for sample in read_unit(unit, storage, options):
             found[sample.error and str(sample.error.code)] += 1
     assert found == expected
+
+
+@pytest.mark.parametrize("batch_rows", [3, 4096])
+def test_the_units_of_a_huge_row_group_read_their_own_keys_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    keys = [f"k{i}" if i % 7 else "twice" for i in range(50)]
+    uri = _write(tmp_path / "a.parquet", {"image": [image_bytes(1)] * 50, "key": keys})
+    monkeypatch.setattr("segcore.sources.parquet._SPLIT_GROUP_ROWS", 10)
+    monkeypatch.setattr("segcore.sources.parquet._PIECE_ROWS", 8)
+    monkeypatch.setattr("segcore.sources.parquet_rows._KEY_BATCH_ROWS", batch_rows)
+    units = list(open_source(uri, SourceOptions(), storage).units(UnitLimits()))
+    assert [unit.n_images for unit in units] == [8] * 6 + [2]
+    converted: list[Any] = []
+    to_python = parquet_rows._to_python
+    monkeypatch.setattr(
+        parquet_rows, "_to_python", lambda value: converted.append(value) or to_python(value)
+    )
+    names = [
+        sample.image_id.partition("#")[2]
+        for unit in units
+        for sample in read_unit(unit, storage, SourceOptions())
+    ]
+    assert len(converted) == 50  # one conversion for each row, however many units
+    n_twice = 0
+    for name, key in zip(names, keys, strict=True):
+        n_twice += key == "twice"
+        assert name == (f"twice~{n_twice}" if key == "twice" and n_twice > 1 else key)
+
+
+def test_a_small_file_cannot_mean_a_large_page(tmp_path: Path) -> None:
+    large = PADDED[0].ljust(66 << 20, b"\0")
+    columns = {"image": pa.DictionaryArray.from_arrays(pa.array([0] * 5), [large])}
+    limit = 1 << 30
+    uri = _write(tmp_path / "a.parquet", columns, dictionary_pagesize_limit=limit,
+                 compression="zstd")  # fmt: skip
+    assert Path(uri).stat().st_size < 1 << 20
+    _, samples = open_and_read(uri, storage)
+    assert set(codes(samples).values()) == {"too_many_bytes"}
+    assert len(samples) == 5

@@ -41,6 +41,8 @@ class BrightModel:
     thread_safe = True
 
     def __init__(self, options: ModelOptions | None = None) -> None:
+        if "FAKE_MODEL_BROKEN" in os.environ:
+            raise RuntimeError("the driver of the GPU is broken")
         options = options or ModelOptions()
         conf = 0.25 if options.conf is None else options.conf
         self.info = ModelInfo(

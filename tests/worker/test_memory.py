@@ -62,6 +62,42 @@ def test_more_memory_than_the_limit_is_an_error_that_the_process_survives():
     assert _run(program) == ["refused", str(1 << 20)]
 
 
+@pytest.mark.parametrize(
+    ("n_processes", "total_gib", "share_gib"),
+    [(1, 20, 18), (2, 20, 9), (4, 20, 4.5), (16, 20, 3), (1, 2, 3), (0, 20, 18)],
+)
+def test_a_share_is_nine_tenths_divided_and_at_least_3_gib(
+    monkeypatch, n_processes, total_gib, share_gib
+):
+    monkeypatch.setattr(memory, "total_memory", lambda: total_gib << 30)
+    assert memory.share_of_memory(n_processes) == int(share_gib * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "5000\n"}, 5000),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "7000"}, 7000),
+        ("0::/a/b\n", {"a/b/memory.max": "6000\n", "a/memory.max": "7000"}, 6000),
+        ("0::/a/b\n", {}, None),
+        ("3:cpu:/x\n2:memory:/a\n", {"memory/a/memory.limit_in_bytes": "8000"}, 8000),
+        ("2:memory:/gone\n", {"memory/memory.limit_in_bytes": "9000"}, 9000),
+        ("2:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+        (None, {"memory.max": "5000"}, None),
+    ],
+)
+def test_the_limit_of_the_container_counts(monkeypatch, tmp_path, membership, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if membership is not None:
+        (tmp_path / "membership").write_text(membership)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.total_memory() == (expected or machine)
+
+
 def test_a_number_of_arenas_that_the_environment_sets_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     memory.limit_malloc_arenas()

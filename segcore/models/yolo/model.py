@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from segcore.models.yolo.network import ARCHITECTURES, HeadOutputs
 RESULT_VERSION = 3  # raise when the same weights and options give different results
 # A batch of one keeps a CPU as busy as a larger one, and needs no padding (measured).
 _DEFAULT_BATCH_SIZE = {"cpu": 1, "mps": 8, "cuda": 32}
+_MAX_LOGIT_BYTES = 256 << 20  # of the masks that a CPU computes together
+_MIN_PIECE_ROWS = 16
 _MAX_OVERHANG = 1024  # pixels: boxes extend less than this beyond the input
 
 
@@ -262,9 +265,14 @@ class YoloSegModel:
         boxes = letterbox.boxes_to_image(_finite(detections.boxes.cpu().numpy()))
         prototypes = outputs.prototypes[row].float()
         coefficients = outputs.coefficients[row, detections.anchors].float()
-        with exact(self.device):
-            logits = (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
-        masks = encode_logits(logits.cpu().numpy(), boxes, canvas, letterbox.mask_window())
+        pieces: list[EncodedMasks] = []
+        slices = _slices(len(boxes), prototypes[0].numel())
+        for piece in slices:
+            with exact(self.device):
+                logits = (coefficients[piece] @ prototypes.flatten(1)).cpu().numpy()
+            planes = logits.reshape(-1, *prototypes.shape[1:])
+            pieces.append(encode_logits(planes, boxes[piece], canvas, letterbox.mask_window()))
+        masks = EncodedMasks.joined(pieces, [piece.start for piece in slices])
         scores = detections.scores.float().cpu().numpy()
         classes = detections.classes.cpu().numpy()
         return self._assemble(letterbox, boxes, scores, classes, masks)
@@ -289,6 +297,18 @@ class YoloSegModel:
             areas=masks.areas,
             counts=masks.counts,
         )
+
+
+def _slices(n_detections: int, plane_pixels: int) -> list[slice]:
+    """Detections whose logits are computed together, in bounded memory.
+
+    All slices have about the same length and no few rows: matrix products round differently for a
+    few rows, and results must be those of one product.
+    """
+    rows = max(_MIN_PIECE_ROWS, _MAX_LOGIT_BYTES // (4 * plane_pixels))
+    n_slices = max(1, min(-(-n_detections // rows), n_detections // _MIN_PIECE_ROWS))
+    ends = [n_detections * i // n_slices for i in range(n_slices + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _finite(boxes: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pycocotools import mask as coco
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.base import Model, ModelOptions
 from segcore.models.checkpoints import Checkpoint, CheckpointMeta
+from segcore.models.yolo import model as yolo_model
 from segcore.models.yolo.checkpoint import load_network
 from segcore.models.yolo.fusion import fuse
 from segcore.models.yolo.letterbox import Letterbox
@@ -311,6 +312,38 @@ def test_masks_without_a_pixel_are_dropped(model):
     outputs = group.outputs
     without_masks = outputs._replace(coefficients=outputs.coefficients * 0)
     assert len(model.postprocess([RawGroup((0,), without_masks)], prepared)[0]) == 0
+
+
+@pytest.mark.parametrize("max_bytes", [1, 40_000, 10 << 20])
+def test_masks_in_pieces_are_those_of_one_product(checkpoint, monkeypatch, max_bytes):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", conf=0.0, max_det=101))
+    whole = run(model, make_images())
+    n_products = []
+    monkeypatch.setattr(yolo_model, "_MAX_LOGIT_BYTES", max_bytes)
+    encode = yolo_model.encode_logits
+    monkeypatch.setattr(
+        yolo_model, "encode_logits", lambda *args: n_products.append(len(args[0])) or encode(*args)
+    )
+    for expected, actual in zip(whole, run(model, make_images()), strict=True):
+        assert len(expected) > 40
+        assert_same(actual, expected)
+    if max_bytes == 10 << 20:
+        assert len(n_products) == len(whole)
+    else:
+        assert 16 <= min(n_products) <= max(n_products) < 32
+
+
+@pytest.mark.parametrize("plane", [(160, 160), (96, 160), (40, 24), (8, 8)])
+def test_products_in_pieces_are_one_product_to_the_bit(plane):
+    generator = torch.Generator().manual_seed(5)
+    prototypes = torch.randn(32, plane[0] * plane[1], generator=generator)
+    for n in [*range(1, 40), 63, 64, 65, 100, 300, 301]:
+        coefficients = torch.randn(n, 32, generator=generator)
+        slices = yolo_model._slices(n, 1 << 40)  # as many as there may be
+        assert sum(len(coefficients[piece]) for piece in slices) == n
+        assert min(len(coefficients[piece]) for piece in slices) >= min(n, 16)
+        pieces = [coefficients[piece] @ prototypes for piece in slices]
+        assert torch.equal(torch.cat(pieces), coefficients @ prototypes)
 
 
 def test_batches_over_the_batch_size_are_refused(model):
