@@ -141,7 +141,6 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
             pipeline = Pipeline(
                 spec,
                 pool,
-                options.units_per_wave,
                 retry_failed=current.retry_failed,
                 taken_out=state.nodes_taken_out,
                 notify=notify,
