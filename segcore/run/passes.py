@@ -130,7 +130,6 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     """
     from segcore.distributed.pipeline import Pipeline
 
-    options = job.config.ray
     max_units = max(len(current.units) for current in passes)
     with connect_workers(job, max_units, state) as pool:
         notify(state.ray)
