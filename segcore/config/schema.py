@@ -47,7 +47,6 @@ class RayOptions(BaseModel):
         False, description="Keep the temporary folder of a local Ray, with its workers' logs."
     )
     ship_code: bool = False
-    units_per_wave: int = Field(5000, ge=1, le=20_000)
 
     @model_validator(mode="after")
     def _check_actor_range(self) -> RayOptions:

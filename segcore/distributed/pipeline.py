@@ -15,6 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from segcore.distributed import cluster
 from segcore.distributed.actors import (
     ActorSpec,
@@ -23,13 +25,13 @@ from segcore.distributed.actors import (
     UnitActor,
     UnitOutcome,
 )
+from segcore.distributed.bundles import MAX_BUNDLE_UNITS, bundle_sizes, cut_bundles
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.node_failures import ClusterView, NodeFailures, Verdict
 from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
-from segcore.sources.unit_tables import units_to_table
-from segcore.sources.units import Unit
+from segcore.planning.plan import Units, select_units
 
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 _RESTART_OPTIONS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
@@ -58,7 +60,6 @@ class Pipeline:
     """Runs units through a pool of actors on the connected Ray.
 
     Args:
-        units_per_wave: Units of one Ray Data graph; more units are run as several, in turn.
         retry_failed: The units are committed; segment their failed images again.
         taken_out: Node id -> why that node gets no more units; bad nodes are added.
         notify: Takes a sentence about each node that is taken out.
@@ -68,7 +69,6 @@ class Pipeline:
         self,
         spec: ActorSpec,
         pool: PoolSize,
-        units_per_wave: int,
         *,
         retry_failed: bool = False,
         taken_out: dict[str, str] | None = None,
@@ -78,7 +78,6 @@ class Pipeline:
 
         self._spec = spec
         self._pool = pool
-        self._units_per_wave = units_per_wave
         self._retry_failed = retry_failed
         self._nodes = NodeFailures(self._view, {} if taken_out is None else taken_out)
         self._notify = notify
@@ -94,7 +93,7 @@ class Pipeline:
         except Exception:  # progress is a convenience; it never ends a run
             return None
 
-    def run(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
+    def run(self, units: Units) -> Iterator[UnitOutcome]:
         """Segment `units`, yielding outcomes as they come; one whose process died yields nothing.
 
         Raises:
@@ -102,10 +101,12 @@ class Pipeline:
             StorageError: Unit after unit failed, and no node is left that works.
             StorageFull: There is no room for the part of a unit.
         """
-        yield from self._run_waves(units, self._pool_stages)
+        # In `split`, what is read of a bundle would be in memory at once.
+        max_bundle_units = 1 if self._pool.readers else MAX_BUNDLE_UNITS
+        yield from self._run_units(units, self._pool_stages, max_bundle_units)
 
     def _pool_stages(self, n_units: int) -> list[_Stage]:
-        """The stages of a wave on the nodes that are left."""
+        """The stages of a graph on the nodes that are left."""
         taken_out = self._nodes.taken_out
         pool = self._pool
         if taken_out:
@@ -117,7 +118,7 @@ class Pipeline:
         readers = _pool_options(pool.readers, pool.readers, pool.reader_pool(), taken_out)
         return [_Stage(ReadActor, readers), _Stage(SegmentActor, options, "numpy")]
 
-    def isolate(self, units: Sequence[Unit]) -> Iterator[UnitOutcome]:
+    def isolate(self, units: Units) -> Iterator[UnitOutcome]:
         """As `run`, but image by image, for units that lost their process.
 
         See `segcore.distributed.isolation`.
@@ -133,36 +134,45 @@ class Pipeline:
             arguments = {"pool": self._pool, "taken_out": tuple(taken_out)}
             return [_Stage(Isolator, options, extra_arguments=arguments)]
 
-        yield from self._run_waves(units, stages)
+        yield from self._run_units(units, stages)
 
-    def _run_waves(
-        self, units: Sequence[Unit], make_stages: Callable[[int], list[_Stage]]
+    def _run_units(
+        self, units: Units, make_stages: Callable[[int], list[_Stage]], max_bundle_units: int = 1
     ) -> Iterator[UnitOutcome]:
-        """Outcomes of all units; failures come last, for a unit may be done on another node."""
-        failures: dict[str, tuple[Unit, UnitOutcome]] = {}
-        for start in range(0, len(units), self._units_per_wave):
-            wave = {unit.unit: unit for unit in units[start : start + self._units_per_wave]}
-            while wave:
-                bad_node = None
-                stages = make_stages(len(wave))
-                with closing(self._run_wave(list(wave.values()), stages)) as outcomes:
-                    for outcome in outcomes:
-                        if (unit := wave.pop(outcome.unit, None)) is None:
-                            continue  # told twice
-                        bad_node = self._judge(outcome)
-                        if outcome.error:
-                            failures[unit.unit] = unit, outcome
-                        else:
-                            yield outcome
-                        if bad_node is not None:
-                            break
-                if bad_node is None:
-                    break  # what is left in the wave lost its process
-                for unit, failure in list(failures.values()):
-                    if failure.node == bad_node:
-                        del failures[unit.unit]
-                        wave[unit.unit] = unit
-        yield from (failure for _, failure in failures.values())
+        """Outcomes of all units; failures come last, for a unit may be done on another node.
+
+        One graph does all of them: the pool starts once, and no unit waits for a slower one. Where
+        a node is taken out, a graph without it goes on with what is left.
+        """
+        failures: dict[str, UnitOutcome] = {}
+        left = set(units.ids())
+        while left:
+            bad_node = None
+            stages = make_stages(len(left))
+            slots = self._pool.max_actors * self._pool.units_in_flight
+            sizes = bundle_sizes(len(left), slots, max_bundle_units)
+            blocks = cut_bundles(select_units(units, left).table, sizes)
+            with closing(self._run_graph(blocks, stages)) as outcomes:
+                for outcome in outcomes:
+                    if outcome.unit not in left:
+                        continue  # told twice
+                    left.remove(outcome.unit)
+                    bad_node = self._judge(outcome)
+                    if outcome.error:
+                        failures[outcome.unit] = outcome
+                    else:
+                        yield outcome
+                    if bad_node is not None:
+                        break
+            if bad_node is not None:
+                again = {unit for unit, failure in failures.items() if failure.node == bad_node}
+                left |= again
+                failures = {unit: failures[unit] for unit in failures.keys() - again}
+            elif max(sizes) > 1:
+                max_bundle_units = 1  # the process died of one unit of a bundle: which one?
+            else:
+                break  # what is left lost its process
+        yield from failures.values()
 
     def _judge(self, outcome: UnitOutcome) -> str | None:
         """Count an outcome; returns the id of a node that is to be taken out.
@@ -241,7 +251,10 @@ class Pipeline:
         except Exception:  # the next outcome asks again
             return {}
 
-    def _run_wave(self, units: Sequence[Unit], stages: Sequence[_Stage]) -> Generator[UnitOutcome]:
+    def _run_graph(
+        self, blocks: Sequence[pa.Table], stages: Sequence[_Stage]
+    ) -> Generator[UnitOutcome]:
+        """Outcomes of the units in `blocks`, from one Ray Data graph with actors of its own."""
         import ray
         import ray.data
 
@@ -252,8 +265,7 @@ class Pipeline:
         }
         with ray.data.DataContext.current(_data_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
-            blocks = [units_to_table([unit]) for unit in units]
-            dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+            dataset: ray.data.Dataset = ray.data.from_arrow(list(blocks))
             for stage in stages:
                 dataset = dataset.map_batches(
                     stage.actor,
@@ -272,10 +284,10 @@ class Pipeline:
             self._kill_actors()
 
     def _kill_actors(self) -> None:
-        """End the actors of a wave.
+        """End the actors of a graph.
 
         Ray forgets an actor that is being restarted at that moment. It would hold its CPUs or GPU
-        until the driver ends, and the next wave could not start.
+        until the driver ends, and the next graph could not start.
         """
         import ray
 
@@ -314,11 +326,11 @@ def _pool_options(
 
 
 def _data_context() -> Any:
-    """Ray Data's settings for this graph: one unit is one block, and no output."""
+    """Ray Data's settings for this graph: one bundle is one block, and no output."""
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
-    context.target_max_block_size = None  # never split or merge units
+    context.target_max_block_size = None  # never split or merge bundles
     context.max_errored_blocks = -1  # a lost unit shows when the output is compared with the plan
     context.max_consecutive_actor_init_deaths = 2  # a lost machine is not a broken model
     context.enable_progress_bars = False

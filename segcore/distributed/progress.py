@@ -88,7 +88,7 @@ class ProgressCounter:
 
 
 class ProgressActor(ProgressCounter):
-    """The small actor beside the pool: counts progress and knows the actors of the wave.
+    """The small actor beside the pool: counts progress and knows the actors of the graph.
 
     It lives in this module because its process imports what the module imports: PyTorch, for one,
     would cost it seconds.

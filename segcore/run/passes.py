@@ -133,7 +133,6 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
     """
     from segcore.distributed.pipeline import Pipeline
 
-    options = job.config.ray
     max_units = max(len(current.units) for current in passes)
     with connect_workers(job, max_units, state) as pool:
         notify(state.ray)
@@ -144,7 +143,6 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
             pipeline = Pipeline(
                 spec,
                 pool,
-                options.units_per_wave,
                 retry_failed=current.retry_failed,
                 taken_out=state.nodes_taken_out,
                 notify=notify,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from segcore.distributed import cluster
@@ -22,10 +23,12 @@ from segcore.distributed.pipeline import Pipeline
 from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressActor
 from segcore.errors import ObjectChanged, StorageError
+from segcore.planning.plan import Units
+from segcore.sources.unit_tables import units_from_table, units_to_table
 from segcore.sources.units import Unit
 
 GO_ON, OUT, STOP = Verdict.GO_ON, Verdict.TAKE_NODE_OUT, Verdict.STOP
-UNITS = [Unit(f"{i:020}", "objects", "", "", 0, 1, 1, 1) for i in range(400)]
+UNITS = Units(units_to_table(Unit(f"{i:020}", "objects", "", "", 0, 1, 1, 1) for i in range(400)))
 
 
 def _failures(able: str, at_work: str | None = None) -> NodeFailures:
@@ -137,11 +140,11 @@ def test_restarted_actors_are_deaths_of_their_node_until_it_commits():
 
 
 class _SimulatedPipeline(Pipeline):
-    """Waves without Ray: a unit takes its node's seconds; bad nodes fail at once."""
+    """A graph without Ray: a unit takes its node's seconds; bad nodes fail at once."""
 
-    def __init__(self, nodes: dict[str, float], bad: str, per_wave: int, errors: Any = None):
+    def __init__(self, nodes: dict[str, float], bad: str, errors: Any = None):
         self._nodes = NodeFailures(lambda: ClusterView(frozenset(nodes), frozenset(nodes)), {})
-        self._units_per_wave = per_wave
+        self._pool = PoolSize(len(nodes), len(nodes), cpus=1, gpus=0, device="cpu")
         self._speeds, self._bad, self._error = nodes, bad, errors or StorageError("no network")
         self.sentences: list[str] = []
         self._notify = self.sentences.append
@@ -150,23 +153,25 @@ class _SimulatedPipeline(Pipeline):
     def _recent_deaths(self) -> dict[str, int]:
         return {}
 
-    def _run_wave(self, units: Sequence[Unit], stages: Any) -> Iterator[UnitOutcome]:
-        left = list(units)
+    def _run_graph(self, blocks: Sequence[pa.Table], stages: Any) -> Iterator[UnitOutcome]:
+        left = [list(units_from_table(block)) for block in blocks]
         free_at = {node: 0.0 for node in self._speeds if node not in self._nodes.taken_out}
-        running: list[tuple[float, str, Unit]] = []
+        running: list[tuple[float, str, list[Unit]]] = []
         while left or running:
             while left and (idle := [n for n in free_at if n not in {r[1] for r in running}]):
                 node = idle[0]
-                running.append((free_at[node] + self._speeds[node], node, left.pop(0)))
+                bundle = left.pop(0)
+                running.append((free_at[node] + self._speeds[node] * len(bundle), node, bundle))
             running.sort(key=lambda run: run[0])
-            free_at_s, node, unit = running.pop(0)
+            free_at_s, node, bundle = running.pop(0)
             free_at[node] = free_at_s
-            if node in self._bad:
-                outcome = failed_outcome(unit, self._error)
-                yield UnitOutcome(**{**vars(outcome), "node": node})
-            else:
-                self.n_done[unit.unit] = self.n_done.get(unit.unit, 0) + 1
-                yield UnitOutcome(unit.unit, ok=1, node=node)
+            for unit in bundle:
+                if node in self._bad:
+                    outcome = failed_outcome(unit, self._error)
+                    yield UnitOutcome(**{**vars(outcome), "node": node})
+                else:
+                    self.n_done[unit.unit] = self.n_done.get(unit.unit, 0) + 1
+                    yield UnitOutcome(unit.unit, ok=1, node=node)
 
 
 @pytest.fixture(autouse=True)
@@ -175,12 +180,12 @@ def _no_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "all_nodes", lambda: [node])
 
 
-@pytest.mark.parametrize("per_wave", [400, 90, 7])
+@pytest.mark.parametrize("max_bundle_units", [1, 16])
 @pytest.mark.parametrize("bad", ["A", "ABC", ""])
-def test_all_units_are_done_once_on_the_good_nodes(bad, per_wave):
+def test_all_units_are_done_once_on_the_good_nodes(bad, max_bundle_units):
     speeds = {node: 0.1 if node in bad else 40.0 for node in "ABCDEF"}
-    pipeline = _SimulatedPipeline(speeds, bad, per_wave)
-    outcomes = list(pipeline._run_waves(UNITS, lambda n: []))
+    pipeline = _SimulatedPipeline(speeds, bad)
+    outcomes = list(pipeline._run_units(UNITS, lambda n: [], max_bundle_units))
     assert sorted(o.unit for o in outcomes) == [u.unit for u in UNITS]
     assert not any(o.error for o in outcomes)
     assert set(pipeline._nodes.taken_out) == set(bad)
@@ -197,12 +202,13 @@ def test_random_clusters_lose_no_unit_and_end_only_without_a_good_node(seed):
     nodes = "ABCDEFGHIJ"[: rng.randint(1, 10)]
     bad = "".join(node for node in nodes if rng.random() < 0.4)
     speeds = {node: rng.choice([0.1, 3]) if node in bad else rng.choice([1, 60]) for node in nodes}
-    pipeline = _SimulatedPipeline(speeds, bad, rng.choice([400, 50]))
+    pipeline = _SimulatedPipeline(speeds, bad)
+    max_bundle_units = rng.choice([1, 4, 16])
     if set(bad) == set(nodes):
         with pytest.raises(StorageError, match="consecutive units failed"):
-            list(pipeline._run_waves(UNITS, lambda n: []))
+            list(pipeline._run_units(UNITS, lambda n: [], max_bundle_units))
         return
-    outcomes = list(pipeline._run_waves(UNITS, lambda n: []))
+    outcomes = list(pipeline._run_units(UNITS, lambda n: [], max_bundle_units))
     assert sorted(o.unit for o in outcomes) == [u.unit for u in UNITS]
     assert set(pipeline._nodes.taken_out) <= set(bad)
     failed = [o for o in outcomes if o.error]
@@ -210,8 +216,8 @@ def test_random_clusters_lose_no_unit_and_end_only_without_a_good_node(seed):
 
 
 def test_changed_inputs_are_no_fault_of_a_node():
-    pipeline = _SimulatedPipeline({"A": 1.0}, "A", 400, ObjectChanged("shard is another one now"))
-    outcomes = list(pipeline._run_waves(UNITS, lambda n: []))
+    pipeline = _SimulatedPipeline({"A": 1.0}, "A", ObjectChanged("shard is another one now"))
+    outcomes = list(pipeline._run_units(UNITS, lambda n: []))
     assert all(o.error and o.input_changed for o in outcomes)
     assert len(outcomes) == len(UNITS)
 
