@@ -13,6 +13,7 @@ from segcore.cli import console
 from segcore.cli.main import app
 from segcore.errors import CheckpointError, StorageError, UsageError
 from segcore.exit_codes import ExitCode
+from tests.support.commands import call_segcore
 from tests.support.paths import ROOT
 
 HEAVY = "torch ray cv2 numpy pyarrow pydantic obstore boto3 PIL"
@@ -103,7 +104,7 @@ def test_a_folder_named_jobs_on_the_path_does_not_matter(tmp_path: Path):
     ],
 )
 def test_a_usage_error_is_one_sentence_and_exit_code_2(args, message):
-    done = _run_segcore(*args)
+    done = call_segcore(*args)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert message in done.stderr

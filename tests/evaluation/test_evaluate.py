@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from segcore.output.results import open_results
 from segcore.output.tables import ImageResult
 from segcore.sources.units import make_unit
 from segcore.storage import Storage
+from tests.support.commands import call_segcore
 
 EDITION = "model-0123456789ab"
 NAMES = ("a.png", "b.png", "c.png")
@@ -395,19 +394,15 @@ def test_the_command_prints_json_or_a_table(tmp_path: Path) -> None:
     _write_output(tmp_path / "out", _perfect_units())
     truth = _write_truth(tmp_path, _ground_truth())
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "segcore", "evaluate", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    completed = run(str(tmp_path / "out"), truth, "--json")
+    completed = call_segcore("evaluate", str(tmp_path / "out"), truth, "--json")
     assert completed.returncode == 0, completed.stderr
     document = json.loads(completed.stdout)
     assert document["scores"]["mask"]["ap50"] == pytest.approx(1.0)
     assert completed.stderr == f"Edition {EDITION}, which is published.\n"
-    completed = run(str(tmp_path / "out"), truth)
+    completed = call_segcore("evaluate", str(tmp_path / "out"), truth)
     assert "nucleus" in completed.stdout
     assert "1.000" in completed.stdout
-    completed = run(str(tmp_path / "missing"), truth)
+    completed = call_segcore("evaluate", str(tmp_path / "missing"), truth)
     assert completed.returncode == 2
     assert "holds no edition" in completed.stderr
     assert "Traceback" not in completed.stderr

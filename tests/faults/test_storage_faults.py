@@ -68,6 +68,7 @@ def test_every_operation_survives_every_fault(
         assert proxy.injected[fault] >= 3
 
 
+@pytest.mark.faults
 def test_a_listing_continues_after_the_page_that_broke_off(s3: LoopbackS3, s3_prefix: str) -> None:
     direct = Storage()
     names = [f"{s3_prefix}/a b/{i:04d}+%é" for i in range(1500)]
@@ -79,6 +80,7 @@ def test_a_listing_continues_after_the_page_that_broke_off(s3: LoopbackS3, s3_pr
         assert proxy.injected["truncate"] >= 3
 
 
+@pytest.mark.faults
 def test_of_many_racers_one_wins_whatever_is_lost(s3: LoopbackS3, s3_prefix: str) -> None:
     """A reset between the head and the body of a PUT makes SeaweedFS 4.48 create an empty object.
 
@@ -101,6 +103,7 @@ def test_of_many_racers_one_wins_whatever_is_lost(s3: LoopbackS3, s3_prefix: str
         assert proxy.injected.total() > 10
 
 
+@pytest.mark.faults
 def test_a_large_object_in_parts_is_complete_or_absent(
     s3: LoopbackS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_a_large_object_in_parts_is_complete_or_absent(
         assert proxy.injected.total() >= 2
 
 
+@pytest.mark.faults
 def test_retries_have_an_end(s3: LoopbackS3, s3_prefix: str) -> None:
     with FaultProxy(s3.endpoint, seed=1, stall_s=5) as proxy:
         storage = Storage(StorageOptions(endpoint_url=proxy.endpoint, timeout_s=1, retries=2))

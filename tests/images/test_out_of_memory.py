@@ -61,7 +61,7 @@ def _encode(kind: str, side: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit means something else there")
 @pytest.mark.parametrize("kind", list(_OPTIONS))
 def test_a_good_file_is_never_called_damaged(kind: str) -> None:

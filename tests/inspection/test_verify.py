@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from segcore.inspection.verify import verify_output
 from segcore.output.results import open_results
 from segcore.storage import Storage
 from tests.support.bright_images import BRIGHT_AREA
+from tests.support.commands import call_segcore
 from tests.support.finished_output import FinishedOutput, finish_run
 from tests.support.tiff_files import Page, noise, tiff_file
 
@@ -337,21 +336,17 @@ def test_many_problems_are_counted_but_not_all_listed(
 
 @pytest.mark.slow
 def test_the_exit_code_of_the_command_tells_the_result(out: FinishedOutput) -> None:
-    def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command_line = [sys.executable, "-m", "segcore", *arguments]
-        return subprocess.run(command_line, capture_output=True, text=True, check=False)
-
-    good = run_command("verify", out.output, "--json")
+    good = call_segcore("verify", out.output, "--json")
     assert (good.returncode, json.loads(good.stdout)["fine"]) == (0, True)
     storage.delete(out.part("images"))
-    bad = run_command("verify", out.output)
+    bad = call_segcore("verify", out.output)
     assert bad.returncode == 1
     assert KINDS["missing_part"] in bad.stdout
     assert "missing_part: images/" in bad.stdout
-    nothing = run_command("verify", f"{out.output}/../in")
+    nothing = call_segcore("verify", f"{out.output}/../in")
     assert nothing.returncode == 2
     assert "Traceback" not in nothing.stderr
-    status = run_command("status", out.output, "--json")
+    status = call_segcore("status", out.output, "--json")
     assert (status.returncode, json.loads(status.stdout)["units_left"]) == (0, 1)
 
 

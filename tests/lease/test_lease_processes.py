@@ -114,7 +114,7 @@ def _acquire_when_free(folder: str) -> Lease:
             time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_stopped_process_that_wakes_up_notices_the_loss_before_it_acts(
     folder: str, start_holder
 ) -> None:
@@ -130,7 +130,7 @@ def test_a_stopped_process_that_wakes_up_notices_the_loss_before_it_acts(
     lease.check()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_stopped_process_is_interrupted_in_its_work_when_it_wakes_up(
     folder: str, start_holder
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_stopped_process_is_interrupted_in_its_work_when_it_wakes_up(
     lease.check()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("hours", [-9, 9])
 def test_a_wrong_clock_of_the_holder_does_not_matter(
     folder: str, start_holder, monkeypatch: pytest.MonkeyPatch, hours: int

@@ -7,6 +7,7 @@ import pytest
 from tests.measure.planning import measure
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_planning_stays_small_and_leaves_only_new_and_changed_images() -> None:
     n = 200_000

@@ -29,6 +29,7 @@ def _page(seed: int, first: tuple[int, int, int] = (0, 0, 0)) -> Page:
     return Page(samples)
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 def test_a_run_over_pages_balances(ray_session, tmp_path: Path) -> None:
     pages = [_page(0), _page(1, RAISES), _page(2)]

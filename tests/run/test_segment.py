@@ -160,6 +160,7 @@ def test_new_changed_and_deleted_images_and_no_others(ray_session, tmp_path):
     assert all(parts_before[name] == parts_after[name] for name in unchanged)
 
 
+@pytest.mark.faults
 def test_results_do_not_depend_on_actors_or_cores(ray_session, tmp_path):
     source = str(tmp_path / "in")
     for i in range(4):

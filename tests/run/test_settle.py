@@ -138,6 +138,7 @@ steps = st.tuples(
 )
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loose", "tars"])
 @settings(max_examples=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.support.paths import PYTHONPATH, ROOT
 
@@ -30,6 +33,20 @@ def run_segcore(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m segcore` to its end; pytest's own time limit is the only one."""
     return run_module("segcore", *arguments, environment=environment)
+
+
+def call_segcore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Do what `run_segcore` does in this process, which saves the seconds of a start."""
+    from segcore.cli.main import main
+
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", ["segcore", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+    code = end.value.code or 0
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_module(

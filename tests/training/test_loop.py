@@ -15,6 +15,7 @@ from segcore.training.loop import Trainer
 from segcore.training.optimizer import average_weights
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(tiny_config: TrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ QUICK = ("--device", "cpu", "--quick")
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.faults
 def test_the_session_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = run_module(
