@@ -35,15 +35,8 @@ def _run(home: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "home",
-    [
-        None,
-        pytest.param("/nonexistent", marks=pytest.mark.faults),
-        pytest.param("/dev/null/home", marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("home", [None, "/nonexistent", "/dev/null/home"])
 def test_models_and_convert_need_no_home(home: str | None, tmp_path: Path) -> None:
     listed = _run(home, "models")
     assert (listed.returncode, "nuclei-yolo11n" in listed.stdout) == (0, True), listed.stderr

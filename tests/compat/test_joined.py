@@ -51,6 +51,7 @@ def test_the_old_output_is_read_and_its_unread_images_are_found(storage: Storage
     assert list(read_reread_marks(storage, results.layout).values()) == [shard]
 
 
+@pytest.mark.slow
 def test_the_next_run_does_the_joined_tar_again(storage: Storage) -> None:
     """The part of the old version in an edition of today: another model would segment all again."""
     old = open_results(storage, OUTPUT)

@@ -74,6 +74,7 @@ def test_reports_are_unchanged(bucket: Bucket, output: str, command: str) -> Non
     assert (done.exit_code, _approximate(document)) == (expected["exit_code"], expected_document)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_another_edition_plans_the_same_images_and_touches_nothing(
     bucket: Bucket, output: str

@@ -17,6 +17,7 @@ def test_a_document_without_keys_is_empty(text):
     assert load_yaml(text, "x.yaml") == ({}, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

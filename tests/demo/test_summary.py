@@ -19,6 +19,7 @@ def _run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_printed_commands_work(
     demo_report: DemoReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,6 +34,7 @@ def test_the_printed_commands_work(
         assert word in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["plain", "with space", "it's $5", 'say "x"'])
 def test_the_printed_commands_survive_odd_folders(folder: str, tmp_path: Path) -> None:
     tables = tmp_path / folder

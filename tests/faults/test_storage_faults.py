@@ -32,9 +32,8 @@ def _storage_through(proxy: FaultProxy, retries: int = 12) -> Storage:
     )
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=[pytest.mark.faults] * (f != "reset")) for f in FAULTS]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS)
 def test_every_operation_survives_every_fault(
     fault: str, s3: LoopbackS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

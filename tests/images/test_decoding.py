@@ -337,6 +337,7 @@ def test_malformed_files_decode_to_their_header_or_raise_image_error():
     assert {"ok", ErrorCode.CORRUPT, ErrorCode.TRUNCATED, ErrorCode.TOO_MANY_PIXELS} <= codes
 
 
+@pytest.mark.slow
 def test_native_decoders_are_silent():
     """In a separate process: what libraries write to stderr does not pass through Python."""
     program = (

@@ -50,6 +50,7 @@ def test_an_edition_may_be_given_by_its_prefix_or_name(out: FinishedOutput) -> N
     assert verify_output(storage, out.output, out.report.edition).exit_code == 0
 
 
+@pytest.mark.slow
 def test_pages_and_warnings_are_fine_and_counted(folder: str) -> None:
     pages = tiff_file([Page(noise(seed)) for seed in range(3)])
     storage.write(f"{folder}/in/pages.tif", pages)

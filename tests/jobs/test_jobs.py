@@ -71,6 +71,7 @@ def test_a_recipe_is_short_and_uses_public_names_only(name: str) -> None:
             assert node.value.id != "segcore" or node.attr in segcore.__all__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [

@@ -58,6 +58,7 @@ def test_no_two_contenders_ever_pass_the_check(seed: int, contenders: int, fault
     assert world.failure == ""
 
 
+@pytest.mark.slow
 def test_in_simulated_worlds_the_lease_is_taken_again_and_again() -> None:
     worlds = [World(seed, deaths=False) for seed in range(20)]
     for world in worlds:

@@ -83,6 +83,7 @@ def start_holder(folder: str) -> Iterator[Callable[..., HolderProcess]]:
         holder.process.communicate()
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_killed_process_on_this_machine_is_free_at_once(
     folder: str, start_holder
 ) -> None:

@@ -37,6 +37,7 @@ def with_value(weights: dict[str, Tensor], name: str, value: float) -> dict[str,
     return {**weights, name: tensor}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -95,6 +95,7 @@ def test_a_plan_does_not_depend_on_the_order_of_the_listing(
     assert first.run == second.run
 
 
+@pytest.mark.slow
 @given(archives, archives, unit_limits, unit_limits)
 def test_a_second_plan_covers_all_images_and_keeps_every_unchanged_unit(
     before: dict[str, tuple[int, str]],
@@ -138,6 +139,7 @@ def test_the_remaining_units_are_those_that_are_not_committed(
     assert (counts.done_units, counts.todo_units) == (len(ids) - len(remaining), len(remaining))
 
 
+@pytest.mark.slow
 @given(archives, unit_limits)
 def test_a_plan_survives_its_file(archive: dict[str, tuple[int, str]], limits: UnitLimits) -> None:
     plan = make_plan(_source(archive), limits)
@@ -203,6 +205,7 @@ def _tar_source(etags: dict[str, str], extensions: tuple[str, ...] = ("png",)) -
 shard_etags = st.dictionaries(st.text("ab", min_size=1, max_size=3), st.sampled_from("123"))
 
 
+@pytest.mark.slow
 @given(shard_etags, shard_etags)
 def test_unchanged_shards_keep_their_units(before: dict[str, str], after: dict[str, str]) -> None:
     first = make_plan(_tar_source(before), UnitLimits())

@@ -125,6 +125,7 @@ listings = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(listings, listings)
 def test_every_unchanged_image_is_kept_or_carried(
     before: dict[str, str], after: dict[str, str]

@@ -274,6 +274,7 @@ def test_the_newest_result_of_an_unlisted_image_is_kept(archive: Archive) -> Non
     _check(archive, report, dict.fromkeys(list(TWELVE)[1:11], 1), changed)
 
 
+@pytest.mark.slow
 def test_other_extensions_keep_every_result(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "tars")
     images = {f"{shard}/{i}.{ext}": 1 for shard in "ab" for i in range(2) for ext in ("png", "jpg")}

@@ -57,6 +57,7 @@ def test_unique_keeps_the_first_row_of_each_uri(
     assert n_repeated == len(rows) - len(first_rows)
 
 
+@pytest.mark.slow
 @given(listing_rows, chunk_sizes, st.data())
 def test_filters_keep_the_selected_rows(
     rows: list[Row], chunk_sizes: tuple[int, int], data: st.DataObject

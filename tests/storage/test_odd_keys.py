@@ -51,6 +51,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "x")
 
 
+@pytest.mark.slow
 def test_every_key_is_a_row_with_its_own_bytes(credentials: None) -> None:
     objects = {key: b"bytes of " + key.encode() for key in odd_keys()}
     markers = {"p/": b"", "p/folder/": b"", "p/folder.png/": b""}
@@ -109,6 +110,7 @@ def test_a_slash_at_the_end_chooses_the_folder(credentials: None) -> None:
             assert [member.uri for member in unit.members] == [f"s3://bucket/{expected}"]
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_real_server_lists_for_us_what_it_lists_for_boto3(s3: LoopbackS3, s3_prefix: str) -> None:
     import boto3

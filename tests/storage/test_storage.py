@@ -74,6 +74,7 @@ def test_listing_is_recursive_sorted_and_bounded_by_the_folder(folder: str) -> N
     assert list(storage.list(join(folder, "nothing"))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_long_listings_are_complete(s3_prefix: str) -> None:
     uris = {join(s3_prefix, f"{i:04}") for i in range(1_010)}  # more than one page of S3
@@ -100,6 +101,7 @@ def test_an_object_over_the_limit_is_refused_before_reading(folder: str) -> None
         storage.read(uri, max_bytes=4)
 
 
+@pytest.mark.slow
 def test_of_many_concurrent_writers_one_creates_the_object(folder: str) -> None:
     uri, n_writers = join(folder, "lease"), 32
     barrier = threading.Barrier(n_writers)

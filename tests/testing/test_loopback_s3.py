@@ -13,6 +13,7 @@ from segcore.testing import loopback_s3
 from segcore.testing.loopback_s3 import LoopbackS3
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_two_servers_at_once_each_with_its_own_data_and_credentials(
     s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -34,6 +35,7 @@ def test_two_servers_at_once_each_with_its_own_data_and_credentials(
     other.stop()  # twice is fine
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_killed_server_comes_back_at_the_same_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,6 +39,7 @@ def test_one_bad_image_costs_only_itself():
     assert [outcome.width for outcome in outcomes if isinstance(outcome, Instances)] == [8, 10, 11]
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_size_for_good():
     model = BrightModel(ModelOptions(batch_size=8))
     runner = BatchRunner(model)
@@ -81,6 +82,7 @@ def test_a_lost_device_blames_no_image():
         BatchRunner(model).run(_prepare(model, GOOD))
 
 
+@pytest.mark.slow
 def test_a_model_that_loses_results_is_an_error():
     model = BrightModel()
     model.postprocess = lambda raw, prepared: []  # type: ignore[method-assign,assignment]
@@ -136,6 +138,7 @@ def _run_batcher(
     return outcomes_by_position, max_pending
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_concurrent_batches", [1, 3])
 def test_images_of_one_key_share_batches_and_none_is_lost(max_concurrent_batches):
     images = [np.zeros((8, 8 + i % 5, 3), np.uint8) for i in range(43)]

@@ -115,6 +115,7 @@ def _segment(path: str, model: BrightModel, parts: Parts, unit: Unit, retry: boo
     return worker.commit(unit, rows, retry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "path"),
     [

@@ -246,6 +246,7 @@ def test_results_on_cuda_are_the_same_either_way_and_in_any_batch(checkpoint, pr
         assert_same(first, second)
 
 
+@pytest.mark.slow
 def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
     plain = YoloSegModel(checkpoint, ModelOptions(device="cpu"))
     half = YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="bfloat16"))
