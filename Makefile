@@ -59,6 +59,10 @@ test: lint ## lint, then run all tests but those of faults and chaos (under 8 mi
 faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs (some 8 minutes; CI runs them)
 	$(PYTEST) -m "faults and not chaos"
 
+.PHONY: floors
+floors: ## run the fast tests with the oldest versions of the dependencies that are allowed
+	PYTHON=$(PYTHON) .ci/floors
+
 .PHONY: chaos
 chaos: $(VENV)/.test ## run the long tests that kill, cut and delay jobs at random (hours)
 	$(PYTEST) -m chaos
@@ -73,6 +77,6 @@ bench-peers: $(VENV)/.test ## compare speed with the peers', in the same environ
 
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-floors .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,6 +90,8 @@ def test_lossless_kinds_give_the_exact_pixels(name):
     "name", ["jpeg", "jpeg_progressive", "jpeg_grey", "jpeg_restarts", "webp", "tiff_jpeg", "avif"]
 )
 def test_lossy_kinds_are_identical_to_opencv(name):
+    if name == "avif" and cv2.imdecode(np.frombuffer(FILES[name], np.uint8), 1) is None:
+        pytest.skip("this version of OpenCV does not read AVIF")
     assert (decode_image(FILES[name]) == decode_with_opencv(FILES[name])).all()
 
 
