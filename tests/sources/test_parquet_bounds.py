@@ -289,7 +289,7 @@ def test_a_short_file_cannot_ask_for_much(tmp_path: Path) -> None:
     ("name", "expected"),
     [
         ("pq-one-big", {"too_many_bytes": 2}),
-        ("pq-dict-image", {None: 64}),
+        ("pq-dict-image", {"too_many_bytes": 64}),
         ("pq-null-rows", {"empty": 5_000_000}),
     ],
 )
