@@ -209,6 +209,7 @@ def test_contradicting_options_are_refused():
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_whole_measurement(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
     monkeypatch.setattr("segcore.bench.run.count_cores", lambda: 1)

@@ -43,6 +43,7 @@ def segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segment:
 LENIENT = ("--set", "run.max_failed_fraction=0.5")
 
 
+@pytest.mark.slow
 def test_done_and_nothing_to_do(segment: Segment, capsys: pytest.CaptureFixture[str]) -> None:
     ask = "--exit-99-if-nothing-to-do"
     assert segment(*LENIENT, ask, "--dry-run") == ExitCode.DONE == 0

@@ -55,6 +55,7 @@ def test_every_command_is_registered():
     }
 
 
+@pytest.mark.slow
 def test_help_shows_examples_and_exit_codes():
     done = _run_segcore("segment", "--help")
     assert done.returncode == 0
@@ -74,6 +75,7 @@ def test_exit_codes_are_listed_in_the_same_way_everywhere():
         assert {"2 usage error", "130 interrupted"} <= set(entries)
 
 
+@pytest.mark.slow
 def test_a_folder_named_jobs_on_the_path_does_not_matter(tmp_path: Path):
     jobs = tmp_path / "jobs"
     jobs.mkdir()

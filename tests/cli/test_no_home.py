@@ -35,6 +35,7 @@ def _run(home: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/dev/null/home"])
 def test_models_and_convert_need_no_home(home: str | None, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def _storage_through(proxy: FaultProxy, retries: int = 12) -> Storage:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_operation_survives_every_fault(

@@ -231,6 +231,7 @@ def make_unit_of(folder: Path, files: dict[str, bytes]) -> Unit:
     return make_unit("objects", stop=n_images, n_images=n_images, n_bytes=1, members=members)
 
 
+@pytest.mark.slow
 def test_small_images_give_identical_tables(model, tmp_path):
     files = {
         "a.jpg": save(nuclei(300, 500), "JPEG"),

@@ -221,6 +221,7 @@ def test_what_is_no_part_of_a_page_is_not_copied() -> None:
     assert np.array_equal(decode_image(cut, ALL), pages[1].samples)
 
 
+@pytest.mark.slow
 def test_damaged_files_raise_nothing_else() -> None:
     files = {
         "lzw": save(noise(0), "TIFF", save_all=True, append_images=[Image.fromarray(noise(1))] * 2,

@@ -29,6 +29,7 @@ def test_status_of_a_finished_run(folder: str) -> None:
     assert json.loads(json.dumps(status.to_dict()))["units_left"] == 0
 
 
+@pytest.mark.slow
 def test_status_counts_pages_and_warnings(folder: str) -> None:
     storage.write(f"{folder}/in/pages.tif", tiff_file([Page(noise(seed)) for seed in range(3)]))
     first = read_status(storage, finish_run(folder).output)
@@ -38,6 +39,7 @@ def test_status_counts_pages_and_warnings(folder: str) -> None:
     assert (every.images, every.images_left, every.warnings) == (14, 0, {})
 
 
+@pytest.mark.slow
 def test_status_while_the_job_runs_elsewhere(folder: str) -> None:
     out = finish_run(folder)
     with hold_lease(storage, out.layout.lease_folder, 60):

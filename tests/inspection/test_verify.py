@@ -36,6 +36,7 @@ def _with_values(table: pa.Table, name: str, values: list, row: int = 0) -> pa.T
 # --- a good output
 
 
+@pytest.mark.slow
 def test_a_good_output_is_fine(folder: str) -> None:
     result = finish_run(folder).verify()
     assert (result.exit_code, dict(result.counts), result.problems) == (0, {}, [])
@@ -60,6 +61,7 @@ def test_pages_and_warnings_are_fine_and_counted(folder: str) -> None:
     assert (every.exit_code, every.images, every.warnings) == (0, 14, {})
 
 
+@pytest.mark.slow
 def test_a_missing_page_is_named(folder: str) -> None:
     storage.write(f"{folder}/in/pages.tif", tiff_file([Page(noise(seed)) for seed in range(3)]))
     out = finish_run(folder, pages="all")

@@ -111,6 +111,7 @@ def test_simulated_worlds_detect_a_broken_lease(
 # --- real storage
 
 
+@pytest.mark.slow
 def test_of_32_concurrent_processes_one_acquires_the_lease(folder: str) -> None:
     start = threading.Barrier(32)
 

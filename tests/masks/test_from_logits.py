@@ -159,6 +159,7 @@ def test_of_letterbox_upsamples_only_where_padding_ends_between_samples():
         Window.of_letterbox(1, 0, 8, 8, stride=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("canvas", [(3000, 4000), (1, 5000), (5000, 1), (1080, 1920)])
 def test_large_canvases_are_encoded_exactly(canvas):
     rng = np.random.default_rng(7)

@@ -61,6 +61,7 @@ def test_identical_to_pycocotools_on_long_runs(shape, value):
     check_round_trip(mixed)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=60), st.integers(1, 60), st.integers(1, 60))
 @settings(max_examples=500, deadline=None)
 def test_hostile_strings_decode_or_raise_value_error(data, h, w):

@@ -77,6 +77,7 @@ def test_nan_weights_are_refused(tmp_path: Path, yolo_weights: dict[str, Tensor]
         load_network(read_checkpoint(tmp_path / "bad.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

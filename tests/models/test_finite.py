@@ -89,6 +89,7 @@ def yolo_model(yolo_weights: dict[str, Tensor]) -> YoloSegModel:
     return yolo(yolo_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", NUMBERS[:2])
 @pytest.mark.parametrize("field", ["class_logits", "distances", "coefficients", "prototypes"])
 def test_an_output_of_yolo_that_is_not_finite_fails_that_image_alone(

@@ -48,6 +48,7 @@ def boxes_of_anchors(boxes):
     return lambda anchors: boxes.gather(1, anchors.unsqueeze(-1).expand(-1, -1, 4))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
@@ -109,6 +110,7 @@ def checked_batch(boxes, logits, *thresholds, **more):
     return rows
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

@@ -30,6 +30,7 @@ def test_a_cpu_has_no_peak_and_nothing_to_wait_for():
     torch_runtime.device_synchronizer("cpu")()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_without_cuda_there_is_no_device_and_freeing_does_nothing():
     assert torch_runtime.cuda_device_count() == 0

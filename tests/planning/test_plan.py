@@ -84,6 +84,7 @@ def test_every_image_is_in_exactly_one_unit_within_the_limits(
         assert unit.n_bytes <= limits.bytes or len(unit.members) == 1
 
 
+@pytest.mark.slow
 @given(archives, unit_limits, st.randoms())
 def test_a_plan_does_not_depend_on_the_order_of_the_listing(
     archive: dict[str, tuple[int, str]], limits: UnitLimits, random: object
@@ -123,6 +124,7 @@ def test_undoing_all_changes_gives_the_first_plan_again(
     assert plan.run == make_plan(_source(before), limits).run
 
 
+@pytest.mark.slow
 @given(archives, unit_limits, st.data())
 def test_the_remaining_units_are_those_that_are_not_committed(
     archive: dict[str, tuple[int, str]], limits: UnitLimits, data: st.DataObject
@@ -298,6 +300,7 @@ def test_damaged_and_foreign_plans_are_readable_errors() -> None:
         decode_plan(with_plan_metadata(pq.read_table(io.BytesIO(data)).drop_columns(["etag"])))
 
 
+@pytest.mark.slow
 def test_large_plans_stay_small() -> None:
     n = 50_000
     rows = [(f"/in/{i:08}.jpg", 1000, "e") for i in range(n)]

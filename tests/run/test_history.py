@@ -56,6 +56,7 @@ def _fail(error: BaseException) -> serial_run.RunPasses:
     return run
 
 
+@pytest.mark.slow
 def test_the_history_grows_and_what_it_has_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

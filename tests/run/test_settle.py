@@ -204,6 +204,7 @@ def archive(tmp_path: Path) -> Archive:
     return archive
 
 
+@pytest.mark.slow
 def test_a_listing_that_shrank_much_is_refused_and_changes_nothing(archive: Archive) -> None:
     first = segment(archive.config(shrunk=False))
     before = _times(archive)
@@ -248,6 +249,7 @@ def test_a_tenth_may_be_gone(lost: int, total: int) -> None:
         check_listing(LostEntries(total, lost + 1), "/in")
 
 
+@pytest.mark.slow
 def test_what_comes_back_unchanged_is_not_segmented_again(archive: Archive) -> None:
     segment(archive.config())
     files = {name: Path(archive.folder, "in", name).stat().st_mtime_ns for name in TWELVE}
@@ -261,6 +263,7 @@ def test_what_comes_back_unchanged_is_not_segmented_again(archive: Archive) -> N
     _check(archive, report, TWELVE, TWELVE)
 
 
+@pytest.mark.slow
 def test_the_newest_result_of_an_unlisted_image_is_kept(archive: Archive) -> None:
     segment(archive.config())
     changed = {**TWELVE, "a/0.png": 2, "d/2.png": 2}
@@ -289,6 +292,7 @@ def test_other_extensions_keep_every_result(tmp_path: Path) -> None:
         _check(archive, report, listed, images)
 
 
+@pytest.mark.slow
 def test_a_damaged_old_part_is_named_and_nothing_is_deleted(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "tars")
     archive.put(TWELVE)
@@ -303,6 +307,7 @@ def test_a_damaged_old_part_is_named_and_nothing_is_deleted(tmp_path: Path) -> N
     assert before.items() <= part_bytes(first.prefix).items()
 
 
+@pytest.mark.slow
 def test_unlisted_images_are_no_matter_of_chance_while_nobody_has_counted_them(
     archive: Archive,
 ) -> None:

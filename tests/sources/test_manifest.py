@@ -190,6 +190,7 @@ def test_a_manifest_without_entries_is_an_error(tmp_path: object) -> None:
         open_source(f"{tmp_path}/m.txt", SourceOptions(), storage)
 
 
+@pytest.mark.slow
 def test_missing_and_forbidden_manifests_are_errors(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def _read(storage: Storage, unit: Unit, exclude: tuple[str, ...] = ()) -> list[S
     return list(read_unit(unit, storage, SourceOptions(read_threads=4), exclude=exclude))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
@@ -161,6 +162,7 @@ def test_a_local_image_that_changed_since_planning_leaves_its_unit_undone(tmp_pa
         list(read_unit(unit, storage, SourceOptions()))
 
 
+@pytest.mark.slow
 def test_a_server_that_lists_other_etags_than_it_sends_is_believed(fake: FakeS3) -> None:
     fake.listed_etag = lambda key: "listed-" + fake.etag(key)
     storage, unit = _open(fake)

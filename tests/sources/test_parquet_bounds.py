@@ -232,6 +232,7 @@ def _bytes(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue()
 
 
+@pytest.mark.slow
 def test_rows_that_mean_one_large_value_are_not_built_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +332,7 @@ def test_the_units_of_a_huge_row_group_read_their_own_keys_only(
         assert name == (f"twice~{n_twice}" if key == "twice" and n_twice > 1 else key)
 
 
+@pytest.mark.slow
 def test_a_small_file_cannot_mean_a_large_page(tmp_path: Path) -> None:
     large = PADDED[0].ljust(66 << 20, b"\0")
     columns = {"image": pa.DictionaryArray.from_arrays(pa.array([0] * 5), [large])}

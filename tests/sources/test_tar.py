@@ -239,6 +239,7 @@ def test_a_negative_member_size_is_a_failed_row(tmp_path: object) -> None:
 _BASE = tar_bytes([(f"{i}.png", bytes([i]) * 600) for i in range(5)], format=tarfile.PAX_FORMAT)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     at=st.integers(0, len(_BASE) - 1),

@@ -81,6 +81,7 @@ def _make_joined_tars(seed: int) -> bytes:
     return b"".join(parts) + END_MARK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_members_are_those_of_gnu_tar_and_of_python(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.tar"

@@ -34,6 +34,7 @@ def _rows_of(built: Listing) -> list[Row]:
     return [(row["uri"], row["size"], row["etag"]) for row in built.to_table().to_pylist()]
 
 
+@pytest.mark.slow
 @given(listing_rows, chunk_sizes)
 @example([("", 0, ""), ("", 0, "e1"), ("a", 0, ""), ("", 0, "")], (1, 1))
 def test_rows_in_any_order_come_out_sorted_and_stable(

@@ -27,6 +27,7 @@ def _storage(fake: FakeS3) -> Storage:
     return Storage(StorageOptions(endpoint_url=fake.endpoint, retries=0))
 
 
+@pytest.mark.slow
 def test_every_key_comes_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_listing, "_SAMPLED_FOLDERS", 1)
     with FakeS3({}, page_keys=3) as fake:

@@ -38,6 +38,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny_config: TrainConfig, tmp_
     assert log[-1]["losses"]["cls"] < log[0]["losses"]["cls"]
 
 
+@pytest.mark.slow
 def test_the_keys_of_the_saved_state_do_not_change(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def _prepare(model: BrightModel, *first_pixels: tuple[int, int, int]) -> list:
     return [model.preprocess(image) for image in images]
 
 
+@pytest.mark.slow
 def test_one_bad_image_costs_only_itself():
     model = BrightModel(ModelOptions(batch_size=4))
     outcomes = BatchRunner(model).run(_prepare(model, GOOD, RAISES, GOOD, GOOD))

@@ -28,6 +28,7 @@ def _worker(tmp_path, model: BrightModel, max_concurrent_batches: int = 1) -> Un
     return UnitWorker(model, read_options, parts, max_concurrent_batches)
 
 
+@pytest.mark.slow
 def test_rows_keep_the_order_of_the_unit_and_batches_skip_failures(tmp_path):
     contents = {f"{i:02d}.png": boxed_png(10 + i, 20) for i in range(9)}
     contents["03.png"] = b"\x89PNG\r\n\x1a\n"

@@ -70,6 +70,7 @@ def test_decode_rate(archive: Path) -> None:
         assert figures[name] > 0
 
 
+@pytest.mark.slow
 def test_profile_of_a_batch(archive: Path, run_main: Callable[..., str]) -> None:
     options = ("--device", "cpu", "--batch-size", 1, "--imgsz", 64, "--repeats", 1)
     printed = run_main(profile_postprocess.main, archive / "loose", *options)

@@ -185,6 +185,7 @@ def test_an_image_without_detections_has_an_empty_result(
     assert instances.boxes.shape == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [{"shape": "rect"}, {"precision": "bfloat16"}])
 def test_options_that_do_not_apply_are_refused(option: dict[str, str]) -> None:
     ((name, value),) = option.items()

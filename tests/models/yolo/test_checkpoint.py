@@ -65,6 +65,7 @@ def official_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeFile]:
     assert module.__name__ not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_official_style_pickles_of_both_formats_are_read(
     yolo_network: YOLO11Seg, official_file: MakeFile, legacy: bool
@@ -89,6 +90,7 @@ def test_the_pickled_module_says_whether_sppf_activates(official_file: MakeFile)
     assert load_network(checkpoint).sppf_activation is False
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_preferred_to_the_last_ones(
     yolo_network: YOLO11Seg, official_file: MakeFile
 ) -> None:
@@ -98,6 +100,7 @@ def test_averaged_weights_are_preferred_to_the_last_ones(
     assert torch.equal(weight, average.state_dict()["model.0.conv.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -132,6 +132,7 @@ def _bright_centre(canvas):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("beyond", [0, 1, 7])
 def test_reduced_images_are_placed_where_the_original_is(factor, beyond):

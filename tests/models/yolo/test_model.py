@@ -157,6 +157,7 @@ def test_masks_equal_full_size_masks_of_the_definition(checkpoint, shape):
         assert min(differences) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["square", "rect"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size, shape):
@@ -171,6 +172,7 @@ def test_an_image_does_not_depend_on_its_neighbours(checkpoint, batch_size, shap
         assert_same(run(model, [image])[0], instances)
 
 
+@pytest.mark.slow
 def test_images_of_different_canvases_in_one_batch_go_through_in_groups(
     checkpoint, rect_model, monkeypatch
 ):
@@ -283,6 +285,7 @@ def test_fusing_keeps_the_outputs(checkpoint):
         assert (a - b).abs().max() < 1e-4 * a.abs().max()
 
 
+@pytest.mark.slow
 def test_options_are_preferred_to_the_defaults_of_the_checkpoint(checkpoint):
     info = YoloSegModel(checkpoint, ModelOptions(device="cpu")).info
     assert info.weights_sha256 == "0" * 64
@@ -315,6 +318,7 @@ def test_masks_without_a_pixel_are_dropped(model):
     assert len(model.postprocess([RawGroup((0,), without_masks)], prepared)[0]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bytes", [1, 40_000, 10 << 20])
 def test_masks_in_pieces_are_those_of_one_product(checkpoint, monkeypatch, max_bytes):
     model = YoloSegModel(checkpoint, ModelOptions(device="cpu", conf=0.0, max_det=101))
@@ -334,6 +338,7 @@ def test_masks_in_pieces_are_those_of_one_product(checkpoint, monkeypatch, max_b
         assert 16 <= min(n_products) <= max(n_products) < 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", [(160, 160), (96, 160), (40, 24), (8, 8)])
 def test_products_in_pieces_are_one_product_to_the_bit(plane):
     generator = torch.Generator().manual_seed(5)
