@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
-from segcore.output.report import INCOMPLETE, SUCCESS, RunReport, reconcile
+from segcore.output.report import INCOMPLETE, SUCCESS, reconcile
+from tests.support.reports import make_report
 
 NAMES = st.text("ab.\x1b", min_size=1, max_size=6)
 
@@ -60,17 +61,8 @@ def test_lines_say_what_was_left_out_in_words() -> None:
 def test_the_last_screen_has_what_listing_and_reading_left_out(status: str) -> None:
     parts = [PartCounts(unit, 1, 0, 0, notes={"inner_archives": 2}) for unit in ("a", "b")]
     account = reconcile({"a": 1, "b": 1}, parts)
-    report = RunReport(
+    report = make_report(
         status=status,
-        run="run",
-        edition="model-0123",
-        input="/in",
-        output="/out",
-        prefix="/out/model-0123",
-        model="model",
-        sequence=1,
-        max_failed_fraction=0.0,
-        published="model-0123",
         images=2,
         units=2,
         notes=account.notes,

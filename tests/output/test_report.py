@@ -17,6 +17,7 @@ from segcore.output.report import (
     final_status,
     reconcile,
 )
+from tests.support.reports import make_report
 
 
 def test_the_account_names_missing_and_unbalanced_units() -> None:
@@ -42,23 +43,13 @@ def test_the_status_depends_on_the_allowed_fraction_of_failed_images() -> None:
 @pytest.fixture
 def report() -> RunReport:
     """A run of a single image."""
-    return RunReport(
-        status=SUCCESS,
-        run="0123456789abcdef",
-        edition="model-0123",
-        input="/in",
-        output="/out",
-        prefix="/out/model-0123",
-        model="model",
-        sequence=1,
-        max_failed_fraction=0.01,
+    return make_report(
         timings={"segment": 2.0},
         images=1,
         ok=1,
         units=1,
         images_this_time=1,
         images_per_second=0.5,
-        published="model-0123",
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-import segcore.run.segment
 from segcore.errors import SegcoreError
 from segcore.models.registry import load_model
 from segcore.run.job import Job
@@ -17,6 +16,7 @@ from segcore.run.passes import Notify, Pass, RunState
 from segcore.storage import Storage
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import UnitWorker
+from tests.support import serial_run
 
 MAX_DECODED_BYTES = 1 << 24
 
@@ -25,8 +25,7 @@ MAX_DECODED_BYTES = 1 << 24
 def without_ray() -> Iterator[None]:
     """Within the block, runs need no Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segcore.run.segment, "run_passes", _run_passes)
-        patch.setattr(segcore.run.segment, "connect_workers", lambda *args: nullcontext())
+        serial_run.without_ray(patch, _run_passes)
         yield
 
 
