@@ -76,7 +76,7 @@ def newest_edition(storage: Storage, output: OutputLayout, *, without: str = "")
     """
     dated = _dated_editions(storage, output)
     dated.pop(without, None)
-    return max(dated, key=lambda name: (dated[name], name), default="")
+    return _newest(dated)
 
 
 def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
@@ -89,11 +89,12 @@ def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
 
 def _choose_by_default(storage: Storage, output: OutputLayout, newest: bool) -> EditionChoice:
     dated = _dated_editions(storage, output)
-    newest_name = max(dated, key=lambda name: (dated[name], name), default="")
+    newest_name = _newest(dated)
     published = published_edition(storage, output)
     if newest and newest_name:
         return EditionChoice(output.edition(newest_name), published)
-    layout = _published_or_only_edition(storage, output)
+    # An edition that is published was found to exist; what else latest.json says has its own error.
+    layout = output.edition(published) if published else _published_or_only_edition(storage, output)
     is_newer = newest_name and dated[newest_name] > dated.get(layout.name, 0.0)
     return EditionChoice(layout, published, newest_name if is_newer else "")
 
@@ -105,6 +106,11 @@ def _edition_by_name(storage: Storage, output: OutputLayout, name: str) -> Editi
     raise UsageError(
         f"{output.uri} has no edition {name}.", _describe_editions(_editions(storage, output))
     )
+
+
+def _newest(dated: dict[str, float]) -> str:
+    """The edition with the newest run record; "" when there is none."""
+    return max(dated, key=lambda name: (dated[name], name), default="")
 
 
 def _dated_editions(storage: Storage, output: OutputLayout) -> dict[str, float]:

@@ -154,18 +154,12 @@ class Parts:
 
     def list_generations(self) -> dict[str, int]:
         """All units that are done, each with the newest generation of its part, by listing."""
-        return newest_generations(self.list_parts("images"))
+        return newest_generations(list_part_names(self.storage, self.layout, "images"))
 
     def as_listed(self, generations: Mapping[str, int]) -> Parts:
         """These parts, read in the generations that `list_generations` gave."""
         again = {unit: number for unit, number in generations.items() if number}
         return replace(self, generations=again)
-
-    def list_parts(self, table: Table) -> Iterator[PartName]:
-        """All parts of one table, older generations among them."""
-        for info in self.storage.list(self.layout.parts_folder(table)):
-            if (name := part_of_file(info.uri)) is not None:
-                yield name
 
     def read_counts(self, units: Iterable[str]) -> Iterator[PartCounts]:
         """What committed parts say about themselves; reads their footers, many at a time.
@@ -183,7 +177,11 @@ class Parts:
         has none must be in no table of `kept`.
         """
         stale = {
-            table: [name for name in self.list_parts(table) if kept.get(name.unit) != name[1]]
+            table: [
+                name
+                for name in list_part_names(self.storage, self.layout, table)
+                if kept.get(name.unit) != name.generation
+            ]
             for table in ("images", "instances")
         }
         self.delete_parts("images", stale["images"])
@@ -226,6 +224,13 @@ class Parts:
                 f"{uri} is not a readable part of this edition: {error}.",
                 hint="Delete this object and run the same command again to redo its unit.",
             ) from None
+
+
+def list_part_names(storage: Storage, layout: EditionLayout, table: Table) -> Iterator[PartName]:
+    """All parts of one table, older generations among them; other files are passed over."""
+    for info in storage.list(layout.parts_folder(table)):
+        if (name := part_of_file(info.uri)) is not None:
+            yield name
 
 
 def newest_generations(names: Iterable[PartName]) -> dict[str, int]:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from segcore.errors import UsageError
 from segcore.output.documents import read_document
 from segcore.output.editions import choose_edition
-from segcore.output.layout import EditionLayout, Table, part_of_file
-from segcore.output.parts import newest_generations
+from segcore.output.layout import EditionLayout, Table
+from segcore.output.parts import list_part_names, newest_generations
 from segcore.output.schema import (
     ADDED_IN_2,
     IMAGES_SCHEMA,
@@ -124,9 +124,7 @@ def open_results(
     for sentence in notes:
         _LOGGER.info("%s", sentence)
     document = read_document(storage, layout.edition_json)
-    infos = storage.list(layout.parts_folder("images"))
-    names = (name for info in infos if (name := part_of_file(info.uri)) is not None)
-    generations = newest_generations(names)
+    generations = newest_generations(list_part_names(storage, layout, "images"))
     visible = find_visible_units(storage, layout, generations.keys(), include_unlisted)
     return Results(
         storage=storage,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,8 +14,6 @@ from segcore.output.executions import FAILED, INTERRUPTED, early_end, write_exec
 from segcore.run.job import Job
 from segcore.run.passes import RunState
 from segcore.storage import Storage
-
-Notify = Callable[[str], None]
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.storage import Storage, is_remote, normalize
-from segcore.storage.uris import normalize_input, redact
-from segcore.text import plural
+from segcore.storage.uris import normalize_input
+from segcore.text import plural, redact
 from segcore.worker.preprocessing import Preprocessor
 
 MAX_WEIGHTS_BYTES = 4 << 30

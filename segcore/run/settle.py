@@ -224,8 +224,9 @@ def _cut_parts(
                     "holds an image twice; nothing of it was deleted.",
                     "Rerun the same command; if that does not help, see `segcore verify`.",
                 )
+        position = UNLISTED_SCHEMA.get_field_index("unit")
         names = pa.array([new_unit.unit] * unit_rows.num_rows, pa.string())
-        return unit_rows.set_column(4, UNLISTED_SCHEMA.field("unit"), names)
+        return unit_rows.set_column(position, UNLISTED_SCHEMA.field("unit"), names)
 
     with ThreadPoolExecutor(_THREADS, "segcore-settle") as pool:
         cut_tables = list(pool.map(cut, partial))

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from segcore.errors import UsageError
 from segcore.storage import Storage
 from segcore.storage.listing import SCHEMA, Listing
-from segcore.storage.uris import redact, scheme_of, split
+from segcore.storage.uris import scheme_of, split
+from segcore.text import redact
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_FILE_BYTES = 4 << 30

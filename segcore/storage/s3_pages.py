@@ -10,8 +10,6 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-_NUMBERS = frozenset({"Size"})
-
 
 def read_entries(
     response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
@@ -43,6 +41,6 @@ def _to_dict(element: ElementTree.Element, n_namespace: int) -> dict[str, Any]:
     entry: dict[str, Any] = {
         child.tag[n_namespace:]: child.text or "" for child in element if not len(child)
     }
-    for name in _NUMBERS & entry.keys():
-        entry[name] = int(entry[name])
+    if "Size" in entry:
+        entry["Size"] = int(entry["Size"])
     return entry

@@ -177,9 +177,10 @@ class Storage:
         """
         prefix = normalize_input(prefix)
         if is_remote(prefix):
-            walk = object_store.walk(self._store(prefix), prefix)
             if scheme_of(prefix) == "s3":
                 walk = s3_listing.walk_with_times(self._client(prefix), prefix)
+            else:
+                walk = object_store.walk(self._store(prefix), prefix)
             for uri, size, etag, changed_s in walk:
                 yield ObjectInfo(uri, size, etag), changed_s
             return
