@@ -39,6 +39,12 @@ demo: $(VENV)/.run ## segment a synthetic archive with the bundled model and mea
 demo-s3: $(VENV)/.test ## the same, with archive and output on a real S3 server on loopback
 	$(BIN)/segcore demo --s3 --out demo-output-s3
 
+.PHONY: options
+options: $(VENV)/.run ## write configs/segment.yaml, configs/train.yaml and docs/options.md from the schemas
+	$(BIN)/python -m segcore config segment > configs/segment.yaml
+	$(BIN)/python -m segcore config train > configs/train.yaml
+	$(BIN)/python -c 'from segcore.config.jobs import options_page; print(options_page(), end="")' > docs/options.md
+
 .PHONY: lint
 lint: $(VENV)/.test ## check style, types and import rules
 	$(BIN)/ruff check .

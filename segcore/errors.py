@@ -36,6 +36,7 @@ Others are signals between two places of the code and reach nobody else::
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -58,6 +59,11 @@ class SegcoreError(Exception):
         self.message = printable_lines(message)
         self.hint = printable_lines(hint)
         super().__init__(self.message)
+
+    @property
+    def code(self) -> str:
+        """The kind of error for programs, such as ``usage_error``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def __reduce__(self) -> tuple[type[SegcoreError], tuple[str, str]]:
         return type(self), (self.message, self.hint)  # survives Ray's pickling with its hint

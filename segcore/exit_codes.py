@@ -6,12 +6,16 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended; the numbers are a contract. `MEANINGS` says it in words."""
+    """How a command ended; the numbers are a contract. `MEANINGS` says it in words.
+
+    RUNNING is for ``segcore status --exit-code`` alone: the run goes on.
+    """
 
     DONE = 0
     INCOMPLETE = 1
     USAGE = 2
     TOO_MANY_FAILED = 3
+    RUNNING = 5
     NOTHING_TO_DO = 99
     INTERRUPTED = 130
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from segcore.cli.console import JsonFlag, notify, print_json, print_text
+from segcore.cli.option_help import command_class
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -21,6 +22,16 @@ An archive is only read; everything is written to a temporary folder. With an ar
 on a local copy of its first images; the stage `read` is timed on the archive itself.
 """
 
+# The options of `segcore segment` that parameters of `command` set.
+KEYS = {
+    "model": "model.name",
+    "imgsz": "model.imgsz",
+    "device": "model.device",
+    "batch_size": "model.batch_size",
+    "scale": "decode.scale",
+}
+Command = command_class(KEYS)
+
 
 def command(
     input: Annotated[
@@ -31,9 +42,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="As for segment.", show_default=True)
-    ] = "nuclei-yolo11n",
+    model: Annotated[str, typer.Option()] = "nuclei-yolo11n",
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,17 +65,12 @@ def command(
         typer.Option(
             min=32,
             max=8192,
-            help="As model.imgsz of segment. Default: the model's own.",
             show_default=False,
         ),
     ] = None,
-    scale: Annotated[
-        Literal["full", "reduced"], typer.Option(help="As decode.scale of segment.")
-    ] = "full",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Default: the model's own.", show_default=False)
-    ] = None,
+    scale: Annotated[Literal["full", "reduced"], typer.Option()] = "full",
+    device: Annotated[str, typer.Option()] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
     stages_only: Annotated[
         bool, typer.Option("--stages-only", help="Skip the whole job; takes only seconds.")
     ] = False,

@@ -7,11 +7,12 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from segcore.errors import SegcoreError
+from segcore.errors import SegcoreError, UsageError, describe_error
 from segcore.exit_codes import ExitCode
 from segcore.signals import raise_interrupt
 from segcore.text import printable, printable_lines, redact_link
@@ -20,10 +21,26 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+    from segcore.storage import Storage
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, on errors, too.")
+]
 ConfigSets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set one option by its key. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set one option by its key; `segcore config` lists them. Repeatable.",
+    ),
+]
+StorageSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="storage.KEY=VALUE",
+        help="How object stores are accessed, as for segment. Repeatable.",
+    ),
 ]
 RunOutput = Annotated[
     str,
@@ -46,6 +63,9 @@ IncludeUnlisted = Annotated[
     ),
 ]
 
+# The ClickException of whichever click typer uses: newer versions bring one of their own.
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
+
 
 def new_app(**options: Any) -> typer.Typer:
     """A typer app without shell-completion options and without decorated tracebacks."""
@@ -62,18 +82,60 @@ def run_app(app: typer.Typer) -> NoReturn:
     # Batch systems stop a job with SIGTERM; it is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, raise_interrupt)
     try:
-        app()
+        run_with_json_errors(app) if "--json" in sys.argv[1:] else app()
     except SegcoreError as error:
         notify(f"Error: {error.message}", error.hint)
+        print_json_error(error.code, error.message, error.hint, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
         sys.stderr.close()
         sys.exit(ExitCode.INCOMPLETE)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         notify("This is a bug in segcore; please report it with the lines above.")
+        print_json_error("bug", describe_error(error), "", ExitCode.INCOMPLETE)
         sys.exit(ExitCode.INCOMPLETE)
     sys.exit(ExitCode.DONE)
+
+
+def run_with_json_errors(app: typer.Typer) -> None:
+    """Run an app; what is wrong with its command line is a JSON document, too."""
+    try:
+        status = app(standalone_mode=False)
+    except _CommandLineError as error:
+        error.show()
+        print_json_error("usage_error", error.format_message(), "", error.exit_code)
+        sys.exit(error.exit_code)
+    except typer.Abort:  # Ctrl-C
+        print_json_error("interrupted", "Stopped.", "", ExitCode.INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else ExitCode.DONE)
+
+
+def print_json_error(code: str, message: str, hint: str, exit_code: int) -> None:
+    """Print the one JSON document of a command that failed, if ``--json`` asks for one."""
+    if "--json" in sys.argv[1:]:
+        error = {"code": code, "message": message, "hint": hint, "exit_code": int(exit_code)}
+        print_json({"error": error})
+
+
+def open_storage(sets: Sequence[str] | None) -> Storage:
+    """The storage that ``--set storage.key=value`` describes.
+
+    Raises:
+        UsageError: It sets something else.
+    """
+    from segcore.config import load_config
+    from segcore.storage import Storage
+
+    for assignment in sets or ():
+        key = assignment.partition("=")[0].strip()
+        if not key.startswith("storage."):
+            raise UsageError(
+                f"--set {printable(key)}: this command takes only options of storage.",
+                "For example --set storage.endpoint_url=http://localhost:9000",
+            )
+    return Storage(load_config(sets=sets or ()).storage)
 
 
 def notify(*lines: str) -> None:

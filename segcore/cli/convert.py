@@ -31,7 +31,10 @@ def command(
     licence: Annotated[
         str | None,
         typer.Option(
-            help="Licence of the weights. Default: the one stated in SOURCE.", show_default=False
+            "--licence",
+            "--license",
+            help="Licence of the weights. Default: the one stated in SOURCE.",
+            show_default=False,
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET.")] = False,

@@ -11,7 +11,9 @@ from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
     RunOutput,
+    StorageSets,
     notify,
+    open_storage,
     print_json,
     print_table,
     safe_cell,
@@ -65,14 +67,14 @@ def command(
         ),
     ] = ExifLabels.REFUSE,
     include_unlisted: IncludeUnlisted = False,
+    sets: StorageSets = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure an output against known masks: COCO mask and box AP, per class and over all."""
     from segcore.evaluation.evaluate import evaluate
-    from segcore.storage import Storage
 
     report = evaluate(
-        Storage(),
+        open_storage(sets),
         output,
         ground_truth,
         edition,

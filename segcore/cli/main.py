@@ -9,10 +9,12 @@ import typer
 import segcore
 from segcore.cli import (
     bench,
+    config,
     console,
     convert,
     demo,
     evaluate,
+    failures,
     models,
     segment,
     status,
@@ -26,14 +28,16 @@ app = console.new_app(
     help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
     epilog=f"Start with [bold]segcore demo[/bold].\n\n{EXIT_CODES}",
 )
-app.command("segment", epilog=segment.EPILOG)(segment.command)
+app.command("segment", cls=segment.Command, epilog=segment.EPILOG)(segment.command)
 app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
+app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
-app.command("bench", epilog=bench.EPILOG)(bench.command)
+app.command("config", epilog=config.EPILOG)(config.command)
+app.command("bench", cls=bench.Command, epilog=bench.EPILOG)(bench.command)
 app.command("demo", epilog=demo.EPILOG)(demo.command)
 
 

@@ -15,6 +15,7 @@ from segcore.cli.console import (
     print_json,
     print_text,
 )
+from segcore.cli.option_help import command_class
 from segcore.exit_codes import EXIT_CODES, ExitCode
 
 EPILOG = f"""
@@ -35,39 +36,37 @@ Rerun the same command to resume a run that was stopped.
 {EXIT_CODES}
 """
 
+# The options that parameters of `command` set; their texts are the help of these.
+KEYS = {
+    "input": "input",
+    "output": "output",
+    "model": "model.name",
+    "device": "model.device",
+    "address": "ray.address",
+    "allow_shrunk_listing": "source.allow_shrunk_listing",
+    "publish": "run.publish",
+}
+Command = command_class(KEYS)
+
 
 def command(
     input: Annotated[
         str | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="Folder or prefix of images, tar or Parquet shards, a manifest, or a COCO json. "
-            "Local or s3://. May be set in --config instead.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="INPUT", show_default=False),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Argument(
-            metavar="OUTPUT",
-            help="Folder or prefix for the tables. May be set in --config instead.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="OUTPUT", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Bundled name, checkpoint path, or package.module:Class. Default: nuclei-yolo11n.",
-            show_default=False,
-        ),
+        typer.Option(show_default=False),
     ] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
     ] = None,
     sets: ConfigSets = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda. Default: auto.", show_default=False)
-    ] = None,
+    device: Annotated[str | None, typer.Option(show_default=False)] = None,
     actors: Annotated[
         int | None,
         typer.Option(
@@ -77,10 +76,7 @@ def command(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            help="Ray cluster to use. Default: a local Ray, started for this run only.",
-            show_default=False,
-        ),
+        typer.Option(show_default=False),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -96,10 +92,7 @@ def command(
     ] = False,
     allow_shrunk_listing: Annotated[
         bool,
-        typer.Option(
-            "--allow-shrunk-listing",
-            help="Go on where more than a tenth of the last run's images or shards are gone.",
-        ),
+        typer.Option("--allow-shrunk-listing"),
     ] = False,
     remove_unlisted: Annotated[
         bool,
@@ -110,12 +103,7 @@ def command(
     ] = False,
     publish: Annotated[
         bool | None,
-        typer.Option(
-            "--publish/--no-publish",
-            help="Let OUTPUT/latest.json name this edition once the run is complete, or leave it "
-            "as it is. Default: if nothing is published yet, or if this edition is.",
-            show_default=False,
-        ),
+        typer.Option("--publish/--no-publish", show_default=False),
     ] = None,
     exit_99: Annotated[
         bool,
@@ -136,14 +124,14 @@ def command(
     from segcore.run.segment import preview, segment
 
     flags: dict[str, tuple[str | tuple[str, ...], object]] = {
-        "INPUT": ("input", input),
-        "OUTPUT": ("output", output),
-        "--model": ("model.name", model),
-        "--device": ("model.device", device),
+        "INPUT": (KEYS["input"], input),
+        "OUTPUT": (KEYS["output"], output),
+        "--model": (KEYS["model"], model),
+        "--device": (KEYS["device"], device),
         "--actors": (("ray.min_actors", "ray.max_actors"), actors),
-        "--address": ("ray.address", address),
-        "--allow-shrunk-listing": ("source.allow_shrunk_listing", allow_shrunk_listing or None),
-        "--publish": ("run.publish", publish),
+        "--address": (KEYS["address"], address),
+        "--allow-shrunk-listing": (KEYS["allow_shrunk_listing"], allow_shrunk_listing or None),
+        "--publish": (KEYS["publish"], publish),
     }
     job_config: Config = load_config(config, sets or (), flags)
     if dry_run:

@@ -26,7 +26,7 @@ Rerun the same command to resume after the last finished epoch; --restart starts
 
 def command(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML file; see configs/train-nuclei.yaml.")
+        str, typer.Argument(metavar="CONFIG", help="YAML file; `segcore config train` prints one.")
     ],
     sets: ConfigSets = None,
     restart: Annotated[

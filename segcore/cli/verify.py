@@ -13,7 +13,9 @@ from segcore.cli.console import (
     JsonFlag,
     NewestEdition,
     RunOutput,
+    StorageSets,
     notify,
+    open_storage,
     print_json,
     print_text,
 )
@@ -45,11 +47,11 @@ def command(
             "that it left unread; the next run of `segcore segment` does such shards again.",
         ),
     ] = False,
+    sets: StorageSets = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every part, row and mask of an output, and that the counts balance with the plan."""
     from segcore.inspection.verify import verify_output
-    from segcore.storage import Storage
 
     last_shown = time.monotonic()
 
@@ -60,7 +62,7 @@ def command(
             notify(f"{done:,} of {total:,} units checked.")
 
     report = verify_output(
-        Storage(),
+        open_storage(sets),
         output,
         edition,
         threads=threads,

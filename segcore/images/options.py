@@ -12,42 +12,60 @@ Sample16 = Annotated[int, Field(ge=0, le=65535)]
 class DecodeOptions(BaseModel):
     """How the pixels of an image are made from its bytes, and limits for one image.
 
-    Attributes:
-        scale: What the model gets: ``full``, all pixels; ``reduced``, what `decode_image_reduced`
-            returns. `decode_image` returns all pixels in both cases.
-        wide_range: How samples of 9 to 16 bits become 8 bits: ``high_byte``, their upper 8 bits;
-            ``min_max``, linearly from the lowest sample of the image (0) to the highest (255);
-            ``percentile``, the same from the 0.1th percentile to the 99.9th; or two samples, from
-            the first (0) to the second (255). What lies beyond becomes 0 or 255. All channels of
-            an image share one range. Samples of 8 bits stay as they are.
-        strict: Refuse a JPEG where libjpeg warns of damage. False: take the pixels that libjpeg
-            gives with its warning; what it could not read is grey or displaced.
-        pages: What is read of a TIFF of several pages: ``first``; or ``all``, where each page is an
-            image of its own, and their number is known once the file is read. `decode_image`
-            returns the first page in both cases.
-        max_pages: Most pages of one file that are read with ``all``; one failed row stands for
-            the others.
-        max_pixels: Largest width x height. The default is where Pillow refuses an image as a
-            decompression bomb; it is 537 MB of RGB. A TIFF or WebP cannot exceed Pillow's own
-            limit, even where this one is higher.
-        max_bytes: Largest encoded image.
-        max_memory_bytes: Most memory that decoding one image may take, its pixels included. It
-            is estimated from the header: 3 bytes a pixel for the result, and 1 to 40 for the
-            decoder.
+    `decode_image` returns all pixels of the first page, whatever `scale` and `pages` say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: Literal["full", "reduced"] = "full"
-    wide_range: Literal["high_byte", "min_max", "percentile"] | tuple[Sample16, Sample16] = (
-        "high_byte"
+    scale: Literal["full", "reduced"] = Field(
+        "full",
+        description="full: all pixels are decoded; reduced: large JPEGs at 1/2, 1/4 or 1/8, but "
+        "never below what the model sees. Faster, with other results. YOLO11-seg only. Part of "
+        "the edition.",
     )
-    strict: bool = True
-    pages: Literal["first", "all"] = "first"
-    max_pages: int = Field(1000, ge=1, le=100_000)
-    max_pixels: int = Field(178_956_970, ge=1)
-    max_bytes: int = Field(512 * 1024**2, ge=1)
-    max_memory_bytes: int = Field(1536 * 1024**2, ge=1 << 20)
+    wide_range: Literal["high_byte", "min_max", "percentile"] | tuple[Sample16, Sample16] = Field(
+        "high_byte",
+        description="How samples of 9 to 16 bits become 8. high_byte: their upper 8 bits; min_max: "
+        "linearly from the lowest sample of the image (0) to the highest (255); percentile: the "
+        "same from the 0.1th percentile to the 99.9th; or two samples, such as [100, 400]: from "
+        "the first to the second. What lies beyond becomes 0 or 255. All channels share one "
+        "range. Part of the edition.",
+    )
+    strict: bool = Field(
+        True,
+        description="Refuse a JPEG in which libjpeg finds damage. false: take the pixels that it "
+        "gives, grey or displaced where it could not read them. Part of the edition.",
+    )
+    pages: Literal["first", "all"] = Field(
+        "first",
+        description="What is read of a TIFF of several pages. all: each page is an image with a "
+        "row of its own; the second has the id of its file and #page=2. Part of the edition.",
+    )
+    max_pages: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="Most pages of one file; one failed row stands for all further ones.",
+    )
+    max_pixels: int = Field(
+        178_956_970,
+        ge=1,
+        description="Largest width x height; larger images become failed rows before memory is "
+        "allocated. The default is where Pillow refuses an image as a decompression bomb, which "
+        "also binds TIFF and WebP where this is higher.",
+    )
+    max_bytes: int = Field(
+        512 * 1024**2,
+        ge=1,
+        description="Largest encoded image in bytes; larger ones become failed rows.",
+    )
+    max_memory_bytes: int = Field(
+        1536 * 1024**2,
+        ge=1 << 20,
+        description="Most memory in bytes that decoding one image may take, estimated from its "
+        "header: 4 to 10 bytes a pixel, 20 for WebP, 23 for AVIF, 40 for JPEG 2000. Images that "
+        "need more become failed rows.",
+    )
 
     @model_validator(mode="after")
     def _check_range(self) -> DecodeOptions:

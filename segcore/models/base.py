@@ -16,32 +16,51 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class ModelOptions(BaseModel):
-    """What a user may change about a model; None keeps the model's own default.
-
-    Attributes:
-        imgsz: Size of the model's input, pixels; which side that is depends on the model.
-        shape: Shape of the input, where a model has the choice: ``square``, with `imgsz` on each
-            side, or ``rect``, with `imgsz` on the longer side and as little padding as possible on
-            the other.
-        conf: Lowest score that is kept.
-        iou: Overlap from which the weaker of two detections is dropped.
-        max_det: Maximum number of instances in one image.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
-        batch_size: Images in one forward pass.
-        precision: Type of the network's weights and activations, where a model has the choice;
-            boxes, scores and masks are computed in float32 from its outputs.
-    """
+    """What a user may change about a model; None keeps the model's own default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    imgsz: int | None = Field(None, ge=32, le=8192, multiple_of=32)
-    shape: InputShape | None = None
-    conf: float | None = Field(None, ge=0.0, le=1.0)
-    iou: float | None = Field(None, gt=0.0, le=1.0)
-    max_det: int | None = Field(None, ge=1, le=10_000)
-    device: str = "auto"
-    batch_size: int | None = Field(None, ge=1, le=1024)
-    precision: Precision = "float32"
+    imgsz: int | None = Field(
+        None,
+        ge=32,
+        le=8192,
+        multiple_of=32,
+        description="Size of the model's input in pixels: its longest side, for YOLO11-seg. By "
+        "default that of the checkpoint.",
+    )
+    shape: InputShape | None = Field(
+        None,
+        description="rect: imgsz on the longer side and as little padding as possible on the "
+        "other; square: imgsz on both. By default that of the checkpoint. YOLO11-seg only.",
+    )
+    conf: float | None = Field(
+        None, ge=0.0, le=1.0, description="Lowest score kept. By default that of the checkpoint."
+    )
+    iou: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="IoU above which the weaker of two detections is dropped. By default that of "
+        "the checkpoint.",
+    )
+    max_det: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Most instances in one image. By default that of the checkpoint.",
+    )
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, or cuda:0. By default a GPU if there is one.",
+    )
+    batch_size: int | None = Field(
+        None, ge=1, le=1024, description="Images in one forward pass. By default the model's own."
+    )
+    precision: Precision = Field(
+        "float32",
+        description="Type of the network's weights and activations; boxes, scores and masks are "
+        "computed in float32 from its outputs. float16 works on GPUs only.",
+    )
 
 
 @dataclass(frozen=True)

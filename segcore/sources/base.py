@@ -53,7 +53,9 @@ class SourceOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["auto"] | Kind = Field(default="auto", description="Kind of the archive.")
+    kind: Literal["auto"] | Kind = Field(
+        default="auto", description="Kind of the archive; auto: found out."
+    )
     image_column: str | None = Field(
         default=None, description="Parquet: column with the image bytes; detected by default."
     )

@@ -13,35 +13,39 @@ class _StrictModel(BaseModel):
 
 
 ExifLabels = Literal["refuse", "shown", "stored"]
+Architecture = Literal["yolo11n-seg", "yolo11s-seg", "yolo11m-seg", "yolo11l-seg", "yolo11x-seg"]
 
 
 class DataConfig(_StrictModel):
     """Where the labelled images are: COCO JSON files, and the folder with the images they list."""
 
     images: Path = Field(
-        description="folder that the file names are relative to; no image is read from elsewhere"
+        description="Folder that the file names in the COCO files are relative to; no image is "
+        "read from elsewhere."
     )
-    train: Path = Field(description="COCO instances file to train on")
-    val: Path = Field(description="COCO instances file to measure on; classes as in train")
+    train: Path = Field(description="COCO instances file to train on.")
+    val: Path = Field(description="COCO instances file to measure on, with the classes of train.")
     exif_labels: ExifLabels = Field(
         "refuse",
-        description="images whose size in the COCO file is that before EXIF rotation; refuse: an "
-        "error; shown: labels lie on the image as viewers show it; stored: labels of every image "
-        "lie on its pixels as stored, and are turned with them",
+        description="What holds for images whose size in the COCO file is that before EXIF "
+        "rotation. refuse: an error; shown: labels lie on the image as viewers show it; stored: "
+        "labels of every image lie on its pixels as stored, and are turned with them.",
     )
 
 
 class AugmentConfig(_StrictModel):
     """Random crops of randomly scaled, rotated and recoloured images."""
 
-    crop: int = Field(320, ge=64, multiple_of=32, description="side of a training crop, pixels")
+    crop: int = Field(320, ge=64, multiple_of=32, description="Side of a training crop in pixels.")
     min_side: int = Field(
-        320, ge=32, description="smallest length of the longer side after scaling"
+        320, ge=32, description="Shortest length in pixels to which the longer side is scaled."
     )
-    max_side: int = Field(800, ge=32, description="largest length of the longer side after scaling")
-    rotate: float = Field(0.5, ge=0, le=1, description="share of crops rotated by any angle")
-    colour: float = Field(0.8, ge=0, le=1, description="share of crops recoloured")
-    noise: float = Field(0.2, ge=0, le=1, description="share of crops blurred or with added noise")
+    max_side: int = Field(
+        800, ge=32, description="Longest length in pixels to which the longer side is scaled."
+    )
+    rotate: float = Field(0.5, ge=0, le=1, description="Share of crops rotated by any angle.")
+    colour: float = Field(0.8, ge=0, le=1, description="Share of crops recoloured.")
+    noise: float = Field(0.2, ge=0, le=1, description="Share of crops blurred or made noisy.")
 
     @model_validator(mode="after")
     def _check_sides(self) -> AugmentConfig:
@@ -53,58 +57,94 @@ class AugmentConfig(_StrictModel):
 class LossWeights(_StrictModel):
     """Weights of the parts of the loss."""
 
-    cls: float = Field(0.5, ge=0)
-    box: float = Field(7.5, ge=0)
-    dfl: float = Field(1.5, ge=0)
-    mask: float = Field(5.0, ge=0)
-    masks_per_image: int = Field(48, ge=1, description="positives sampled for the mask loss")
+    cls: float = Field(0.5, ge=0, description="Weight of the classification loss.")
+    box: float = Field(7.5, ge=0, description="Weight of the box loss (CIoU).")
+    dfl: float = Field(1.5, ge=0, description="Weight of the distribution focal loss.")
+    mask: float = Field(5.0, ge=0, description="Weight of the mask loss.")
+    masks_per_image: int = Field(
+        48, ge=1, description="Positives of an image that are sampled for the mask loss."
+    )
 
 
 class OptimizerConfig(_StrictModel):
     """AdamW with linear warm-up and cosine decay, and a moving average of the weights."""
 
-    lr: float = Field(2e-3, gt=0)
-    final_lr: float = Field(0.01, ge=0, le=1, description="last learning rate as a share of lr")
-    weight_decay: float = Field(0.02, ge=0)
-    warmup_steps: int = Field(200, ge=0)
-    clip_norm: float = Field(10.0, gt=0)
-    ema_decay: float = Field(0.9995, ge=0, lt=1)
-    ema_ramp_steps: float = Field(1000.0, gt=0)
+    lr: float = Field(2e-3, gt=0, description="Highest learning rate.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Last learning rate as a share of lr.")
+    weight_decay: float = Field(0.02, ge=0, description="Weight decay of AdamW.")
+    warmup_steps: int = Field(200, ge=0, description="Steps of linear warm-up.")
+    clip_norm: float = Field(10.0, gt=0, description="Norm to which gradients are clipped.")
+    ema_decay: float = Field(
+        0.9995, ge=0, lt=1, description="Decay of the moving average of the weights."
+    )
+    ema_ramp_steps: float = Field(
+        1000.0, gt=0, description="Steps over which that decay rises to its value."
+    )
 
 
 class ValidationConfig(_StrictModel):
-    """How the averaged weights are measured after each epoch."""
+    """How the averaged weights are measured; all but conf are stored as the model's defaults."""
 
-    every: int = Field(1, ge=0, description="epochs between measurements; 0: never")
-    imgsz: int = Field(640, ge=32, multiple_of=32)
-    conf: float = Field(0.01, ge=0, le=1)
-    iou: float = Field(0.6, gt=0, le=1)
-    max_det: int = Field(500, ge=1)
+    every: int = Field(1, ge=0, description="Epochs between two measurements; 0: never.")
+    imgsz: int = Field(
+        640, ge=32, multiple_of=32, description="Longest side of the model's input in pixels."
+    )
+    conf: float = Field(0.01, ge=0, le=1, description="Lowest score that is measured.")
+    iou: float = Field(
+        0.6, gt=0, le=1, description="IoU above which the weaker of two detections is dropped."
+    )
+    max_det: int = Field(500, ge=1, description="Most instances in one image.")
 
 
 class TrainConfig(_StrictModel):
     """Everything that decides what a training run produces."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the model")
-    architecture: str = "yolo11n-seg"
-    data: DataConfig
-    output: Path
-    init: str | None = Field(None, description="checkpoint to start from; class heads may differ")
-    licence: str = Field(description="licence of the resulting weights")
-    augment: AugmentConfig = AugmentConfig()
-    loss: LossWeights = LossWeights()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    validation: ValidationConfig = ValidationConfig()
-    epochs: int = Field(60, ge=1)
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the model: small letters, digits, '.', '_' and '-'.",
+    )
+    architecture: Architecture = Field(
+        "yolo11n-seg", description="Network to train, from the smallest to the largest."
+    )
+    data: DataConfig = Field(description="The labelled images.")
+    output: Path = Field(
+        description="Folder for the checkpoint, its card and curves, and the state to resume from."
+    )
+    init: str | None = Field(
+        None,
+        description="Model to start from: a name that `segcore models` lists, or a checkpoint. "
+        "Heads for other classes start anew. By default random weights.",
+    )
+    licence: str = Field(description="Licence of the resulting weights, such as CC0-1.0.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random crops, scales, colours.")
+    loss: LossWeights = Field(LossWeights(), description="Weights of the parts of the loss.")
+    optimizer: OptimizerConfig = Field(
+        OptimizerConfig(), description="AdamW with linear warm-up and cosine decay."
+    )
+    validation: ValidationConfig = Field(
+        ValidationConfig(),
+        description="How the weights are measured. All but conf become the model's defaults.",
+    )
+    epochs: int = Field(60, ge=1, description="Epochs to train.")
     samples_per_epoch: int | None = Field(
-        None, ge=1, description="crops in an epoch; None: one for each image"
+        None, ge=1, description="Crops in an epoch. By default one for each image."
     )
     max_minutes: float | None = Field(
-        None, gt=0, description="end, with the learning rate decayed, after this many minutes"
+        None,
+        gt=0,
+        description="End after so many minutes, with the learning rate decayed. By default after "
+        "the last epoch.",
     )
-    batch_size: int = Field(16, ge=1)
-    workers: int = Field(0, ge=0, description="processes that prepare batches; 0: none")
-    device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-    conf: float = Field(0.25, ge=0, le=1, description="default threshold stored with the model")
+    batch_size: int = Field(16, ge=1, description="Crops in one step.")
+    workers: int = Field(
+        0, ge=0, description="Processes that prepare batches; 0: the training process does it."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, or cuda:0.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of the forward pass (autocast); the loss is always float32.",
+    )
+    seed: int = Field(0, description="Seed of all random choices.")
+    conf: float = Field(
+        0.25, ge=0, le=1, description="Score threshold that is stored as the model's default."
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
-from segcore.models.registry import read_checkpoint
+from segcore.models.registry import load_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
 from segcore.training.config import TrainConfig
@@ -228,15 +228,15 @@ def build_model(config: TrainConfig, n_classes: int) -> YOLO11Seg:
 
 
 def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> int:
-    """Copy the tensors of a checkpoint file that have the same shape; returns how many.
+    """Copy the tensors of a model that have the same shape; returns how many.
 
     Class heads keep their initial weights where the classes differ.
 
     Raises:
-        CheckpointError: The file cannot be read.
+        CheckpointError: There is no such model, or it cannot be read.
         UsageError: It is of another architecture.
     """
-    source = read_checkpoint(checkpoint)
+    source = load_checkpoint(checkpoint)
     own = model.state_dict()
     matching = {
         name: tensor.to(own[name].dtype)

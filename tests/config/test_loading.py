@@ -61,7 +61,7 @@ def test_an_unknown_key_is_named_with_its_line_and_what_was_meant(tmp_path):
     path = _write(tmp_path, "# one\ninput: a\n\nmodel:\n  # two\n  name: x\n  cnof: 0.3\n")
     error = _error(path)
     assert error.message == f"{path} line 7: unknown key `model.cnof`; did you mean `model.conf`?"
-    assert error.hint == "Every key is explained in the files under configs/."
+    assert error.hint == "`segcore config` and docs/options.md explain every key."
 
 
 def test_for_the_keys_of_an_unknown_group_known_ones_are_suggested(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from segcore.models.registry import load_checkpoint
 from segcore.training.config import OptimizerConfig, TrainConfig
-from segcore.training.loop import Trainer
+from segcore.training.loop import Trainer, build_model
 from segcore.training.optimizer import average_weights
 
 
@@ -91,3 +92,10 @@ def test_the_decay_of_averaged_weights_rises_with_the_steps(restored_at: int | N
             averaged.n_averaged.fill_(step + 1)
     for name, value in averaged.module.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_training_starts_from_a_model_by_its_name(tiny_config: TrainConfig) -> None:
+    config = tiny_config.model_copy(update={"init": "nuclei-yolo11n"})
+    weights = build_model(config, n_classes=1).state_dict()
+    for name, tensor in load_checkpoint("nuclei-yolo11n").state_dict.items():
+        torch.testing.assert_close(weights[name], tensor.to(weights[name].dtype))
