@@ -7,7 +7,9 @@ These are the public names; everything else may change between versions:
     results = segcore.open_results(segcore.Storage(), "masks/")
     for table in results.instances(): ... # one pyarrow table per unit
     scores = segcore.evaluate(segcore.Storage(), "masks/", "instances_val.json").scores
+
     model = segcore.load_model("nuclei-yolo11n")
+    model.predict("photo.jpg").plot()     # a picture of the masks of one image
 
 Whatever goes wrong with the input, the configuration or the infrastructure is a `SegcoreError`
 with a `message`, a `hint` and an `exit_code`. The folder ``jobs/`` of the repository has complete
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from segcore.config import load_config as load_config
     from segcore.errors import SegcoreError as SegcoreError
     from segcore.evaluation.evaluate import evaluate as evaluate
-    from segcore.models.registry import load_model as load_model
     from segcore.output.results import open_results as open_results
+    from segcore.prediction import load_model as load_model
     from segcore.run.segment import segment as segment
     from segcore.storage import Storage as Storage
     from segcore.training.config import TrainConfig as TrainConfig
@@ -40,7 +42,7 @@ _MODULES = {
     "TrainConfig": "segcore.training.config",
     "evaluate": "segcore.evaluation.evaluate",
     "load_config": "segcore.config",
-    "load_model": "segcore.models.registry",
+    "load_model": "segcore.prediction",
     "open_results": "segcore.output.results",
     "segment": "segcore.run.segment",
     "train": "segcore.training.train",

@@ -16,6 +16,7 @@ from segcore.cli import (
     evaluate,
     failures,
     models,
+    predict,
     segment,
     status,
     train,
@@ -28,6 +29,7 @@ app = console.new_app(
     help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
     epilog=f"Start with [bold]segcore demo[/bold].\n\n{EXIT_CODES}",
 )
+app.command("predict", cls=predict.Command, epilog=predict.EPILOG)(predict.command)
 app.command("segment", cls=segment.Command, epilog=segment.EPILOG)(segment.command)
 app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
