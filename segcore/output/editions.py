@@ -8,7 +8,6 @@ from segcore.errors import ObjectNotFound, StorageError, UsageError
 from segcore.output.latest import published_edition, read_latest
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.storage import Storage, normalize
-from segcore.storage.uris import parent
 
 
 @dataclass(frozen=True)
@@ -117,11 +116,7 @@ def _dated_editions(storage: Storage, output: OutputLayout) -> dict[str, float]:
     """When a run record of each edition was last written; editions without one are left out."""
     dated = {}
     for layout in _edition_folders(storage, output):
-        times = [
-            changed
-            for info, changed in storage.list_with_times(layout.runs_folder)
-            if parent(info.uri) == layout.runs_folder
-        ]
+        times = [changed for _, changed in storage.list_folder(layout.runs_folder)]
         if times:
             dated[layout.name] = max(times)
     return dated

@@ -17,7 +17,6 @@ from segcore.output.layout import EditionLayout
 from segcore.planning.plan import Plan
 from segcore.planning.plan_files import decode_plan
 from segcore.storage import Storage
-from segcore.storage.uris import parent
 
 _REQUEST_THREADS = 16
 
@@ -88,8 +87,8 @@ def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]
     """
     files = [
         (info.uri, changed)
-        for info, changed in storage.list_with_times(layout.runs_folder)
-        if info.uri.endswith(".json") and parent(info.uri) == layout.runs_folder
+        for info, changed in storage.list_folder(layout.runs_folder)
+        if info.uri.endswith(".json")
     ]
 
     def read(file: tuple[str, float]) -> RunRecord:
