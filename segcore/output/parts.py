@@ -8,16 +8,17 @@ whole part. `delete_parts` is the only place that deletes parts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
-from segcore.output.part_counts import PartCounts
+from segcore.output.part_counts import PartCounts, WrittenPart
 from segcore.output.schema import (
     IMAGES_SCHEMA,
     INSTANCES_SCHEMA,
@@ -67,17 +68,17 @@ class Parts:
         """
         counts = PartCounts.of_results(unit.unit, results, notes or {})
         instances = instances_table(results, dict(self.categories))
-        self.commit_tables(images_table(unit, results), instances, counts)
-        return counts
+        return self.commit_tables(images_table(unit, results), instances, counts)
 
     def commit_tables(
         self, images: pa.Table, instances: pa.Table, counts: PartCounts, generation: int = 0
-    ) -> None:
+    ) -> PartCounts:
         """Like `commit`, for tables that exist already; `counts` must be theirs."""
         metadata = self._metadata(counts)
         layout, name = self.layout, PartName(counts.unit, generation)
         self.storage.write(layout.part("instances", *name), encode_part(instances, metadata))
-        self.storage.write(layout.part("images", *name), encode_part(images, metadata))
+        info = self.storage.write(layout.part("images", *name), encode_part(images, metadata))
+        return dataclasses.replace(counts, written=WrittenPart(generation, info.size, info.etag))
 
     def replace(
         self, unit: Unit, results: Sequence[ImageResult], notes: Mapping[str, int] | None = None
@@ -97,7 +98,7 @@ class Parts:
         if images.equals(self._read_table("images", PartName(unit.unit, generation))):
             return counts
         instances = instances_table(results, dict(self.categories))
-        self.commit_tables(images, instances, counts, generation + 1)
+        counts = self.commit_tables(images, instances, counts, generation + 1)
         older = [PartName(unit.unit, number) for number in range(generation + 1)]
         self.delete_parts("images", older)
         self.delete_parts("instances", older)
@@ -159,7 +160,7 @@ class Parts:
     def as_listed(self, generations: Mapping[str, int]) -> Parts:
         """These parts, read in the generations that `list_generations` gave."""
         again = {unit: number for unit, number in generations.items() if number}
-        return replace(self, generations=again)
+        return dataclasses.replace(self, generations=again)
 
     def read_counts(self, units: Iterable[str]) -> Iterator[PartCounts]:
         """What committed parts say about themselves; reads their footers, many at a time.

@@ -62,6 +62,13 @@ class UnitCounts:
         """The id of the unit."""
         return self.counts.unit
 
+    @classmethod
+    def of_written(cls, counts: PartCounts) -> UnitCounts | None:
+        """The row of a part that was just written; None where nothing was, or it has no etag."""
+        if counts.written is None or not counts.written.etag:
+            return None
+        return cls(counts, *counts.written)
+
     def to_text(self) -> str:
         """The row as JSON."""
         return json.dumps(_row_values(self), separators=(",", ":"))

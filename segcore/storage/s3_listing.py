@@ -88,9 +88,7 @@ def folders(client: S3Client, uri: str) -> list[str]:
     _, bucket, key = split(uri)
     start = f"{key}/" if key else ""
     prefixes = [
-        prefix.removesuffix("/")
-        for page in _list_folder(client, uri)
-        for prefix in page.folders
+        prefix.removesuffix("/") for page in _list_folder(client, uri) for prefix in page.folders
     ]
     return sorted(f"s3://{bucket}/{prefix}" for prefix in prefixes if prefix.removeprefix(start))
 
