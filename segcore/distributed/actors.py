@@ -19,6 +19,7 @@ from segcore.models.registry import load_model
 from segcore.models.torch_runtime import use_one_thread
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
+from segcore.output.unit_counts import UnitCounts
 from segcore.sources.unit_tables import units_from_table
 from segcore.sources.units import Unit
 from segcore.worker import memory
@@ -65,6 +66,8 @@ class UnitOutcome:
     Attributes:
         unit: Its id.
         ok, failed, instances: Its counts; 0 when it was not committed.
+        counts: All its counts with the part that has them, as `UnitCounts.to_text`; "" when it
+            was not committed or the part was there before.
         error: Why it was not committed; "" when it was, or when `needs_isolation`.
         needs_isolation: Not committed: its images must be tried one by one.
         storage_full: Not committed because there is no room for its part; nor will there be for
@@ -78,6 +81,7 @@ class UnitOutcome:
     ok: int = 0
     failed: int = 0
     instances: int = 0
+    counts: str = ""
     error: str = ""
     needs_isolation: bool = False
     storage_full: bool = False
@@ -238,7 +242,8 @@ def complete_unit(progress: Any, unit: Unit, counts: PartCounts, node: str) -> U
     """Report a unit that this node committed to the `ProgressActor`; returns its outcome."""
     totals = counts.ok, counts.failed, counts.instances
     progress.complete_on.remote(node, unit.unit, totals, unit.n_bytes)
-    return UnitOutcome(unit.unit, *totals, node=node)
+    row = UnitCounts.of_written(counts)
+    return UnitOutcome(unit.unit, *totals, counts=row.to_text() if row else "", node=node)
 
 
 def load_worker_model(spec: ActorSpec) -> Model:

@@ -40,6 +40,10 @@ class CommittedParts:
         is_last[:-1] = pc.not_equal(units[:-1], units[1:]).to_numpy(zero_copy_only=False)
         return self.files if is_last.all() else self.files.filter(pa.array(is_last))
 
+    def rows_of(self, units: pa.ChunkedArray) -> pa.Table:
+        """The rows of `newest` that are of these units."""
+        return self.newest.filter(pc.is_in(self.newest["unit"], value_set=units))
+
     def generations(self) -> dict[str, int]:
         """Each committed unit -> the newest generation of its part."""
         columns = (self.newest[name].to_pylist() for name in ("unit", "generation"))
@@ -49,6 +53,9 @@ class CommittedParts:
         """The names of `files`."""
         columns = (self.files[name].to_pylist() for name in ("unit", "generation"))
         return [PartName(*name) for name in zip(*columns, strict=True)]
+
+
+NOTHING_COMMITTED = CommittedParts(LISTED_SCHEMA.empty_table())
 
 
 def list_committed(storage: Storage, layout: EditionLayout) -> CommittedParts:

@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import SegcoreError, StorageError, describe_error
-from segcore.output.committed import CommittedParts
 from segcore.output.layout import EditionLayout
 from segcore.output.part_counts import PartCounts
 from segcore.output.unit_counts import (
@@ -40,6 +39,7 @@ _FILE_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 _MAX_BYTES = 1 << 30  # of all files; some 30 million units
 _ROWS_PER_SAVE = 5000  # while a run is in progress
 _MERGED_IF_TIMES_LARGER = 2
+_WORTHWHILE_ROWS = 1000  # for a run that has nothing to do, and would write nothing otherwise
 _SPARE_ROWS = 1000  # of parts that are gone, before the cache is written anew
 _FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
 _REQUEST_THREADS = 32
@@ -67,8 +67,13 @@ class CountsCache:
         self._new_rows: list[UnitCounts] = []
         self._new_tables: list[pa.Table] = []
 
+    def add_written(self, counts: PartCounts) -> None:
+        """Remember what a part says that was just written."""
+        if (row := UnitCounts.of_written(counts)) is not None:
+            self.add(row)
+
     def add(self, row: UnitCounts) -> None:
-        """Remember what a part says that was just written; saves it now and then."""
+        """Remember what a part says; saves it now and then."""
         self._new_rows.append(row)
         if len(self._new_rows) >= _ROWS_PER_SAVE:
             self.save()
@@ -79,7 +84,8 @@ class CountsCache:
         Args:
             listed: Rows of `CommittedParts.newest`.
         """
-        known = pa.concat_tables([*(file.rows for file in self._read_files()), *self._unsaved()])
+        tables = [*(file.rows for file in self._read_files()), *self._unsaved()]
+        known = pa.concat_tables([UNIT_COUNTS_SCHEMA.empty_table(), *tables]).combine_chunks()
         rows = pc.index_in(_keys(listed), _keys(known))
         is_known = pc.and_(rows.is_valid(), pc.not_equal(listed["etag"], ""))
         return known.take(rows.filter(is_known)), listed.filter(pc.invert(is_known))
@@ -102,6 +108,11 @@ class CountsCache:
             self._new_tables.append(unit_counts_table(rows))
             known = pa.concat_tables([known, self._new_tables[-1]])
         return known
+
+    def save_if_worthwhile(self) -> None:
+        """Write the rows that came since the last time if it took long to find them."""
+        if sum(table.num_rows for table in self._unsaved()) >= _WORTHWHILE_ROWS:
+            self.save()
 
     def save(self, listed: pa.Table | None = None) -> None:
         """Write the rows that came since the last time.
@@ -214,8 +225,3 @@ def _read_footer(storage: Storage, uri: str, size: int) -> PartCounts:
     if len(tail) >= 8 and int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
         tail = storage.read(uri)
     return PartCounts.from_metadata(pq.read_metadata(io.BytesIO(tail)).metadata)
-
-
-def committed_rows(committed: CommittedParts, units: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows of `CommittedParts.newest` of these units."""
-    return committed.newest.filter(pc.is_in(committed.newest["unit"], value_set=units))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
+from segcore.output.committed import CommittedParts, list_committed
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts, WrittenPart
 from segcore.output.schema import (
@@ -155,7 +156,11 @@ class Parts:
 
     def list_generations(self) -> dict[str, int]:
         """All units that are done, each with the newest generation of its part, by listing."""
-        return newest_generations(list_part_names(self.storage, self.layout, "images"))
+        return self.list_committed().generations()
+
+    def list_committed(self) -> CommittedParts:
+        """All parts of the table ``images`` by listing, with sizes and etags."""
+        return list_committed(self.storage, self.layout)
 
     def as_listed(self, generations: Mapping[str, int]) -> Parts:
         """These parts, read in the generations that `list_generations` gave."""
@@ -171,23 +176,25 @@ class Parts:
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
             yield from pool.map(self._read_counts, units)
 
-    def delete_all_but(self, kept: Mapping[str, int]) -> int:
+    def delete_all_but(
+        self, kept: Mapping[str, int], committed: CommittedParts | None = None
+    ) -> int:
         """Delete all parts except these, unit -> generation; returns how many units are gone.
 
         ``images`` parts go first, so that a unit is undone before it is incomplete. A unit that
         has none must be in no table of `kept`.
+
+        Args:
+            committed: All ``images`` parts besides these, if the caller has listed them.
         """
-        stale = {
-            table: [
-                name
-                for name in list_part_names(self.storage, self.layout, table)
-                if kept.get(name.unit) != name.generation
-            ]
-            for table in ("images", "instances")
-        }
-        self.delete_parts("images", stale["images"])
-        self.delete_parts("instances", stale["instances"])
-        return len({name.unit for name in stale["images"]} - kept.keys())
+        committed = committed or self.list_committed()
+        images = [name for name in committed.names() if kept.get(name.unit) != name.generation]
+        self.delete_parts("images", images)
+        instances = list_part_names(self.storage, self.layout, "instances")
+        self.delete_parts(
+            "instances", [name for name in instances if kept.get(name.unit) != name.generation]
+        )
+        return len({name.unit for name in images} - kept.keys())
 
     def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
         """Delete these files; those that do not exist are no error."""
