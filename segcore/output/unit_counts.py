@@ -204,6 +204,7 @@ def decode_unit_counts(data: bytes) -> pa.Table:
         )
         if file.metadata.num_rows * _MIN_ROW_BYTES > len(data) + _SPARE_BYTES:
             raise ValueError(f"it has {file.metadata.num_rows:,} rows")
+        _check_types(file.schema_arrow)
         table = file.read(UNIT_COUNTS_SCHEMA.names, use_threads=False)
         for name in texts:
             _check_expanded_size(table[name])
@@ -212,11 +213,23 @@ def decode_unit_counts(data: bytes) -> pa.Table:
     except (pa.ArrowException, OSError, KeyError, OverflowError) as error:
         raise ValueError(str(error).partition("\n")[0][:200]) from None
     _check_numbers(table)
-    for name in _COUNTERS:
-        _check_counters(table[name])
+    try:
+        for name in _COUNTERS:
+            _check_counters(table[name])
+    except RecursionError:
+        raise ValueError("a text is nested too deeply") from None
     if not _failures_are_complete(table):
         raise ValueError("failures do not add up")
     return table.replace_schema_metadata(None)
+
+
+def _check_types(schema: pa.Schema) -> None:
+    for field in UNIT_COUNTS_SCHEMA:
+        stored = schema.field(field.name).type
+        if pa.types.is_dictionary(stored):
+            stored = stored.value_type
+        if stored != field.type:
+            raise ValueError(f"{field.name} is of the type {stored}")
 
 
 def _check_expanded_size(column: pa.ChunkedArray) -> None:
