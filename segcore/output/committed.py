@@ -5,8 +5,10 @@ Whoever asks which units are done asks `list_committed`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,8 @@ class CommittedParts:
 
     Attributes:
         files: All of them, older generations among them, as a table of `LISTED_SCHEMA`: unit,
-            generation, size and etag; sorted by unit and generation.
+            generation, size and etag; sorted by unit and generation. Perhaps with a further
+            column ``changed``, see `list_committed`.
     """
 
     files: pa.Table
@@ -55,16 +58,29 @@ class CommittedParts:
         return [PartName(*name) for name in zip(*columns, strict=True)]
 
 
+_CHANGED_FIELD = pa.field("changed", pa.float64(), nullable=False)
+_BATCH_ROWS = 10_000
 NOTHING_COMMITTED = CommittedParts(LISTED_SCHEMA.empty_table())
 
 
-def list_committed(storage: Storage, layout: EditionLayout) -> CommittedParts:
-    """The parts that exist now; other files beside them are passed over."""
+def list_committed(
+    storage: Storage, layout: EditionLayout, *, with_times: bool = False
+) -> CommittedParts:
+    """The parts that exist now; other files beside them are passed over.
+
+    Args:
+        with_times: With a column ``changed``: when each was written, in seconds since 1970 by the
+            clock of the storage.
+    """
     folder = layout.parts_folder("images")
-    tables = [LISTED_SCHEMA.empty_table()]
-    for batch in storage.listing(folder).to_batches():
-        tables.append(_parts_of(pa.Table.from_batches([batch]), f"{folder}/"))
-    table = pa.concat_tables(tables).combine_chunks()
+    listed: Iterable[pa.Table]
+    if with_times:
+        listed = _list_with_times(storage, folder)
+    else:
+        listed = (pa.Table.from_batches([b]) for b in storage.listing(folder).to_batches())
+    schema = LISTED_SCHEMA.append(_CHANGED_FIELD) if with_times else LISTED_SCHEMA
+    tables = [_parts_of(table, f"{folder}/", schema) for table in listed]
+    table = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
     generations = table["generation"].to_numpy()
     if generations.any():  # by unit, the listing is sorted already: "-" and "." come before digits
         is_new_unit = np.ones(table.num_rows, bool)
@@ -74,7 +90,23 @@ def list_committed(storage: Storage, layout: EditionLayout) -> CommittedParts:
     return CommittedParts(table)
 
 
-def _parts_of(listed: pa.Table, prefix: str) -> pa.Table:
+def _list_with_times(storage: Storage, folder: str) -> Iterator[pa.Table]:
+    """One table of a listing with a further column ``changed``, sorted by URI."""
+    rows = storage.list_with_times(folder)
+    tables = []
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        columns = {
+            "uri": pa.array([info.uri for info, _ in batch], pa.large_string()),
+            "size": pa.array([info.size for info, _ in batch], pa.int64()),
+            "etag": pa.array([info.etag for info, _ in batch], pa.large_string()),
+            "changed": pa.array([changed for _, changed in batch], pa.float64()),
+        }
+        tables.append(pa.table(columns))
+    if tables:
+        yield pa.concat_tables(tables).sort_by("uri")
+
+
+def _parts_of(listed: pa.Table, prefix: str, schema: pa.Schema) -> pa.Table:
     """The rows of a listing that are parts, with what their names say."""
     listed = listed.filter(pc.starts_with(listed["uri"], prefix))
     names = pc.utf8_slice_codeunits(listed["uri"], len(prefix)).cast(pa.string())
@@ -84,5 +116,7 @@ def _parts_of(listed: pa.Table, prefix: str) -> pa.Table:
     fields, listed = fields.filter(is_part), listed.filter(is_part)
     generation = fields.field("generation")
     generation = pc.if_else(pc.equal(generation, ""), "0", generation).cast(pa.int32())
-    arrays = [fields.field("unit"), generation, listed["size"], listed["etag"].cast(pa.string())]
-    return pa.Table.from_arrays(arrays, schema=LISTED_SCHEMA)
+    columns = {"unit": fields.field("unit"), "generation": generation}
+    return pa.table(
+        {name: columns[name] if name in columns else listed[name] for name in schema.names}
+    ).cast(schema)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,17 +98,17 @@ class CountsCache:
             StorageError: A part cannot be read, or is not one of segcore's; names it.
         """
         known, unknown = self.find(listed)
-        for start in range(0, unknown.num_rows, _READS_AT_ONCE):
-            rows = []
-            for row in read_listed_counts(
-                self._storage, self._layout, unknown.slice(start, _READS_AT_ONCE)
-            ):
+        opened = list(self._open(unknown))
+        self._new_tables += opened
+        return pa.concat_tables([known, *opened])
+
+    def _open(self, listed: pa.Table) -> Iterator[pa.Table]:
+        rows = read_listed_counts(self._storage, self._layout, listed)
+        while batch := list(islice(rows, _READS_AT_ONCE)):
+            for row in batch:
                 if isinstance(row, StorageError):
                     raise row
-                rows.append(row)
-            self._new_tables.append(unit_counts_table(rows))
-            known = pa.concat_tables([known, self._new_tables[-1]])
-        return known
+            yield unit_counts_table(row for row in batch if isinstance(row, UnitCounts))
 
     def save_if_worthwhile(self) -> None:
         """Write the rows that came since the last time if it took long to find them."""
@@ -194,7 +195,7 @@ def read_listed_counts(
     """What parts say about themselves, in the order of `listed`: one request each, many at a time.
 
     Args:
-        listed: Rows of `CommittedParts.files`; all of them are in progress at once.
+        listed: Rows of `CommittedParts.files`.
 
     Yields:
         The row of a part; or why it cannot be read, with its name.
@@ -216,7 +217,9 @@ def read_listed_counts(
         return UnitCounts(counts, generation, size, etag)
 
     with ThreadPoolExecutor(_REQUEST_THREADS, "segcore-counts") as pool:
-        yield from pool.map(read, *(listed[name].to_pylist() for name in _KEY_COLUMNS))
+        for start in range(0, listed.num_rows, _READS_AT_ONCE):  # a few requests wait in memory
+            some = listed.slice(start, _READS_AT_ONCE)
+            yield from pool.map(read, *(some[name].to_pylist() for name in _KEY_COLUMNS))
 
 
 def _read_footer(storage: Storage, uri: str, size: int) -> PartCounts:

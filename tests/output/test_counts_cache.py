@@ -173,7 +173,7 @@ def test_whatever_happens_the_counts_are_those_of_the_footers(tmp_path, seed, mo
     monkeypatch.setattr("segcore.output.counts_cache._ROWS_PER_SAVE", 3)
     monkeypatch.setattr("segcore.output.counts_cache._SPARE_ROWS", 2)
     world = _World(str(tmp_path), seed)
-    for _ in range(25):
+    for _ in range(16):
         world.step()
         expected = recount(world.parts)
         assert counts_by_cache(world.parts, world.cache) == expected
