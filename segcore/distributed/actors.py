@@ -97,6 +97,9 @@ class UnitActor:
         self._node = register_current_actor(progress)
         self._progress = progress
         self._retry_failed = retry_failed
+        # Ray gives a new process the bundle of the one that died, whose first units may be done.
+        self._finds_units_done = was_restarted() and not retry_failed
+        self._parts = spec.parts
         self._setup = WorkerSetup(lambda: self._make_worker(spec))
 
     def _make_worker(self, spec: ActorSpec) -> UnitWorker:
@@ -111,8 +114,21 @@ class UnitActor:
 
     def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         """Call `segment`, a method of the worker, and turn what happens into an outcome."""
-        outcome = self._setup.failed_outcome(unit) or self._segment(unit, segment, *args)
+        outcome = (
+            self._setup.failed_outcome(unit)
+            or self._committed_before(unit)
+            or self._segment(unit, segment, *args)
+        )
         return replace(outcome, node=self._node)
+
+    def _committed_before(self, unit: Unit) -> UnitOutcome | None:
+        """The outcome of a unit that the process before this one has committed."""
+        if not self._finds_units_done:
+            return None
+        counts = self._parts.find_counts(unit.unit)
+        if counts is None:
+            return None
+        return complete_unit(self._progress, unit, counts, self._node)
 
     def _segment(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
 
@@ -226,6 +242,13 @@ def register_current_actor(progress: Any) -> str:
     node: str = context.get_node_id()
     progress.register.remote(context.current_actor, context.get_actor_id(), node)
     return node
+
+
+def was_restarted() -> bool:
+    """Whether the calling actor has taken the place of one that died."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:

@@ -176,6 +176,13 @@ class Parts:
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
             yield from pool.map(self._read_counts, units)
 
+    def find_counts(self, unit: str) -> PartCounts | None:
+        """What the part of a unit says about itself; None where there is none that can be read."""
+        try:
+            return self._read_counts(unit)
+        except StorageError:
+            return None
+
     def delete_all_but(
         self, kept: Mapping[str, int], committed: CommittedParts | None = None
     ) -> int:
