@@ -19,6 +19,7 @@ from segcore.models.registry import load_model
 from segcore.models.torch_runtime import use_one_thread
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
+from segcore.output.unit_counts import UnitCounts
 from segcore.sources.unit_tables import units_from_table
 from segcore.sources.units import Unit
 from segcore.worker import memory
@@ -65,6 +66,8 @@ class UnitOutcome:
     Attributes:
         unit: Its id.
         ok, failed, instances: Its counts; 0 when it was not committed.
+        counts: All its counts with the part that has them, as `UnitCounts.to_text`; "" when it
+            was not committed or the part was there before.
         error: Why it was not committed; "" when it was, or when `needs_isolation`.
         needs_isolation: Not committed: its images must be tried one by one.
         storage_full: Not committed because there is no room for its part; nor will there be for
@@ -78,6 +81,7 @@ class UnitOutcome:
     ok: int = 0
     failed: int = 0
     instances: int = 0
+    counts: str = ""
     error: str = ""
     needs_isolation: bool = False
     storage_full: bool = False
@@ -93,6 +97,9 @@ class UnitActor:
         self._node = register_current_actor(progress)
         self._progress = progress
         self._retry_failed = retry_failed
+        # Ray gives a new process the bundle of the one that died, whose first units may be done.
+        self._finds_units_done = was_restarted() and not retry_failed
+        self._parts = spec.parts
         self._setup = WorkerSetup(lambda: self._make_worker(spec))
 
     def _make_worker(self, spec: ActorSpec) -> UnitWorker:
@@ -107,8 +114,21 @@ class UnitActor:
 
     def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         """Call `segment`, a method of the worker, and turn what happens into an outcome."""
-        outcome = self._setup.failed_outcome(unit) or self._segment(unit, segment, *args)
+        outcome = (
+            self._setup.failed_outcome(unit)
+            or self._committed_before(unit)
+            or self._segment(unit, segment, *args)
+        )
         return replace(outcome, node=self._node)
+
+    def _committed_before(self, unit: Unit) -> UnitOutcome | None:
+        """The outcome of a unit that the process before this one has committed."""
+        if not self._finds_units_done:
+            return None
+        counts = self._parts.find_counts(unit.unit)
+        if counts is None:
+            return None
+        return complete_unit(self._progress, unit, counts, self._node)
 
     def _segment(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
 
@@ -224,6 +244,13 @@ def register_current_actor(progress: Any) -> str:
     return node
 
 
+def was_restarted() -> bool:
+    """Whether the calling actor has taken the place of one that died."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:
     """The outcome of a unit that is not committed because of this error."""
     return UnitOutcome(
@@ -238,7 +265,8 @@ def complete_unit(progress: Any, unit: Unit, counts: PartCounts, node: str) -> U
     """Report a unit that this node committed to the `ProgressActor`; returns its outcome."""
     totals = counts.ok, counts.failed, counts.instances
     progress.complete_on.remote(node, unit.unit, totals, unit.n_bytes)
-    return UnitOutcome(unit.unit, *totals, node=node)
+    row = UnitCounts.of_written(counts)
+    return UnitOutcome(unit.unit, *totals, counts=row.to_text() if row else "", node=node)
 
 
 def load_worker_model(spec: ActorSpec) -> Model:

@@ -6,38 +6,28 @@ storage, so that no two clocks are compared, except to say how long ago the newe
 
 from __future__ import annotations
 
-import io
 import time
-from collections import Counter
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from segcore.errors import StorageError, UsageError
+from segcore.errors import UsageError
 from segcore.inspection.liveness import LeaseState, Pace
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
+from segcore.output.committed import list_committed
+from segcore.output.counts_cache import CountsCache, read_listed_counts
 from segcore.output.editions import choose_edition
 from segcore.output.executions import Execution, read_recent_executions
-from segcore.output.layout import EditionLayout, part_of_file
-from segcore.output.part_counts import PartCounts
+from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING
-from segcore.output.run_records import (
-    PlannedUnit,
-    RunRecord,
-    planned_units,
-    read_newest_run,
-    read_plan,
-)
+from segcore.output.run_records import RunRecord, read_newest_run, read_planned_sizes
+from segcore.output.unit_counts import UnitCounts, sum_counts, unit_counts_table
 from segcore.output.unlisted import read_unlisted
-from segcore.storage import ObjectInfo, Storage
+from segcore.storage import Storage
 from segcore.text import align_columns, join_counts, plural
 
-_FOOTER_BYTES = 16 << 10  # enough for the footer of most `images` parts; others are read whole
-_REQUEST_THREADS = 32
 _PACE_PARTS = 50  # the pace is that of this many newest parts
 _MAX_LEASE_READS = 5
 _SHOWN_EXECUTIONS = 5
@@ -138,21 +128,29 @@ class Status:
         return f", finished {self.finished}" if self.finished else ""
 
 
-@dataclass
-class _CommittedParts:
-    """The committed parts of a plan.
+@dataclass(frozen=True)
+class _Progress:
+    """How much of a plan is committed.
 
     Attributes:
-        counts: Unit -> what its part says about itself, where that can be read.
-        changed: Unit -> when its part was written, by the clock of the storage.
+        planned: Its units; see `read_planned_sizes`.
+        done: Those of its units that are committed; see `list_committed`.
+        counts: What their parts say about themselves, where that can be read.
         foreign: Units that have parts and are not in the plan.
         unreadable: URIs of parts whose footer cannot be read.
     """
 
-    counts: dict[str, PartCounts] = field(default_factory=dict)
-    changed: dict[str, float] = field(default_factory=dict)
-    foreign: set[str] = field(default_factory=set)
-    unreadable: list[str] = field(default_factory=list)
+    planned: pa.Table
+    done: pa.Table
+    counts: pa.Table
+    foreign: set[str]
+    unreadable: list[str]
+
+    @property
+    def left(self) -> pa.Table:
+        """The rows of `planned` that are not done."""
+        is_done = pc.is_in(self.planned["unit"], value_set=self.done["unit"])
+        return self.planned.filter(pc.invert(is_done))
 
 
 def read_status(storage: Storage, output: str, edition: str | None = None) -> Status:
@@ -169,13 +167,12 @@ def read_status(storage: Storage, output: str, edition: str | None = None) -> St
     choice = choose_edition(storage, output, edition, newest=True)
     layout = choice.layout
     record, lease = _read_record_and_lease(storage, layout)
-    plan = read_plan(storage, layout, record.run)
-    planned = {planned_unit.unit: planned_unit for planned_unit in planned_units(plan)}
-    parts = _read_committed_parts(storage, layout, planned.keys())
-    unlisted = read_unlisted(storage, layout, record.run, ["unit"]) if parts.foreign else None
+    planned = read_planned_sizes(storage, layout, record.run)
+    progress = _measure_progress(storage, layout, planned)
+    unlisted = read_unlisted(storage, layout, record.run, ["unit"]) if progress.foreign else None
     if unlisted is not None:
-        parts.foreign.difference_update(unlisted["unit"].to_pylist())
-    status = _make_status(layout, record, lease, planned, parts)
+        progress.foreign.difference_update(unlisted["unit"].to_pylist())
+    status = _make_status(layout, record, lease, progress)
     return replace(
         status,
         images_unlisted=0 if unlisted is None else unlisted.num_rows,
@@ -243,23 +240,16 @@ def _make_status(
     layout: EditionLayout,
     record: RunRecord,
     lease: LeaseObservation | None,
-    planned: dict[str, PlannedUnit],
-    parts: _CommittedParts,
+    progress: _Progress,
 ) -> Status:
-    failures: Counter[str] = Counter()
-    warnings: Counter[str] = Counter()
-    for counts in parts.counts.values():
-        failures.update(counts.failures)
-        warnings.update(counts.warnings)
-    units_left = [planned[unit] for unit in planned if unit not in parts.changed]
-    images_done = sum(counts.images for counts in parts.counts.values())
-    images_known = all(unit.images is not None for unit in units_left) and not parts.unreadable
-    images_left = sum(unit.images or 0 for unit in units_left) if images_known else None
+    totals = sum_counts(progress.counts)
+    left = progress.left
+    images_known = not left["n_images"].null_count and not progress.unreadable
+    images_left = _sum(left["n_images"]) if images_known else None
     pace = None
     state = _run_state(record, lease)
     if state == RUNNING:
-        bytes_left = sum(unit.bytes for unit in units_left)
-        pace = _measure_pace(record, planned, parts, images_left, bytes_left)
+        pace = _measure_pace(record, progress, images_left, _sum(left["n_bytes"]))
     return Status(
         edition=layout.name,
         prefix=layout.prefix,
@@ -267,42 +257,45 @@ def _make_status(
         state=state,
         started=str(record.values.get("started", "")),
         finished=str(record.values.get("finished", "")),
-        units=len(planned),
-        units_done=len(parts.changed),
-        images=None if images_left is None else images_done + images_left,
-        images_done=images_done,
+        units=progress.planned.num_rows,
+        units_done=progress.done.num_rows,
+        images=None if images_left is None else totals.images + images_left,
+        images_done=totals.images,
         images_left=images_left,
-        ok=sum(counts.ok for counts in parts.counts.values()),
-        failed=sum(counts.failed for counts in parts.counts.values()),
-        failures=dict(sorted(failures.items())),
-        instances=sum(counts.instances for counts in parts.counts.values()),
-        warnings=dict(sorted(warnings.items())),
-        units_foreign=len(parts.foreign),
-        unreadable=tuple(sorted(parts.unreadable)),
+        ok=totals.ok,
+        failed=totals.failed,
+        failures=totals.failures,
+        instances=totals.instances,
+        warnings=totals.warnings,
+        units_foreign=len(progress.foreign),
+        unreadable=tuple(sorted(progress.unreadable)),
         pace=pace,
         lease=_lease_state(lease),
     )
 
 
+def _sum(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)
+
+
 def _measure_pace(
-    record: RunRecord,
-    planned: dict[str, PlannedUnit],
-    parts: _CommittedParts,
-    images_left: int | None,
-    bytes_left: int,
+    record: RunRecord, progress: _Progress, images_left: int | None, bytes_left: int
 ) -> Pace:
     """The pace of the newest of the parts that came after the run began."""
-    commits = sorted(
-        (changed, unit) for unit, changed in parts.changed.items() if changed >= record.changed
-    )
-    if not commits:
+    done = progress.done.filter(pc.greater_equal(progress.done["changed"], record.changed))
+    if not done.num_rows:
         return Pace()
-    newest = commits[-1][0]
-    measured = commits[-_PACE_PARTS:]
-    began = commits[-_PACE_PARTS - 1][0] if len(commits) > _PACE_PARTS else record.changed
+    # The part before the newest ones tells when these began.
+    order = pc.select_k_unstable(done, _PACE_PARTS + 1, [("changed", "descending")])
+    changed = done["changed"].take(order).to_pylist()
+    measured = done["unit"].take(order[:_PACE_PARTS])
+    began = changed[-1] if len(changed) > _PACE_PARTS else record.changed
+    newest = changed[0]
     seconds = max(newest - began, 1e-3)
-    images = sum(parts.counts[unit].images for _, unit in measured if unit in parts.counts)
-    n_bytes = sum(planned[unit].bytes for _, unit in measured)
+    counts, planned = progress.counts, progress.planned
+    totals = sum_counts(counts.filter(pc.is_in(counts["unit"], value_set=measured)))
+    n_bytes = _sum(planned.filter(pc.is_in(planned["unit"], value_set=measured))["n_bytes"])
+    images = totals.images
     eta_s = None
     if images_left is not None and images:
         eta_s = images_left * seconds / images
@@ -315,39 +308,20 @@ def _measure_pace(
     )
 
 
-def _read_committed_parts(
-    storage: Storage, layout: EditionLayout, planned: AbstractSet[str]
-) -> _CommittedParts:
-    """Footers of all committed parts of the plan, one request each, many at a time."""
-    parts = _CommittedParts()
-    newest: dict[str, tuple[int, ObjectInfo]] = {}  # unit -> generation and file
-    for info, changed in storage.list_with_times(layout.parts_folder("images")):
-        name = part_of_file(info.uri)
-        if name is None:
-            continue
-        if name.unit not in planned:
-            parts.foreign.add(name.unit)
-        elif name.unit not in newest or name.generation > newest[name.unit][0]:
-            newest[name.unit] = name.generation, info
-            parts.changed[name.unit] = changed
-    units, infos = list(newest), [info for _, info in newest.values()]
-    with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
-        all_counts = pool.map(lambda info: _read_part_counts(storage, info), infos)
-        for unit, info, counts in zip(units, infos, all_counts, strict=True):
-            if counts is None or counts.unit != unit:
-                parts.unreadable.append(info.uri)
-            else:
-                parts.counts[unit] = counts
-    return parts
-
-
-def _read_part_counts(storage: Storage, info: ObjectInfo) -> PartCounts | None:
-    """What a part says about itself; None when that cannot be read."""
-    try:
-        tail = storage.read_range(info.uri, max(0, info.size - _FOOTER_BYTES), _FOOTER_BYTES)
-        # a Parquet file ends with the footer, 4 bytes of its length, and 4 bytes of magic
-        if len(tail) >= 8 and int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
-            tail = storage.read(info.uri)
-        return PartCounts.from_metadata(pq.read_metadata(io.BytesIO(tail)).metadata)
-    except (KeyError, ValueError, OSError, pa.ArrowException, StorageError):
-        return None
+def _measure_progress(storage: Storage, layout: EditionLayout, planned: pa.Table) -> _Progress:
+    """What is committed of a plan; opens the parts whose counts the cache does not know."""
+    committed = list_committed(storage, layout, with_times=True)
+    done = committed.rows_of(planned["unit"])
+    known, unknown = CountsCache(storage, layout).find(done)
+    rows: list[UnitCounts] = []
+    unreadable = []
+    names = zip(*(unknown[name].to_pylist() for name in ("unit", "generation")), strict=True)
+    for name, row in zip(names, read_listed_counts(storage, layout, unknown), strict=True):
+        if isinstance(row, UnitCounts):
+            rows.append(row)
+        else:
+            unreadable.append(layout.part("images", *name))
+    units = committed.newest["unit"]
+    foreign = units.filter(pc.invert(pc.is_in(units, value_set=planned["unit"])))
+    counts = pa.concat_tables([known, unit_counts_table(rows)])
+    return _Progress(planned, done, counts, set(foreign.to_pylist()), unreadable)

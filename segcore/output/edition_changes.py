@@ -11,7 +11,6 @@ from segcore.errors import ObjectNotFound, UsageError
 from segcore.output.documents import read_document
 from segcore.output.edition import Edition, document_of
 from segcore.output.editions import newest_edition
-from segcore.output.latest import published_edition
 from segcore.output.layout import OutputLayout
 from segcore.storage import Storage
 from segcore.text import plural, printable
@@ -35,16 +34,19 @@ class EditionChanges:
 
 
 def compare_with_older(
-    storage: Storage, output: OutputLayout, edition: Edition
+    storage: Storage, output: OutputLayout, edition: Edition, published: str
 ) -> EditionChanges | None:
     """How an edition differs from the published one, or while it is new, from the newest other one.
 
     None if it is published itself, or if there is no other edition whose document can be read.
 
+    Args:
+        published: Name of the published edition; "" for none.
+
     Raises:
         StorageError: The output cannot be read.
     """
-    older = published_edition(storage, output)
+    older = published
     if not older and not storage.exists(output.edition(edition.name).edition_json):
         older = newest_edition(storage, output, without=edition.name)
     if older in ("", edition.name):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segcore.errors import ObjectNotFound, StorageError, UsageError
-from segcore.output.latest import published_edition, read_latest
+from segcore.output.latest import read_latest, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.storage import Storage, normalize
-from segcore.storage.uris import parent
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def newest_edition(storage: Storage, output: OutputLayout, *, without: str = "")
 def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
     """An edition that a person named. Only its own folder need be readable."""
     try:
-        return EditionChoice(layout, published_edition(storage, layout.output))
+        return EditionChoice(layout, read_published(storage, layout.output).edition)
     except (StorageError, UsageError):  # UsageError: the prefix is a whole bucket
         return EditionChoice(layout)
 
@@ -90,7 +89,7 @@ def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
 def _choose_by_default(storage: Storage, output: OutputLayout, newest: bool) -> EditionChoice:
     dated = _dated_editions(storage, output)
     newest_name = _newest(dated)
-    published = published_edition(storage, output)
+    published = read_published(storage, output).edition
     if newest and newest_name:
         return EditionChoice(output.edition(newest_name), published)
     # An edition that is published was found to exist; what else latest.json says has its own error.
@@ -117,11 +116,7 @@ def _dated_editions(storage: Storage, output: OutputLayout) -> dict[str, float]:
     """When a run record of each edition was last written; editions without one are left out."""
     dated = {}
     for layout in _edition_folders(storage, output):
-        times = [
-            changed
-            for info, changed in storage.list_with_times(layout.runs_folder)
-            if parent(info.uri) == layout.runs_folder
-        ]
+        times = [changed for _, changed in storage.list_folder(layout.runs_folder)]
         if times:
             dated[layout.name] = max(times)
     return dated

@@ -20,7 +20,7 @@ from segcore.output.documents import read_document
 from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING
 from segcore.storage import Storage
-from segcore.storage.uris import basename, parent
+from segcore.storage.uris import basename
 from segcore.text import plural, printable
 
 # How an execution ended that did not come to count the output; see also `RunReport.status`.
@@ -129,8 +129,8 @@ def read_recent_executions(
     """
     ids = [
         basename(info.uri).removesuffix(".json")
-        for info in storage.list(layout.history_folder)
-        if parent(info.uri) == layout.history_folder and info.uri.endswith(".json")
+        for info, _ in storage.list_folder(layout.history_folder)
+        if info.uri.endswith(".json")
     ]
 
     def read(execution: str) -> Execution:

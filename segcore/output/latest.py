@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from segcore.errors import ObjectNotFound, UsageError
 from segcore.output.documents import read_document
@@ -34,32 +34,41 @@ def read_latest(storage: Storage, output: OutputLayout) -> dict[str, Any]:
     return read_document(storage, output.latest_json)
 
 
-def published_edition(storage: Storage, output: OutputLayout) -> str:
-    """The edition that ``latest.json`` names, if it exists; "" otherwise.
+class Published(NamedTuple):
+    """What is published; both are "" where nothing is, or where it does not exist."""
+
+    edition: str = ""
+    run: str = ""
+
+
+def read_published(storage: Storage, output: OutputLayout) -> Published:
+    """The edition that ``latest.json`` names, if it exists, and its run.
 
     Raises:
         StorageError: That cannot be found out.
     """
     try:
-        name = read_latest(storage, output).get("edition")
+        latest = read_latest(storage, output)
+        name = latest.get("edition")
         layout = output.edition(name) if isinstance(name, str) else None
     except (ObjectNotFound, UsageError):
-        return ""
-    return layout.name if layout and storage.exists(layout.edition_json) else ""
+        return Published()
+    if layout is None or not storage.exists(layout.edition_json):
+        return Published()
+    return Published(layout.name, str(latest.get("run", "")))
 
 
-def should_publish(storage: Storage, layout: EditionLayout, publish: bool | None) -> bool:
+def should_publish(published: Published, edition: str, publish: bool | None) -> bool:
     """Whether a complete run publishes its edition.
 
     By default it does if nothing is published, or if this edition is: a trial of other thresholds
     takes nothing away from readers.
 
     Args:
+        published: What is published now.
+        edition: Of the run.
         publish: ``run.publish``.
-
-    Raises:
-        StorageError: It cannot be found out what is published.
     """
     if publish is not None:
         return publish
-    return published_edition(storage, layout.output) in ("", layout.name)
+    return published.edition in ("", edition)

@@ -9,6 +9,7 @@
 <output>/<edition>/instances/<unit>.parquet  one row per instance
 <output>/<edition>/unlisted/<run>.parquet    images that the listing of a run lacked: see `unlisted`
 <output>/<edition>/reread/<unit>.json        a shard to read again: see `rereads`
+<output>/<edition>/counts/<hash>.parquet     what parts say: a cache, see `counts_cache`
 <output>/<edition>/lease/                    which run may write into the edition
 """
 
@@ -22,7 +23,8 @@ from segcore.storage.uris import basename, join, parent
 
 Table = Literal["images", "instances"]
 
-_PART_NAME = re.compile(r"([0-9a-f]{8,64})(?:-g([1-9][0-9]{0,5}))?\.parquet")
+PART_NAME = r"(?P<unit>[0-9a-f]{8,64})(?:-g(?P<generation>[1-9][0-9]{0,5}))?\.parquet"
+_PART_NAME = re.compile(PART_NAME)
 
 
 class PartName(NamedTuple):
@@ -116,6 +118,15 @@ class EditionLayout:
         return join(self.reread_folder, f"{unit}.json")
 
     @property
+    def counts_folder(self) -> str:
+        """Holds what parts say about themselves, so that not each of them has to be opened."""
+        return join(self.prefix, "counts")
+
+    def counts_file(self, name: str) -> str:
+        """A file of this cache; see `segcore.output.counts_cache`."""
+        return join(self.counts_folder, f"{name}.parquet")
+
+    @property
     def lease_folder(self) -> str:
         """Holds the lease of the edition."""
         return join(self.prefix, "lease")
@@ -144,4 +155,4 @@ class OutputLayout:
 def part_of_file(uri: str) -> PartName | None:
     """Inverse of `EditionLayout.part`; None when the object's name is not that of a part."""
     match = _PART_NAME.fullmatch(basename(uri))
-    return PartName(match.group(1), int(match.group(2) or 0)) if match else None
+    return PartName(match["unit"], int(match["generation"] or 0)) if match else None

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -13,6 +14,14 @@ from segcore.errors import ImageWarning
 from segcore.output.tables import ImageResult
 
 _READER = b"segcore.reader"
+
+
+class WrittenPart(NamedTuple):
+    """The file of an ``images`` part as it was written: bytes, and the etag that listings show."""
+
+    generation: int
+    size: int
+    etag: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class PartCounts:
         notes: What was noticed while reading, such as ``duplicate_names`` (renamed) in a tar; and
             how many pages and frames were left out.
         warnings: Images by code of their warnings.
+        written: The file that this process wrote with these counts; None where they were read.
     """
 
     unit: str
@@ -33,6 +43,7 @@ class PartCounts:
     failures: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
+    written: WrittenPart | None = field(default=None, compare=False)
 
     @property
     def images(self) -> int:

@@ -8,16 +8,18 @@ whole part. `delete_parts` is the only place that deletes parts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
+from segcore.output.committed import CommittedParts, list_committed
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
-from segcore.output.part_counts import PartCounts
+from segcore.output.part_counts import PartCounts, WrittenPart
 from segcore.output.schema import (
     IMAGES_SCHEMA,
     INSTANCES_SCHEMA,
@@ -67,17 +69,17 @@ class Parts:
         """
         counts = PartCounts.of_results(unit.unit, results, notes or {})
         instances = instances_table(results, dict(self.categories))
-        self.commit_tables(images_table(unit, results), instances, counts)
-        return counts
+        return self.commit_tables(images_table(unit, results), instances, counts)
 
     def commit_tables(
         self, images: pa.Table, instances: pa.Table, counts: PartCounts, generation: int = 0
-    ) -> None:
+    ) -> PartCounts:
         """Like `commit`, for tables that exist already; `counts` must be theirs."""
         metadata = self._metadata(counts)
         layout, name = self.layout, PartName(counts.unit, generation)
         self.storage.write(layout.part("instances", *name), encode_part(instances, metadata))
-        self.storage.write(layout.part("images", *name), encode_part(images, metadata))
+        info = self.storage.write(layout.part("images", *name), encode_part(images, metadata))
+        return dataclasses.replace(counts, written=WrittenPart(generation, info.size, info.etag))
 
     def replace(
         self, unit: Unit, results: Sequence[ImageResult], notes: Mapping[str, int] | None = None
@@ -97,7 +99,7 @@ class Parts:
         if images.equals(self._read_table("images", PartName(unit.unit, generation))):
             return counts
         instances = instances_table(results, dict(self.categories))
-        self.commit_tables(images, instances, counts, generation + 1)
+        counts = self.commit_tables(images, instances, counts, generation + 1)
         older = [PartName(unit.unit, number) for number in range(generation + 1)]
         self.delete_parts("images", older)
         self.delete_parts("instances", older)
@@ -154,12 +156,16 @@ class Parts:
 
     def list_generations(self) -> dict[str, int]:
         """All units that are done, each with the newest generation of its part, by listing."""
-        return newest_generations(list_part_names(self.storage, self.layout, "images"))
+        return self.list_committed().generations()
+
+    def list_committed(self) -> CommittedParts:
+        """All parts of the table ``images`` by listing, with sizes and etags."""
+        return list_committed(self.storage, self.layout)
 
     def as_listed(self, generations: Mapping[str, int]) -> Parts:
         """These parts, read in the generations that `list_generations` gave."""
         again = {unit: number for unit, number in generations.items() if number}
-        return replace(self, generations=again)
+        return dataclasses.replace(self, generations=again)
 
     def read_counts(self, units: Iterable[str]) -> Iterator[PartCounts]:
         """What committed parts say about themselves; reads their footers, many at a time.
@@ -170,23 +176,32 @@ class Parts:
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
             yield from pool.map(self._read_counts, units)
 
-    def delete_all_but(self, kept: Mapping[str, int]) -> int:
+    def find_counts(self, unit: str) -> PartCounts | None:
+        """What the part of a unit says about itself; None where there is none that can be read."""
+        try:
+            return self._read_counts(unit)
+        except StorageError:
+            return None
+
+    def delete_all_but(
+        self, kept: Mapping[str, int], committed: CommittedParts | None = None
+    ) -> int:
         """Delete all parts except these, unit -> generation; returns how many units are gone.
 
         ``images`` parts go first, so that a unit is undone before it is incomplete. A unit that
         has none must be in no table of `kept`.
+
+        Args:
+            committed: All ``images`` parts besides these, if the caller has listed them.
         """
-        stale = {
-            table: [
-                name
-                for name in list_part_names(self.storage, self.layout, table)
-                if kept.get(name.unit) != name.generation
-            ]
-            for table in ("images", "instances")
-        }
-        self.delete_parts("images", stale["images"])
-        self.delete_parts("instances", stale["instances"])
-        return len({name.unit for name in stale["images"]} - kept.keys())
+        committed = committed or self.list_committed()
+        images = [name for name in committed.names() if kept.get(name.unit) != name.generation]
+        self.delete_parts("images", images)
+        instances = list_part_names(self.storage, self.layout, "instances")
+        self.delete_parts(
+            "instances", [name for name in instances if kept.get(name.unit) != name.generation]
+        )
+        return len({name.unit for name in images} - kept.keys())
 
     def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
         """Delete these files; those that do not exist are no error."""

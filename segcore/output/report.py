@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from segcore.exit_codes import ExitCode
 from segcore.output.edition_changes import EditionChanges
 from segcore.output.layout import EditionLayout
 from segcore.output.left_out import bound_kinds, describe_left_out
-from segcore.output.part_counts import PartCounts
+from segcore.output.unit_counts import sum_counts
 from segcore.text import (
     align_columns,
     format_bytes,
@@ -55,35 +56,29 @@ class Account:
     unbalanced: tuple[str, ...] = ()
 
 
-def reconcile(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -> Account:
+def reconcile(planned: pa.Table, counts: pa.Table) -> Account:
     """Compare a plan with what its parts say about themselves.
 
     Args:
-        planned: Unit id -> number of its images; None when only reading could tell.
-        counts: Of the planned units that are committed.
+        planned: The units: columns ``unit`` and ``n_images``, which is null when only reading
+            could tell.
+        counts: Of the planned units that are committed; see `segcore.output.unit_counts`.
     """
-    parts = {part.unit: part for part in counts}
-    failures: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    warnings: Counter[str] = Counter()
-    for part in parts.values():
-        failures.update(part.failures)
-        notes.update(part.notes)
-        warnings.update(part.warnings)
-    unbalanced = tuple(
-        unit for unit, part in parts.items() if planned[unit] not in (None, part.images)
-    )
+    row = pc.index_in(planned["unit"], counts["unit"])
+    images = pc.add(counts["ok"], counts["failed"]).take(row)
+    is_unbalanced = pc.fill_null(pc.not_equal(planned["n_images"], images), False)
+    totals = sum_counts(counts)
     return Account(
-        images=sum(part.images for part in parts.values()),
-        ok=sum(part.ok for part in parts.values()),
-        failed=sum(part.failed for part in parts.values()),
-        instances=sum(part.instances for part in parts.values()),
-        failures=dict(sorted(failures.items())),
-        notes=bound_kinds(notes),
-        warnings=dict(sorted(warnings.items())),
-        units=len(planned),
-        missing=tuple(unit for unit in planned if unit not in parts),
-        unbalanced=unbalanced,
+        images=totals.images,
+        ok=totals.ok,
+        failed=totals.failed,
+        instances=totals.instances,
+        failures=totals.failures,
+        notes=bound_kinds(totals.notes),
+        warnings=totals.warnings,
+        units=planned.num_rows,
+        missing=tuple(planned["unit"].filter(row.is_null()).to_pylist()),
+        unbalanced=tuple(planned["unit"].filter(is_unbalanced).to_pylist()),
     )
 
 

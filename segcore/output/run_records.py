@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from segcore.errors import SegcoreError, StorageError, UsageError, describe_error
 from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
-from segcore.planning.plan import Plan
+from segcore.planning.plan import Plan, run_name
 from segcore.planning.plan_files import decode_plan
 from segcore.storage import Storage
-from segcore.storage.uris import parent
 
 _REQUEST_THREADS = 16
+_PLAN_BUFFER_BYTES = 256 << 10  # the columns that are left out lie between those that are read
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]
     """
     files = [
         (info.uri, changed)
-        for info, changed in storage.list_with_times(layout.runs_folder)
-        if info.uri.endswith(".json") and parent(info.uri) == layout.runs_folder
+        for info, changed in storage.list_folder(layout.runs_folder)
+        if info.uri.endswith(".json")
     ]
 
     def read(file: tuple[str, float]) -> RunRecord:
@@ -137,6 +137,24 @@ def read_planned_ids(storage: Storage, layout: EditionLayout, run: str) -> set[s
             return set(pq.ParquetFile(file).read(["unit"])["unit"].to_pylist())
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StorageError(f"{uri} cannot be read: {describe_error(error, 200)}") from None
+
+
+def read_planned_sizes(storage: Storage, layout: EditionLayout, run: str) -> pa.Table:
+    """Columns ``unit``, ``n_images`` and ``n_bytes`` of a plan, without its images.
+
+    Raises:
+        ObjectNotFound: The plan does not exist.
+        SegcoreError: It is damaged.
+    """
+    uri = layout.plan(run)
+    try:
+        with storage.open(uri, _PLAN_BUFFER_BYTES) as file:
+            units = pq.ParquetFile(file).read(["unit", "n_images", "n_bytes"])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{uri} cannot be read: {describe_error(error, 200)}") from None
+    if run_name(units) != run:
+        raise SegcoreError(f"{uri} is damaged: its units do not match its name.")
+    return units.replace_schema_metadata(None)
 
 
 def planned_units(plan: Plan) -> Iterator[PlannedUnit]:

@@ -76,7 +76,7 @@ def count_unlisted(storage: Storage, layout: EditionLayout, run: str) -> int:
 
 def runs_with_unlisted(storage: Storage, layout: EditionLayout) -> set[str]:
     """The runs that have such a file."""
-    names = (basename(info.uri) for info in storage.list(layout.unlisted_folder))
+    names = (basename(info.uri) for info, _ in storage.list_folder(layout.unlisted_folder))
     return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
 

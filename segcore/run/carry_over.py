@@ -5,6 +5,7 @@ Without this, one changed image would have all images of its unit segmented agai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,11 +25,19 @@ _THREADS = 8
 _UNITS_AT_ONCE = 64
 
 
-def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str]:
+def carry_over(
+    parts: Parts,
+    plan: Plan,
+    committed: AbstractSet[str],
+    remember: Callable[[PartCounts], None] = lambda counts: None,
+) -> set[str]:
     """Commit the units of `plan.carried` whose old unit is committed; returns which.
 
     To be called before stale units are deleted. Dying in between loses nothing: what was not
     carried over is segmented again.
+
+    Args:
+        remember: Takes the counts of each unit that it commits.
 
     Raises:
         StorageError: A part cannot be written.
@@ -44,7 +53,9 @@ def carry_over(parts: Parts, plan: Plan, committed: AbstractSet[str]) -> set[str
     with ThreadPoolExecutor(_THREADS, "segcore-carry") as pool:
         for start in range(0, len(units), _UNITS_AT_ONCE):
             outcomes = pool.map(carrier.carry, units[start : start + _UNITS_AT_ONCE])
-            carried.update(unit for unit in outcomes if unit is not None)
+            for counts in filter(None, outcomes):
+                carried.add(counts.unit)
+                remember(counts)
     return carried
 
 
@@ -53,11 +64,11 @@ class _Carrier:
     parts: Parts
     plan: Plan
 
-    def carry(self, unit: Unit) -> str | None:
+    def carry(self, unit: Unit) -> PartCounts | None:
         """Commit `unit` with the rows of the unit that it was part of.
 
         Returns:
-            Its id; None, and nothing is committed, when that old unit lacks some of its images.
+            Its counts; None, and nothing is committed, when that old unit lacks some of its images.
         """
         old_unit = self.plan.carried[unit.unit]
         try:
@@ -72,8 +83,7 @@ class _Carrier:
         is_wanted = pc.is_in(files, pa.array(wanted_files, pa.string()))
         if list(dict.fromkeys(files.filter(is_wanted).to_pylist())) != wanted_files:
             return None
-        _commit_rows(self.parts, images.filter(is_wanted), instances, unit.unit)
-        return unit.unit
+        return _commit_rows(self.parts, images.filter(is_wanted), instances, unit.unit)
 
 
 def commit_rows_of(parts: Parts, old_unit: str, new_unit: str, image_ids: pa.Array) -> bool:
@@ -93,11 +103,11 @@ def commit_rows_of(parts: Parts, old_unit: str, new_unit: str, image_ids: pa.Arr
     return True
 
 
-def _commit_rows(parts: Parts, images: pa.Table, instances: pa.Table, unit: str) -> None:
+def _commit_rows(parts: Parts, images: pa.Table, instances: pa.Table, unit: str) -> PartCounts:
     """Commit rows of another unit, with those of their instances."""
     instances = instances.filter(pc.is_in(instances["image_id"], images["image_id"]))
     images = _with_unit(images, unit)
-    parts.commit_tables(images, instances, PartCounts.of_tables(unit, images, instances))
+    return parts.commit_tables(images, instances, PartCounts.of_tables(unit, images, instances))
 
 
 def _with_unit(images: pa.Table, unit: str) -> pa.Table:

@@ -18,8 +18,11 @@ from segcore.errors import (
     UsageError,
 )
 from segcore.models.base import ModelInfo
+from segcore.output.committed import NOTHING_COMMITTED, CommittedParts
+from segcore.output.counts_cache import CountsCache
 from segcore.output.edition import Edition, make_edition
 from segcore.output.edition_changes import EditionChanges, compare_with_older
+from segcore.output.latest import Published, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.report import NOTHING_FOUND, Preview
@@ -58,7 +61,9 @@ class Job:
     """A run before it starts. Nothing has been written yet.
 
     Attributes:
-        committed: Ids of all units that have parts in this edition.
+        listed: The parts of this edition.
+        counts: What they say about themselves, as far as it is known.
+        published: What readers of the output find.
         records: The runs of this edition, oldest first.
         last_unlisted: Images without a place in the last plan whose results exist.
         rereads: Unit -> its shard, of shards to read again; see `segcore.output.rereads`.
@@ -72,7 +77,9 @@ class Job:
     model: JobModel
     plan: Plan
     parts: Parts
-    committed: frozenset[str]
+    listed: CommittedParts
+    counts: CountsCache
+    published: Published
     records: tuple[RunRecord, ...]
     last_unlisted: LastUnlisted | None
     rereads: dict[str, str]
@@ -83,6 +90,11 @@ class Job:
     def planned(self) -> dict[str, int | None]:
         """Ids of all units, and how many images each has, where that is known."""
         return {planned.unit: planned.images for planned in planned_units(self.plan)}
+
+    @cached_property
+    def committed(self) -> frozenset[str]:
+        """Ids of all units that have parts in this edition."""
+        return frozenset(self.listed.newest["unit"].to_pylist())
 
     @property
     def edition(self) -> Edition:
@@ -150,6 +162,7 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     rereads = {} if overwrite else read_reread_marks(storage, layout)
     cut_anew = frozenset(rereads.values())
     plan = open_plan(config, storage, source, layout, previous, last_unlisted, cut_anew)
+    published = read_published(storage, output)
     job = Job(
         config=config,
         storage=storage,
@@ -157,12 +170,14 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
         model=model,
         plan=plan,
         parts=replace(parts, run=plan.run),
-        committed=frozenset(),
+        listed=NOTHING_COMMITTED,
+        counts=CountsCache(storage, layout),
+        published=published,
         records=records,
         last_unlisted=last_unlisted,
         rereads=rereads,
         source_kind=source.kind,
-        changes=compare_with_older(storage, output, model.edition),
+        changes=compare_with_older(storage, output, model.edition, published.edition),
     )
     return _with_committed(job, overwrite)
 
@@ -177,7 +192,14 @@ def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
     if [record.run for record in records[-1:]] != [record.run for record in job.records[-1:]]:
         return prepare_job(job.config, overwrite=overwrite)  # ours has to follow another plan
     last_unlisted = read_last_unlisted(job.parts, () if overwrite else records)
-    return _with_committed(replace(job, records=records, last_unlisted=last_unlisted), overwrite)
+    job = replace(
+        job,
+        records=records,
+        last_unlisted=last_unlisted,
+        counts=CountsCache(job.storage, job.layout),
+        published=read_published(job.storage, job.output),
+    )
+    return _with_committed(job, overwrite)
 
 
 def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
@@ -337,9 +359,8 @@ def check_paths_reachable(config: Config) -> None:
 
 def _with_committed(job: Job, overwrite: bool) -> Job:
     """The job with the units that need not be done: none, if all are to be done again."""
-    generations = {} if overwrite else job.parts.list_generations()
-    parts = job.parts.as_listed(generations)
-    return replace(job, parts=parts, committed=frozenset(generations))
+    listed = NOTHING_COMMITTED if overwrite else job.parts.list_committed()
+    return replace(job, parts=job.parts.as_listed(listed.generations()), listed=listed)
 
 
 def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord) -> bool:

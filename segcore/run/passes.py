@@ -14,6 +14,7 @@ from segcore.distributed import cluster
 from segcore.distributed.pool import PoolSize, size_pool
 from segcore.distributed.progress import ProgressGoal, show_progress
 from segcore.output.report import RunReport
+from segcore.output.unit_counts import UnitCounts
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
@@ -159,7 +160,7 @@ def _run_attempts(
     for _ in range(job.config.run.attempts):
         units_with_error = set()
         for outcome in pipeline.run(units):
-            state.record(outcome)
+            _record(job, state, outcome)
             if outcome.error:
                 units_with_error.add(outcome.unit)
         state.check_lease()
@@ -171,11 +172,17 @@ def _run_attempts(
                 f"{plural(len(lost_units), 'unit')}; trying the images one by one."
             )
             for outcome in pipeline.isolate(lost_units):
-                state.record(outcome)
+                _record(job, state, outcome)
             state.check_lease()
             units = current.units_left(job, state)
         if not units:
             break
+
+
+def _record(job: Job, state: RunState, outcome: UnitOutcome) -> None:
+    state.record(outcome)
+    if outcome.counts:
+        job.counts.add(UnitCounts.from_text(outcome.counts))
 
 
 def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:

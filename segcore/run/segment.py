@@ -11,29 +11,29 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
+import pyarrow.compute as pc
+
 from segcore.config import Config
-from segcore.errors import NothingFound, ObjectNotFound, SegcoreError, UsageError
+from segcore.errors import NothingFound, SegcoreError, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.lease.acquire import refuse_if_held
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
+from segcore.output.committed import CommittedParts
 from segcore.output.executions import new_execution_id, record_death, write_execution
-from segcore.output.latest import publish, published_edition, read_latest, should_publish
+from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.left_out import describe_left_out
 from segcore.output.report import (
     COMPLETE,
     INCOMPLETE,
     NOTHING_FOUND,
-    RUNNING,
     Preview,
     RunReport,
-    final_status,
-    reconcile,
 )
 from segcore.output.rereads import delete_reread_marks, read_reread_marks
-from segcore.output.unlisted import count_unlisted
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import encode_plan
+from segcore.run.account import new_report, take_account
 from segcore.run.carry_over import carry_over
 from segcore.run.history import record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
@@ -42,8 +42,6 @@ from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage
 from segcore.text import plural
-
-MAX_ERRORS_KEPT = 10
 
 
 class Interrupted(SegcoreError):
@@ -110,7 +108,7 @@ def segment(
         stack.enter_context(_interrupt_as_error(job))
         # Nothing is written before Ray has what the run needs: a run that cannot begin leaves
         # no trace.
-        stack.enter_context(_ready_for_work(job, state))
+        stack.enter_context(_ready_for_work(job, planned, state))
         lease = stack.enter_context(_hold_edition(job, notify))
         state.check_lease = lease.check
         with state.timed("prepare"):  # another run may have been at work until now
@@ -122,11 +120,10 @@ def segment(
 
 
 @contextmanager
-def _ready_for_work(job: Job, state: RunState) -> Iterator[None]:
+def _ready_for_work(job: Job, planned: Preview, state: RunState) -> Iterator[None]:
     """Ray with the resources that the run needs, if there are images to segment."""
     refuse_if_held(job.storage, job.layout.lease_folder, job.config.run.lease_ttl_s)
-    summary = job.preview()
-    n_units = summary.units - summary.units_done
+    n_units = planned.units - planned.units_done
     if job.rereads or (state.retry_failed and job.last_run is not None and job.last_run.failed):
         n_units = max(n_units, 1)
     with connect_workers(job, n_units, state) if n_units else nullcontext():
@@ -150,7 +147,7 @@ def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> R
     state.check_lease()
     started = state.started = _write_run_start(job, overwrite)
     with state.timed("carry"):
-        state.carried = carry_over(job.parts, job.plan, job.committed)
+        state.carried = carry_over(job.parts, job.plan, job.committed, job.counts.add_written)
     state.check_lease()
     if overwrite:
         job.parts.delete_all_but({})
@@ -178,7 +175,7 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
     storage.write(layout.plan(run), encode_plan(job.plan))
     if job.last_run is not None:
         record_death(storage, layout, job.last_run.values)
-    started = replace(_new_report(job), execution=new_execution_id(), started=utc_now())
+    started = replace(new_report(job), execution=new_execution_id(), started=utc_now())
     storage.write(layout.run_record(run), started.to_json())
     return started
 
@@ -193,9 +190,13 @@ def _units_to_reread(job: Job, state: RunState, notify: Notify) -> Units:
 
 def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
     """The units done before that have failed images; records how many in `state`."""
-    done = job.planned.keys() & (job.committed | state.carried) - state.reread.keys()
-    parts = job.parts.read_counts(sorted(done))
-    state.retried = {counts.unit: counts.failed for counts in parts if counts.failed}
+    listed = job.parts.list_committed() if state.carried else job.listed
+    counts = job.counts.counts_of(listed.rows_of(job.plan.units.table["unit"]))
+    failed = counts.filter(pc.greater(counts["failed"], 0))
+    columns = (failed[name].to_pylist() for name in ("unit", "failed"))
+    state.retried = {
+        unit: number for unit, number in zip(*columns, strict=True) if unit not in state.reread
+    }
     images = plural(sum(state.retried.values()), "failed image")
     notify(f"Trying {images} in {plural(len(state.retried), 'unit')} again.")
     return select_units(job.plan.units, state.retried)
@@ -204,7 +205,10 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     """Account, settle, write the report, and publish the result if it is complete."""
     storage, layout = job.storage, job.layout
-    report = replace(_account(job, state), started=started.started, execution=started.execution)
+    with state.timed("account"):
+        committed = job.parts.list_committed()
+    report = take_account(job, state, committed)
+    report = replace(report, started=started.started, execution=started.execution)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
         report = replace(report, status=NOTHING_FOUND)
     if unread := state.reread.keys() - state.done:
@@ -212,11 +216,13 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
         report = replace(report, status=INCOMPLETE, errors=(error, *report.errors))
     state.check_lease()
     if report.status in COMPLETE:
-        report = _settle(job, state, report)
+        report = _settle(job, state, report, committed)
+    job.counts.save(committed.newest)
+    now_published = read_published(storage, job.output)  # another edition's run may have ended
     publishes = report.status in COMPLETE and should_publish(
-        storage, layout, job.config.run.publish
+        now_published, layout.name, job.config.run.publish
     )
-    published = layout.name if publishes else report.published
+    published = layout.name if publishes else now_published.edition
     report = replace(report, published=published, finished=utc_now(), timings=state.timings)
     state.check_lease()
     storage.write(layout.run_record(job.plan.run), report.to_json())
@@ -232,7 +238,7 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     return report
 
 
-def _settle(job: Job, state: RunState, report: RunReport) -> RunReport:
+def _settle(job: Job, state: RunState, report: RunReport, committed: CommittedParts) -> RunReport:
     """Keep or remove what today's listing lacks, delete what is replaced; the report with that."""
     with state.timed("settle"):
         settlement = settle(
@@ -240,6 +246,7 @@ def _settle(job: Job, state: RunState, report: RunReport) -> RunReport:
             job.plan,
             job.last_unlisted,
             {record.run: record.sequence for record in job.records} | {job.plan.run: job.sequence},
+            committed,
             remove_unlisted=state.remove_unlisted,
             check_lease=state.check_lease,
         )
@@ -253,71 +260,10 @@ def _settle(job: Job, state: RunState, report: RunReport) -> RunReport:
 
 
 def _report_nothing_done(job: Job, state: RunState) -> RunReport:
-    """The report of a run that finds everything done; nothing is written."""
-    return replace(_account(job, state), nothing_to_do=True)
-
-
-def _account(job: Job, state: RunState) -> RunReport:
-    """The report, from what lies in storage now."""
-    with state.timed("account"):
-        generations = job.parts.list_generations()
-        committed = job.planned.keys() & generations.keys()
-        parts = list(job.parts.as_listed(generations).read_counts(sorted(committed)))
-        images_unlisted = count_unlisted(job.storage, job.layout, job.plan.run)
-    account = reconcile(job.planned, parts)
-    done_before = job.committed | state.carried
-    new_images = sum(part.images for part in parts if part.unit not in done_before)
-    failed_again = sum(part.failed for part in parts if part.unit in state.retried)
-    images_retried = sum(state.retried.values())
-    new_images += sum(
-        part.images - state.reread[part.unit] for part in parts if part.unit in state.reread
-    )
-    images_this_time = new_images + images_retried
-    seconds = state.timings.get("segment", 0.0)
-    return replace(
-        _new_report(job),
-        status=final_status(account, job.config.run.max_failed_fraction),
-        timings=state.timings,
-        images=account.images,
-        ok=account.ok,
-        failed=account.failed,
-        instances=account.instances,
-        failures=account.failures,
-        notes=account.notes,
-        warnings=account.warnings,
-        units_missing=len(account.missing),
-        units_unbalanced=account.unbalanced,
-        images_unlisted=images_unlisted,
-        images_this_time=images_this_time,
-        images_retried=images_retried,
-        images_recovered=images_retried - failed_again,
-        images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
-        pool=state.pool,
-        nodes_taken_out=tuple(state.nodes_taken_out.values()),
-        errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
-    )
-
-
-def _new_report(job: Job) -> RunReport:
-    """A report that says what is run, and nothing yet of how it went."""
-    changes = job.changes
-    return RunReport(
-        status=RUNNING,
-        run=job.plan.run,
-        edition=job.edition.name,
-        input=job.plan.input,
-        output=job.output.uri,
-        prefix=job.layout.prefix,
-        model=job.model.info.name,
-        sequence=job.sequence,
-        max_failed_fraction=job.config.run.max_failed_fraction,
-        published=published_edition(job.storage, job.output),
-        older_edition=changes.older if changes else "",
-        edition_changes=changes.fields if changes else (),
-        input_notes=job.plan.notes,
-        units=len(job.planned),
-        units_done_before=len(job.planned.keys() & job.committed),
-    )
+    """The report of a run that finds everything done; no result is written."""
+    report = replace(take_account(job, state, job.listed), nothing_to_do=True)
+    job.counts.save_if_worthwhile()
+    return report
 
 
 def _nothing_to_do(job: Job, state: RunState) -> bool:
@@ -331,13 +277,9 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
-    if not should_publish(job.storage, job.layout, job.config.run.publish):
+    if not should_publish(job.published, job.edition.name, job.config.run.publish):
         return True
-    try:
-        latest = read_latest(job.storage, job.output)
-    except (ObjectNotFound, UsageError):
-        return False
-    return (latest.get("edition"), latest.get("run")) == (job.edition.name, job.plan.run)
+    return job.published == (job.edition.name, job.plan.run)
 
 
 @contextmanager

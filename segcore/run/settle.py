@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.errors import ObjectNotFound, StorageError
+from segcore.output.committed import CommittedParts
 from segcore.output.parts import Parts
 from segcore.output.run_records import RunRecord, read_planned_ids
 from segcore.output.unlisted import (
@@ -93,6 +94,7 @@ def settle(
     plan: Plan,
     last: LastUnlisted | None,
     sequences: Mapping[str, int],
+    committed: CommittedParts,
     *,
     remove_unlisted: bool = False,
     check_lease: Callable[[], None] = lambda: None,
@@ -103,13 +105,14 @@ def settle(
         parts: Of the run; every unit of `plan` must be committed.
         last: See `read_last_unlisted`.
         sequences: Run -> its place in the order of the runs of the edition.
+        committed: All parts that exist now.
         remove_unlisted: Delete the results of images that the listing lacks, too.
         check_lease: Raises once this run may delete nothing more.
 
     Raises:
         StorageError: A part of an earlier plan cannot be read, or a part not be written.
     """
-    generations = parts.list_generations()
+    generations = committed.generations()
     parts = parts.as_listed(generations)
     planned = set(plan.units.ids())
     known, other = _read_old_rows(parts, generations.keys() - planned, last, sequences)
@@ -129,7 +132,9 @@ def settle(
     return Settlement(
         images_unlisted=kept.num_rows,
         units_unlisted=len(kept_units - planned),
-        units_deleted=parts.delete_all_but({unit: generations.get(unit, 0) for unit in kept_units}),
+        units_deleted=parts.delete_all_but(
+            {unit: generations.get(unit, 0) for unit in kept_units}, committed
+        ),
         images_removed=n_unlisted if remove_unlisted else 0,
     )
 

@@ -119,6 +119,28 @@ def walk(
                 yield _listing_row(entry.path, status)
 
 
+def files(root: str) -> list[tuple[str, int, str]]:
+    """(path, size, etag) of the files directly in `root`; names that start with a dot are skipped.
+
+    Links, and what is no regular file, are skipped, too.
+    """
+    rows = []
+    with translate_errors(root):
+        try:
+            entries = list(os.scandir(root))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
+                continue
+            try:
+                status = os.stat(entry.path, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # deleted since the folder was read
+            rows.append((entry.path, status.st_size, file_etag(status)))
+    return rows
+
+
 def folders(root: str) -> list[str]:
     """Paths of the folders directly in `root`, sorted; names that start with a dot are skipped."""
     with translate_errors(root):
@@ -206,22 +228,27 @@ def read(path: str, check_size: Callable[[int], None], max_bytes: int | None) ->
     return data, etag
 
 
-def write(path: str, data: bytes) -> None:
-    """Replace the file atomically: after a crash it has either the old or all of the new bytes."""
+def write(path: str, data: bytes) -> str:
+    """Replace the file atomically: after a crash it has either the old or all of the new bytes.
+
+    Returns:
+        The etag of what was written.
+    """
     with translate_errors(path):
-        temporary = _write_temporary(path, data)
+        temporary, etag = _write_temporary(path, data)
         try:
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
         _sync_folder(os.path.dirname(path))
+        return etag
 
 
 def write_if_absent(path: str, data: bytes) -> bool:
     """Create the complete file unless it exists; True if this call created it."""
     with translate_errors(path):
-        temporary = _write_temporary(path, data)
+        temporary, _ = _write_temporary(path, data)
         try:
             os.link(temporary, path)  # fails when the name exists: the atomic test-and-set
         except FileExistsError:
@@ -248,7 +275,8 @@ def _create_exclusively(path: str, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(path: str, data: bytes) -> str:
+def _write_temporary(path: str, data: bytes) -> tuple[str, str]:
+    """(path, etag) of a new file beside `path` with these bytes."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     # The name starts with a dot so that listings never show what a killed process left behind. The
@@ -260,10 +288,11 @@ def _write_temporary(path: str, data: bytes) -> str:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            etag = file_etag(os.fstat(file.fileno()))
     except BaseException:
         os.unlink(temporary)
         raise
-    return temporary
+    return temporary, etag
 
 
 def _sync_folder(folder: str) -> None:

@@ -161,12 +161,31 @@ def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
             attempt += 1
 
 
+def files(store: Any, uri: str) -> list[tuple[str, int, str, float]]:
+    """The rows of `walk` for the objects directly below the prefix."""
+    scheme, bucket, _ = split(uri)
+    return [
+        (
+            f"{scheme}://{bucket}/{meta['path']}",
+            int(meta["size"]),
+            clean_etag(meta),
+            meta["last_modified"].timestamp(),
+        )
+        for meta in _list_with_delimiter(store, uri)["objects"]
+    ]
+
+
 def folders(store: Any, uri: str) -> list[str]:
     """URIs of the folders directly below the prefix, sorted."""
-    scheme, bucket, key = split(uri)
-    with translate_errors(uri):
-        result = _with_retries(store, lambda: obstore.list_with_delimiter(store, key or None))
+    scheme, bucket, _ = split(uri)
+    result = _list_with_delimiter(store, uri)
     return sorted(f"{scheme}://{bucket}/{prefix}" for prefix in result["common_prefixes"])
+
+
+def _list_with_delimiter(store: Any, uri: str) -> Any:
+    key = split(uri)[2]
+    with translate_errors(uri):
+        return _with_retries(store, lambda: obstore.list_with_delimiter(store, key or None))
 
 
 def read(store: Any, uri: str, check_size: Callable[[int], None]) -> tuple[bytes, str]:
@@ -197,19 +216,23 @@ def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
         raise
 
 
-def write(store: Any, uri: str, data: bytes) -> None:
-    """Create or replace the object."""
+def write(store: Any, uri: str, data: bytes) -> str:
+    """Create or replace the object; returns the etag of what was written."""
     key = split(uri)[2]
     multipart = len(data) > _SINGLE_PUT_BYTES
+
+    def put() -> Any:
+        return obstore.put(store, key, data, use_multipart=multipart)
+
     with translate_errors(uri):
         try:
-            _with_retries(store, lambda: obstore.put(store, key, data, use_multipart=multipart))
+            return clean_etag(_with_retries(store, put))
         except FileNotFoundError:
             if not multipart:
                 raise
             # The response to the completing request was lost, and the repeated request found that
             # the upload no longer exists.
-            obstore.put(store, key, data, use_multipart=True)
+            return clean_etag(put())
 
 
 def write_if_absent(store: Any, uri: str, data: bytes) -> bool:

@@ -52,6 +52,19 @@ def walk_with_times(client: S3Client, uri: str) -> Iterator[tuple[str, int, str,
             yield object_uri, size, etag, datetime.fromisoformat(changed).timestamp()
 
 
+def files(client: S3Client, uri: str) -> Iterator[tuple[str, int, str, float]]:
+    """The rows of `walk_with_times` for the objects directly below the prefix."""
+    for page in _list_folder(client, uri):
+        for object_uri, size, etag, changed in page.rows:
+            yield object_uri, size, etag, datetime.fromisoformat(changed).timestamp()
+
+
+def _list_folder(client: S3Client, uri: str) -> Iterator[_Page]:
+    """The pages of a prefix; folders below it are not entered."""
+    _, bucket, key = split(uri)
+    return _list_pages(client, bucket, {"Prefix": f"{key}/" if key else "", "Delimiter": "/"})
+
+
 def _walk_pages(client: S3Client, uri: str) -> Iterator[list[Row]]:
     _, bucket, key = split(uri)
     return _Walk(client, bucket).pages(f"{key}/" if key else "")
@@ -75,9 +88,7 @@ def folders(client: S3Client, uri: str) -> list[str]:
     _, bucket, key = split(uri)
     start = f"{key}/" if key else ""
     prefixes = [
-        prefix.removesuffix("/")
-        for page in _list_pages(client, bucket, {"Prefix": start, "Delimiter": "/"})
-        for prefix in page.folders
+        prefix.removesuffix("/") for page in _list_folder(client, uri) for prefix in page.folders
     ]
     return sorted(f"s3://{bucket}/{prefix}" for prefix in prefixes if prefix.removeprefix(start))
 

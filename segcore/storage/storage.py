@@ -185,9 +185,24 @@ class Storage:
                 yield ObjectInfo(uri, size, etag), changed_s
             return
         for uri, size, etag in local_disk.walk(prefix, False):
-            changed_ns = etag.partition("-")[0]
             if etag and not etag.startswith("!"):
-                yield ObjectInfo(uri, size, etag), int(changed_ns, 16) / 1e9
+                yield ObjectInfo(uri, size, etag), _changed_s(etag)
+
+    def list_folder(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        """As `list_with_times`, but only the objects directly in the folder `prefix`.
+
+        Folders in it cost nothing, whatever they hold. On disk, links are left out.
+        """
+        prefix = normalize(prefix)
+        rows: Iterable[tuple[str, int, str, float]]
+        if not is_remote(prefix):
+            rows = ((*row, _changed_s(row[2])) for row in local_disk.files(prefix))
+        elif scheme_of(prefix) == "s3":
+            rows = s3_listing.files(self._client(prefix), prefix)
+        else:
+            rows = object_store.files(self._store(prefix), prefix)
+        for uri, size, etag, changed_s in rows:
+            yield ObjectInfo(uri, size, etag), changed_s
 
     def folders(self, prefix: str) -> Sequence[str]:
         """URIs of the folders directly in the folder `prefix`, sorted; nothing else is listed.
@@ -267,13 +282,18 @@ class Storage:
             return partial(s3_client.read_range, self._client(uri), uri)
         return partial(object_store.read_range, self._store(uri), uri)
 
-    def write(self, uri: str, data: bytes) -> None:
-        """Replace the object atomically: readers see either the old or all of the new content."""
+    def write(self, uri: str, data: bytes) -> ObjectInfo:
+        """Replace the object atomically: readers see either the old or all of the new content.
+
+        Returns:
+            What was written, as a listing shows it; with an empty etag where the store gives none.
+        """
         uri = normalize(uri)
         if is_remote(uri):
-            object_store.write(self._store(uri), uri, data)
+            etag = object_store.write(self._store(uri), uri, data)
         else:
-            local_disk.write(uri, data)
+            etag = local_disk.write(uri, data)
+        return ObjectInfo(uri, len(data), etag)
 
     def write_if_absent(self, uri: str, data: bytes) -> bool:
         """Create the object unless it exists; of concurrent callers exactly one gets True."""
@@ -302,3 +322,8 @@ class Storage:
             for start in range(0, len(group), _DELETES_AT_ONCE):
                 batch = group[start : start + _DELETES_AT_ONCE]
                 object_store.delete_all(self._store(batch[0]), batch)
+
+
+def _changed_s(file_etag: str) -> float:
+    """When a file changed last, from its etag: seconds since 1970."""
+    return int(file_etag.partition("-")[0], 16) / 1e9

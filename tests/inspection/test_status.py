@@ -127,8 +127,8 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
     """It ends between the look at its lease and the look at its record."""
 
     class EndsMeanwhile(Storage):
-        def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
-            yield from super().list_with_times(prefix)
+        def list_folder(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+            yield from super().list_folder(prefix)
             if prefix.endswith("/runs"):  # listed, and then the run ends
                 serial_run.write_record(report)
                 _write_lease(report, released=True)
@@ -142,10 +142,10 @@ def test_the_end_of_a_run_is_not_taken_for_its_death(report: RunReport) -> None:
 
 def test_a_run_that_begins_meanwhile_is_not_taken_for_dead(report: RunReport) -> None:
     class BeginsMeanwhile(Storage):
-        def list_with_times(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
+        def list_folder(self, prefix: str) -> Iterator[tuple[ObjectInfo, float]]:
             if prefix.endswith("/runs"):
                 _write_lease(report, generation=8)
-            yield from super().list_with_times(prefix)
+            yield from super().list_folder(prefix)
 
     _write_lease(report, released=True)
     assert _states(read_status(BeginsMeanwhile(), report.output)) == ("running", "held")

@@ -88,5 +88,5 @@ def test_status_names_foreign_and_unreadable_parts(out: FinishedOutput) -> None:
 def test_status_of_a_large_footer_is_read_whole(
     out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segcore.inspection.status._FOOTER_BYTES", 64)
+    monkeypatch.setattr("segcore.output.counts_cache._FOOTER_BYTES", 64)
     assert read_status(storage, out.output).images_done == 11

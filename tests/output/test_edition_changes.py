@@ -7,8 +7,8 @@ from dataclasses import replace
 from segcore.images import DecodeOptions
 from segcore.models.base import Category, ModelInfo
 from segcore.output.edition import Edition, make_edition
-from segcore.output.edition_changes import compare_with_older, describe_differences
-from segcore.output.latest import publish
+from segcore.output.edition_changes import EditionChanges, compare_with_older, describe_differences
+from segcore.output.latest import publish, read_published
 from segcore.output.layout import OutputLayout
 from segcore.storage import Storage
 
@@ -68,18 +68,23 @@ def test_the_edition_to_compare_with(folder: str) -> None:
     first, second, third = (
         make_edition(replace(INFO, result_version=i), DecodeOptions()) for i in (1, 2, 3)
     )
-    assert compare_with_older(storage, output, first) is None
+
+    def compare(edition: Edition) -> EditionChanges | None:
+        published = read_published(storage, output).edition
+        return compare_with_older(storage, output, edition, published)
+
+    assert compare(first) is None
     _write(storage, output, first)
-    changes = compare_with_older(storage, output, second)  # new, beside one that is not published
+    changes = compare(second)  # new, beside one that is not published
     assert changes is not None
     assert (changes.older, changes.fields) == (first.name, ("model.result_version: 1 -> 2",))
     _write(storage, output, second)
-    assert compare_with_older(storage, output, second) is None  # not new any more
+    assert compare(second) is None  # not new any more
     publish(storage, output.edition(first.name), "ab", "success")
     for edition in (second, third):
-        changes = compare_with_older(storage, output, edition)
+        changes = compare(edition)
         assert changes is not None
         assert changes.older == first.name
-    assert compare_with_older(storage, output, first) is None
+    assert compare(first) is None
     storage.write(output.edition(first.name).edition_json, b"{")
-    assert compare_with_older(storage, output, third) is None
+    assert compare(third) is None

@@ -6,7 +6,7 @@ import pytest
 
 from segcore.errors import AccessDenied, StorageError, UsageError
 from segcore.output.editions import choose_edition, newest_edition
-from segcore.output.latest import publish, published_edition, should_publish
+from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.layout import OutputLayout
 from segcore.storage import Storage
 
@@ -75,7 +75,7 @@ def test_an_outage_is_not_taken_for_an_output_without_a_pointer(output: OutputLa
             raise StorageError("down")
 
     with pytest.raises(StorageError, match="down"):
-        should_publish(Down(), output.edition("new"), None)
+        read_published(Down(), output)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,10 @@ def test_an_outage_is_not_taken_for_an_output_without_a_pointer(output: OutputLa
 )
 def test_a_pointer_that_leads_nowhere_publishes_nothing(output: OutputLayout, data: bytes) -> None:
     storage.write(output.latest_json, data)
-    assert published_edition(storage, output) == ""
+    published = read_published(storage, output)
+    assert published == ("", "")
     with pytest.raises(UsageError) as caught:
         choose_edition(storage, output.uri)
     assert output.latest_json in caught.value.message or "plain relative" in caught.value.message
-    assert should_publish(storage, output.edition("new"), None)
-    assert not should_publish(storage, output.edition("new"), False)
+    assert should_publish(published, "new", None)
+    assert not should_publish(published, "new", False)

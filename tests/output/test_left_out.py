@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from segcore.output.left_out import bound_kinds, describe_left_out
 from segcore.output.part_counts import PartCounts
-from segcore.output.report import INCOMPLETE, SUCCESS, reconcile
-from tests.support.reports import make_report
+from segcore.output.report import INCOMPLETE, SUCCESS
+from tests.support.reports import account_of, make_report
 
 NAMES = st.text("ab.\x1b", min_size=1, max_size=6)
 
@@ -60,7 +60,7 @@ def test_lines_say_what_was_left_out_in_words() -> None:
 @pytest.mark.parametrize("status", [SUCCESS, INCOMPLETE])
 def test_the_last_screen_has_what_listing_and_reading_left_out(status: str) -> None:
     parts = [PartCounts(unit, 1, 0, 0, notes={"inner_archives": 2}) for unit in ("a", "b")]
-    account = reconcile({"a": 1, "b": 1}, parts)
+    account = account_of({"a": 1, "b": 1}, parts)
     report = make_report(
         status=status,
         images=2,

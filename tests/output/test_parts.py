@@ -19,7 +19,7 @@ from segcore.output.parts import Parts
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.output.tables import ImageResult
 from segcore.sources.units import Member, Unit, make_unit
-from segcore.storage import Storage
+from segcore.storage import ObjectInfo, Storage
 
 
 def _unit(*names: str) -> Unit:
@@ -133,10 +133,10 @@ class _FailingStorage(Storage):
         super().__init__()
         self.folder = folder
 
-    def write(self, uri: str, data: bytes) -> None:
+    def write(self, uri: str, data: bytes) -> ObjectInfo:
         if self.folder in uri:
             raise StorageError("the disk is full")
-        super().write(uri, data)
+        return super().write(uri, data)
 
 
 @pytest.mark.parametrize("folder", ["/images/", "/instances/"])
@@ -209,9 +209,9 @@ class _DyingStorage(Storage):
         if self.n_left < 0:
             raise StorageError("dead")
 
-    def write(self, uri: str, data: bytes) -> None:
+    def write(self, uri: str, data: bytes) -> ObjectInfo:
         self._count()
-        super().write(uri, data)
+        return super().write(uri, data)
 
     def delete_all(self, uris: Iterable[str]) -> None:
         for uri in uris:

@@ -15,13 +15,12 @@ from segcore.output.report import (
     Preview,
     RunReport,
     final_status,
-    reconcile,
 )
-from tests.support.reports import make_report
+from tests.support.reports import account_of, make_report
 
 
 def test_the_account_names_missing_and_unbalanced_units() -> None:
-    account = reconcile(
+    account = account_of(
         {"one": 1, "two": 2, "three": None},
         [PartCounts("one", 1, 0, 4), PartCounts("two", 1, 0, 2)],
     )
@@ -34,7 +33,7 @@ def test_the_account_names_missing_and_unbalanced_units() -> None:
 
 def test_the_status_depends_on_the_allowed_fraction_of_failed_images() -> None:
     counts = PartCounts("unit", 98, 2, 0, {"corrupt": 1, "empty": 1})
-    account = reconcile({"unit": 100}, [counts])
+    account = account_of({"unit": 100}, [counts])
     assert account.failures == {"corrupt": 1, "empty": 1}
     assert final_status(account, 0.02) == SUCCESS
     assert final_status(account, 0.019) == TOO_MANY_FAILED

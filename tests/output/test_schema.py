@@ -12,12 +12,12 @@ from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
 from segcore.instances import Instances
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
-from segcore.output.report import reconcile
 from segcore.output.results import open_results
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, schema_of
 from segcore.output.tables import ImageResult, results_from_tables
 from segcore.sources.units import Member, make_unit
 from segcore.storage import Storage
+from tests.support.reports import account_of
 
 SCHEMA1 = Path(__file__).parent.parent / "compat" / "schema1" / "output"
 PAGES = ImageWarning(WarningCode.PAGES_LEFT_OUT, "1,200 pages after the first are not read")
@@ -60,7 +60,7 @@ def test_counts_of_warnings_follow_from_the_rows(tmp_path: Path) -> None:
     assert (carried.warnings, carried.notes) == (counts.warnings, {"pages_left_out": 2400})
     reused = results_from_tables(images, instances)
     assert [(row.warnings, row.page) for row in reused] == [((PAGES, NARROW), None), ((NARROW,), 2)]
-    account = reconcile({counts.unit: None}, [counts])
+    account = account_of({counts.unit: None}, [counts])
     assert account.warnings == counts.warnings
 
 

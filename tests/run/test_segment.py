@@ -21,8 +21,10 @@ from pycocotools import mask as coco_mask
 
 from segcore.config import Config, load_config
 from segcore.errors import CheckpointError, ClusterError, UsageError
+from segcore.output.committed import list_committed
 from segcore.output.layout import EditionLayout
 from segcore.output.report import RunReport
+from segcore.output.unit_counts import decode_unit_counts, sum_counts
 from segcore.run.segment import preview, segment
 from segcore.storage import Storage
 from segcore.testing.synthetic import render_scene
@@ -105,6 +107,11 @@ def test_a_folder_becomes_tables_and_a_second_run_does_nothing(ray_session, tmp_
     stored = json.loads(Path(layout.run_record(report.run)).read_text())
     assert stored == json.loads(json.dumps(report.to_dict()))
     assert Path(layout.plan(report.run)).exists()
+    (counts,) = Path(layout.counts_folder).iterdir()
+    table = decode_unit_counts(counts.read_bytes())
+    assert sum_counts(table).failures == report.failures
+    committed = list_committed(Storage(), layout).newest  # as the workers said, and as listed
+    assert table.select(committed.column_names).sort_by("unit").equals(committed)
 
     before = _times(config.output)
     again = segment(config)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from segcore.output.report import SUCCESS, RunReport
+import pyarrow as pa
+
+from segcore.output.part_counts import PartCounts
+from segcore.output.report import SUCCESS, Account, RunReport, reconcile
+from segcore.output.unit_counts import UnitCounts, unit_counts_table
 
 
 def make_report(**changes: Any) -> RunReport:
@@ -23,3 +28,14 @@ def make_report(**changes: Any) -> RunReport:
         published="model-0123",
     )
     return replace(report, **changes)
+
+
+def account_of(planned: Mapping[str, int | None], counts: Iterable[PartCounts]) -> Account:
+    """The account of units with these numbers of images, whose parts say `counts`."""
+    units = pa.table(
+        {
+            "unit": pa.array(list(planned), pa.string()),
+            "n_images": pa.array(list(planned.values()), pa.int64()),
+        }
+    )
+    return reconcile(units, unit_counts_table(UnitCounts(part, 0, 1, "e") for part in counts))

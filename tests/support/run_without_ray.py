@@ -37,11 +37,12 @@ def _run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notif
     for current in passes:
         for unit in current.units_left(job, state):
             try:
-                worker.segment(unit, retry_failed=current.retry_failed)
+                counts = worker.segment(unit, retry_failed=current.retry_failed)
             except SegcoreError as error:
                 state.errors[unit.unit] = error.message
             else:
                 state.done.add(unit.unit)
+                job.counts.add_written(counts)
 
 
 class ProcessKilled(BaseException):

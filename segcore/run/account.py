@@ -1,0 +1,95 @@
+"""The account of a run: what storage holds of its plan, in numbers that balance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segcore.output.committed import CommittedParts
+from segcore.output.report import RUNNING, RunReport, final_status, reconcile
+from segcore.output.unlisted import count_unlisted
+from segcore.run.job import Job
+from segcore.run.passes import RunState
+
+MAX_ERRORS_KEPT = 10
+
+
+def new_report(job: Job) -> RunReport:
+    """A report that says what is run, and nothing yet of how it went."""
+    changes = job.changes
+    return RunReport(
+        status=RUNNING,
+        run=job.plan.run,
+        edition=job.edition.name,
+        input=job.plan.input,
+        output=job.output.uri,
+        prefix=job.layout.prefix,
+        model=job.model.info.name,
+        sequence=job.sequence,
+        max_failed_fraction=job.config.run.max_failed_fraction,
+        published=job.published.edition,
+        older_edition=changes.older if changes else "",
+        edition_changes=changes.fields if changes else (),
+        input_notes=job.plan.notes,
+        units=len(job.planned),
+        units_done_before=len(job.planned.keys() & job.committed),
+    )
+
+
+def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunReport:
+    """The report, from what lies in storage.
+
+    Args:
+        committed: All parts that exist now.
+
+    Raises:
+        StorageError: A part of the plan is not readable.
+    """
+    planned = job.plan.units.table.select(["unit", "n_images"])
+    with state.timed("account"):
+        counts = job.counts.counts_of(committed.rows_of(planned["unit"]))
+        images_unlisted = count_unlisted(job.storage, job.layout, job.plan.run)
+    account = reconcile(planned, counts)
+    done_before = _rows_of(counts, job.committed | state.carried)
+    new_images = account.images - _sum_images(done_before)
+    failed_again = pc.sum(_rows_of(counts, state.retried)["failed"]).as_py() or 0
+    images_retried = sum(state.retried.values())
+    reread = _rows_of(counts, state.reread)
+    images_before = sum(state.reread[unit] for unit in reread["unit"].to_pylist())
+    new_images += _sum_images(reread) - images_before
+    images_this_time = new_images + images_retried
+    seconds = state.timings.get("segment", 0.0)
+    return replace(
+        new_report(job),
+        status=final_status(account, job.config.run.max_failed_fraction),
+        timings=state.timings,
+        images=account.images,
+        ok=account.ok,
+        failed=account.failed,
+        instances=account.instances,
+        failures=account.failures,
+        notes=account.notes,
+        warnings=account.warnings,
+        units_missing=len(account.missing),
+        units_unbalanced=account.unbalanced,
+        images_unlisted=images_unlisted,
+        images_this_time=images_this_time,
+        images_retried=images_retried,
+        images_recovered=images_retried - failed_again,
+        images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
+        pool=state.pool,
+        nodes_taken_out=tuple(state.nodes_taken_out.values()),
+        errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
+    )
+
+
+def _rows_of(counts: pa.Table, units: Iterable[str]) -> pa.Table:
+    """The rows of these units."""
+    return counts.filter(pc.is_in(counts["unit"], value_set=pa.array(list(units), pa.string())))
+
+
+def _sum_images(counts: pa.Table) -> int:
+    return sum(int(pc.sum(counts[name]).as_py() or 0) for name in ("ok", "failed"))
