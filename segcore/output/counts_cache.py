@@ -38,6 +38,7 @@ from segcore.storage.uris import basename
 
 _FILE_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 _MAX_BYTES = 1 << 30  # of all files; some 30 million units
+_MAX_FILES = 64  # with so many, each twice as large as the next, no number of units is too large
 _ROWS_PER_SAVE = 5000  # while a run is in progress
 _MERGED_IF_TIMES_LARGER = 2
 _WORTHWHILE_ROWS = 1000  # for a run that has nothing to do, and would write nothing otherwise
@@ -169,12 +170,12 @@ class CountsCache:
 
     def _load(self) -> None:
         n_bytes = 0
-        for info, _ in self._storage.list_folder(self._layout.counts_folder):
-            if not _FILE_NAME.fullmatch(basename(info.uri)):
-                continue
-            n_bytes += max(info.size, 0)
+        infos = [info for info, _ in self._storage.list_folder(self._layout.counts_folder)]
+        infos = [info for info in infos if _FILE_NAME.fullmatch(basename(info.uri))]
+        for number, info in enumerate(infos):
+            n_bytes += info.size
             try:
-                if n_bytes > _MAX_BYTES:
+                if n_bytes > _MAX_BYTES or number >= _MAX_FILES:
                     raise ValueError("the cache is too large")
                 rows = decode_unit_counts(self._storage.read(info.uri, _MAX_BYTES))
             except (ValueError, SegcoreError):
@@ -223,6 +224,8 @@ def read_listed_counts(
 
 
 def _read_footer(storage: Storage, uri: str, size: int) -> PartCounts:
+    if size < 0:  # a link
+        size = storage.stat(uri).size
     tail = storage.read_range(uri, max(0, size - _FOOTER_BYTES), _FOOTER_BYTES)
     # a Parquet file ends with the footer, 4 bytes of its length, and 4 bytes of magic
     if len(tail) >= 8 and int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):

@@ -102,7 +102,7 @@ def test_no_part_is_opened_for_the_account_of_a_run_or_of_one_that_has_nothing_t
     assert not [name for _, name in requests if name in ("runs/history", f"{first.edition}/runs")]
 
 
-def test_the_account_is_right_whatever_the_cache_holds(tmp_path):
+def test_the_account_is_right_whatever_the_cache_holds(tmp_path, monkeypatch):
     """New images, a retry, a cache that is lost, of another time, or damaged."""
     _write_images(tmp_path, 0, 10)
     report = _segment(tmp_path)
@@ -128,6 +128,14 @@ def test_the_account_is_right_whatever_the_cache_holds(tmp_path):
         again = _segment(tmp_path)
         assert again.nothing_to_do
         assert _numbers(again) == _numbers(report) == _recounted(report)
+
+    for info in list(storage.list(layout.counts_folder)):
+        storage.delete(info.uri)
+    _segment(tmp_path)
+    assert list(storage.list(layout.counts_folder)) == []  # it would hardly save time
+    monkeypatch.setattr("segcore.output.counts_cache._WORTHWHILE_ROWS", 3)
+    assert _segment(tmp_path).nothing_to_do
+    assert list(storage.list(layout.counts_folder)) != []
 
     report = _segment(tmp_path, overwrite=True)
     assert _numbers(report) == _recounted(report)
