@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
 from segcore.storage import (
@@ -81,6 +82,30 @@ def test_long_listings_are_complete(s3_prefix: str) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda uri: storage.write(uri, b"x"), uris))
     assert {info.uri for info in storage.list(s3_prefix)} == uris
+
+
+def test_a_folder_is_listed_without_what_lies_below_it(folder: str) -> None:
+    names = ["a.json", "b c", "é", "sub/c", "sub/sub/d"]
+    written = [storage.write(join(folder, name), name.encode()) for name in names]
+    storage.write(f"{folder}x", b"beside it")
+    listed = dict(storage.list_folder(folder))
+    assert sorted(info.uri for info in listed) == sorted(info.uri for info in written[:3])
+    assert set(listed) == set(written[:3])  # a write tells the size and etag that listings show
+    everything = dict(storage.list_with_times(folder))
+    assert set(everything) == set(written)
+    assert listed == {info: everything[info] for info in written[:3]}
+    assert list(storage.list_folder(join(folder, "missing"))) == []
+
+
+def test_other_stores_list_a_folder_in_the_same_way() -> None:
+    class Store(MemoryStore):
+        retry_config = None
+
+    store = Store()
+    etags = [object_store.write(store, f"gs://b/{key}", b"x") for key in ("p/a", "p/q/b", "pq")]
+    rows = object_store.files(store, "gs://b/p")
+    assert [row[:3] for row in rows] == [("gs://b/p/a", 1, etags[0])]
+    assert object_store.files(store, "gs://b/missing") == []
 
 
 def test_a_missing_object_is_object_not_found(folder: str) -> None:
@@ -325,8 +350,9 @@ def test_large_objects_are_uploaded_in_parts(
 ) -> None:
     monkeypatch.setattr("segcore.storage.object_store._SINGLE_PUT_BYTES", 1 << 20)
     data = os.urandom(12 << 20)
-    storage.write(s3_prefix + "/x", data)
+    written = storage.write(s3_prefix + "/x", data)
     assert storage.read(s3_prefix + "/x") == data
+    assert list(storage.list(s3_prefix)) == [written]
 
 
 def test_an_unreachable_server_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
