@@ -121,6 +121,7 @@ def command(
     and instances/*.parquet with one row per mask.
     """
     from segcore.config import Config, load_config
+    from segcore.distributed.pool import describe_growth
     from segcore.run.segment import preview, segment
 
     flags: dict[str, tuple[str | tuple[str, ...], object]] = {
@@ -142,7 +143,8 @@ def command(
             remove_unlisted=remove_unlisted,
         )
         print_json(planned.to_dict()) if as_json else print_text(planned.summary())
-        notify(*planned.notes())
+        units_left = planned.units - planned.units_done
+        notify(*planned.notes(), *describe_growth(job_config.ray, units_left))
         sys.exit(ExitCode.NOTHING_TO_DO if planned.nothing_to_do and exit_99 else ExitCode.DONE)
     report = segment(
         job_config,

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from segcore.config import RayOptions
-from segcore.distributed.cluster import NodeResources
+from segcore.distributed.cluster import NodeGroup, NodeResources
 from segcore.errors import ClusterError, UsageError
 from segcore.text import plural
 
 # More readers of fewer CPUs each would hold more copies of the libraries in memory.
 _MAX_CPUS_PER_READER = 4.0
 _MIN_CPU_SHARE = 0.01
+# Where a cluster grows without a limit that it or the user names, the run does.
+MAX_AUTOSCALED_ACTORS = 64
+# A node takes minutes to start: it is not asked for so that each of its actors does one unit.
+_MIN_UNITS_PER_AUTOSCALED_ACTOR = 4
 _ROUNDING_SLACK = 1e-9  # shares are decimal fractions
 
 
@@ -27,6 +31,7 @@ class PoolSize:
         units_in_flight: Units that an actor works on at once.
         readers: Actors that only read and decode; 0: each actor does so for itself.
         cpus_per_reader: CPUs that each reader takes.
+        grows: The cluster adds nodes on demand.
     """
 
     min_actors: int
@@ -37,6 +42,7 @@ class PoolSize:
     units_in_flight: int = 1
     readers: int = 0
     cpus_per_reader: float = 1.0
+    grows: bool = False
 
     @property
     def threads(self) -> int:
@@ -53,7 +59,9 @@ class PoolSize:
         return _count_fitting_actors(self.cpus, self.gpus, [node]) > 0
 
     def on_nodes(self, nodes: Sequence[NodeResources]) -> PoolSize:
-        """As many of these actors as fit on the nodes that are left of the cluster."""
+        """As many of these actors as fit on the nodes that are left; more come where it `grows`."""
+        if self.grows:
+            return self
         actors = max(1, min(self.max_actors, _count_fitting_actors(self.cpus, self.gpus, nodes)))
         return replace(
             self,
@@ -63,8 +71,9 @@ class PoolSize:
         )
 
     def reader_pool(self) -> PoolSize:
-        """The readers as a pool of their own."""
-        return PoolSize(self.readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
+        """The readers as a pool of their own, which grows as that of the actors does."""
+        min_readers = max(1, self.readers * self.min_actors // self.max_actors)
+        return PoolSize(min_readers, self.readers, self.cpus_per_reader, 0.0, "cpu")
 
     def summary(self) -> str:
         """For people: ``2 to 4 actors with 1 CPU each (cpu)``."""
@@ -78,23 +87,114 @@ class PoolSize:
 
 
 def size_pool(
-    options: RayOptions, device: str, n_units: int, nodes: Sequence[NodeResources]
+    options: RayOptions,
+    device: str,
+    n_units: int,
+    nodes: Sequence[NodeResources],
+    groups: Sequence[NodeGroup] = (),
 ) -> PoolSize:
     """Size the actor pool for a number of units, and that of its readers in the layout `split`.
 
     On CPUs: as many actors as cores, each with one thread; with fewer units than cores there are
     fewer actors, and the cores are divided among them. On GPUs: one actor for each GPU, with an
-    equal share of the CPUs.
+    equal share of the CPUs. With `ray.autoscaling` see `max_autoscaled_actors`.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``, as asked for.
+        groups: Nodes that an autoscaler may have; looked at with `ray.autoscaling` alone.
 
     Raises:
         UsageError: The requests contradict each other.
         ClusterError: The cluster cannot give what was asked for.
     """
-    pool = _size_actors(options, device, n_units, nodes)
+    if options.autoscaling:
+        pool = _size_autoscaled_actors(options, device, n_units, nodes, groups)
+    else:
+        pool = _size_actors(options, device, n_units, nodes)
     return _add_readers(pool, options, nodes) if options.layout == "split" else pool
+
+
+def max_autoscaled_actors(options: RayOptions, n_units: int, n_fitting: int | None = None) -> int:
+    """How many actors a run has at most on a cluster that adds nodes on demand.
+
+    `ray.max_actors`, if given; else as many as fit on all nodes that the autoscaler may have, or
+    `MAX_AUTOSCALED_ACTORS` where it names no limit. There are never more than units, and nodes are
+    added only for actors with some units each.
+
+    Args:
+        n_fitting: Actors for which all nodes together have room that the autoscaler may have; None
+            if there is no limit, or none that is known.
+    """
+    min_actors = options.min_actors or 1
+    if options.max_actors:
+        return max(min_actors, min(options.max_actors, n_units))
+    limit = MAX_AUTOSCALED_ACTORS if n_fitting is None else n_fitting
+    return max(min_actors, min(limit, math.ceil(n_units / _MIN_UNITS_PER_AUTOSCALED_ACTOR)))
+
+
+def describe_growth(options: RayOptions, n_units: int) -> list[str]:
+    """What a run may ask of a cluster that adds nodes on demand, before one is asked; for people.
+
+    Args:
+        n_units: Units that are left to do.
+    """
+    if not (options.autoscaling and n_units):
+        return []
+    actors = plural(max_autoscaled_actors(options, n_units), "actor")
+    is_default = not options.max_actors and n_units > (
+        MAX_AUTOSCALED_ACTORS * _MIN_UNITS_PER_AUTOSCALED_ACTOR
+    )
+    names_limit = " (where its autoscaler names a limit, as many as that gives room for)"
+    return [f"The cluster may grow until it has {actors}{names_limit * is_default}."]
+
+
+def _size_autoscaled_actors(
+    options: RayOptions,
+    device: str,
+    n_units: int,
+    nodes: Sequence[NodeResources],
+    groups: Sequence[NodeGroup],
+) -> PoolSize:
+    """As `_size_actors`, on a cluster that adds nodes on demand.
+
+    Raises:
+        UsageError: See `size_pool`.
+        ClusterError: No node of the cluster, now or later, has room for an actor.
+    """
+    gpus = _gpus_per_actor(options, device, [*nodes, *(group.node for group in groups)])
+    cpus = options.cpus_per_actor or 1.0
+    per_node = [_count_fitting_actors(cpus, gpus, [group.node]) for group in groups]
+    n_now = _count_fitting_actors(cpus, gpus, nodes)
+    n_fitting: int | None = None
+    if groups and not any(g.max_nodes is None and n for g, n in zip(groups, per_node, strict=True)):
+        # Nodes that are there need not be of a group: the head, for example.
+        n_fitting = max(
+            n_now, sum((g.max_nodes or 0) * n for g, n in zip(groups, per_node, strict=True))
+        )
+        if n_fitting < (options.min_actors or 1):
+            raise ClusterError(
+                f"The run needs {_describe_actors(options.min_actors or 1, cpus, gpus)}, but all "
+                f"nodes that the autoscaler of this cluster may have, have room for {n_fitting:,}.",
+                hint="Lower ray.cpus_per_actor, ray.gpus_per_actor or --actors, or let the "
+                "cluster have more or larger nodes.",
+            )
+    max_actors = max_autoscaled_actors(options, n_units, n_fitting)
+    if not options.max_actors:  # what is there already costs no start of a node
+        max_actors = max(max_actors, min(n_now, n_units))
+    return PoolSize(
+        min(options.min_actors or 1, max_actors),
+        max_actors,
+        cpus,
+        gpus,
+        _actor_device(device, gpus),
+        _units_in_flight(options, gpus),
+        grows=True,
+    )
+
+
+def _units_in_flight(options: RayOptions, gpus: float) -> int:
+    """On a GPU the next unit is read while one is written; on a CPU the cores are busy anyway."""
+    return options.units_in_flight or (2 if gpus else 1)
 
 
 def _size_actors(
@@ -106,14 +206,6 @@ def _size_actors(
         UsageError, ClusterError: See `size_pool`.
     """
     gpus = _gpus_per_actor(options, device, nodes)
-    # On a GPU the next unit is read while one is written; on a CPU the cores are busy anyway.
-    units_in_flight = options.units_in_flight or (2 if gpus else 1)
-    actor_device = _actor_device(device, gpus)
-    if options.autoscaling:
-        max_actors = options.max_actors or max(n_units, options.min_actors or 1)
-        min_actors = min(options.min_actors or 1, max_actors)
-        cpus = options.cpus_per_actor or 1.0
-        return PoolSize(min_actors, max_actors, cpus, gpus, actor_device, units_in_flight)
     total_cpus = sum(node.cpus for node in nodes)
     total_gpus = sum(node.gpus for node in nodes)
     required_actors = options.min_actors or 1
@@ -140,13 +232,15 @@ def _size_actors(
             hint="Lower ray.cpus_per_actor or --actors, or set ray.autoscaling=true when the "
             "cluster adds nodes on demand.",
         )
-    return PoolSize(min_actors, max_actors, cpus, gpus, actor_device, units_in_flight)
+    device = _actor_device(device, gpus)
+    return PoolSize(min_actors, max_actors, cpus, gpus, device, _units_in_flight(options, gpus))
 
 
 def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResources]) -> PoolSize:
     """The same actors with one CPU each, and readers on the remaining CPUs.
 
-    Without GPUs the network is nearly all of the work: then there is one reader.
+    Without GPUs the network is nearly all of the work: then there is one reader. Where nodes are
+    added on demand, each actor with a GPU has a reader with one CPU.
 
     Raises:
         ClusterError: The readers do not fit.
@@ -157,7 +251,9 @@ def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResour
     remaining_cpus = total_cpus - actors * cpus
     cpus_per_reader = 1.0
     readers = options.readers or 1
-    if pool.gpus:
+    if pool.gpus and options.autoscaling:
+        readers = options.readers or actors
+    elif pool.gpus:
         cpus_per_reader = max(1.0, min(_MAX_CPUS_PER_READER, float(int(remaining_cpus))))
         readers = options.readers or max(1, int(remaining_cpus // cpus_per_reader))
     if readers * cpus_per_reader > remaining_cpus and not options.autoscaling:
