@@ -65,19 +65,6 @@ class NodeResources:
 
 
 @dataclass(frozen=True)
-class NodeGroup:
-    """Nodes of one kind that the cluster's autoscaler may have.
-
-    Attributes:
-        node: What each of them offers.
-        max_nodes: How many there may be; None: no limit.
-    """
-
-    node: NodeResources
-    max_nodes: int | None
-
-
-@dataclass(frozen=True)
 class RayTarget:
     """Which Ray a run uses.
 
@@ -177,21 +164,6 @@ def all_nodes() -> list[NodeResources]:
     import ray
 
     return [_node_resources(node) for node in ray.nodes()]
-
-
-def node_groups() -> list[NodeGroup]:
-    """The kinds of nodes that the autoscaler may have; none where it does not say, or is none."""
-    from ray._private.state import state  # no public way; Ray Train asks here, too
-
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else ()
-    return [
-        NodeGroup(
-            NodeResources(group.resources.get("CPU", 0), group.resources.get("GPU", 0)),
-            group.max_count if group.max_count >= 0 else None,
-        )
-        for group in groups
-    ]
 
 
 def cpus_of_this_node() -> float:

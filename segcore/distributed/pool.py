@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from segcore.config import RayOptions
-from segcore.distributed.cluster import NodeGroup, NodeResources
+from segcore.distributed.cluster import NodeResources
 from segcore.errors import ClusterError, UsageError
 from segcore.text import plural
 
 # More readers of fewer CPUs each would hold more copies of the libraries in memory.
 _MAX_CPUS_PER_READER = 4.0
 _MIN_CPU_SHARE = 0.01
-# Where a cluster grows without a limit that it or the user names, the run does.
+# Of a cluster that adds nodes on demand, unless ray.max_actors says otherwise.
 MAX_AUTOSCALED_ACTORS = 64
 # A node takes minutes to start: it is not asked for so that each of its actors does one unit.
 _MIN_UNITS_PER_AUTOSCALED_ACTOR = 4
@@ -87,11 +87,7 @@ class PoolSize:
 
 
 def size_pool(
-    options: RayOptions,
-    device: str,
-    n_units: int,
-    nodes: Sequence[NodeResources],
-    groups: Sequence[NodeGroup] = (),
+    options: RayOptions, device: str, n_units: int, nodes: Sequence[NodeResources]
 ) -> PoolSize:
     """Size the actor pool for a number of units, and that of its readers in the layout `split`.
 
@@ -101,35 +97,30 @@ def size_pool(
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``, as asked for.
-        groups: Nodes that an autoscaler may have; looked at with `ray.autoscaling` alone.
 
     Raises:
         UsageError: The requests contradict each other.
         ClusterError: The cluster cannot give what was asked for.
     """
     if options.autoscaling:
-        pool = _size_autoscaled_actors(options, device, n_units, nodes, groups)
+        pool = _size_autoscaled_actors(options, device, n_units, nodes)
     else:
         pool = _size_actors(options, device, n_units, nodes)
     return _add_readers(pool, options, nodes) if options.layout == "split" else pool
 
 
-def max_autoscaled_actors(options: RayOptions, n_units: int, n_fitting: int | None = None) -> int:
-    """How many actors a run has at most on a cluster that adds nodes on demand.
+def max_autoscaled_actors(options: RayOptions, n_units: int) -> int:
+    """How many actors a run asks for at most on a cluster that adds nodes on demand.
 
-    `ray.max_actors`, if given; else as many as fit on all nodes that the autoscaler may have, or
-    `MAX_AUTOSCALED_ACTORS` where it names no limit. There are never more than units, and nodes are
-    added only for actors with some units each.
-
-    Args:
-        n_fitting: Actors for which all nodes together have room that the autoscaler may have; None
-            if there is no limit, or none that is known.
+    `ray.max_actors`, if given, else `MAX_AUTOSCALED_ACTORS`: Ray does not tell how many nodes the
+    autoscaler may have. There are never more than units, and nodes are added only for actors with
+    some units each.
     """
     min_actors = options.min_actors or 1
     if options.max_actors:
         return max(min_actors, min(options.max_actors, n_units))
-    limit = MAX_AUTOSCALED_ACTORS if n_fitting is None else n_fitting
-    return max(min_actors, min(limit, math.ceil(n_units / _MIN_UNITS_PER_AUTOSCALED_ACTOR)))
+    worthwhile_actors = math.ceil(n_units / _MIN_UNITS_PER_AUTOSCALED_ACTOR)
+    return max(min_actors, min(MAX_AUTOSCALED_ACTORS, worthwhile_actors))
 
 
 def describe_growth(options: RayOptions, n_units: int) -> list[str]:
@@ -141,46 +132,23 @@ def describe_growth(options: RayOptions, n_units: int) -> list[str]:
     if not (options.autoscaling and n_units):
         return []
     actors = plural(max_autoscaled_actors(options, n_units), "actor")
-    is_default = not options.max_actors and n_units > (
-        MAX_AUTOSCALED_ACTORS * _MIN_UNITS_PER_AUTOSCALED_ACTOR
-    )
-    names_limit = " (where its autoscaler names a limit, as many as that gives room for)"
-    return [f"The cluster may grow until it has {actors}{names_limit * is_default}."]
+    more = "" if options.max_actors else ", or more where its nodes have room for more already"
+    return [f"The cluster may grow until it has {actors}{more}."]
 
 
 def _size_autoscaled_actors(
-    options: RayOptions,
-    device: str,
-    n_units: int,
-    nodes: Sequence[NodeResources],
-    groups: Sequence[NodeGroup],
+    options: RayOptions, device: str, n_units: int, nodes: Sequence[NodeResources]
 ) -> PoolSize:
     """As `_size_actors`, on a cluster that adds nodes on demand.
 
     Raises:
         UsageError: See `size_pool`.
-        ClusterError: No node of the cluster, now or later, has room for an actor.
     """
-    gpus = _gpus_per_actor(options, device, [*nodes, *(group.node for group in groups)])
+    gpus = _gpus_per_actor(options, device, nodes)
     cpus = options.cpus_per_actor or 1.0
-    per_node = [_count_fitting_actors(cpus, gpus, [group.node]) for group in groups]
-    n_now = _count_fitting_actors(cpus, gpus, nodes)
-    n_fitting: int | None = None
-    if groups and not any(g.max_nodes is None and n for g, n in zip(groups, per_node, strict=True)):
-        # Nodes that are there need not be of a group: the head, for example.
-        n_fitting = max(
-            n_now, sum((g.max_nodes or 0) * n for g, n in zip(groups, per_node, strict=True))
-        )
-        if n_fitting < (options.min_actors or 1):
-            raise ClusterError(
-                f"The run needs {_describe_actors(options.min_actors or 1, cpus, gpus)}, but all "
-                f"nodes that the autoscaler of this cluster may have, have room for {n_fitting:,}.",
-                hint="Lower ray.cpus_per_actor, ray.gpus_per_actor or --actors, or let the "
-                "cluster have more or larger nodes.",
-            )
-    max_actors = max_autoscaled_actors(options, n_units, n_fitting)
+    max_actors = max_autoscaled_actors(options, n_units)
     if not options.max_actors:  # what is there already costs no start of a node
-        max_actors = max(max_actors, min(n_now, n_units))
+        max_actors = max(max_actors, min(_count_fitting_actors(cpus, gpus, nodes), n_units))
     return PoolSize(
         min(options.min_actors or 1, max_actors),
         max_actors,

@@ -121,8 +121,7 @@ def connect_workers(job: Job, max_units: int, state: RunState) -> Iterator[PoolS
             target = stack.enter_context(cluster.connected(options))
             nodes = cluster.live_nodes()
             state.ray = state.ray or target.describe(nodes)  # the first connection knows
-            groups = cluster.node_groups() if options.autoscaling else []
-            pool = size_pool(options, job.config.model.device, max_units, nodes, groups)
+            pool = size_pool(options, job.config.model.device, max_units, nodes)
         yield pool
 
 
