@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.distributed import cluster
+from segcore.distributed.progress import ProgressReporter
 from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
@@ -95,7 +96,7 @@ class UnitActor:
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
         self._node = register_current_actor(progress)
-        self._progress = progress
+        self._progress = ProgressReporter(progress, spec.max_processes)
         self._retry_failed = retry_failed
         # Ray gives a new process the bundle of the one that died, whose first units may be done.
         self._finds_units_done = was_restarted() and not retry_failed
@@ -107,10 +108,10 @@ class UnitActor:
         return UnitWorker(model, spec.read_options, spec.parts, spec.max_concurrent_batches)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
-        """Segment the units of a batch (one) and return what became of them."""
-        return outcomes_to_columns(
-            [self._run(unit, UnitWorker.segment) for unit in units_from_table(batch)]
-        )
+        """Segment the units of a batch (a bundle) and return what became of them."""
+        outcomes = [self._run(unit, UnitWorker.segment) for unit in units_from_table(batch)]
+        self._progress.flush()
+        return outcomes_to_columns(outcomes)
 
     def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         """Call `segment`, a method of the worker, and turn what happens into an outcome."""
@@ -133,7 +134,7 @@ class UnitActor:
     def _segment(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
 
         def report(ok: int, failed: int, instances: int) -> None:
-            self._progress.report.remote(unit.unit, ok, failed, instances)
+            self._progress.report(unit.unit, ok, failed, instances)
 
         try:
             counts = segment(
@@ -188,14 +189,14 @@ class SegmentActor(UnitActor):
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         """Segment the units of a batch (one) and return what became of them."""
-        return outcomes_to_columns(
-            [
-                prepared
-                if isinstance(prepared, UnitOutcome)
-                else self._run(unit, UnitWorker.segment_prepared, prepared)
-                for unit, prepared in zip(batch["unit"], batch["prepared"], strict=True)
-            ]
-        )
+        outcomes = [
+            prepared
+            if isinstance(prepared, UnitOutcome)
+            else self._run(unit, UnitWorker.segment_prepared, prepared)
+            for unit, prepared in zip(batch["unit"], batch["prepared"], strict=True)
+        ]
+        self._progress.flush()
+        return outcomes_to_columns(outcomes)
 
 
 def _object_array(values: list[Any]) -> np.ndarray:
@@ -261,10 +262,12 @@ def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:
     )
 
 
-def complete_unit(progress: Any, unit: Unit, counts: PartCounts, node: str) -> UnitOutcome:
-    """Report a unit that this node committed to the `ProgressActor`; returns its outcome."""
+def complete_unit(
+    progress: ProgressReporter, unit: Unit, counts: PartCounts, node: str
+) -> UnitOutcome:
+    """Report a unit that this node committed; returns its outcome."""
     totals = counts.ok, counts.failed, counts.instances
-    progress.complete_on.remote(node, unit.unit, totals, unit.n_bytes)
+    progress.complete(node, unit.unit, totals, unit.n_bytes)
     row = UnitCounts.of_written(counts)
     return UnitOutcome(unit.unit, *totals, counts=row.to_text() if row else "", node=node)
 

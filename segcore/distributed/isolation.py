@@ -34,6 +34,7 @@ from segcore.distributed.actors import (
     register_current_actor,
 )
 from segcore.distributed.pool import PoolSize
+from segcore.distributed.progress import ProgressReporter
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
@@ -131,7 +132,7 @@ class Isolator:
         taken_out: tuple[str, ...],
     ) -> None:
         register_current_actor(progress)
-        self._progress = progress
+        self._progress = ProgressReporter(progress, spec.max_processes)
         self._spec = spec
         self._retry_failed = retry_failed
         self._pool = pool
@@ -141,7 +142,9 @@ class Isolator:
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and return what became of them."""
-        return outcomes_to_columns([self._run(unit) for unit in units_from_table(batch)])
+        outcomes = [self._run(unit) for unit in units_from_table(batch)]
+        self._progress.flush()
+        return outcomes_to_columns(outcomes)
 
     def _run(self, unit: Unit) -> UnitOutcome:
         try:
@@ -297,7 +300,7 @@ class Isolator:
         segmented = [row.instances for row in rows if row.instances is not None]
         n_failed = len(rows) - len(segmented)
         n_instances = sum(map(len, segmented))
-        self._progress.report.remote(unit.unit, len(segmented), n_failed, n_instances)
+        self._progress.report(unit.unit, len(segmented), n_failed, n_instances)
 
 
 def _node_is_lost(process: Any, error: Exception, node: str) -> bool:

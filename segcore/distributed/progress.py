@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -18,8 +18,14 @@ from rich.text import Text
 from segcore.text import format_duration, plural
 
 LIVE_INTERVAL_S = 0.5
+REPORT_INTERVAL_S = 1.0  # of a worker
+_MAX_REPORTS_PER_S = 100  # of all workers together: one costs the `ProgressActor` a millisecond
 PLAIN_INTERVAL_S = 10.0
 _THREAD_END_TIMEOUT_S = 5
+
+
+UnitCounts = tuple[int, int, int]  # ok, failed, instances
+CommittedUnit = tuple[str, str, UnitCounts, int]  # node, unit, its counts and bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class ProgressCounter:
     """
 
     def __init__(self) -> None:
-        self._in_progress: dict[str, tuple[int, int, int]] = {}  # unit -> ok, failed, instances
+        self._in_progress: dict[str, UnitCounts] = {}
         self._committed = ProgressSnapshot()
         self._committed_units: set[str] = set()
 
@@ -107,10 +113,19 @@ class ProgressActor(ProgressCounter):
             self._deaths[self._nodes[actor_id]] += 1
         self._nodes[actor_id] = node
 
-    def complete_on(self, node: str, unit: str, counts: tuple[int, int, int], n_bytes: int) -> None:
+    def complete_on(self, node: str, unit: str, counts: UnitCounts, n_bytes: int) -> None:
         """As `complete`, for a unit that this node committed."""
         self._deaths.pop(node, None)
         self.complete(unit, *counts, n_bytes)
+
+    def update(
+        self, in_progress: Mapping[str, UnitCounts], committed: Sequence[CommittedUnit]
+    ) -> None:
+        """Take what a `ProgressReporter` has gathered."""
+        for unit, counts in in_progress.items():
+            self.report(unit, *counts)
+        for entry in committed:
+            self.complete_on(*entry)
 
     def placements(self) -> dict[str, str]:
         """Actor id -> node, of all actors that registered since the last `drain`."""
@@ -125,6 +140,53 @@ class ProgressActor(ProgressCounter):
         drained, self._registered = self._registered, []
         self._nodes.clear()
         return drained
+
+
+class ProgressReporter:
+    """A worker's way to the `ProgressActor`: gathers what was done, and sends it now and then.
+
+    The first unit that a process commits is told at once: it shows that its node works. Thread-safe.
+
+    Args:
+        progress: Handle of the `ProgressActor`.
+        n_workers: How many share it.
+    """
+
+    def __init__(self, progress: Any, n_workers: int) -> None:
+        self._progress = progress
+        self._interval_s = max(REPORT_INTERVAL_S, n_workers / _MAX_REPORTS_PER_S)
+        self._in_progress: dict[str, UnitCounts] = {}
+        self._committed: list[CommittedUnit] = []
+        self._has_committed = False
+        self._sent_at = float("-inf")  # monotonic seconds
+        self._lock = threading.Lock()
+
+    def report(self, unit: str, ok: int, failed: int, instances: int) -> None:
+        """See `ProgressCounter.report`."""
+        with self._lock:
+            self._in_progress[unit] = (ok, failed, instances)
+            self._send_when_due()
+
+    def complete(self, node: str, unit: str, counts: UnitCounts, n_bytes: int) -> None:
+        """See `ProgressActor.complete_on`."""
+        with self._lock:
+            self._in_progress.pop(unit, None)
+            self._committed.append((node, unit, counts, n_bytes))
+            self._send_when_due(at_once=not self._has_committed)
+            self._has_committed = True
+
+    def flush(self) -> None:
+        """Send what has not been sent; to be called before the worker may have to wait for work."""
+        with self._lock:
+            self._send_when_due(at_once=True)
+
+    def _send_when_due(self, at_once: bool = False) -> None:
+        if not (self._in_progress or self._committed):
+            return
+        if at_once or time.monotonic() - self._sent_at >= self._interval_s:
+            self._progress.update.remote(self._in_progress, self._committed)
+            self._in_progress, self._committed = {}, []
+            self._sent_at = time.monotonic()
 
 
 @dataclass(frozen=True)
