@@ -59,16 +59,39 @@ class PoolSize:
         return _count_fitting_actors(self.cpus, self.gpus, [node]) > 0
 
     def on_nodes(self, nodes: Sequence[NodeResources]) -> PoolSize:
-        """As many of these actors as fit on the nodes that are left; more come where it `grows`."""
+        """As many of these actors as fit on the nodes that are left; more come where it `grows`.
+
+        Where not even one actor fits beside one reader, actors read for themselves: an actor that
+        waits for a reader that has no room would wait forever.
+        """
         if self.grows:
             return self
         actors = max(1, min(self.max_actors, _count_fitting_actors(self.cpus, self.gpus, nodes)))
+        readers = 0
+        if self.readers:
+            for fewer in range(actors, 0, -1):
+                readers = max(1, self.readers * fewer // self.max_actors)
+                if readers <= self._count_fitting_readers(fewer, nodes):
+                    actors = fewer
+                    break
+            else:
+                readers = 0
         return replace(
             self,
             min_actors=min(self.min_actors, actors),
             max_actors=actors,
-            readers=max(1, self.readers * actors // self.max_actors) if self.readers else 0,
+            readers=readers,
         )
+
+    def _count_fitting_readers(self, actors: int, nodes: Sequence[NodeResources]) -> int:
+        """How many readers the nodes have room for beside so many actors."""
+        readers = 0
+        for node in nodes:
+            here = min(actors, _count_fitting_actors(self.cpus, self.gpus, [node]))
+            actors -= here
+            cpus_left = node.cpus - here * self.cpus
+            readers += int(cpus_left / self.cpus_per_reader + _ROUNDING_SLACK)
+        return readers
 
     def reader_pool(self) -> PoolSize:
         """The readers as a pool of their own, which grows as that of the actors does."""

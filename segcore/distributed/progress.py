@@ -145,7 +145,8 @@ class ProgressActor(ProgressCounter):
 class ProgressReporter:
     """A worker's way to the `ProgressActor`: gathers what was done, and sends it now and then.
 
-    The first unit that a process commits is told at once: it shows that its node works. Thread-safe.
+    The first unit that a process commits is told at once: it shows that its node works.
+    Thread-safe.
 
     Args:
         progress: Handle of the `ProgressActor`.

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _SINGLE_PUT_BYTES = 64 << 20
 _LIST_CHUNK_OBJECTS = 1000
 _CONNECT_TIMEOUT = timedelta(seconds=10)
+# botocore renews credentials 15 minutes before they expire, so this never yields expired ones.
+_CREDENTIALS_TTL = timedelta(minutes=5)
 _MAX_REPAIRS = 10  # of an object that a server created without its bytes
 _NONCE_ATTRIBUTE = "segcore-nonce"
 _Result = TypeVar("_Result")
@@ -68,9 +70,7 @@ def _connect_s3(bucket: str, options: Any, client: ClientConfig, retry: RetryCon
     session = open_session(bucket, options)
     credentials: dict[str, Any] = {"skip_signature": True}
     if not session.anonymous:
-        # botocore renews credentials 15 minutes before they expire, so caching them for 5 minutes
-        # never yields expired ones
-        provider = Boto3CredentialProvider(session.session, ttl=timedelta(minutes=5))
+        provider = Boto3CredentialProvider(session.session, ttl=_CREDENTIALS_TTL)
         credentials = {"credential_provider": provider}
     config: S3Config = {"region": session.region}
     if options.requester_pays:

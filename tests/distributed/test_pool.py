@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from segcore.config import RayOptions
 from segcore.distributed.cluster import NodeResources
@@ -127,8 +129,38 @@ def test_a_pool_fits_the_nodes_that_are_left_of_a_cluster():
     left = _pool(SERVER * 2, layout="split").on_nodes(SERVER)
     assert (left.min_actors, left.max_actors, left.readers) == (4, 4, 3)
     assert left.reader_pool().min_actors == 3
-    left = _pool(SERVER, layout="split").on_nodes([NodeResources(2, 1)])
+    small = [NodeResources(1, 0)] * 4
+    left = _pool(small, layout="split").on_nodes(small[:3])
+    assert (left.min_actors, left.max_actors, left.readers) == (2, 2, 1)
+    left = _pool(small, layout="split").on_nodes(small[:2])
     assert (left.min_actors, left.max_actors, left.readers) == (1, 1, 1)
+    # no room for both: actors read for themselves
+    left = _pool(small, layout="split").on_nodes(small[:1])
+    assert (left.min_actors, left.max_actors, left.readers) == (1, 1, 0)
+    left = _pool(SERVER, layout="split").on_nodes([NodeResources(2, 1)])
+    assert (left.min_actors, left.max_actors, left.readers) == (1, 1, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), min_size=1, max_size=6),
+    st.sampled_from(["cpu", "auto"]),
+    st.data(),
+)
+def test_what_is_left_of_a_cluster_has_room_for_the_pool(sizes, device, data):
+    nodes = [NodeResources(cpus, gpus) for cpus, gpus in sizes]
+    try:
+        pool = _pool(nodes, device=device, layout="split")
+    except ClusterError:
+        assume(False)
+    left = data.draw(st.lists(st.sampled_from(nodes), max_size=len(nodes)))
+    smaller = pool.on_nodes(left)
+    if not pool.fits_on(NodeResources(sum(n.cpus for n in left), sum(n.gpus for n in left))):
+        return  # nothing fits: the run ends elsewhere
+    n_actors, n_readers = smaller.max_actors, smaller.readers
+    assert n_actors * smaller.cpus + n_readers * smaller.cpus_per_reader <= max(
+        sum(node.cpus for node in left), smaller.cpus
+    )
+    assert 1 <= smaller.min_actors <= n_actors <= pool.max_actors
 
 
 def test_a_cluster_that_grows_goes_on_growing_where_a_node_is_left_out():

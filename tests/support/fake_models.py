@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ class BrightModel:
 
     def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
         """Threshold, or misbehave as the first pixel says."""
+        if "FAKE_MODEL_DIES" in os.environ:
+            os._exit(7)
         self.batches.append(len(prepared))
         time.sleep(self._delay_s * len(prepared))
         for item in prepared:
@@ -104,6 +107,22 @@ class DyingModel(BrightModel):
     def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
         """End the process."""
         os._exit(7)
+
+
+class LoggedModel(BrightModel):
+    """Writes a line for each image to FAKE_MODEL_LOG/<pid>: when, its parent, its first pixel.
+
+    The parent of a worker is the raylet of its node.
+    """
+
+    def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
+        """As `BrightModel.forward`."""
+        raw = super().forward(prepared)
+        log = Path(os.environ["FAKE_MODEL_LOG"]) / str(os.getpid())
+        with log.open("a") as lines:
+            for item in prepared:
+                print(time.time(), os.getppid(), *item.first_pixel, file=lines)
+        return raw
 
 
 def _instances(mask: np.ndarray) -> Instances:

@@ -1,18 +1,20 @@
-"""A read-only S3 server on loopback whose keys are opaque text, as on AWS.
+"""An S3 server on loopback, in memory, whose keys are opaque text, as on AWS.
 
 SeaweedFS keeps objects as files of folders and refuses or changes some keys; AWS does not. This
-server also records every request, and answers with an error when a test asks for that.
+server also records every request, and answers with an error when a test asks for that. It knows
+what a run needs besides uploads in parts; signatures are not checked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 
 class FakeS3:
@@ -27,6 +29,8 @@ class FakeS3:
             None where the request is served.
         requests: (method, key or None, headers) of each request.
         listed_etag: Called with a key; the etag that listings show.
+        is_listed: Called with a key; whether listings show it yet.
+        accepts: Called with an access key; whether it is valid still.
     """
 
     bucket = "bucket"
@@ -37,6 +41,10 @@ class FakeS3:
         self.refuse: Callable[[str, str | None], tuple[int, str] | None] = lambda *_: None
         self.requests: list[tuple[str, str | None, dict[str, str]]] = []
         self.listed_etag: Callable[[str], str] = self.etag
+        self.is_listed: Callable[[str], bool] = lambda key: True
+        self.accepts: Callable[[str], bool] = lambda access_key: True
+        self.metadata: dict[str, dict[str, str]] = {}  # key -> its x-amz-meta-* headers
+        self.lock = threading.Lock()  # of changes, so that one creator wins
         handler = type("Handler", (_Handler,), {"fake": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -76,24 +84,61 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit("http://host" + self.path)
         query = {name: values[0] for name, values in parse_qs(url.query, True).items()}
-        is_listing = "list-type" in query
-        key = None if is_listing else unquote(url.path)[len(f"/{self.fake.bucket}/") :]
+        has_no_key = "list-type" in query or "delete" in query
+        key = None if has_no_key else unquote(url.path)[len(f"/{self.fake.bucket}/") :]
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.fake.requests.append((self.command, key, dict(self.headers)))
         refusal = self.fake.refuse(self.command, key)
-        if refusal is None and key is not None and key not in self.fake.objects:
-            refusal = (404, "NoSuchKey")
+        signer = re.search("Credential=([^/]+)/", self.headers.get("Authorization", ""))
+        if signer is not None and not self.fake.accepts(signer[1]):
+            refusal = (400, "ExpiredToken")
         if refusal is not None:
-            xml = f"<Error><Code>{refusal[1]}</Code><Message>m</Message></Error>"
-            self._answer(refusal[0], xml.encode())
+            self._refuse(*refusal)
+        elif self.command == "PUT" and key is not None:
+            self._put(key, body)
+        elif self.command == "DELETE" and key is not None:
+            self._delete([key])
+            self._answer(204, b"")
+        elif "delete" in query:
+            names = re.findall("<Key>(.*?)</Key>", body.decode())
+            self._delete([unescape(name) for name in names])
+            deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
+            self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
         elif key is None:
             self._list(query)
         else:
             self._get(key)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_DELETE = do_POST = do_GET
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._answer(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode())
+
+    def _put(self, key: str, body: bytes) -> None:
+        fake = self.fake
+        with fake.lock:
+            exists = key in fake.objects
+            if not (exists and self.headers.get("If-None-Match") == "*"):
+                fake.objects[key] = body
+                names = [name for name in self.headers if name.lower().startswith("x-amz-meta-")]
+                fake.metadata[key] = {name: self.headers[name] for name in names}
+                exists = False
+        if exists:
+            self._refuse(412, "PreconditionFailed")
+        else:
+            self._answer(200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+
+    def _delete(self, keys: list[str]) -> None:
+        with self.fake.lock:
+            for key in keys:
+                self.fake.objects.pop(key, None)
 
     def _get(self, key: str) -> None:
-        data, status, headers = self.fake.objects[key], 200, {}
+        data, status = self.fake.objects.get(key), 200
+        if data is None:
+            self._refuse(404, "NoSuchKey")
+            return
+        headers = {**self.fake.metadata.get(key, {}), "ETag": f'"{hashlib.md5(data).hexdigest()}"'}
         if bounds := self.headers.get("Range"):
             first, last = bounds.removeprefix("bytes=").split("-")
             total = len(data)
@@ -103,22 +148,23 @@ class _Handler(BaseHTTPRequestHandler):
             data, status = data[int(first) : int(last) + 1], 206
             stop = int(first) + len(data) - 1
             headers["Content-Range"] = f"bytes {first}-{stop}/{total}"
-        headers["ETag"] = f'"{self.fake.etag(key)}"'
         self._answer(status, data, headers)
 
     def _list(self, query: dict[str, str]) -> None:
         prefix, start_after = query.get("prefix", ""), query.get("start-after", "")
         after = unquote(query.get("continuation-token", "")) or start_after
+        with self.fake.lock:
+            objects = dict(self.fake.objects)
         names = {
             self._fold(key, prefix, query.get("delimiter", ""))
-            for key in self.fake.objects
-            if key.startswith(prefix)
+            for key in objects
+            if key.startswith(prefix) and self.fake.is_listed(key)
         }
         names = {name for name in names if name > after}
         page = sorted(names)[: min(self.fake.page_keys, int(query.get("max-keys", 1000)))]
         encode = quote if query.get("encoding-type") == "url" else escape
         items = "".join(
-            f"<Contents><Key>{encode(name)}</Key><Size>{len(self.fake.objects[name])}</Size>"
+            f"<Contents><Key>{encode(name)}</Key><Size>{len(objects[name])}</Size>"
             f"<LastModified>2024-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>&quot;{self.fake.listed_etag(name)}&quot;</ETag></Contents>"
             if not isinstance(name, _Folder)
