@@ -238,10 +238,12 @@ class WorkerSetup(Generic[Worker]):
 def register_current_actor(progress: Any) -> str:
     """Make the calling actor known to the `ProgressActor`; returns the id of its node."""
     import ray
+    from ray import cloudpickle
 
     context = ray.get_runtime_context()
     node: str = context.get_node_id()
-    progress.register.remote(context.current_actor, context.get_actor_id(), node)
+    handle = cloudpickle.dumps(context.current_actor)
+    progress.register.remote(handle, context.get_actor_id(), node)
     return node
 
 

@@ -290,10 +290,11 @@ class Pipeline:
         until the driver ends, and the next graph could not start.
         """
         import ray
+        from ray import cloudpickle
 
         try:
-            for actor in ray.get(self._progress.drain.remote(), timeout=_DRAIN_TIMEOUT_S):
-                ray.kill(actor, no_restart=True)
+            for handle in ray.get(self._progress.drain.remote(), timeout=_DRAIN_TIMEOUT_S):
+                ray.kill(cloudpickle.loads(handle), no_restart=True)
         except ray.exceptions.RayError:  # the cluster itself is going: nothing left to free
             return
 

@@ -102,13 +102,17 @@ class ProgressActor(ProgressCounter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._registered: list[Any] = []
+        self._registered: list[bytes] = []
         self._nodes: dict[str, str] = {}  # actor id -> its node
         self._deaths: Counter[str] = Counter()  # node -> since it committed a unit
 
-    def register(self, actor: Any, actor_id: str, node: str) -> None:
-        """Remember an actor of the pool; one that is known was restarted after its death."""
-        self._registered.append(actor)
+    def register(self, handle: bytes, actor_id: str, node: str) -> None:
+        """Remember an actor of the pool; one that is known was restarted after its death.
+
+        Args:
+            handle: Of the actor, pickled: as an object it would make this process import Ray Data.
+        """
+        self._registered.append(handle)
         if actor_id in self._nodes:
             self._deaths[self._nodes[actor_id]] += 1
         self._nodes[actor_id] = node
@@ -135,8 +139,8 @@ class ProgressActor(ProgressCounter):
         """Node -> how many of its processes died since it committed a unit."""
         return dict(self._deaths)
 
-    def drain(self) -> list[Any]:
-        """The handles of all actors that registered since the last call."""
+    def drain(self) -> list[bytes]:
+        """The pickled handles of all actors that registered since the last call."""
         drained, self._registered = self._registered, []
         self._nodes.clear()
         return drained

@@ -128,14 +128,14 @@ def test_images_that_kill_processes_everywhere_take_no_node_out():
 def test_restarted_actors_are_deaths_of_their_node_until_it_commits():
     progress = ProgressActor()
     for node in ("A", "A", "B", "A"):
-        progress.register(None, "actor", node)
-    progress.register(None, "other", "B")
+        progress.register(b"", "actor", node)
+    progress.register(b"", "other", "B")
     assert progress.deaths() == {"A": 2, "B": 1}
     assert progress.placements() == {"actor": "A", "other": "B"}
     progress.complete_on("A", "unit", (1, 0, 0), 10)
     assert progress.deaths() == {"B": 1}
     assert progress.snapshot().units == 1
-    assert progress.drain() == [None] * 5
+    assert progress.drain() == [b""] * 5
     assert progress.placements() == {}
 
 

@@ -90,7 +90,7 @@ def test_messages_are_few_however_many_workers_and_units(monkeypatch):
 def test_the_first_commit_of_a_process_clears_its_node_at_once():
     handle = _Handle()
     for _ in range(3):  # restarts
-        handle.actor.register(None, "actor", "node")
+        handle.actor.register(b"", "actor", "node")
     assert handle.actor.deaths() == {"node": 2}
     reporter = ProgressReporter(handle, n_workers=500)
     reporter.report("a", 1, 0, 0)
