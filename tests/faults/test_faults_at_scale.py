@@ -288,7 +288,9 @@ class _ChangingArchive:
                 kind, name = rng.choice(("add", "replace", "delete")), rng.choice(images)
                 if kind == "add":
                     folder = name.rpartition("/")[0]
-                    server.objects[f"{folder}/new-{self._next_number}.png"] = _png(rng.randrange(35))
+                    server.objects[f"{folder}/new-{self._next_number}.png"] = _png(
+                        rng.randrange(35)
+                    )
                     self._next_number += 1
                 elif kind == "replace":
                     server.objects[name] = _png(rng.randrange(35))

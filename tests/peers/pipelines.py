@@ -107,7 +107,14 @@ def main() -> None:
             hand = [options.python, "-m", "tests.measure.gpu.handwritten", str(photos)]
             hand += [str(work / "hand"), "--model", str(weights), "--device", "cpu"]
             own = [sys.executable, "-m", "segcore", "segment", str(photos), str(work / "own")]
-            own += ["--model", str(weights), "--set", "model.max_det=50", "--set", "ray.address=local"]
+            own += [
+                "--model",
+                str(weights),
+                "--set",
+                "model.max_det=50",
+                "--set",
+                "ray.address=local",
+            ]
             costs = {}
             sides = {"hand": hand, "own": own}
             for side in sides if pair % 2 == 0 else reversed(sides):
@@ -124,7 +131,9 @@ def main() -> None:
                 flush=True,
             )
         clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"{options.images} images, median of {options.pairs}: {clock:.2f}x, {cpu:.2f}x by CPU")
+        print(
+            f"{options.images} images, median of {options.pairs}: {clock:.2f}x, {cpu:.2f}x by CPU"
+        )
 
 
 if __name__ == "__main__":
