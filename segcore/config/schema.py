@@ -102,7 +102,9 @@ class RayOptions(BaseModel):
     autoscaling: bool = Field(
         False,
         description="The cluster adds nodes on demand: do not compare the pool with what it has "
-        "now.",
+        "now. There are from min_actors (by default 1) to max_actors workers. Without max_actors "
+        "at most 64 (more if the cluster has room for more already), and new nodes are added only "
+        "for workers with at least 4 units each.",
     )
     shared_paths: bool = Field(
         False,
