@@ -1,0 +1,117 @@
+"""What a unit costs the driver of a run: CPU and memory, with workers that do nothing.
+
+    python -m tests.measure.driver --units 1000,10000 [--actors 2]
+
+Real Ray and the real pipeline; a worker reports each unit as a real one does, and neither reads nor
+writes. Prints one JSON object for each number of units. The slopes are between the first tenth of
+the outcomes and the last but one, so that they hold neither the start nor the end of a graph.
+Ray Data's own loop takes some 3 % of a core whatever there is to do, so a slope that is measured
+while workers wait for a busy machine is too high.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from segcore.config import RayOptions
+from segcore.distributed import cluster, pipeline
+from segcore.distributed.actors import (
+    complete_unit,
+    outcomes_to_columns,
+    register_current_actor,
+)
+from segcore.distributed.pool import size_pool
+from segcore.distributed.progress import ProgressReporter
+from segcore.output.part_counts import PartCounts
+from segcore.planning.plan import Units
+from segcore.sources.unit_tables import units_from_table, units_to_table
+from segcore.sources.units import Member, Unit
+
+
+class NullActor:
+    """Takes the place of `UnitActor`: every unit is done at once."""
+
+    def __init__(self, spec: None, progress: Any, retry_failed: bool) -> None:
+        self._node = register_current_actor(progress)
+        self._progress = ProgressReporter(progress, 2)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list]:
+        """The outcomes of a bundle."""
+        outcomes = []
+        for unit in units_from_table(batch):
+            self._progress.report(unit.unit, 1, 0, 0)
+            counts = PartCounts(unit.unit, 1, 0, 0)
+            outcomes.append(complete_unit(self._progress, unit, counts, self._node))
+        self._progress.flush()
+        return outcomes_to_columns(outcomes)
+
+
+def make_units(n: int) -> Units:
+    """Units of one image."""
+
+    def make(number: int) -> Unit:
+        uri = f"s3://bucket/photos/{number:09d}.jpg"
+        member = Member(uri, uri, f"{number:032x}", 100_000)
+        return Unit(f"{number:020x}", "objects", "", "", 0, 1, 1, 100_000, (member,))
+
+    return Units(units_to_table(make(number) for number in range(n)))
+
+
+def measure(n_units: int, actors: int) -> dict[str, Any]:
+    """Run so many units; costs in ms of CPU, MB and kB."""
+    driver = psutil.Process()
+    units = make_units(n_units)
+    options = RayOptions(address="local", max_actors=actors)
+    marks: list[tuple[int, float, float, float]] = []  # units, CPU s, seconds, bytes
+    with cluster.connected(options):
+        pool = size_pool(options, "cpu", n_units, cluster.live_nodes())
+        cpu_before, started = time.process_time(), time.monotonic()
+        outcomes = pipeline.Pipeline(None, pool).run(units)  # type: ignore[arg-type]
+        for number, outcome in enumerate(outcomes, 1):
+            assert outcome.ok == 1, outcome
+            if number % max(1, n_units // 10) == 0:
+                memory = driver.memory_full_info().uss
+                marks.append((number, time.process_time(), time.monotonic(), memory))
+        cpu_s, seconds = time.process_time() - cpu_before, time.monotonic() - started
+        assert number == n_units
+        helpers: Counter[str] = Counter()
+        for process in driver.children(recursive=True):
+            times = process.cpu_times()
+            helpers[process.name()] += times.user + times.system
+    first, last = marks[0], marks[-2]
+    n_between = last[0] - first[0]
+    return {
+        "units": n_units,
+        "actors": actors,
+        "driver_ms_per_unit": round(1e3 * cpu_s / n_units, 3),
+        "driver_ms_per_unit_slope": round(1e3 * (last[1] - first[1]) / n_between, 3),
+        "seconds_per_unit_slope": round((last[2] - first[2]) / n_between, 5),
+        "driver_kb_per_unit_slope": round((last[3] - first[3]) / 1e3 / n_between, 3),
+        "driver_mb": round(last[3] / 1e6),
+        "seconds": round(seconds, 1),
+        "cpu_s_of_others": {name: round(cpu, 1) for name, cpu in helpers.most_common(8)},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--units", default="1000,10000", help="numbers of units")
+    parser.add_argument("--actors", type=int, default=2)
+    options = parser.parse_args()
+    pipeline.UnitActor = NullActor  # type: ignore[misc, assignment]
+    for n_units in map(int, options.units.split(",")):
+        print(json.dumps(measure(n_units, options.actors)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
