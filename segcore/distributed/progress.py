@@ -24,8 +24,8 @@ PLAIN_INTERVAL_S = 10.0
 _THREAD_END_TIMEOUT_S = 5
 
 
-UnitCounts = tuple[int, int, int]  # ok, failed, instances
-CommittedUnit = tuple[str, str, UnitCounts, int]  # node, unit, its counts and bytes
+UnitTotals = tuple[int, int, int]  # ok, failed, instances
+CommittedUnit = tuple[str, str, UnitTotals, int]  # node, unit, its counts and bytes
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ProgressCounter:
     """
 
     def __init__(self) -> None:
-        self._in_progress: dict[str, UnitCounts] = {}
+        self._in_progress: dict[str, UnitTotals] = {}
         self._committed = ProgressSnapshot()
         self._committed_units: set[str] = set()
 
@@ -117,13 +117,13 @@ class ProgressActor(ProgressCounter):
             self._deaths[self._nodes[actor_id]] += 1
         self._nodes[actor_id] = node
 
-    def complete_on(self, node: str, unit: str, counts: UnitCounts, n_bytes: int) -> None:
+    def complete_on(self, node: str, unit: str, counts: UnitTotals, n_bytes: int) -> None:
         """As `complete`, for a unit that this node committed."""
         self._deaths.pop(node, None)
         self.complete(unit, *counts, n_bytes)
 
     def update(
-        self, in_progress: Mapping[str, UnitCounts], committed: Sequence[CommittedUnit]
+        self, in_progress: Mapping[str, UnitTotals], committed: Sequence[CommittedUnit]
     ) -> None:
         """Take what a `ProgressReporter` has gathered."""
         for unit, counts in in_progress.items():
@@ -160,7 +160,7 @@ class ProgressReporter:
     def __init__(self, progress: Any, n_workers: int) -> None:
         self._progress = progress
         self._interval_s = max(REPORT_INTERVAL_S, n_workers / _MAX_REPORTS_PER_S)
-        self._in_progress: dict[str, UnitCounts] = {}
+        self._in_progress: dict[str, UnitTotals] = {}
         self._committed: list[CommittedUnit] = []
         self._has_committed = False
         self._sent_at = float("-inf")  # monotonic seconds
@@ -172,7 +172,7 @@ class ProgressReporter:
             self._in_progress[unit] = (ok, failed, instances)
             self._send_when_due()
 
-    def complete(self, node: str, unit: str, counts: UnitCounts, n_bytes: int) -> None:
+    def complete(self, node: str, unit: str, counts: UnitTotals, n_bytes: int) -> None:
         """See `ProgressActor.complete_on`."""
         with self._lock:
             self._in_progress.pop(unit, None)

@@ -11,7 +11,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.support.commands import kill_trees
 from tests.support.paths import ROOT
 
 NODES = 2
+_MAX_START_ATTEMPTS = 4
 
 # A lost node is noticed within seconds, not half a minute; a busy machine still answers in time.
 _HEALTH = {
@@ -99,6 +100,14 @@ class RealCluster:
         return dict(json.loads(line))
 
 
+def _patiently(start: Callable[[], Any]) -> Any:
+    """What `start` gives: Ray gives itself 30 s, which may not be enough on a busy machine."""
+    for _ in range(_MAX_START_ATTEMPTS - 1):
+        with suppress(Exception):  # Ray raises bare ones
+            return start()
+    return start()
+
+
 def main() -> None:
     """Keep a cluster up until stdin ends; each line of stdin is a request in JSON."""
     out = os.fdopen(os.dup(1), "w")
@@ -106,8 +115,8 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
+    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+    nodes = [_patiently(lambda: cluster.add_node(num_cpus=1)) for _ in range(NODES)]
 
     def answer(**values: str | int) -> None:
         out.write(json.dumps(values) + "\n")
@@ -119,7 +128,8 @@ def main() -> None:
         if "remove" in request:
             cluster.remove_node(nodes.pop(request["remove"] % len(nodes)), allow_graceful=False)
         else:
-            nodes.append(cluster.add_node(num_cpus=1, env_vars=request["add"] or None))
+            variables = request["add"] or None
+            nodes.append(_patiently(lambda v=variables: cluster.add_node(num_cpus=1, env_vars=v)))
         answer(nodes=len(nodes))
     cluster.shutdown()
 
