@@ -43,7 +43,6 @@ def run_command(command: list[str], build: Path) -> Cost:
     Processes of Ray are not waited for by their parents, so their CPU time is sampled.
     """
     started = monotonic()
-    # The workers of both sides have one thread each; ray sets that for its own.
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -102,38 +101,37 @@ def main() -> None:
         make_photos(options.folder, photos, options.images)
         measure = [options.python, "-m", "tests.measure.gpu.make_checkpoint"]
         run_command([*measure, str(weights), "--photos", str(photos)], work)
+        sides = {
+            "hand": _by_hand(options.python, photos, weights, work / "hand"),
+            "own": _by_us(photos, weights, work / "own"),
+        }
         ratios = []
         for pair in range(options.pairs):
-            hand = [options.python, "-m", "tests.measure.gpu.handwritten", str(photos)]
-            hand += [str(work / "hand"), "--model", str(weights), "--device", "cpu"]
-            own = [sys.executable, "-m", "segcore", "segment", str(photos), str(work / "own")]
-            own += [
-                "--model",
-                str(weights),
-                "--set",
-                "model.max_det=50",
-                "--set",
-                "ray.address=local",
-            ]
             costs = {}
-            sides = {"hand": hand, "own": own}
             for side in sides if pair % 2 == 0 else reversed(sides):
                 costs[side] = run_command(sides[side], work)
                 shutil.rmtree(work / side)
-            by_hand, by_us = costs["hand"], costs["own"]
-            ratios.append(
-                (by_hand.seconds / by_us.seconds, by_hand.cpu_seconds / by_us.cpu_seconds)
-            )
+            hand, own = costs["hand"], costs["own"]
+            ratios.append((hand.seconds / own.seconds, hand.cpu_seconds / own.cpu_seconds))
             print(
-                f"pair {pair + 1}: by hand {by_hand.seconds:.1f} s ({by_hand.cpu_seconds:.0f} s of "
-                f"CPU), segcore {by_us.seconds:.1f} s ({by_us.cpu_seconds:.0f} s of CPU): "
+                f"pair {pair + 1}: by hand {hand.seconds:.1f} s ({hand.cpu_seconds:.0f} s of CPU), "
+                f"segcore {own.seconds:.1f} s ({own.cpu_seconds:.0f} s of CPU): "
                 f"{ratios[-1][0]:.2f}x, {ratios[-1][1]:.2f}x by CPU",
                 flush=True,
             )
-        clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(
-            f"{options.images} images, median of {options.pairs}: {clock:.2f}x, {cpu:.2f}x by CPU"
-        )
+    clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"{options.images} images, median of {options.pairs}: {clock:.2f}x, {cpu:.2f}x by CPU")
+
+
+def _by_hand(python: str, photos: Path, weights: Path, output: Path) -> list[str]:
+    command = [python, "-m", "tests.measure.gpu.handwritten", str(photos), str(output)]
+    return [*command, "--model", str(weights), "--device", "cpu"]
+
+
+def _by_us(photos: Path, weights: Path, output: Path) -> list[str]:
+    command = [sys.executable, "-m", "segcore", "segment", str(photos), str(output)]
+    settings = ["--set", "model.max_det=50", "--set", "ray.address=local"]
+    return [*command, "--model", str(weights), "--device", "cpu", *settings]
 
 
 if __name__ == "__main__":
