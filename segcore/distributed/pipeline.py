@@ -115,8 +115,9 @@ class Pipeline:
         options = _pool_options(min_actors, pool.max_actors, pool, taken_out)
         if not pool.readers:
             return [_Stage(UnitActor, options)]
-        readers = _pool_options(pool.readers, pool.readers, pool.reader_pool(), taken_out)
-        return [_Stage(ReadActor, readers), _Stage(SegmentActor, options, "numpy")]
+        readers = pool.reader_pool()
+        reader_options = _pool_options(readers.min_actors, readers.max_actors, readers, taken_out)
+        return [_Stage(ReadActor, reader_options), _Stage(SegmentActor, options, "numpy")]
 
     def isolate(self, units: Units) -> Iterator[UnitOutcome]:
         """As `run`, but image by image, for units that lost their process.

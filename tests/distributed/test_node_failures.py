@@ -230,3 +230,29 @@ def test_a_pool_shrinks_with_its_nodes():
     assert [pool.fits_on(node) for node in left] == [True, False]
     assert cluster.away_from([]) == {}
     assert cluster.away_from(["b", "a"]) == {"label_selector": {"ray.io/node-id": "!in(a,b)"}}
+
+
+@pytest.mark.parametrize(
+    ("nodes_left", "grows", "sizes"),
+    [
+        (3, False, [(1, 1), (2, 2)]),  # (min, max) actors of each stage: readers, then the rest
+        (2, False, [(1, 1), (1, 1)]),
+        (1, False, [(1, 1)]),  # no room for a reader: one stage does both
+        (1, True, [(1, 2), (1, 4)]),
+    ],
+)
+def test_the_stages_of_split_fit_the_nodes_that_are_left(monkeypatch, nodes_left, grows, sizes):
+    nodes = [NodeResources(1, 0, name) for name in "ABCD"]
+    monkeypatch.setattr(cluster, "live_nodes", lambda: nodes)
+    pipeline = _SimulatedPipeline(dict.fromkeys("ABCD", 1.0), "")
+    pipeline._nodes.taken_out.update(dict.fromkeys("DCB"[: 4 - nodes_left], "broken"))
+    pipeline._pool = PoolSize(1 if grows else 3, 4 if grows else 3, cpus=1, gpus=0, device="cpu",
+                              readers=2 if grows else 1, grows=grows)  # fmt: skip
+    monkeypatch.setattr(
+        "segcore.distributed.pipeline._pool_options",
+        lambda least, most, _, excluded: {"size": (least, most), "excluded": set(excluded)},
+    )
+    stages = pipeline._pool_stages(100)
+    assert [stage.pool_options["size"] for stage in stages] == sizes
+    for stage in stages:
+        assert stage.pool_options["excluded"] == set(pipeline._nodes.taken_out)
