@@ -78,7 +78,7 @@ def _run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notif
                     state.done.add(unit)
                     state.errors.pop(unit, None)
                 else:
-                    state.errors[unit] = describe_error(error)  # type: ignore[arg-type]
+                    state.errors[unit] = describe_error(error)
             if not (units := current.units_left(job, state)):
                 break
 
