@@ -269,7 +269,7 @@ def test_equal_hashes_of_different_images_are_not_duplicates(
     out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "segcore.inspection.verify._hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
+        "segcore.inspection.unit_checks.hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
     )
     assert out.kinds() == {}
     first, second = out.part("images", 0), out.part("images", 1)
@@ -354,12 +354,12 @@ def test_the_exit_code_of_the_command_tells_the_result(out: FinishedOutput) -> N
 
 
 def test_hashes_do_not_depend_on_chunks(out: FinishedOutput) -> None:
-    from segcore.inspection.verify import _hash_image_ids
+    from segcore.inspection.unit_checks import hash_image_ids
 
     table = pq.read_table(out.part("images"))
     parts = pa.concat_tables([table.slice(2), table.slice(0, 2)])
-    assert sorted(_hash_image_ids(parts).tolist()) == sorted(_hash_image_ids(table).tolist())
-    assert len(set(_hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
+    assert sorted(hash_image_ids(parts).tolist()) == sorted(hash_image_ids(table).tolist())
+    assert len(set(hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
 
 
 def test_of_two_generations_the_newer_is_checked_and_the_older_named(out: FinishedOutput) -> None:
