@@ -93,34 +93,26 @@ def _rle(value: str, rng: random.Random, height: int, width: int) -> str:
     """The string damaged: some remain valid, in another way of writing the same numbers."""
     place = rng.randrange(len(value) + 1)
     runs = masks.string_to_counts(value)
-    kind = rng.randrange(13)
-    if kind == 0:
-        return value[:place]
-    if kind == 1:
-        return value + rng.choice(["0", "00", "P", "o" * rng.randrange(1, 10)])
-    if kind == 2:
-        return value[:place] + chr(rng.randrange(1, 128)) + value[place + 1 :]
-    if kind == 3:
-        return value[:place] + rng.choice(["é", "💥", "~", " ", "/", "p"]) + value[place:]
-    if kind == 4:
-        return "o" * rng.randrange(1, 9) + rng.choice(["", "0", "?", "O"])
-    if kind == 5:
-        return masks.counts_to_string(np.concatenate([runs[:-1], [runs[-1] + 1]])).decode()
-    if kind == 6:
-        return masks.counts_to_string(np.array([height * width])).decode()
-    if kind == 7:
-        return masks.counts_to_string(np.array([0, height * width])).decode()
-    if kind == 8:  # an empty run of ones, and one of zeros, which are valid and not canonical
-        return masks.counts_to_string(np.concatenate([[0, 0], runs])).decode()
-    if kind == 9:  # the last number with one group of bits more than it needs
-        last, sign = ord(value[-1]) - 48, ord(value[-1]) - 48 & 16
-        return value[:-1] + chr((last | 32) + 48) + chr((31 if sign else 0) + 48)
-    if kind == 10:
-        split = np.concatenate([[1, 0], [runs[0] - 1], runs[1:]])
-        return masks.counts_to_string(np.maximum(split, 0)).decode()
-    if kind == 11:
-        return masks.counts_to_string(rng.sample(runs.tolist(), len(runs))).decode()
-    return ""
+    last = ord(value[-1]) - 48
+    texts = [
+        "",
+        value[:place],
+        value + rng.choice(["0", "00", "P", "o" * rng.randrange(1, 10)]),
+        value[:place] + chr(rng.randrange(1, 128)) + value[place + 1 :],
+        value[:place] + rng.choice(["é", "💥", "~", " ", "/", "p"]) + value[place:],
+        "o" * rng.randrange(1, 9) + rng.choice(["", "0", "?", "O"]),
+        # The last number with one group of bits more than it needs.
+        value[:-1] + chr((last | 32) + 48) + chr((31 if last & 16 else 0) + 48),
+    ]
+    all_runs = [
+        [*runs[:-1], runs[-1] + 1],
+        [height * width],
+        [0, height * width],
+        [0, 0, *runs],  # an empty run of ones, and one of zeros, which are valid, not canonical
+        [1, 0, max(runs[0] - 1, 0), *runs[1:]],
+        rng.sample(runs.tolist(), len(runs)),
+    ]
+    return rng.choice([*texts, *(masks.counts_to_string(np.array(r)).decode() for r in all_runs)])
 
 
 _INTS = [-(2**31), -1, 0, 1, 2, 7, 39, 511, 512, 513, 1280, 2**31 - 1]
@@ -146,7 +138,8 @@ def _other_value(field: pa.Field, old: Any, row: dict[str, Any], rng: random.Ran
     if pa.types.is_floating(field.type):
         return rng.choice([*_FLOATS, np.float32(old + rng.choice([-2, -0.5, 0.5, 2]))])
     if pa.types.is_integer(field.type):
-        return rng.choice([*_INTS, (old or 0) + 1, (old or 0) - 1]) % 2**31
+        near = ((old or 0) + step for step in (-1, 1))
+        return rng.choice([*_INTS, *(max(-(2**31), min(value, 2**31 - 1)) for value in near)])
     if pa.types.is_list(field.type):
         return rng.choice(_LISTS)
     return rng.choice(_TEXTS) if pa.types.is_string(field.type) else b"\x00"
