@@ -23,6 +23,7 @@ from segcore.inspection.stored_plan import StoredPlan, open_stored_plan
 from segcore.inspection.verify import verify_output
 from segcore.output.results import open_results
 from segcore.output.run_records import read_plan
+from segcore.output.unlisted import UNLISTED_SCHEMA, write_unlisted
 from segcore.storage import Storage
 from tests.support.bright_images import BRIGHT_AREA
 from tests.support.commands import call_segcore
@@ -171,6 +172,27 @@ def test_a_part_written_by_another_tool_is_named(out: FinishedOutput) -> None:
     uri = out.part("instances")
     pq.write_table(pq.read_table(uri), uri, compression="snappy")
     assert out.kinds() == {"altered_part": 1}
+
+
+def test_a_list_of_unlisted_images_that_is_damaged_or_untrue_is_named(out: FinishedOutput) -> None:
+    uri, unit = out.layout.unlisted(out.report.run), "ab" * 10
+    storage.write(uri, b"PAR1 no PAR1")
+    result = out.verify()
+    assert [(p.kind, p.uri) for p in result.problems] == [("wrong_unlisted", uri)]
+
+    ids = pq.read_table(out.part("images"))["image_id"].to_pylist()
+    listed = [{"image_id": i, "uri": i, "etag": "", "shard": "", "unit": unit} for i in ids[1:]]
+    rows = pa.Table.from_pylist(listed, UNLISTED_SCHEMA)
+    write_unlisted(storage, out.layout, out.report.run, rows)
+    assert out.kinds() == {"wrong_unlisted": 1, "report_differs": 1}  # it has no part
+
+    part = out.layout.part("images", unit)
+    for table in ("images", "instances"):
+        storage.write(out.layout.part(table, unit), storage.read(out.part(table)))
+    assert out.kinds() == {"duplicate_image": len(ids) - 1, "report_differs": 1}
+    result = verify_output(storage, out.output, include_unlisted=True)
+    assert [p.uri for p in result.problems if p.kind == "wrong_unlisted"] == [part]
+    assert result.counts["duplicate_image"] == len(ids)
 
 
 # --- edited rows
