@@ -13,12 +13,12 @@ from segcore.cli.console import (
     JsonFlag,
     NewestEdition,
     RunOutput,
-    StorageSets,
     notify,
-    open_storage,
     print_json,
     print_text,
 )
+from segcore.errors import UsageError
+from segcore.text import format_duration, plural, redact
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -29,15 +29,68 @@ EPILOG = """
 
   segcore verify out/ --input
 
+  segcore verify s3://bucket/masks --address auto --set storage.region=eu-west-1
+
 Exit codes: 0 no problems; 1 problems, each of them named; 2 usage error; 130 interrupted.
 """
 _PROGRESS_INTERVAL_S = 10.0
 
 
+class _ProgressLines:
+    """Says on stderr how far a long check has come."""
+
+    def __init__(self) -> None:
+        self._started = self._last_shown = time.monotonic()
+
+    def __call__(self, done: int, total: int, instances: int) -> None:
+        now = time.monotonic()
+        if now - self._last_shown < _PROGRESS_INTERVAL_S:
+            return
+        self._last_shown = now
+        seconds = now - self._started
+        left = format_duration(seconds / done * (total - done))
+        pace = f"{instances / seconds:,.0f} instances/s"
+        notify(f"{done:,} of {plural(total, 'unit')} checked, {pace}, about {left} left.")
+
+
+def _keys_of(sets: list[str] | None, *groups: str) -> list[str]:
+    """The values of --set, all of them in these groups of keys.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for assignment in sets or ():
+        key = assignment.partition("=")[0].strip()
+        if key.partition(".")[0] not in groups:
+            raise UsageError(
+                f"--set {redact(key)}: `segcore verify` takes keys of {' and '.join(groups)} only."
+            )
+    return sets or []
+
+
 def command(
     output: RunOutput,
     edition: NewestEdition = None,
-    threads: Annotated[int, typer.Option(min=1, help="Units to check at once.")] = 8,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Units to check at once; on Ray, in each task.")
+    ] = 8,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster whose CPUs check the units; `local`: processes of this machine. "
+            "Default: threads of this process.",
+            show_default=False,
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How object stores and Ray are used: keys of storage and ray, as for segment. "
+            "Repeatable.",
+        ),
+    ] = None,
     include_unlisted: IncludeUnlisted = False,
     check_input: Annotated[
         bool,
@@ -47,28 +100,23 @@ def command(
             "that it left unread; the next run of `segcore segment` does such shards again.",
         ),
     ] = False,
-    sets: StorageSets = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every part, row and mask of an output, and that the counts balance with the plan."""
-    from segcore.inspection.verify import verify_output
+    from segcore.config import Config, load_config
+    from segcore.run.verify import verify
 
-    last_shown = time.monotonic()
-
-    def show_progress(done: int, total: int) -> None:
-        nonlocal last_shown
-        if time.monotonic() - last_shown > _PROGRESS_INTERVAL_S:
-            last_shown = time.monotonic()
-            notify(f"{done:,} of {total:,} units checked.")
-
-    report = verify_output(
-        open_storage(sets),
+    config: Config = load_config(
+        None, _keys_of(sets, "storage", "ray"), {"--address": ("ray.address", address)}
+    )
+    report = verify(
+        config,
         output,
         edition,
         threads=threads,
         include_unlisted=include_unlisted,
         check_input=check_input,
-        progress=show_progress,
+        progress=_ProgressLines(),
     )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.edition_notes)

@@ -16,8 +16,9 @@ from typing import Any
 from segcore.config import RayOptions
 from segcore.distributed import quiet
 from segcore.distributed.private_folder import private_folder
-from segcore.errors import ClusterError
+from segcore.errors import ClusterError, UsageError
 from segcore.signals import SignalShield
+from segcore.storage import is_remote
 from segcore.text import plural, redact_link
 from segcore.worker import memory
 
@@ -150,6 +151,32 @@ def connected(options: RayOptions) -> Iterator[RayTarget]:
 def nodes_elsewhere() -> list[NodeResources]:
     """The living nodes of the connected cluster that are not on this machine."""
     return [node for node in live_nodes() if not node.is_on_this_machine()]
+
+
+def check_paths_shared(options: RayOptions, paths: Iterable[tuple[str, str]]) -> None:
+    """Refuse local paths on a Ray cluster that has other machines.
+
+    Args:
+        paths: (what it is for people, URI).
+
+    Raises:
+        UsageError: A path is local, the cluster has other machines, and nothing says that they
+            share it.
+        ClusterError: The cluster cannot be reached.
+    """
+    local_paths = [(name, uri) for name, uri in paths if not is_remote(uri)]
+    if not local_paths or options.shared_paths or find_target(options).is_local:
+        return
+    with connected(options) as target:
+        others = nodes_elsewhere()
+    if others:
+        name, uri = local_paths[0]
+        raise UsageError(
+            f"The {name} {uri} is a local path, but {target.name()} has other machines, such as "
+            f"{others[0].label()}.",
+            hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
+            "the same files there.",
+        )
 
 
 def live_nodes() -> list[NodeResources]:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow.compute as pc
+from itertools import islice
 
 from segcore.errors import ObjectChanged, ObjectNotFound
 from segcore.inspection.part_listings import PartListing
 from segcore.inspection.problems import Problem
+from segcore.inspection.stored_plan import StoredPlan
 from segcore.output.layout import EditionLayout
 from segcore.output.part_counts import PartCounts, reader_of_metadata
 from segcore.output.parts import read_part_metadata
 from segcore.output.rereads import mark_for_reread
-from segcore.planning.plan import Plan, Units
 from segcore.sources.tar import READER_VERSION, count_tar_images
 from segcore.sources.units import Unit
 from segcore.storage import Storage
 from segcore.text import plural
 
+_UNITS_AT_ONCE = 256
+
 
 def find_unread_images(
-    storage: Storage, layout: EditionLayout, plan: Plan, parts: PartListing, threads: int
+    storage: Storage, layout: EditionLayout, plan: StoredPlan, parts: PartListing, threads: int
 ) -> Iterator[Problem]:
     """Units whose shards hold more images than their parts; marks them for the next run.
 
@@ -56,8 +57,7 @@ def find_unread_images(
         )
         return Problem("unread_images", uri, message)
 
-    table = plan.units.table
-    tar_units = Units(table.filter(pc.equal(table["kind"], "tar")))
-    units = (unit for unit in tar_units if unit.unit in parts.generations)
+    units = (unit for unit in plan.tar_units() if unit.unit in parts.generations)
     with ThreadPoolExecutor(threads, "segcore-input") as pool:
-        yield from (problem for problem in pool.map(check, units) if problem is not None)
+        while batch := list(islice(units, _UNITS_AT_ONCE)):
+            yield from (problem for problem in pool.map(check, batch) if problem is not None)

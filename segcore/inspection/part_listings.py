@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from segcore.errors import SegcoreError
 from segcore.inspection.problems import Problem, Verification
+from segcore.inspection.stored_plan import StoredPlan
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
-from segcore.output.parts import newest_generations
 from segcore.output.run_records import RunRecord
 from segcore.output.unlisted import read_unlisted
-from segcore.planning.plan import Plan
 from segcore.storage import Storage
 from segcore.storage.uris import parent
 
 
 @dataclass(frozen=True)
 class PartListing:
-    """The parts of an edition.
+    """The parts of an edition; of each file that is as it should be, nothing but its unit is kept.
 
     Attributes:
-        images, instances: All files of both tables that are parts.
         generations: Each committed unit -> the newest generation of its part.
+        older: Files of `images` of which there is a newer generation.
+        without_instances: Committed units whose newest generation lacks its second file.
+        orphans: Files of `instances` that none of `images` belongs to.
         unlisted: Unit -> its images that the listing of the newest run lacked.
     """
 
-    images: frozenset[PartName]
-    instances: frozenset[PartName]
     generations: dict[str, int]
+    older: frozenset[PartName] = frozenset()
+    without_instances: frozenset[str] = frozenset()
+    orphans: frozenset[PartName] = frozenset()
     unlisted: dict[str, list[str]] = field(default_factory=dict)
-
-    def has_instances(self, unit: str) -> bool:
-        """Whether a committed unit has both files."""
-        return PartName(unit, self.generations[unit]) in self.instances
 
 
 def list_parts(
     storage: Storage, layout: EditionLayout, record: RunRecord | None, result: Verification
 ) -> PartListing:
     """List all parts; other files beside them are problems."""
-    images = _list_table(storage, layout, "images", result)
-    instances = _list_table(storage, layout, "instances", result)
+    generations: dict[str, int] = {}
+    older: set[PartName] = set()
+    for name in _list_table(storage, layout, "images", result):
+        known = generations.get(name.unit)
+        if known is None or known < name.generation:
+            generations[name.unit] = name.generation
+        if known is not None:
+            older.add(PartName(name.unit, min(known, name.generation)))
+    without_instances = set(generations)
+    orphans: set[PartName] = set()
+    for name in _list_table(storage, layout, "instances", result):
+        if generations.get(name.unit) == name.generation:
+            without_instances.discard(name.unit)
+        elif name not in older:
+            orphans.add(name)
     rows = _read_unlisted(storage, layout, record, result)
     unlisted: dict[str, list[str]] = {}
     if rows is not None:
@@ -51,22 +62,21 @@ def list_parts(
         for image_id, unit in zip(ids, units, strict=True):
             unlisted.setdefault(unit, []).append(image_id)
         result.images_unlisted = rows.num_rows
-    return PartListing(images, instances, newest_generations(images), unlisted)
+    missing, alone = frozenset(without_instances), frozenset(orphans)
+    return PartListing(generations, frozenset(older), missing, alone, unlisted)
 
 
 def _list_table(
     storage: Storage, layout: EditionLayout, table: Table, result: Verification
-) -> frozenset[PartName]:
-    names: set[PartName] = set()
+) -> Iterator[PartName]:
     folder = layout.parts_folder(table)
     for info in storage.list(folder):
         name = part_of_file(info.uri)
         if name is not None and parent(info.uri) == folder:
-            names.add(name)
+            yield name
         else:
             message = f"it is not a part, but lies in {table}/."
             result.add([Problem("alien_file", info.uri, message)])
-    return frozenset(names)
 
 
 def _read_unlisted(
@@ -82,7 +92,7 @@ def _read_unlisted(
 
 
 def compare_listings(
-    layout: EditionLayout, plan: Plan | None, parts: PartListing, result: Verification
+    layout: EditionLayout, plan: StoredPlan | None, parts: PartListing, result: Verification
 ) -> None:
     """The plan against the parts that exist, and these against each other."""
 
@@ -90,21 +100,25 @@ def compare_listings(
         uris = (layout.part(table, *name) for name in sorted(names))
         result.add(Problem(kind, uri, message) for uri in uris)
 
-    committed = parts.generations.keys()
-    newest = {PartName(unit, generation) for unit, generation in parts.generations.items()}
+    generations = parts.generations
     if plan is not None:
-        planned = set(plan.units.ids())
         message = "its unit is in the plan; run the same `segcore segment` again to make it."
-        add("missing_part", "images", map(PartName, planned - committed), message)
+        missing = (unit for unit in plan.ids if unit not in generations)
+        add("missing_part", "images", map(PartName, missing), message)
         message = "its unit is neither in the plan nor are its images listed as unlisted."
-        known = planned | parts.unlisted.keys()
-        foreign = (name for name in newest if name.unit not in known)
+        foreign = (
+            PartName(unit, generation)
+            for unit, generation in generations.items()
+            if unit not in plan.ids and unit not in parts.unlisted
+        )
         add("unplanned_part", "images", foreign, message)
     message = "it is to hold unlisted images, but does not exist."
-    add("wrong_unlisted", "images", map(PartName, parts.unlisted.keys() - committed), message)
+    gone = parts.unlisted.keys() - generations.keys()
+    add("wrong_unlisted", "images", map(PartName, gone), message)
     message = "its unit is committed without it."
-    add("missing_instances", "instances", newest - parts.instances, message)
+    lacking = (PartName(unit, generations[unit]) for unit in parts.without_instances)
+    add("missing_instances", "instances", lacking, message)
     message = "a newer generation exists: left by a job that died, or by one in progress."
-    add("older_part", "images", parts.images - newest, message)
+    add("older_part", "images", parts.older, message)
     message = "its unit is not committed: left by a job that died, or by one in progress."
-    add("orphan_part", "instances", parts.instances - parts.images, message)
+    add("orphan_part", "instances", parts.orphans, message)

@@ -15,7 +15,7 @@ KINDS = {
     "bad_edition": "edition.json is missing, unreadable or does not match its fingerprint",
     "bad_latest": "latest.json is unreadable or points to something that does not exist",
     "bad_plan": "the plan is missing or damaged",
-    "bad_record": "a run record is missing or damaged",
+    "bad_record": "a run record, or one in runs/history, is missing or damaged",
     "bad_rle": "a mask's RLE string cannot be decoded to its canvas",
     "duplicate_image": "an image has more than one row",
     "image_missing": "an image of the plan has no row in its part",
@@ -69,6 +69,7 @@ class Verification:
         warnings: Images by code of their warnings; these are no problems of the output.
         problems: At most `MAX_LISTED`, sorted by file; `counts` has them all.
         edition_notes: Sentences for people: whether the edition is published, for example.
+        seconds: How long the checks took.
     """
 
     edition: str
@@ -84,6 +85,12 @@ class Verification:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     edition_notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def instances_per_second(self) -> float:
+        """Instances checked in a second; 0 where it took no time."""
+        return self.instances / self.seconds if self.seconds else 0.0
 
     @property
     def exit_code(self) -> int:
@@ -100,7 +107,12 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"fine": not self.counts, "counts": dict(sorted(self.counts.items()))}
+        return asdict(self) | {
+            "fine": not self.counts,
+            "counts": dict(sorted(self.counts.items())),
+            "seconds": round(self.seconds, 3),
+            "instances_per_second": round(self.instances_per_second, 1),
+        }
 
     def summary(self) -> str:
         """For people: what was checked, then each problem on a line."""
@@ -112,6 +124,7 @@ class Verification:
             ("checked", ", ".join(checked)),
             *self._unlisted_rows(),
             *([("warnings", join_counts(self.warnings))] if self.warnings else []),
+            ("time", f"{self.seconds:,.1f} s, {self.instances_per_second:,.0f} instances/s"),
             ("result", plural(total, "problem") if total else "fine"),
         ]
         rows += [(f"  {number:,}", KINDS[kind]) for kind, number in sorted(self.counts.items())]

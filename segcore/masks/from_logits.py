@@ -31,13 +31,15 @@ from segcore.masks.crops import Crops, Grid, crops_of_boxes
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.window import NOT_FINITE, Window, resolve_window
 
+Backend = Literal["numpy", "compiled"]
+
 
 def encode_logits(
     logits: np.ndarray,
     boxes: np.ndarray,
     canvas: tuple[int, int],
     window: Window | None = None,
-    backend: Literal["numpy", "compiled"] | None = None,
+    backend: Backend | None = None,
 ) -> EncodedMasks:
     """Mask logits -> RLE strings on the original image. Thread-safe.
 
@@ -66,7 +68,7 @@ def encode_logits(
     return numpy_kernel.encode_crops(logits, crops, grid, window)
 
 
-def default_backend() -> Literal["numpy", "compiled"]:
+def default_backend() -> Backend:
     """The implementation that `encode_logits` uses where none is asked for."""
     return "numpy" if _compiled_kernel() is None else "compiled"
 

@@ -1,4 +1,4 @@
-"""Crops of mask logits -> RLE strings, compiled for the CPU by numba.
+"""Crops of mask logits -> RLE strings, and what such strings describe, compiled by numba.
 
 Definition and method: `segcore.masks.from_logits`. The result equals that of the NumPy kernel to
 the byte, because each number that decides is rounded alike. It is faster not only because it is
@@ -66,7 +66,9 @@ def encode_crops(
 
 _LOW, _HIGH, _WEIGHT_LOW, _WEIGHT_HIGH, _FIRST_PIXEL = range(5)  # of an axis as a tuple
 _INDEX, _X0, _X1, _Y0, _Y1, _R0, _R1 = range(7)  # columns of the table of crops
-_MAX_CHARS = 7  # of one run, as in `rle`; numba's cache does not notice changes of other modules
+# As in `rle`; numba's cache does not notice changes of other modules.
+_MAX_CHARS = 7  # of one run
+_MAX_CANVAS = 2**32 - 1
 
 
 def _axis_arrays(axis: ResampledAxis) -> tuple[np.ndarray, ...]:
@@ -297,3 +299,60 @@ def _encode(logits, crops, rows, columns, up_rows, up_columns, top, left):  # ty
             at = _write_runs(text, at, edges, count, pixels)
         ends[i] = at
     return True, text[:at], ends, areas
+
+
+@_jit()
+def measure_masks(text, offsets, heights, widths, valid, areas, boxes):  # type: ignore[no-untyped-def]
+    """`segcore.masks.measure` in one pass.
+
+    Args:
+        text: (B,) uint8.
+        offsets: (N + 1,) int64.
+        heights, widths: (N,) int64.
+        valid, areas, boxes: Of `MaskMeasures`; zeros, and written to.
+    """
+    for row in range(valid.size):
+        height, width = heights[row], widths[row]
+        if height < 1 or width < 1 or height * width > _MAX_CANVAS:
+            continue
+        number: Any = 0
+        n_chars = 0
+        before: Any = 0  # the last run, and
+        before_that: Any = 0  # the one before it
+        position: Any = 0
+        area: Any = 0
+        place = 0
+        left, right, top, bottom = width, -1, height, -1
+        fine = offsets[row + 1] > offsets[row]
+        for at in range(offsets[row], offsets[row + 1]):
+            code: Any = np.int64(text[at]) - 48
+            if code < 0 or code > 63 or n_chars == _MAX_CHARS:
+                fine = False
+                break
+            number |= (code & 0x1F) << (5 * n_chars)
+            n_chars += 1
+            if code & 0x20:
+                continue
+            if code & 0x10:
+                number -= 1 << (5 * n_chars)
+            run = number + before_that if place > 2 else number
+            stop = position + run
+            if run < 0 or stop > height * width:
+                fine = False
+                break
+            if place & 1 and run > 0:
+                area += run
+                x0, x1 = position // height, (stop - 1) // height
+                y0, y1 = position - x0 * height, stop - 1 - x1 * height
+                if x1 > x0:  # touches the lower edge of one column and the upper of the next
+                    y0, y1 = 0, height - 1
+                left, right = min(left, x0), x1
+                top, bottom = min(top, y0), max(bottom, y1)
+            before_that, before = before, run
+            position, place, number, n_chars = stop, place + 1, 0, 0
+        if not fine or n_chars or position != height * width:
+            continue
+        valid[row], areas[row] = True, area
+        if area:
+            boxes[row, 0], boxes[row, 1] = left, top
+            boxes[row, 2], boxes[row, 3] = right - left + 1, bottom - top + 1

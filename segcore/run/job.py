@@ -336,25 +336,8 @@ def check_paths_reachable(config: Config) -> None:
             share it.
         ClusterError: The cluster cannot be reached.
     """
-    options = config.ray
     input_uri, output = locate_input_and_output(config)
-    local_paths = [
-        (name, uri)
-        for name, uri in (("input", input_uri), ("output", output.uri))
-        if not is_remote(uri)
-    ]
-    if not local_paths or options.shared_paths or cluster.find_target(options).is_local:
-        return
-    with cluster.connected(options) as target:
-        others = cluster.nodes_elsewhere()
-    if others:
-        name, uri = local_paths[0]
-        raise UsageError(
-            f"The {name} {uri} is a local path, but {target.name()} has other machines, such as "
-            f"{others[0].label()}.",
-            hint="Use s3:// URIs, or --set ray.shared_paths=true when every machine sees "
-            "the same files there.",
-        )
+    cluster.check_paths_shared(config.ray, [("input", input_uri), ("output", output.uri)])
 
 
 def _with_committed(job: Job, overwrite: bool) -> Job:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from segcore.cli import verify as verify_command
+from segcore.errors import SegcoreError, UsageError
+from segcore.inspection.image_checks import PlannedPart
 from segcore.inspection.problems import KINDS
 from segcore.inspection.status import read_status
+from segcore.inspection.stored_plan import StoredPlan, open_stored_plan
 from segcore.inspection.verify import verify_output
 from segcore.output.results import open_results
+from segcore.output.run_records import read_plan
+from segcore.output.unlisted import UNLISTED_SCHEMA, write_unlisted
 from segcore.storage import Storage
 from tests.support.bright_images import BRIGHT_AREA
 from tests.support.commands import call_segcore
@@ -44,6 +52,7 @@ def test_a_good_output_is_fine(folder: str) -> None:
     assert result.instances == 10
     assert json.loads(json.dumps(result.to_dict()))["fine"] is True
     assert "fine" in result.summary()
+    assert 0 < result.to_dict()["instances_per_second"] < 10 / (result.seconds - 0.001)
 
 
 def test_an_edition_may_be_given_by_its_prefix_or_name(out: FinishedOutput) -> None:
@@ -165,6 +174,27 @@ def test_a_part_written_by_another_tool_is_named(out: FinishedOutput) -> None:
     assert out.kinds() == {"altered_part": 1}
 
 
+def test_a_list_of_unlisted_images_that_is_damaged_or_untrue_is_named(out: FinishedOutput) -> None:
+    uri, unit = out.layout.unlisted(out.report.run), "ab" * 10
+    storage.write(uri, b"PAR1 no PAR1")
+    result = out.verify()
+    assert [(p.kind, p.uri) for p in result.problems] == [("wrong_unlisted", uri)]
+
+    ids = pq.read_table(out.part("images"))["image_id"].to_pylist()
+    listed = [{"image_id": i, "uri": i, "etag": "", "shard": "", "unit": unit} for i in ids[1:]]
+    rows = pa.Table.from_pylist(listed, UNLISTED_SCHEMA)
+    write_unlisted(storage, out.layout, out.report.run, rows)
+    assert out.kinds() == {"wrong_unlisted": 1, "report_differs": 1}  # it has no part
+
+    part = out.layout.part("images", unit)
+    for table in ("images", "instances"):
+        storage.write(out.layout.part(table, unit), storage.read(out.part(table)))
+    assert out.kinds() == {"duplicate_image": len(ids) - 1, "report_differs": 1}
+    result = verify_output(storage, out.output, include_unlisted=True)
+    assert [p.uri for p in result.problems if p.kind == "wrong_unlisted"] == [part]
+    assert result.counts["duplicate_image"] == len(ids)
+
+
 # --- edited rows
 
 
@@ -269,7 +299,7 @@ def test_equal_hashes_of_different_images_are_not_duplicates(
     out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "segcore.inspection.verify._hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
+        "segcore.inspection.unit_checks.hash_image_ids", lambda t: np.zeros(t.num_rows, np.uint64)
     )
     assert out.kinds() == {}
     first, second = out.part("images", 0), out.part("images", 1)
@@ -325,6 +355,73 @@ def test_damaged_documents_are_named(out: FinishedOutput) -> None:
     assert out.kinds() == {"bad_latest": 1}
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "it cannot be read"),
+        (b"[]", "it cannot be read"),
+        (b'{"execution": "NAME", "run": "r"}', "it does not say status as text"),
+        (b'{"execution": "NAME", "run": 1, "status": "died"}', "it does not say run as text"),
+        (b'{"execution": "other", "run": "r", "status": "died"}', "of the execution 'other'"),
+        (b'{"execution": "NAME", "run": "r", "status": "died"}', ""),
+    ],
+)
+def test_records_of_executions_are_checked(
+    out: FinishedOutput, content: bytes, message: str
+) -> None:
+    name = "20261128T130000Z-0123abcd"
+    uri = out.layout.execution(name)
+    storage.write(uri, content.replace(b"NAME", name.encode()))
+    problems = [(p.kind, p.uri) for p in out.verify().problems]
+    assert problems == ([("bad_record", uri)] if message else [])
+    assert message in " ".join(problem.message for problem in out.verify().problems)
+
+
+def test_a_plan_that_breaks_off_is_named_and_the_rest_is_checked(
+    out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parts(plan: StoredPlan) -> Iterator[tuple[str, PlannedPart]]:
+        yield from islice(all_parts(plan), 1)
+        raise SegcoreError("The page is damaged.")
+
+    all_parts = StoredPlan.parts
+    monkeypatch.setattr(StoredPlan, "parts", parts)
+    result = out.verify()
+    assert dict(result.counts) == {"bad_plan": 1}
+    assert (result.units, result.images) == (out.report.units, out.report.images)
+
+
+def test_what_is_planned_is_sent_without_its_neighbours(out: FinishedOutput) -> None:
+    plan = open_stored_plan(storage, out.layout, out.report.run)
+    parts = dict(plan.parts())
+    assert parts.keys() == plan.ids
+    for unit in read_plan(storage, out.layout, out.report.run).units:
+        part, expected = parts[unit.unit], PlannedPart.of_unit(unit)
+        assert part.image_ids.equals(expected.image_ids)
+        assert part.etags.equals(expected.etags)
+        assert part.image_ids.nbytes < 2 * expected.image_ids.nbytes
+        assert (part.kind, part.shard, part.n_images) == (unit.kind, unit.shard, unit.n_images)
+
+
+def test_keys_of_other_groups_are_refused(out: FinishedOutput) -> None:
+    with pytest.raises(UsageError, match=r"model\.conf.*storage and ray only"):
+        verify_command.command(out.output, sets=["storage.retries=1", "model.conf=0.4"])
+
+
+def test_long_checks_say_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 5.0, 20.0, 21.0, 40.0])
+    monkeypatch.setattr("segcore.cli.verify.time.monotonic", lambda: next(times))
+    show = verify_command._ProgressLines()
+    for done in (1, 200, 201, 500):
+        show(done, 1000, 1000 * done)
+    assert capsys.readouterr().err.splitlines() == [
+        "200 of 1,000 units checked, 10,000 instances/s, about 1:20 left.",
+        "500 of 1,000 units checked, 12,500 instances/s, about 0:40 left.",
+    ]
+
+
 def test_many_problems_are_counted_but_not_all_listed(
     out: FinishedOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,12 +451,12 @@ def test_the_exit_code_of_the_command_tells_the_result(out: FinishedOutput) -> N
 
 
 def test_hashes_do_not_depend_on_chunks(out: FinishedOutput) -> None:
-    from segcore.inspection.verify import _hash_image_ids
+    from segcore.inspection.unit_checks import hash_image_ids
 
     table = pq.read_table(out.part("images"))
     parts = pa.concat_tables([table.slice(2), table.slice(0, 2)])
-    assert sorted(_hash_image_ids(parts).tolist()) == sorted(_hash_image_ids(table).tolist())
-    assert len(set(_hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
+    assert sorted(hash_image_ids(parts).tolist()) == sorted(hash_image_ids(table).tolist())
+    assert len(set(hash_image_ids(table).tolist())) == pc.count_distinct(table["image_id"]).as_py()
 
 
 def test_of_two_generations_the_newer_is_checked_and_the_older_named(out: FinishedOutput) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
@@ -18,7 +19,13 @@ bitmaps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
 def _measure(texts: list[bytes], sizes: list[tuple[int, int]]) -> MaskMeasures:
     offsets = np.concatenate(([0], np.cumsum([len(text) for text in texts]))).astype(np.int64)
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T
-    return measure_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, heights, widths)
+    text = np.frombuffer(b"".join(texts), np.uint8)
+    arrays, compiled = (
+        measure_masks(text, offsets, heights, widths, backend) for backend in ("numpy", "compiled")
+    )
+    for name in ("valid", "areas", "boxes"):
+        assert getattr(arrays, name).tolist() == getattr(compiled, name).tolist()
+    return arrays
 
 
 @given(st.lists(bitmaps, max_size=6))
@@ -65,3 +72,22 @@ def test_a_large_canvas_and_no_string_at_all() -> None:
     assert (measures.valid[0], measures.areas[0]) == (True, 5)
     assert measures.boxes[0].tolist() == [5000, 0, 1, 5]
     assert len(_measure([], []).valid) == 0
+
+
+def test_a_string_that_ends_inside_a_number_leaves_the_next_one_alone() -> None:
+    wide = masks.counts_to_string(np.array([40_000, 5, 59_995]))  # begins with a long number
+    measures = _measure([b"oooooo", wide, b"o" * 8 + b"0", wide], [(100, 1000)] * 4)
+    assert measures.valid.tolist() == [False, True, False, True]
+    assert measures.areas.tolist() == [0, 5, 0, 5]
+
+
+def test_groups_of_strings_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    images = [rng.random(rng.integers(1, 40, 2)) < rng.random() for _ in range(60)]
+    texts = [masks.encode(image) for image in images]
+    texts[7] = texts[31] = b"oo"
+    sizes = [image.shape for image in images]
+    whole = _measure(texts, sizes)
+    monkeypatch.setattr("segcore.masks.measure._CHARS_AT_ONCE", 100)
+    assert _measure(texts, sizes).boxes.tolist() == whole.boxes.tolist()
+    assert np.flatnonzero(~whole.valid).tolist() == [7, 31]
