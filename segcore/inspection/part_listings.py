@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from segcore.errors import SegcoreError
+from segcore.errors import SegcoreError, StorageError
 from segcore.inspection.problems import Problem, Verification
+from segcore.output.compacted_rows import CompactedParts
+from segcore.output.compaction import NOTHING_COMPACTED, CompactedUnits, CoveredUnit
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
-from segcore.output.parts import newest_generations
+from segcore.output.parts import merge_generations, newest_generations
 from segcore.output.run_records import RunRecord
 from segcore.output.unlisted import read_unlisted
 from segcore.planning.plan import Plan
@@ -25,6 +27,8 @@ class PartListing:
     Attributes:
         images, instances: All files of both tables that are parts.
         generations: Each committed unit -> the newest generation of its part.
+        compacted: What compacted files hold; of equal generations, they are read.
+        reader: Reads these.
         unlisted: Unit -> its images that the listing of the newest run lacked.
     """
 
@@ -32,6 +36,12 @@ class PartListing:
     instances: frozenset[PartName]
     generations: dict[str, int]
     unlisted: dict[str, list[str]] = field(default_factory=dict)
+    compacted: CompactedUnits = NOTHING_COMPACTED
+    reader: CompactedParts | None = None
+
+    def find_compacted(self, unit: str) -> CoveredUnit | None:
+        """A committed unit, if it is read from compacted files."""
+        return self.compacted.find(unit, self.generations[unit])
 
     def has_instances(self, unit: str) -> bool:
         """Whether a committed unit has both files."""
@@ -51,7 +61,14 @@ def list_parts(
         for image_id, unit in zip(ids, units, strict=True):
             unlisted.setdefault(unit, []).append(image_id)
         result.images_unlisted = rows.num_rows
-    return PartListing(images, instances, newest_generations(images), unlisted)
+    reader = CompactedParts(storage, layout)
+    try:
+        compacted = reader.units()
+    except StorageError as error:
+        result.add([Problem("bad_compaction", layout.compacted_pointer, error.message)])
+        compacted = NOTHING_COMPACTED
+    generations = merge_generations(newest_generations(images), compacted)
+    return PartListing(images, instances, generations, unlisted, compacted, reader)
 
 
 def _list_table(
@@ -91,7 +108,9 @@ def compare_listings(
         result.add(Problem(kind, uri, message) for uri in uris)
 
     committed = parts.generations.keys()
+    covers = parts.compacted.covers
     newest = {PartName(unit, generation) for unit, generation in parts.generations.items()}
+    own_files = {name for name in newest if not covers(*name)}
     if plan is not None:
         planned = set(plan.units.ids())
         message = "its unit is in the plan; run the same `segcore segment` again to make it."
@@ -103,8 +122,11 @@ def compare_listings(
     message = "it is to hold unlisted images, but does not exist."
     add("wrong_unlisted", "images", map(PartName, parts.unlisted.keys() - committed), message)
     message = "its unit is committed without it."
-    add("missing_instances", "instances", newest - parts.instances, message)
+    add("missing_instances", "instances", own_files - parts.instances, message)
     message = "a newer generation exists: left by a job that died, or by one in progress."
-    add("older_part", "images", parts.images - newest, message)
+    # Those that compacted files hold as well are deleted after a while: see `segcore compact`.
+    older = {name for name in parts.images - newest if not covers(*name)}
+    add("older_part", "images", older, message)
     message = "its unit is not committed: left by a job that died, or by one in progress."
-    add("orphan_part", "instances", parts.instances - parts.images, message)
+    orphans = {name for name in parts.instances - parts.images if not covers(*name)}
+    add("orphan_part", "instances", orphans, message)

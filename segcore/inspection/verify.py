@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, SegcoreError, StorageError, describe_error
+from segcore.inspection.compacted_checks import check_compacted_files, read_compacted_unit
 from segcore.inspection.input_checks import find_unread_images
 from segcore.inspection.part_checks import PartPair, check_pair, count_warnings
 from segcore.inspection.part_listings import PartListing, compare_listings, list_parts
 from segcore.inspection.problems import Problem, Verification
+from segcore.output.compaction import CoveredUnit
 from segcore.output.documents import read_document
 from segcore.output.edition import document_of, fingerprint_of
 from segcore.output.editions import choose_edition
@@ -89,9 +91,13 @@ class _UnitChecker:
         """Read both parts of a committed unit and check all there is to check."""
         problems: list[Problem] = []
         images_uri, instances_uri = (self.uri(table, unit) for table in _TABLES)
-        images = self._read(images_uri, problems)
-        has_instances = self.parts.has_instances(unit)
-        instances = self._read(instances_uri, problems) if has_instances else None
+        covered = self.parts.find_compacted(unit)
+        if covered is not None:
+            images, instances = self._read_compacted(covered, images_uri, problems)
+        else:
+            images = self._read(images_uri, problems)
+            has_instances = self.parts.has_instances(unit)
+            instances = self._read(instances_uri, problems) if has_instances else None
         if images is None:
             return _UnitCheck(unit, problems)
         if instances is None:
@@ -105,7 +111,7 @@ class _UnitChecker:
             edition=self.layout.name,
             categories=self.edition.categories,
             planned=planned,
-            schema_version=self.edition.schema_version,
+            schema_version=SCHEMA_VERSION if covered else self.edition.schema_version,
         )
         problems += check_pair(pair)
         if unit in self.parts.unlisted:
@@ -124,8 +130,21 @@ class _UnitChecker:
         )
 
     def uri(self, table: Table, unit: str) -> str:
-        """The newest part of a committed unit in one table."""
+        """The newest part of a committed unit in one table, or the file it was compacted into."""
+        covered = self.parts.find_compacted(unit)
+        if covered is not None and self.parts.reader is not None:
+            return self.parts.reader.uri(table, covered)
         return self.layout.part(table, unit, self.parts.generations[unit])
+
+    def _read_compacted(
+        self, unit: CoveredUnit, uri: str, problems: list[Problem]
+    ) -> tuple[pa.Table, pa.Table] | tuple[None, None]:
+        assert self.parts.reader is not None, "the unit was found by it"
+        try:
+            return read_compacted_unit(self.parts.reader, unit, self.layout.name)
+        except StorageError as error:
+            problems.append(Problem("unreadable_part", uri, f"it cannot be read: {error.message}"))
+            return None, None
 
     def _read(self, uri: str, problems: list[Problem]) -> pa.Table | None:
         """The rows of a part; None, with a problem added, when it cannot be read."""
@@ -193,6 +212,7 @@ def verify_output(
             result.warnings.update(check.warnings)
         progress(number, len(units))
     result.images = result.ok + result.failed
+    result.add(check_compacted_files(storage, parts.compacted, layout.name))
     result.add(_find_duplicates(storage, checker, id_hashes))
     if check_input and plan is not None:
         result.add(find_unread_images(storage, layout, plan, parts, threads))
@@ -328,8 +348,11 @@ def _find_duplicates(
         if unit not in checker.parts.generations:
             continue  # a problem of its own
         uri = checker.uri("images", unit)
-        with storage.open(uri) as file:
-            ids = pq.read_table(file, columns=["image_id"])["image_id"]
+        if checker.parts.find_compacted(unit) is not None and checker.parts.reader is not None:
+            ids = checker.parts.reader.read("images", unit, ["image_id"])["image_id"]
+        else:
+            with storage.open(uri) as file:
+                ids = pq.read_table(file, columns=["image_id"])["image_id"]
         for image_id in (ids[row].as_py() for row in suspect_rows):
             if image_id in first_uris:
                 first = first_uris[image_id]
