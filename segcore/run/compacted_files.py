@@ -154,7 +154,7 @@ class _TableSink:
         """The bytes of the file."""
         self._flush(_ROW_GROUP_ROWS)
         self._writer.close()
-        return memoryview(self._sink.getvalue())
+        return memoryview(self._sink.getvalue()).cast("B")  # of bytes, as stores want it
 
     def _flush(self, row_group_rows: int) -> None:
         if self.waiting:
