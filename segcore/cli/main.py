@@ -9,6 +9,7 @@ import typer
 import segcore
 from segcore.cli import (
     bench,
+    compact,
     config,
     console,
     convert,
@@ -34,6 +35,7 @@ app.command("segment", cls=segment.Command, epilog=segment.EPILOG)(segment.comma
 app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
+app.command("compact", epilog=compact.EPILOG)(compact.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)

@@ -72,8 +72,8 @@ def find_duplicates(
     for unit, rows in hashes.repeated_rows():
         if unit not in parts.generations:
             continue  # a problem of its own
-        uri = layout.part("images", unit, parts.generations[unit])
-        ids = from_list.get(unit) or _read_ids(storage, uri)
+        uri = parts.uri(layout, "images", unit)
+        ids = from_list.get(unit) or _read_ids(storage, parts, unit, uri)
         for image_id in (ids[row] for row in rows):
             if image_id in first_uris:
                 first = first_uris[image_id]
@@ -82,7 +82,9 @@ def find_duplicates(
             first_uris.setdefault(image_id, uri)
 
 
-def _read_ids(storage: Storage, uri: str) -> list[str]:
+def _read_ids(storage: Storage, parts: PartListing, unit: str, uri: str) -> list[str]:
+    if parts.reader is not None and parts.find_compacted(unit) is not None:
+        return list(parts.reader.read("images", unit, ["image_id"])["image_id"].to_pylist())
     with storage.open(uri) as file:
         ids: list[str] = pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()
     return ids

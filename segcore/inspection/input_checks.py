@@ -38,11 +38,15 @@ def find_unread_images(
     def check(unit: Unit) -> Problem | None:
         uri = layout.part("images", unit.unit, parts.generations[unit.unit])
         try:
-            metadata = read_part_metadata(storage, uri)
-            n_rows = PartCounts.from_metadata(metadata).images
+            if (covered := parts.find_compacted(unit.unit)) is not None:
+                n_rows, reader = covered.counts.images, covered.reader
+            else:
+                metadata = read_part_metadata(storage, uri)
+                n_rows = PartCounts.from_metadata(metadata).images
+                reader = reader_of_metadata(metadata)
         except (KeyError, ValueError):
             return None  # unreadable: a problem of its own
-        if reader_of_metadata(metadata) >= READER_VERSION:
+        if reader >= READER_VERSION:
             return None
         try:
             n_images = count_tar_images(unit, storage)

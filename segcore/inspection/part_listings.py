@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from segcore.errors import SegcoreError
+from segcore.errors import SegcoreError, StorageError
 from segcore.inspection.problems import Problem, Verification
 from segcore.inspection.stored_plan import StoredPlan
+from segcore.output.compacted_rows import CompactedParts
+from segcore.output.compaction import NOTHING_COMPACTED, CompactedUnits, CoveredUnit
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
+from segcore.output.parts import merge_generations
 from segcore.output.run_records import RunRecord
 from segcore.output.unlisted import read_unlisted
 from segcore.storage import Storage
@@ -26,6 +29,9 @@ class PartListing:
         older: Files of `images` of which there is a newer generation.
         without_instances: Committed units whose newest generation lacks its second file.
         orphans: Files of `instances` that none of `images` belongs to.
+        compacted: What compacted files hold; of equal generations, they are read. Parts that they
+            cover are deleted after a while and are in none of the sets above.
+        reader: Reads these.
         unlisted: Unit -> its images that the listing of the newest run lacked.
     """
 
@@ -34,6 +40,19 @@ class PartListing:
     without_instances: frozenset[str] = frozenset()
     orphans: frozenset[PartName] = frozenset()
     unlisted: dict[str, list[str]] = field(default_factory=dict)
+    compacted: CompactedUnits = NOTHING_COMPACTED
+    reader: CompactedParts | None = None
+
+    def find_compacted(self, unit: str) -> CoveredUnit | None:
+        """A committed unit, if it is read from compacted files."""
+        return self.compacted.find(unit, self.generations[unit])
+
+    def uri(self, layout: EditionLayout, table: Table, unit: str) -> str:
+        """The newest part of a committed unit, or the file it was compacted into."""
+        covered = self.find_compacted(unit)
+        if covered is not None and self.reader is not None:
+            return self.reader.uri(table, covered)
+        return layout.part(table, unit, self.generations[unit])
 
 
 def list_parts(
@@ -62,8 +81,30 @@ def list_parts(
         for image_id, unit in zip(ids, units, strict=True):
             unlisted.setdefault(unit, []).append(image_id)
         result.images_unlisted = rows.num_rows
-    missing, alone = frozenset(without_instances), frozenset(orphans)
-    return PartListing(generations, frozenset(older), missing, alone, unlisted)
+    reader = CompactedParts(storage, layout)
+    compacted = _read_compacted(reader, result)
+    generations = merge_generations(generations, compacted)
+    covers = compacted.covers
+    return PartListing(
+        generations=generations,
+        older=frozenset(name for name in older if not covers(*name)),
+        without_instances=frozenset(
+            unit for unit in without_instances if not covers(unit, generations[unit])
+        ),
+        orphans=frozenset(name for name in orphans if not covers(*name)),
+        unlisted=unlisted,
+        compacted=compacted,
+        reader=reader,
+    )
+
+
+def _read_compacted(reader: CompactedParts, result: Verification) -> CompactedUnits:
+    try:
+        return reader.units()
+    except StorageError as error:
+        uri = reader.layout.compacted_pointer
+        result.add([Problem("bad_compaction", uri, error.message)])
+        return NOTHING_COMPACTED
 
 
 def _list_table(

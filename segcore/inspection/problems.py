@@ -10,8 +10,9 @@ from typing import Any
 from segcore.text import align_columns, join_counts, plural, printable
 
 KINDS = {
-    "alien_file": "a file in images/ or instances/ that is not a part",
+    "alien_file": "a file that is no part in images/ or instances/, or beside compacted files",
     "altered_part": "a part's bytes are not those that segcore writes for its rows",
+    "bad_compaction": "compacted files, or what says which units they hold, are damaged",
     "bad_edition": "edition.json is missing, unreadable or does not match its fingerprint",
     "bad_latest": "latest.json is unreadable or points to something that does not exist",
     "bad_plan": "the plan is missing or damaged",

@@ -17,6 +17,7 @@ from segcore.errors import UsageError
 from segcore.inspection.liveness import LeaseState, Pace
 from segcore.lease.observation import HELD, RELEASED, LeaseObservation, observe_lease
 from segcore.output.committed import list_committed
+from segcore.output.compacted_rows import CompactedParts
 from segcore.output.counts_cache import CountsCache, read_listed_counts
 from segcore.output.editions import choose_edition
 from segcore.output.executions import Execution, read_recent_executions
@@ -51,6 +52,8 @@ class Status:
         unreadable: Committed parts whose footer cannot be read; `segcore verify` says more.
         pace: Only while the state is ``running``.
         lease: None when the edition has none.
+        units_compacted: Units of the plan that are read from compacted files.
+        compacted: Name of the generation of these files; "" if there are none.
         executions: The newest of the edition that have ended, newest first.
         edition_notes: Sentences for people: whether the edition is published, for example.
     """
@@ -74,6 +77,8 @@ class Status:
     units_foreign: int = 0
     images_unlisted: int = 0
     unreadable: tuple[str, ...] = ()
+    units_compacted: int = 0
+    compacted: str = ""
     pace: Pace | None = None
     lease: LeaseState | None = None
     executions: tuple[Execution, ...] = ()
@@ -114,6 +119,9 @@ class Status:
         if self.units_foreign:
             foreign = plural(self.units_foreign, "unit")
             rows.append(("foreign", f"{foreign} with parts that are not in the plan"))
+        if self.compacted:
+            compacted = f"{self.units_compacted:,} of the units done, in {self.compacted}"
+            rows.append(("compacted", compacted))
         if self.unreadable:
             unreadable = plural(len(self.unreadable), "part")
             rows.append(("unreadable", f"{unreadable}, for example {self.unreadable[0]}"))
@@ -138,6 +146,8 @@ class _Progress:
         counts: What their parts say about themselves, where that can be read.
         foreign: Units that have parts and are not in the plan.
         unreadable: URIs of parts whose footer cannot be read.
+        compacted: Name of the generation of compacted files; "" if there are none.
+        units_compacted: Units of the plan that are read from these.
     """
 
     planned: pa.Table
@@ -145,6 +155,8 @@ class _Progress:
     counts: pa.Table
     foreign: set[str]
     unreadable: list[str]
+    compacted: str
+    units_compacted: int
 
     @property
     def left(self) -> pa.Table:
@@ -269,6 +281,8 @@ def _make_status(
         warnings=totals.warnings,
         units_foreign=len(progress.foreign),
         unreadable=tuple(sorted(progress.unreadable)),
+        units_compacted=progress.units_compacted,
+        compacted=progress.compacted,
         pace=pace,
         lease=_lease_state(lease),
     )
@@ -310,9 +324,10 @@ def _measure_pace(
 
 def _measure_progress(storage: Storage, layout: EditionLayout, planned: pa.Table) -> _Progress:
     """What is committed of a plan; opens the parts whose counts the cache does not know."""
-    committed = list_committed(storage, layout, with_times=True)
+    reader = CompactedParts(storage, layout)
+    committed = list_committed(storage, layout, with_times=True, reader=reader)
     done = committed.rows_of(planned["unit"])
-    known, unknown = CountsCache(storage, layout).find(done)
+    known, unknown = CountsCache(storage, layout, committed.compacted).find(done)
     rows: list[UnitCounts] = []
     unreadable = []
     names = zip(*(unknown[name].to_pylist() for name in ("unit", "generation")), strict=True)
@@ -324,4 +339,13 @@ def _measure_progress(storage: Storage, layout: EditionLayout, planned: pa.Table
     units = committed.newest["unit"]
     foreign = units.filter(pc.invert(pc.is_in(units, value_set=planned["unit"])))
     counts = pa.concat_tables([known, unit_counts_table(rows)])
-    return _Progress(planned, done, counts, set(foreign.to_pylist()), unreadable)
+    compacted = committed.compacted
+    return _Progress(
+        planned,
+        done,
+        counts,
+        set(foreign.to_pylist()),
+        unreadable,
+        compacted.layout.name if compacted.layout else "",
+        len(committed.read_compacted & set(planned["unit"].to_pylist())),
+    )

@@ -18,9 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import StorageError
+from segcore.inspection.compacted_checks import read_compacted_unit
 from segcore.inspection.image_checks import PlannedPart, count_warnings
 from segcore.inspection.part_checks import PartPair, check_pair
 from segcore.inspection.problems import Problem
+from segcore.output.compacted_rows import CompactedParts
+from segcore.output.compaction import CoveredUnit
 from segcore.output.layout import EditionLayout
 from segcore.output.schema import SCHEMA_VERSION
 from segcore.output.tables import encode_part
@@ -43,6 +46,7 @@ class CommittedUnit:
         has_instances: Whether that generation has its second file.
         planned: What the plan says of it; None where it says nothing.
         unlisted: Its images, if the listing of the newest run lacked them.
+        covered: Where compacted files hold its rows; None if they are in parts of its own.
     """
 
     unit: str
@@ -50,6 +54,7 @@ class CommittedUnit:
     has_instances: bool
     planned: PlannedPart | None = None
     unlisted: Sequence[str] | None = None
+    covered: CoveredUnit | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class UnitChecker:
     storage: Storage
     layout: EditionLayout
     edition: EditionFacts
+    compacted: CompactedParts
 
     def check_all(self, units: Sequence[CommittedUnit], threads: int) -> list[UnitCheck]:
         """Check some units, this many at once."""
@@ -97,11 +103,13 @@ class UnitChecker:
     def check(self, committed: CommittedUnit) -> UnitCheck:
         """Read both parts of a unit and check all there is to check."""
         problems: list[Problem] = []
-        unit, generation = committed.unit, committed.generation
-        images_uri = self.layout.part("images", unit, generation)
-        instances_uri = self.layout.part("instances", unit, generation)
-        images = self._read(images_uri, problems)
-        instances = self._read(instances_uri, problems) if committed.has_instances else None
+        unit = committed.unit
+        images_uri, instances_uri = self._uris(committed)
+        if committed.covered is not None:
+            images, instances = self._read_compacted(committed.covered, images_uri, problems)
+        else:
+            images = self._read(images_uri, problems)
+            instances = self._read(instances_uri, problems) if committed.has_instances else None
         if images is None:
             return UnitCheck(unit, problems)
         if instances is None:
@@ -115,7 +123,7 @@ class UnitChecker:
             edition=self.layout.name,
             categories=self.edition.categories,
             planned=committed.planned,
-            schema_version=self.edition.schema_version,
+            schema_version=SCHEMA_VERSION if committed.covered else self.edition.schema_version,
         )
         problems += check_pair(pair)
         if committed.unlisted is not None:
@@ -132,6 +140,24 @@ class UnitChecker:
             instances=instances.num_rows,
             warnings=count_warnings(images),
         )
+
+    def _uris(self, committed: CommittedUnit) -> tuple[str, str]:
+        """The files of `images` and `instances` that hold the rows of a unit."""
+        unit, covered = committed.unit, committed.covered
+        if covered is not None:
+            return self.compacted.uri("images", covered), self.compacted.uri("instances", covered)
+        generation = committed.generation
+        images_uri = self.layout.part("images", unit, generation)
+        return images_uri, self.layout.part("instances", unit, generation)
+
+    def _read_compacted(
+        self, unit: CoveredUnit, uri: str, problems: list[Problem]
+    ) -> tuple[pa.Table, pa.Table] | tuple[None, None]:
+        try:
+            return read_compacted_unit(self.compacted, unit, self.layout.name)
+        except StorageError as error:
+            problems.append(Problem("unreadable_part", uri, f"it cannot be read: {error.message}"))
+            return None, None
 
     def _read(self, uri: str, problems: list[Problem]) -> pa.Table | None:
         """The rows of a part; None, with a problem added, when it cannot be read."""

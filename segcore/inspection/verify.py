@@ -16,6 +16,7 @@ from itertools import islice
 import pyarrow as pa
 
 from segcore.errors import SegcoreError
+from segcore.inspection.compacted_checks import check_compacted_files
 from segcore.inspection.document_checks import (
     check_edition,
     check_history,
@@ -29,6 +30,7 @@ from segcore.inspection.part_listings import PartListing, compare_listings, list
 from segcore.inspection.problems import Problem, Verification
 from segcore.inspection.stored_plan import StoredPlan, open_stored_plan
 from segcore.inspection.unit_checks import CommittedUnit, UnitCheck, UnitChecker, hash_names
+from segcore.output.compacted_rows import CompactedParts
 from segcore.output.editions import choose_edition
 from segcore.output.layout import EditionLayout
 from segcore.output.run_records import RunRecord
@@ -88,12 +90,14 @@ def verify_output(
     choice = choose_edition(storage, output, edition, newest=True)
     layout = choice.layout
     result = Verification(layout.name, layout.prefix, edition_notes=choice.sentences())
-    checker = UnitChecker(storage, layout, check_edition(storage, layout, result))
+    facts = check_edition(storage, layout, result)
     record = check_newest_run(storage, layout, result)
     result.add(check_history(storage, layout))
     plan = _open_plan(storage, layout, record, result)
     parts = list_parts(storage, layout, record, result)
     compare_listings(layout, plan, parts, result)
+    compacted = parts.reader or CompactedParts(storage, layout)
+    checker = UnitChecker(storage, layout, facts, compacted)
     units = set(parts.generations)
     if not include_unlisted:
         units -= parts.unlisted.keys()
@@ -110,6 +114,7 @@ def verify_output(
         n_done += len(checks)
         progress(n_done, n_units, result.instances)
     result.images = result.ok + result.failed
+    result.add(check_compacted_files(storage, parts.compacted, layout.name))
     result.add(find_duplicates(storage, layout, parts, hashes, from_list))
     if check_input and plan is not None:
         result.add(find_unread_images(storage, layout, plan, parts, threads))
@@ -144,7 +149,8 @@ def _find_in_plan(
     def committed(unit: str) -> CommittedUnit:
         has_instances = unit not in parts.without_instances
         unlisted = parts.unlisted.get(unit)
-        return CommittedUnit(unit, parts.generations[unit], has_instances, unlisted=unlisted)
+        generation, covered = parts.generations[unit], parts.find_compacted(unit)
+        return CommittedUnit(unit, generation, has_instances, unlisted=unlisted, covered=covered)
 
     try:
         for unit, planned in plan.parts() if plan is not None else ():

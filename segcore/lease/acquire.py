@@ -27,15 +27,19 @@ def acquire(
     ttl_s: float,
     notify: Notify,
     clock: SteadyClock = SYSTEM_CLOCK,
+    what: str = "edition",
 ) -> Lease:
     """Wait until the lease is free, which a dead holder's is after its time to live, and take it.
+
+    Args:
+        what: What the lease is of, in messages: ``edition`` or ``output``.
 
     Raises:
         LeaseHeld: Another process holds it and is alive.
         StorageError: The lease cannot be read or written.
     """
     for _ in range(_MAX_ATTEMPTS):
-        free_lease = _wait_until_free(storage, folder, ttl_s, notify, clock)
+        free_lease = _wait_until_free(storage, folder, ttl_s, notify, clock, what)
         generation = (free_lease.generation if free_lease else 0) + 1
         lease = Lease(storage, folder, generation, ttl_s, clock)
         if lease.try_claim(free_lease):
@@ -54,11 +58,11 @@ def refuse_if_held(storage: Storage, folder: str, ttl_s: float) -> None:
     """
     lease = peek_lease(storage, folder, ttl_s)
     if lease is not None and lease.state == HELD and lease.holder and lease.holder.exists():
-        raise _held_error(lease, folder)
+        raise _held_error(lease, folder, "edition")
 
 
 def _wait_until_free(
-    storage: Storage, folder: str, ttl_s: float, notify: Notify, clock: SteadyClock
+    storage: Storage, folder: str, ttl_s: float, notify: Notify, clock: SteadyClock, what: str
 ) -> LeaseObservation | None:
     """The lease once it is free; None if there is none.
 
@@ -69,11 +73,11 @@ def _wait_until_free(
     if first is None or first.state != HELD:
         return first
     if first.holder is not None and first.holder.exists():
-        raise _held_error(first, folder)
+        raise _held_error(first, folder, what)
     started = clock.now()
     expires_in_s = first.ttl_s + TIMESTAMP_RESOLUTION_S - (first.age_s or 0.0)
     notify(
-        f"Another run holds this edition ({first.summary()}). Waiting for a heartbeat for up to "
+        f"Another run holds this {what} ({first.summary()}). Waiting for a heartbeat for up to "
         f"{expires_in_s:.0f} s."
     )
     while True:
@@ -83,16 +87,16 @@ def _wait_until_free(
         if latest is None or latest.state != HELD:
             return latest
         if (latest.generation, latest.version) != (first.generation, first.version):
-            raise _held_error(latest, folder)
+            raise _held_error(latest, folder, what)
         if looked_at - started >= expires_in_s:
             notify("There was no heartbeat; the lease of the other run has expired.")
             return latest
 
 
-def _held_error(observation: LeaseObservation, folder: str) -> LeaseHeld:
+def _held_error(observation: LeaseObservation, folder: str, what: str) -> LeaseHeld:
     age = "just now" if not observation.age_s else f"{observation.age_s:.0f} s ago"
     return LeaseHeld(
-        f"Another run is working on this edition: {observation.summary()}; last heartbeat {age} "
+        f"Another run is working on this {what}: {observation.summary()}; last heartbeat {age} "
         f"({folder}).",
         hint="Wait for it to end, or stop it and rerun the same command to resume. If it has died, "
         f"its lease expires within {observation.ttl_s:.0f} s.",

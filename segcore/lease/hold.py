@@ -18,6 +18,7 @@ def hold_lease(
     ttl_s: float,
     notify: Notify = lambda text: None,
     heartbeat_storage: Storage | None = None,
+    what: str = "edition",
 ) -> Iterator[Lease]:
     """Hold the lease in a folder while the block runs; see `acquire` for what can go wrong.
 
@@ -31,11 +32,12 @@ def hold_lease(
         ttl_s: Seconds without a heartbeat after which others may take over.
         notify: Takes sentences for people while waiting.
         heartbeat_storage: The storage with the limits for heartbeats; see `heartbeat_options`.
+        what: What the lease is of, in messages.
 
     Raises:
         LeaseLost: The block was ended because the lease was lost.
     """
-    lease = acquire(storage, folder, ttl_s, notify)
+    lease = acquire(storage, folder, ttl_s, notify, what=what)
     lease.storage = heartbeat_storage or storage
     try:
         with HeartbeatThread(lease):

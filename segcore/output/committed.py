@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segcore.output.compacted_rows import CompactedParts
+from segcore.output.compaction import NOTHING_COMPACTED, CompactedUnits
 from segcore.output.layout import PART_NAME, EditionLayout, PartName
 from segcore.output.unit_counts import UNIT_COUNTS_SCHEMA
 from segcore.storage import Storage
@@ -29,13 +31,47 @@ class CommittedParts:
         files: All of them, older generations among them, as a table of `LISTED_SCHEMA`: unit,
             generation, size and etag; sorted by unit and generation. Perhaps with a further
             column ``changed``, see `list_committed`.
+        compacted: What compacted files cover.
     """
 
     files: pa.Table
+    compacted: CompactedUnits = NOTHING_COMPACTED
 
     @cached_property
     def newest(self) -> pa.Table:
-        """The rows of `files` that are to be read: the highest generation of each unit."""
+        """What is to be read: of each unit the highest generation, in compacted files or not.
+
+        Rows for compacted files give the generation, size and etag of the part that was copied, and
+        0 as the time of the change.
+        """
+        newest = self._newest_files
+        if not self.read_compacted:
+            return newest
+        units = pa.array(sorted(self.read_compacted), pa.string())
+        loose = newest.filter(pc.invert(pc.is_in(newest["unit"], value_set=units)))
+        table = self.compacted.table
+        rows = table.filter(pc.is_in(table["unit"], value_set=units)).select(LISTED_SCHEMA.names)
+        if "changed" in newest.column_names:
+            # A part that still lies beside compacted files tells when the unit was done.
+            times = (
+                newest["changed"]
+                .combine_chunks()
+                .take(pc.index_in(rows["unit"], newest["unit"].combine_chunks()).combine_chunks())
+            )
+            rows = rows.append_column(_CHANGED_FIELD, pc.fill_null(times, 0.0))
+        return pa.concat_tables([loose, rows.cast(newest.schema)]).sort_by("unit").combine_chunks()
+
+    @cached_property
+    def read_compacted(self) -> frozenset[str]:
+        """The units that are read from compacted files."""
+        columns = (self._newest_files[name].to_pylist() for name in ("unit", "generation"))
+        loose = dict(zip(*columns, strict=True))
+        covered = self.compacted.generations
+        return frozenset(unit for unit, number in covered.items() if loose.get(unit, 0) <= number)
+
+    @cached_property
+    def _newest_files(self) -> pa.Table:
+        """The rows of `files` of the highest generation of each unit."""
         units = self.files["unit"].combine_chunks()
         if not len(units):
             return self.files
@@ -64,11 +100,19 @@ NOTHING_COMMITTED = CommittedParts(LISTED_SCHEMA.empty_table())
 
 
 def list_committed(
-    storage: Storage, layout: EditionLayout, *, with_times: bool = False
+    storage: Storage,
+    layout: EditionLayout,
+    *,
+    with_times: bool = False,
+    reader: CompactedParts | None = None,
 ) -> CommittedParts:
     """The parts that exist now; other files beside them are passed over.
 
+    Parts are listed first, and then what is compacted is looked up: one that moves there in the
+    meantime is found.
+
     Args:
+        reader: Of the compacted files; without it, only parts are looked for.
         with_times: With a column ``changed``: when each was written, in seconds since 1970 by the
             clock of the storage.
     """
@@ -87,7 +131,7 @@ def list_committed(
         units = table["unit"].combine_chunks()
         is_new_unit[1:] = pc.not_equal(units[:-1], units[1:]).to_numpy(zero_copy_only=False)
         table = table.take(np.lexsort((generations, np.cumsum(is_new_unit))))
-    return CommittedParts(table)
+    return CommittedParts(table, reader.units() if reader else NOTHING_COMPACTED)
 
 
 def _list_with_times(storage: Storage, folder: str) -> Iterator[pa.Table]:

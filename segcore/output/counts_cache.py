@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import SegcoreError, StorageError, describe_error
+from segcore.output.compaction import NOTHING_COMPACTED, CompactedUnits
 from segcore.output.layout import EditionLayout
 from segcore.output.part_counts import PartCounts
 from segcore.output.unit_counts import (
@@ -61,7 +62,13 @@ class CountsCache:
     For one thread. Storage that refuses the cache is no error.
     """
 
-    def __init__(self, storage: Storage, layout: EditionLayout) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        layout: EditionLayout,
+        compacted: CompactedUnits = NOTHING_COMPACTED,
+    ) -> None:
+        self.compacted = compacted  # knows the counts of its units itself
         self._storage = storage
         self._layout = layout
         self._files: list[_CacheFile] | None = None  # None until they are needed
@@ -86,7 +93,8 @@ class CountsCache:
         Args:
             listed: Rows of `CommittedParts.newest`.
         """
-        tables = [*(file.rows for file in self._read_files()), *self._unsaved()]
+        compacted = self.compacted.table.select(UNIT_COUNTS_SCHEMA.names)
+        tables = [compacted, *(file.rows for file in self._read_files()), *self._unsaved()]
         known = pa.concat_tables([UNIT_COUNTS_SCHEMA.empty_table(), *tables]).combine_chunks()
         rows = pc.index_in(_keys(listed), _keys(known))
         is_known = pc.and_(rows.is_valid(), pc.not_equal(listed["etag"], ""))

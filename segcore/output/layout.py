@@ -11,6 +11,10 @@
 <output>/<edition>/reread/<unit>.json        a shard to read again: see `rereads`
 <output>/<edition>/counts/<hash>.parquet     what parts say: a cache, see `counts_cache`
 <output>/<edition>/lease/                    which run may write into the edition
+<output>/<edition>/compacted/current.json    which generation of compacted files is read
+<output>/<edition>/compacted/<generation>/   parts of many units in few files: see `compaction`
+<output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
+<output>/lease/                              who publishes, prunes or compacts
 """
 
 from __future__ import annotations
@@ -131,6 +135,77 @@ class EditionLayout:
         """Holds the lease of the edition."""
         return join(self.prefix, "lease")
 
+    @property
+    def compacted_folder(self) -> str:
+        """Holds the generations of compacted files, and the pointer to the current one."""
+        return join(self.prefix, "compacted")
+
+    @property
+    def compacted_pointer(self) -> str:
+        """Names the current generation of compacted files."""
+        return join(self.compacted_folder, "current.json")
+
+    def compacted(self, generation: str) -> CompactedLayout:
+        """One generation of compacted files."""
+        return CompactedLayout(join(self.compacted_folder, generation))
+
+    @property
+    def registered_folder(self) -> str:
+        """Holds lists of the files that tables outside of segcore refer to."""
+        return join(self.prefix, "registered")
+
+
+@dataclass(frozen=True)
+class CompactedLayout:
+    """The files of one generation of compacted files.
+
+    Attributes:
+        prefix: URI of its folder, ``<output>/<edition>/compacted/<generation>``.
+    """
+
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """Name of the generation."""
+        return basename(self.prefix)
+
+    @property
+    def begun_json(self) -> str:
+        """Written first: from then on, whoever withdraws a unit leaves a mark here, too."""
+        return join(self.prefix, "begun.json")
+
+    @property
+    def work(self) -> str:
+        """The units to copy, in order; written before the first of the files."""
+        return join(self.prefix, "work.parquet")
+
+    @property
+    def units(self) -> str:
+        """The units that are covered, and where their rows lie; written last."""
+        return join(self.prefix, "units.parquet")
+
+    def file(self, table: Table, number: int) -> str:
+        """The file of a number, from 0, in one table; the same units are in both tables."""
+        return join(self.prefix, table, f"{number:05d}.parquet")
+
+    def files_pattern(self, table: Table) -> str:
+        """A glob pattern for all files of one table, as DuckDB and others take it."""
+        return join(self.prefix, table, "*.parquet")
+
+    def piece(self, number: int) -> str:
+        """The units of the files of a number; written after these, so that work can be resumed."""
+        return join(self.prefix, "pieces", f"{number:05d}.parquet")
+
+    @property
+    def withdrawn_folder(self) -> str:
+        """Holds lists of units that are not to be read here any more."""
+        return join(self.prefix, "withdrawn")
+
+    def withdrawn(self, name: str) -> str:
+        """A list of units that are not to be read here any more."""
+        return join(self.withdrawn_folder, f"{name}.parquet")
+
 
 @dataclass(frozen=True)
 class OutputLayout:
@@ -146,6 +221,11 @@ class OutputLayout:
     def latest_json(self) -> str:
         """Points to what was published last."""
         return join(self.uri, "latest.json")
+
+    @property
+    def lease_folder(self) -> str:
+        """Holds the lease of whoever publishes, prunes or compacts."""
+        return join(self.uri, "lease")
 
     def edition(self, name: str) -> EditionLayout:
         """The edition of this name."""

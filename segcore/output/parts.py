@@ -4,6 +4,9 @@ A unit's ``images`` part is written last; its existence is the only record that 
 The same results of the same unit always give the same bytes. A part that is made again becomes a
 file of its own, of the next generation, before the older one goes: at each moment a reader finds a
 whole part. `delete_parts` is the only place that deletes parts.
+
+Rows of a unit may also lie in compacted files (`segcore.output.compaction`); whoever reads parts
+here need not know.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import StorageError
+from segcore.errors import ObjectNotFound, StorageError
 from segcore.output.committed import CommittedParts, list_committed
+from segcore.output.compacted_rows import CompactedParts
+from segcore.output.compaction import CompactedUnits, withdraw_units
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts, WrittenPart
 from segcore.output.schema import (
@@ -44,6 +50,7 @@ class Parts:
         run: Id of the plan that is being carried out; deterministic, so that parts are too.
         categories: (id, name) of each class.
         generations: Unit -> its generation, of units that were made again; see `as_listed`.
+        compacted: The compacted files of the edition.
     """
 
     storage: Storage
@@ -53,6 +60,11 @@ class Parts:
     licence: str
     categories: tuple[tuple[int, str], ...]
     generations: Mapping[str, int] = field(default_factory=dict, repr=False)
+    compacted: CompactedParts = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.compacted is None:
+            object.__setattr__(self, "compacted", CompactedParts(self.storage, self.layout))
 
     @property
     def layout(self) -> EditionLayout:
@@ -112,6 +124,8 @@ class Parts:
         generation before.
         """
         generation = self.generations.get(unit, 0)
+        if (covered := self.compacted.find(unit, generation, refresh=True)) is not None:
+            generation = covered.generation
         while self.storage.exists(self.layout.part("images", unit, generation + 1)):
             generation += 1
         return generation
@@ -136,11 +150,19 @@ class Parts:
         Raises:
             StorageError: It cannot be read; names it.
         """
-        uri = self.layout.part("images", unit, self.generations.get(unit, 0))
+        name = PartName(unit, self.generations.get(unit, 0))
+        if (covered := self.compacted.find(*name)) is not None:
+            return self.compacted.read("images", unit, columns), covered.run
+        uri = self.layout.part("images", *name)
         try:
             with self.storage.open(uri) as file:
                 part = pq.ParquetFile(file, page_checksum_verification=True)
                 rows = part.read(list(columns), use_threads=False)
+        except ObjectNotFound:
+            covered = self.compacted.find(*name, refresh=True)  # moved there in the meantime
+            if covered is None:
+                raise
+            return self.compacted.read("images", unit, columns), covered.run
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StorageError(
                 f"{uri} is not a readable part: {error}.",
@@ -159,8 +181,8 @@ class Parts:
         return self.list_committed().generations()
 
     def list_committed(self) -> CommittedParts:
-        """All parts of the table ``images`` by listing, with sizes and etags."""
-        return list_committed(self.storage, self.layout)
+        """All parts of the table ``images`` by listing, and the units of compacted files."""
+        return list_committed(self.storage, self.layout, reader=self.compacted)
 
     def as_listed(self, generations: Mapping[str, int]) -> Parts:
         """These parts, read in the generations that `list_generations` gave."""
@@ -170,11 +192,21 @@ class Parts:
     def read_counts(self, units: Iterable[str]) -> Iterator[PartCounts]:
         """What committed parts say about themselves; reads their footers, many at a time.
 
+        Nothing is read for units in compacted files: these say it in one place.
+
         Raises:
             StorageError: A part cannot be read or is not one of segcore's; names it.
         """
+        covered = self.compacted.units(refresh=False)
+        loose, compacted = [], set()
+        for unit in units:
+            if covered.covers(unit, self.generations.get(unit, 0)):
+                compacted.add(unit)
+            else:
+                loose.append(unit)
+        yield from covered.counts(compacted)
         with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
-            yield from pool.map(self._read_counts, units)
+            yield from pool.map(self._read_counts, loose)
 
     def find_counts(self, unit: str) -> PartCounts | None:
         """What the part of a unit says about itself; None where there is none that can be read."""
@@ -188,7 +220,8 @@ class Parts:
     ) -> int:
         """Delete all parts except these, unit -> generation; returns how many units are gone.
 
-        ``images`` parts go first, so that a unit is undone before it is incomplete. A unit that
+        In compacted files, the rows of the others are not read any more. ``images`` parts go first,
+        so that a unit is undone before it is incomplete. A unit that
         has none must be in no table of `kept`.
 
         Args:
@@ -201,7 +234,10 @@ class Parts:
         self.delete_parts(
             "instances", [name for name in instances if kept.get(name.unit) != name.generation]
         )
-        return len({name.unit for name in images} - kept.keys())
+        gone = {name.unit for name in images} - kept.keys()
+        gone |= self.compacted.units().generations.keys() - kept.keys()
+        withdraw_units(self.storage, self.layout, gone)
+        return len(gone)
 
     def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
         """Delete these files; those that do not exist are no error."""
@@ -218,22 +254,31 @@ class Parts:
         }
 
     def _read_table(self, table: Table, name: PartName) -> pa.Table:
-        uri = self.layout.part(table, *name)
-        schema = IMAGES_SCHEMA if table == "images" else INSTANCES_SCHEMA
+        if self.compacted.find(*name) is not None:
+            return self.compacted.read(table, name.unit)
         try:
-            with self.storage.open(uri) as file:
-                rows = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-                if stated_version(rows.schema.metadata) == 1:
-                    rows = add_new_columns(rows, table, schema.names)
-                return rows.replace_schema_metadata(None).cast(schema)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise StorageError(f"{uri} is not a readable part: {error}.") from error
+            return self._read_own_table(table, name)
+        except ObjectNotFound:
+            if self.compacted.find(*name, refresh=True) is None:  # else moved in the meantime
+                raise
+            return self.compacted.read(table, name.unit)
+
+    def _read_own_table(self, table: Table, name: PartName) -> pa.Table:
+        uri = self.layout.part(table, *name)
+        with self.storage.open(uri) as file:
+            return decode_part(file, table, uri).replace_schema_metadata(None)
 
     def _read_counts(self, unit: str) -> PartCounts:
-        uri = self.layout.part("images", unit, self.generations.get(unit, 0))
+        name = PartName(unit, self.generations.get(unit, 0))
+        uri = self.layout.part("images", *name)
         try:
             with self.storage.open(uri) as file:
                 return PartCounts.from_metadata(pq.read_metadata(file).metadata)
+        except ObjectNotFound:
+            covered = self.compacted.find(*name, refresh=True)  # moved there in the meantime
+            if covered is None:
+                raise
+            return covered.counts
         except (KeyError, ValueError, pa.ArrowException) as error:
             raise StorageError(
                 f"{uri} is not a readable part of this edition: {error}.",
@@ -248,12 +293,49 @@ def list_part_names(storage: Storage, layout: EditionLayout, table: Table) -> It
             yield name
 
 
+def list_generations(
+    storage: Storage, layout: EditionLayout, compacted: CompactedParts
+) -> dict[str, int]:
+    """All units that are done -> the newest generation of their part.
+
+    Parts are listed first, and then what is compacted is looked up: one that moves there in the
+    meantime is found.
+    """
+    loose = newest_generations(list_part_names(storage, layout, "images"))
+    return merge_generations(loose, compacted.units())
+
+
+def merge_generations(loose: Mapping[str, int], compacted: CompactedUnits) -> dict[str, int]:
+    """Each unit of parts and of compacted files -> its newest generation."""
+    generations = dict(compacted.generations)
+    for unit, generation in loose.items():
+        generations[unit] = max(generation, generations.get(unit, 0))
+    return generations
+
+
 def newest_generations(names: Iterable[PartName]) -> dict[str, int]:
     """Each unit that has a part -> the highest generation of it."""
     generations: dict[str, int] = {}
     for unit, generation in names:
         generations[unit] = max(generation, generations.get(unit, 0))
     return generations
+
+
+def decode_part(file: BinaryIO, table: Table, uri: str) -> pa.Table:
+    """The rows of a part, with the columns of today and the metadata of the file.
+
+    Raises:
+        StorageError: It is damaged; names `uri`.
+    """
+    schema = IMAGES_SCHEMA if table == "images" else INSTANCES_SCHEMA
+    try:
+        rows = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        metadata = rows.schema.metadata
+        if stated_version(metadata) == 1:
+            rows = add_new_columns(rows, table, schema.names)
+        return rows.replace_schema_metadata(None).cast(schema).replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"{uri} is not a readable part: {error}.") from error
 
 
 def read_part_metadata(storage: Storage, uri: str) -> Mapping[bytes, bytes]:

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import UsageError
+from segcore.errors import ObjectNotFound, UsageError
+from segcore.output.compacted_rows import CompactedParts
 from segcore.output.documents import read_document
 from segcore.output.editions import choose_edition
 from segcore.output.layout import EditionLayout, Table
-from segcore.output.parts import list_part_names, newest_generations
+from segcore.output.parts import list_generations
 from segcore.output.schema import (
     ADDED_IN_2,
     IMAGES_SCHEMA,
@@ -35,13 +36,15 @@ class Results:
     Attributes:
         layout: Where the files of the edition lie.
         edition: Contents of its ``edition.json``.
-        units: Ids of the units to read, sorted; each image is in one of them.
+        units: Ids of the units to read, each image in one of them: those in compacted files in the
+            order in which they lie there, then the others, sorted.
         newer_edition: One with a newer run that is not published; "" if there is none, or if the
             edition was named.
         edition_notes: Sentences for people: whether it is published, and the newer one.
         run: The run whose units they are; "" when its plan is gone.
         newer_run: A newer run that is not complete, so that it is not read; "" if there is none.
         generations: Unit -> which generation of its part is the newest, where it is not 0.
+        compacted: The compacted files of the edition; None to read parts alone.
     """
 
     storage: Storage
@@ -53,6 +56,7 @@ class Results:
     run: str = ""
     newer_run: str = ""
     generations: Mapping[str, int] = field(default_factory=dict, repr=False)
+    compacted: CompactedParts | None = field(default=None, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -89,7 +93,56 @@ class Results:
         for unit in self.units:
             yield self._read_part("instances", unit, columns or INSTANCES_SCHEMA.names)
 
+    def sql(self, table: Table) -> str:
+        """A query for DuckDB that gives the rows of `images` or `instances`, of these units alone.
+
+        It is short where compacted files hold all units and no others. Parts of schema 1 beside
+        compacted files give null where these have the defaults of new columns.
+        """
+        loose = [unit for unit in self.units if not self._is_compacted(unit)]
+        queries = []
+        if len(loose) < len(self.units):
+            queries.append(self._compacted_sql(table))
+        if loose or not queries:
+            uris = (self.layout.part(table, unit, self.generations.get(unit, 0)) for unit in loose)
+            files = ", ".join(map(_sql_text, uris))
+            queries.append(f"SELECT * FROM read_parquet([{files}])")
+        return " UNION ALL BY NAME ".join(queries)
+
+    def _compacted_sql(self, table: Table) -> str:
+        assert self.compacted is not None, "only then units are compacted"
+        units = self.compacted.units(refresh=False)
+        assert units.layout is not None, "only then units are compacted"
+        query = f"SELECT * FROM read_parquet({_sql_text(units.layout.files_pattern(table))})"
+        read = set(filter(self._is_compacted, self.units))
+        hidden = [unit for unit in units.table["unit"].to_pylist() if unit not in read]
+        if not hidden:
+            return query
+        names = ", ".join(map(_sql_text, hidden))
+        if table == "images":
+            return f"{query} WHERE unit NOT IN ({names})"
+        images = _sql_text(units.layout.files_pattern("images"))
+        ids = f"SELECT image_id FROM read_parquet({images}) WHERE unit IN ({names})"
+        return f"{query} WHERE image_id NOT IN ({ids})"
+
+    def _is_compacted(self, unit: str, *, refresh: bool = False) -> bool:
+        """Whether the rows of a unit are to be read from compacted files."""
+        if self.compacted is None:
+            return False
+        units = self.compacted.units(refresh=refresh)
+        return units.covers(unit, self.generations.get(unit, 0))
+
     def _read_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
+        if self.compacted is not None and self._is_compacted(unit):
+            return self.compacted.read(table, unit, columns)
+        try:
+            return self._read_own_part(table, unit, columns)
+        except ObjectNotFound:
+            if self.compacted is None or not self._is_compacted(unit, refresh=True):
+                raise
+            return self.compacted.read(table, unit, columns)  # moved there in the meantime
+
+    def _read_own_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
         uri = self.layout.part(table, unit, self.generations.get(unit, 0))
         with self.storage.open(uri) as file:
             try:
@@ -124,16 +177,24 @@ def open_results(
     for sentence in notes:
         _LOGGER.info("%s", sentence)
     document = read_document(storage, layout.edition_json)
-    generations = newest_generations(list_part_names(storage, layout, "images"))
+    compacted = CompactedParts(storage, layout)
+    generations = list_generations(storage, layout, compacted)
     visible = find_visible_units(storage, layout, generations.keys(), include_unlisted)
+    places = {unit: row for row, unit in enumerate(compacted.units(refresh=False).generations)}
     return Results(
         storage=storage,
         layout=layout,
         edition=document,
-        units=visible.units,
+        units=tuple(sorted(visible.units, key=lambda unit: (places.get(unit, len(places)), unit))),
         newer_edition=choice.newer,
         edition_notes=notes,
         run=visible.run,
         newer_run=visible.newer_run,
         generations={unit: generations[unit] for unit in visible.units if generations[unit]},
+        compacted=compacted,
     )
+
+
+def _sql_text(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"

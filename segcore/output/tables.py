@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,21 +144,24 @@ def results_from_tables(images: pa.Table, instances: pa.Table) -> list[ImageResu
 def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Parquet bytes; always the same for the same table: they hold no time and no writer state."""
     sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, **parquet_options(table.schema))
+    return sink.getvalue()
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How the result tables are written as Parquet."""
     other_columns = [
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
-        for field in table.schema
+        for field in schema
         if field.name != "counts"
     ]
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        sink,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=other_columns,  # RLE strings hardly repeat: a dictionary would only cost
-        write_statistics=other_columns,
-        write_page_checksum=True,  # zstd alone lets a flipped bit pass as another number
-    )
-    return sink.getvalue()
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": other_columns,  # RLE strings hardly repeat: a dictionary would only cost
+        "write_statistics": other_columns,
+        "write_page_checksum": True,  # zstd alone lets a flipped bit pass as another number
+    }
 
 
 def _first_rows(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:

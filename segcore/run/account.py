@@ -50,6 +50,7 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
     """
     planned = job.plan.units.table.select(["unit", "n_images"])
     with state.timed("account"):
+        job.counts.compacted = committed.compacted
         counts = job.counts.counts_of(committed.rows_of(planned["unit"]))
         images_unlisted = count_unlisted(job.storage, job.layout, job.plan.run)
     account = reconcile(planned, counts)

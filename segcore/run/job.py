@@ -19,6 +19,7 @@ from segcore.errors import (
 )
 from segcore.models.base import ModelInfo
 from segcore.output.committed import NOTHING_COMMITTED, CommittedParts
+from segcore.output.compacted_rows import CompactedParts
 from segcore.output.counts_cache import CountsCache
 from segcore.output.edition import Edition, make_edition
 from segcore.output.edition_changes import EditionChanges, compare_with_older
@@ -350,7 +351,8 @@ def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord)
     """Whether a run on another input left results that another one would mix with or delete."""
     if last_run.status == NOTHING_FOUND:
         return False
-    return next(storage.list(layout.parts_folder("images")), None) is not None
+    has_parts = next(storage.list(layout.parts_folder("images")), None) is not None
+    return has_parts or bool(CompactedParts(storage, layout).units().generations)
 
 
 def _read_weights(name: str, storage: Storage) -> bytes | None:

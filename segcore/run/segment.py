@@ -160,7 +160,20 @@ def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> R
     passes = [candidate for candidate in passes if candidate.units]
     if passes:
         run_passes(job, passes, state, notify)
-    return _finish(job, state, started)
+    report = _finish(job, state, started)
+    _say_what_is_compacted(job, notify)
+    return report
+
+
+def _say_what_is_compacted(job: Job, notify: Notify) -> None:
+    """Name the place of the rows that are in compacted files; the report names that of parts."""
+    compacted = job.parts.compacted.units(refresh=False)
+    if compacted.layout is not None:
+        n_units = len(compacted.generations.keys() & job.planned.keys())
+        notify(
+            f"The rows of {plural(n_units, 'unit')} lie in compacted files, "
+            f"{compacted.layout.prefix}; the patterns of the report find only parts beside these."
+        )
 
 
 def _write_run_start(job: Job, overwrite: bool) -> RunReport:
@@ -191,6 +204,7 @@ def _units_to_reread(job: Job, state: RunState, notify: Notify) -> Units:
 def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
     """The units done before that have failed images; records how many in `state`."""
     listed = job.parts.list_committed() if state.carried else job.listed
+    job.counts.compacted = listed.compacted
     counts = job.counts.counts_of(listed.rows_of(job.plan.units.table["unit"]))
     failed = counts.filter(pc.greater(counts["failed"], 0))
     columns = (failed[name].to_pylist() for name in ("unit", "failed"))

@@ -228,7 +228,7 @@ def read(path: str, check_size: Callable[[int], None], max_bytes: int | None) ->
     return data, etag
 
 
-def write(path: str, data: bytes) -> str:
+def write(path: str, data: bytes | memoryview) -> str:
     """Replace the file atomically: after a crash it has either the old or all of the new bytes.
 
     Returns:
@@ -275,7 +275,7 @@ def _create_exclusively(path: str, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(path: str, data: bytes) -> tuple[str, str]:
+def _write_temporary(path: str, data: bytes | memoryview) -> tuple[str, str]:
     """(path, etag) of a new file beside `path` with these bytes."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

@@ -216,7 +216,7 @@ def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
         raise
 
 
-def write(store: Any, uri: str, data: bytes) -> str:
+def write(store: Any, uri: str, data: bytes | memoryview) -> str:
     """Create or replace the object; returns the etag of what was written."""
     key = split(uri)[2]
     multipart = len(data) > _SINGLE_PUT_BYTES

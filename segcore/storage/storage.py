@@ -282,7 +282,7 @@ class Storage:
             return partial(s3_client.read_range, self._client(uri), uri)
         return partial(object_store.read_range, self._store(uri), uri)
 
-    def write(self, uri: str, data: bytes) -> ObjectInfo:
+    def write(self, uri: str, data: bytes | memoryview) -> ObjectInfo:
         """Replace the object atomically: readers see either the old or all of the new content.
 
         Returns:

@@ -20,6 +20,7 @@ from tests.support.commands import call_segcore
         (["status", "/nowhere"], "/nowhere is not the output of a run"),
         (["verify", "/nowhere"], "/nowhere is not the output of a run"),
         (["failures", "/nowhere"], "/nowhere is not the output of a run"),
+        (["compact", "/nowhere"], "/nowhere is not the output of a run"),
         (["evaluate", "/nowhere", "truth.json"], "/nowhere is not the output of a run"),
         (["segment", "in"], "OUTPUT is missing"),
         (["segment", "in", "out", "--set", "modle.conf=1"], "unknown key `modle.conf`"),

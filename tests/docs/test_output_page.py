@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from segcore.config import load_config
 from segcore.errors import ErrorCode, WarningCode
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from segcore.run.compact import compact
+from segcore.run.compact_plan import CompactOptions
 from segcore.storage import Storage
 from segcore.testing.synthetic_archive import write_archive
 from tests.support import serial_run
@@ -86,3 +89,21 @@ def test_every_column_is_explained() -> None:
             assert row, f"docs/output.md does not explain {name}"
             is_list = name == "warnings"
             assert ("list" if is_list else str(schema.field(name).type)) in row.group(1)
+
+
+@pytest.mark.slow
+def test_the_examples_run_on_compacted_files(
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    report = compact(Storage(), str(tmp_path / "OUTPUT"), options=CompactOptions(grace_s=0.0))
+    monkeypatch.chdir(tmp_path)
+    for code in (code for code in EXAMPLES if "duckdb" in code):
+        namespace: dict[str, object] = {}
+        exec(compile(SETUP + code, str(DOC), "exec"), namespace)
+        assert report.instances.endswith(f"{namespace['instances']}/*.parquet")
+        printed = capsys.readouterr().out
+        assert "nucleus" in printed or "corrupt" in printed

@@ -20,6 +20,13 @@ def test_paths_and_their_inverses(output: str) -> None:
     assert part_of_file(layout.part("images", UNIT, 12)) == (UNIT, 12)
     assert layout.run_record(RUN) == f"{output}/model-0123/runs/{RUN}.json"
     assert layout.execution("now") == f"{output}/model-0123/runs/history/now.json"
+    files = layout.compacted("000001-0123abcd")
+    assert files.name == "000001-0123abcd"
+    folder = f"{output}/model-0123/compacted/000001-0123abcd"
+    assert files.file("images", 7) == f"{folder}/images/00007.parquet"
+    assert files.files_pattern("instances") == f"{folder}/instances/*.parquet"
+    assert layout.compacted_pointer == f"{output}/model-0123/compacted/current.json"
+    assert layout.output.lease_folder == f"{output}/lease"
 
 
 @pytest.mark.parametrize(
