@@ -173,7 +173,7 @@ steps = st.tuples(
 @pytest.mark.slow
 @pytest.mark.parametrize("has_pages", [False, True])
 @pytest.mark.parametrize("kind", ["loose", "tars"])
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(first=archives.filter(bool), steps=st.lists(steps, min_size=1, max_size=4))
 def test_results_follow_the_listing_and_nothing_is_lost(kind, has_pages, first, steps) -> None:
     with TemporaryDirectory() as folder:
