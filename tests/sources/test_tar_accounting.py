@@ -242,7 +242,7 @@ def test_damage_anywhere_gives_each_row_a_name_of_its_own(tmp_path: Path, limits
         n_failed += len(codes(samples))
         if path.stat().st_size:
             assert _rows(_read(path, limits)[0]) == _rows(samples)
-    assert n_failed > 40
+    assert n_failed > 10
 
 
 def test_members_are_chosen_by_their_whole_suffix(tmp_path: Path) -> None:
