@@ -37,27 +37,30 @@ Others are signals between two places of the code and reach nobody else::
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from segcore.exit_codes import ExitCode
-from segcore.text import printable_lines
+from segcore.text import printable
 
 
 class SegcoreError(Exception):
     """Base of all errors that are shown to a person without a traceback.
 
     Args:
-        message: What is wrong, with the value and the file. It may quote names from archives, so
-            what could steer a terminal becomes "?".
+        message: What is wrong, with the value and the file; several lines if it is a sequence. It
+            may quote names from archives, so what could steer a terminal or begin a line of its own
+            becomes "?".
         hint: What to do about it, on a line of its own; the same holds for it.
     """
 
     exit_code: ExitCode = ExitCode.INCOMPLETE
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        self.message = printable_lines(message)
-        self.hint = printable_lines(hint)
+    def __init__(self, message: str | Sequence[str], hint: str = "") -> None:
+        lines = [message] if isinstance(message, str) else message
+        self.message = "\n".join(map(printable, lines))
+        self.hint = printable(hint)
         super().__init__(self.message)
 
     @property
@@ -65,8 +68,9 @@ class SegcoreError(Exception):
         """The kind of error for programs, such as ``usage_error``."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
-    def __reduce__(self) -> tuple[type[SegcoreError], tuple[str, str]]:
-        return type(self), (self.message, self.hint)  # survives Ray's pickling with its hint
+    def __reduce__(self) -> tuple[type[SegcoreError], tuple[list[str], str]]:
+        # survives Ray's pickling with its hint
+        return type(self), (self.message.split("\n"), self.hint)
 
 
 class UsageError(SegcoreError):
@@ -115,7 +119,7 @@ class CredentialsRejected(AccessDenied):
 class ObjectChanged(StorageError):
     """An object is no longer the version that was planned; the next run plans it again."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str | Sequence[str], hint: str = "") -> None:
         super().__init__(message, hint or "Rerun the same command to plan it again.")
 
 
@@ -157,13 +161,14 @@ class ImageError(Exception):
 
     Args:
         code: The reason, from the closed list.
-        message: One sentence for people, without secrets or temporary paths.
+        message: One sentence for people, without secrets or temporary paths; as in `SegcoreError`,
+            "?" for what could steer a terminal.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
         return type(self), (self.code, self.message)

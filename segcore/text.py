@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -64,6 +65,25 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same line by line: line breaks stay."""
     return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def json_text(document: object, *, sort_keys: bool = False) -> str:
+    """Indented JSON for people and programs: letters as they are, escapes for control characters.
+
+    A file of it can be shown in a terminal; reading it gives the same text as before.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+    return "\n".join(_escape_unprintable(line) for line in text.split("\n")) + "\n"
+
+
+def _escape_unprintable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else _escape(c) for c in line)
+
+
+def _escape(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if letter == "\x7f" else json.dumps(letter)[1:-1]
 
 
 def redact(uri: str) -> str:

@@ -84,7 +84,7 @@ def run_app(app: typer.Typer) -> NoReturn:
     try:
         run_with_json_errors(app) if "--json" in sys.argv[1:] else app()
     except SegcoreError as error:
-        notify(f"Error: {error.message}", error.hint)
+        notify(*f"Error: {error.message}".split("\n"), error.hint)
         print_json_error(error.code, error.message, error.hint, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
@@ -139,10 +139,13 @@ def open_storage(sets: Sequence[str] | None) -> Storage:
 
 
 def notify(*lines: str) -> None:
-    """Print messages for people to stderr, one a line; empty ones are left out."""
+    """Print messages for people to stderr, one a line; empty ones are left out.
+
+    What would begin another line is in a name from an archive, and is shown as "?".
+    """
     for line in lines:
         if line:
-            print_text(line, sys.stderr)
+            print_text(printable(line), sys.stderr)
 
 
 def own_command(*added: str, without: str) -> str:

@@ -79,7 +79,7 @@ def load_config(
             for key in _keys_at_fault(details)
         ]
         raise UsageError(
-            "\n".join(problems), hint="`segcore config` and docs/options.md explain every key."
+            problems, hint="`segcore config` and docs/options.md explain every key."
         ) from None
 
 

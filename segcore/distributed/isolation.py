@@ -39,6 +39,7 @@ from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
 from segcore.output.tables import ImageResult
+from segcore.sources import lone_page, page_image_id
 from segcore.sources.unit_tables import units_from_table
 from segcore.sources.units import Unit
 from segcore.worker.batching import DeviceLost
@@ -214,7 +215,9 @@ class Isolator:
         """
         if self._retry_failed:
             raise error
-        return self._spec.parts.commit(unit, [*rows, *_failed_rows(unit, rows, error)])
+        has_pages = self._spec.read_options.decode.pages == "all"
+        failed_rows = _failed_rows(unit, rows, error, has_pages=has_pages)
+        return self._spec.parts.commit(unit, [*rows, *failed_rows])
 
     def _start_process(self) -> None:
         """Start a process with a model that works, unless there is one.
@@ -332,11 +335,16 @@ def _node_is_lost(process: Any, error: Exception, node: str) -> bool:
     return is_actor_error and node not in {live.node_id for live in cluster.live_nodes()}
 
 
-def _failed_rows(unit: Unit, rows: list[ImageResult], error: ImageError) -> list[ImageResult]:
+def _failed_rows(
+    unit: Unit, rows: list[ImageResult], error: ImageError, *, has_pages: bool = False
+) -> list[ImageResult]:
     """A failed row for each image of a unit that has none yet; `rows` are its first.
 
     In a shard nobody knows the names of unread images, so they are numbered; where their number is
     unknown, too, one row stands for all of them.
+
+    Args:
+        has_pages: Whether pages are told apart (`decode.pages: all`).
     """
     if unit.kind == "objects":
         n_done = len({row.file_id for row in rows})
@@ -348,4 +356,9 @@ def _failed_rows(unit: Unit, rows: list[ImageResult], error: ImageError) -> list
             (f"{unit.shard}#{unit.start}-unread{n_done + i}", unit.shard, unit.etag)
             for i in range(n_remaining)
         ]
-    return [ImageResult(image_id, uri, etag, error=error) for image_id, uri, etag in names]
+    failed_rows = []
+    for file_id, uri, etag in names:
+        page = lone_page(file_id) if has_pages else None
+        image_id = page_image_id(file_id, page)
+        failed_rows.append(ImageResult(image_id, uri, etag, error=error, page=page))
+    return failed_rows

@@ -13,6 +13,7 @@ from typing import Any
 from segcore.images import DECODER, DecodeOptions
 from segcore.models.base import ModelInfo
 from segcore.output.schema import SCHEMA_VERSION
+from segcore.text import json_text
 
 # Limits decide whether an image is tried, not what comes out of it: raising one must not throw
 # away a finished archive. They are recorded in edition.json, but are not part of the name.
@@ -51,7 +52,7 @@ class Edition:
             "limits": self.limits,
             "decoder_libraries": _library_versions(),
         }
-        return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return json_text(body, sort_keys=True).encode()
 
 
 def _library_versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ cannot write it: the next one does so in its place.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from segcore.output.layout import EditionLayout
 from segcore.output.report import RUNNING
 from segcore.storage import Storage
 from segcore.storage.uris import basename
-from segcore.text import plural, printable
+from segcore.text import json_text, plural, printable
 
 # How an execution ended that did not come to count the output; see also `RunReport.status`.
 INTERRUPTED, FAILED, DIED = "interrupted", "failed", "died"
@@ -90,7 +89,7 @@ def write_execution(storage: Storage, layout: EditionLayout, record: Mapping[str
     Raises:
         StorageError: It cannot be written.
     """
-    data = (json.dumps(dict(record), indent=2, ensure_ascii=False) + "\n").encode()
+    data = json_text(dict(record)).encode()
     storage.write_if_absent(layout.execution(str(record["execution"])), data)
 
 

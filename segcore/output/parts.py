@@ -147,6 +147,8 @@ class Parts:
     def read_image_columns(self, unit: str, columns: Sequence[str]) -> tuple[pa.Table, str]:
         """Some columns of the `images` part of a unit, and the run that wrote it.
 
+        Columns that an older version of the schema lacked have their defaults.
+
         Raises:
             StorageError: It cannot be read; names it.
         """
@@ -170,7 +172,7 @@ class Parts:
                 "this object and rerun the same command.",
             ) from error
         run = (rows.schema.metadata or {}).get(b"segcore.run", b"").decode("utf-8", "replace")
-        return rows.replace_schema_metadata(None).select(list(columns)), run
+        return add_new_columns(rows.replace_schema_metadata(None), "images", list(columns)), run
 
     def committed_units(self) -> set[str]:
         """Ids of all units that are done, by listing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from segcore.text import (
     format_bytes,
     format_duration,
     join_counts,
+    json_text,
     plural,
     printable,
 )
@@ -178,7 +178,7 @@ class RunReport:
 
     def to_json(self) -> bytes:
         """The bytes of ``runs/<run>.json``."""
-        return (json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
+        return json_text(self.to_dict()).encode()
 
     def summary(self) -> str:
         """The summary for people, a few aligned lines."""

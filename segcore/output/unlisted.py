@@ -24,6 +24,7 @@ UNLISTED_SCHEMA = pa.schema(
         pa.field("etag", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # "" for loose images
         pa.field("unit", pa.string(), nullable=False),  # its part has the rows of the image
+        pa.field("page", pa.int32()),  # as in `images`; older files lack it
     ]
 )
 
@@ -54,8 +55,10 @@ def read_unlisted(
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _unreadable(uri, error) from None
+    if "page" in names and "page" not in table.column_names:
+        table = table.append_column("page", pa.nulls(table.num_rows, pa.int32()))
     schema = pa.schema([UNLISTED_SCHEMA.field(name) for name in names])
-    return table.replace_schema_metadata(None).cast(schema)
+    return table.select(names).replace_schema_metadata(None).cast(schema)
 
 
 def count_unlisted(storage: Storage, layout: EditionLayout, run: str) -> int:

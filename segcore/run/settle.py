@@ -28,6 +28,7 @@ from segcore.output.unlisted import (
 )
 from segcore.planning.plan import Plan
 from segcore.run.carry_over import commit_rows_of
+from segcore.sources import file_image_id
 from segcore.sources.unit_tables import unpack_member_columns
 from segcore.sources.units import Member, Unit, make_objects_unit, make_unit
 
@@ -178,8 +179,8 @@ def _find_listed(parts: Parts, units: pa.Table, rows: pa.Table) -> set[str]:
     is_candidate = pc.and_not(pc.is_in(units["shard"], shards), is_loose)
 
     def read(unit: str) -> set[str]:
-        table, _ = parts.read_image_columns(unit, ["image_id"])
-        return ids.intersection(table["image_id"].to_pylist())
+        table, _ = parts.read_image_columns(unit, ["image_id", "page"])
+        return ids.intersection(_file_ids(table))
 
     with ThreadPoolExecutor(_THREADS, "segcore-settle") as pool:
         found.update(*pool.map(read, units.filter(is_candidate)["unit"].to_pylist()))
@@ -187,9 +188,22 @@ def _find_listed(parts: Parts, units: pa.Table, rows: pa.Table) -> set[str]:
 
 
 def _keys(rows: pa.Table) -> list[str]:
-    """What says whether an image is listed: of a loose file, whose pages are rows, its URI."""
-    is_loose = pc.equal(rows["shard"], "")
-    return list(pc.if_else(is_loose, rows["uri"], rows["image_id"]).to_pylist())
+    """What says whether an image is listed: of a page, its file.
+
+    A file that has fewer pages than before has lost them, not left them behind.
+    """
+    is_loose = pc.equal(rows["shard"], "").to_pylist()
+    uris = rows["uri"].to_pylist()
+    file_ids = _file_ids(rows)
+    return [
+        uri if loose else file_id
+        for loose, uri, file_id in zip(is_loose, uris, file_ids, strict=True)
+    ]
+
+
+def _file_ids(rows: pa.Table) -> list[str]:
+    """The image ids of the files of rows with the columns image_id and page."""
+    return list(map(file_image_id, rows["image_id"].to_pylist(), rows["page"].to_pylist()))
 
 
 def _without(units: pa.Table, ids: frozenset[str]) -> pa.Table:
@@ -248,11 +262,12 @@ def _unit_of_rows(rows: pa.Table) -> Unit:
 
     So they are found again when they are listed again, see `reuse_returned`.
     """
-    etags = dict(zip(_keys(rows), rows["etag"].to_pylist(), strict=True))
     shard = rows["shard"][0].as_py()
+    etags = rows["etag"].to_pylist()
     if not shard:
-        members = [Member(uri, uri, etag, -1) for uri, etag in etags.items()]
-        return make_objects_unit(members)
-    members = [Member(name, shard, etag, -1) for name, etag in etags.items()]
-    return make_unit("unlisted", shard=shard, stop=len(etags), n_images=len(etags), n_bytes=0,
+        versions = dict(zip(rows["uri"].to_pylist(), etags, strict=True))
+        return make_objects_unit([Member(uri, uri, etag, -1) for uri, etag in versions.items()])
+    names = rows["image_id"].to_pylist()
+    members = [Member(name, shard, etag, -1) for name, etag in zip(names, etags, strict=True)]
+    return make_unit("unlisted", shard=shard, stop=len(names), n_images=len(names), n_bytes=0,
                      members=members)  # fmt: skip

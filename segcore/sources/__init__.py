@@ -12,6 +12,7 @@ from segcore.sources.base import (
     Source,
     SourceOptions,
     file_image_id,
+    lone_page,
     page_image_id,
 )
 from segcore.sources.detect import open_source
@@ -27,6 +28,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "file_image_id",
+    "lone_page",
     "open_source",
     "page_image_id",
     "read_unit",

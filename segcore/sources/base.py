@@ -33,6 +33,7 @@ Kind = Literal["images", "tar", "parquet", "manifest", "coco"]
 # failed row with the code `unsafe_uri` and one of these reasons.
 BAD_PARENT, BAD_SCHEME, BAD_URI, BAD_PLACE = "!parent", "!scheme", "!uri", "!place"
 BAD_BACKSLASH = "!backslash"  # becomes `not_found`
+_PAGE_SUFFIX = re.compile(r"#page=[0-9]+\Z")
 REFUSALS = {
     OUTSIDE_LINK: "a link that leads outside the input folder "
     "(allow with source.allow_outside=true)",
@@ -177,13 +178,32 @@ class Sample:
 
 
 def page_image_id(image_id: str, page: int | None) -> str:
-    """The id of a page of an image file; the first page has the id of the file."""
-    return image_id if page is None or page == 1 else f"{image_id}#page={page}"
+    """The id of a page of an image file; the first page has the id of the file.
+
+    Unless that reads like the id of a page itself: then `#page=1` is added, so that no two images
+    have one id.
+
+    Args:
+        image_id: Of the file.
+        page: From 1; None where pages are not told apart.
+    """
+    if page is None or (page == 1 and lone_page(image_id) is None):
+        return image_id
+    return f"{image_id}#page={page}"
 
 
 def file_image_id(image_id: str, page: int | None) -> str:
     """Inverse of `page_image_id`."""
-    return image_id if page is None or page == 1 else image_id.removesuffix(f"#page={page}")
+    return image_id if page is None else image_id.removesuffix(f"#page={page}")
+
+
+def lone_page(image_id: str) -> int | None:
+    """The `page` of a file of one image, where pages are told apart.
+
+    Returns:
+        None, or 1 where the id of the file reads like that of a page.
+    """
+    return 1 if _PAGE_SUFFIX.search(image_id) else None
 
 
 Entries: TypeAlias = pa.Table | Listing  # shards, or loose images, of which there may be millions

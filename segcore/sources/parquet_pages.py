@@ -145,7 +145,8 @@ def _read_claims(chunk: ColumnChunk, data: bytes) -> _Claims:
         if n_bytes > max(_FREE_PAGE_BYTES, _MAX_RATIO * backed):
             raise PagesTooLarge(
                 f"column {'.'.join(chunk.path)!r} has a page that claims {n_bytes:,} bytes but is "
-                f"stored in {backed:,}"
+                f"stored in {backed:,}; the limit is {_FREE_PAGE_BYTES >> 20} MiB, or "
+                f"{_MAX_RATIO} times what is stored"
             )
         claims.n_bytes += n_bytes
         if page.get(1) == _DICTIONARY_PAGE:

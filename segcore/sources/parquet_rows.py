@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ _BATCH_ROWS = 32  # bounds the memory of the images that are read together
 _KEY_BATCH_ROWS = 4096
 _SMALL_CHUNK_BYTES, _SMALL_CHUNK_ROWS = 1 << 20, 1 << 16
 _PROBED_ROWS = 8
+_FREE_ROWS = 1 << 20  # a shard may claim so many rows, whatever its size: some seconds of work
 
 
 class UnreadableParquet(Exception):
@@ -53,7 +55,7 @@ class ShardReader:
         file: The shard.
 
     Raises:
-        UnreadableParquet: It is not a Parquet file.
+        UnreadableParquet: It is not a Parquet file, or claims more rows than its bytes back.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -64,6 +66,12 @@ class ShardReader:
             self.schema: pa.Schema = self._parquet.schema_arrow
             self.metadata: pq.FileMetaData = self._parquet.metadata
         self.n_groups: int = self.metadata.num_row_groups
+        n_rows, n_bytes = self.metadata.num_rows, self._guard.seek(0, os.SEEK_END)
+        if n_rows > max(_FREE_ROWS, n_bytes):
+            raise UnreadableParquet(
+                f"it claims {n_rows:,} rows in {n_bytes:,} bytes; more than {_FREE_ROWS:,} rows "
+                "need a byte each"
+            )
 
     def _iter_column(self, path: str, group: int, batch_rows: int) -> Iterator[Any]:
         """The values of a column of one row group, as arrays of some rows each.

@@ -113,8 +113,6 @@ class _TarWalk:
         for depth in range(len(enclosing), 0, -1):
             yield from self._iter_inner(start, enclosing[:depth])
             start = _round_up(enclosing[depth - 1].end)
-            if self._is_past(start):
-                return
         yield from self._iter_joined(start, self._size, ())
 
     def _is_past(self, position: int) -> bool:
@@ -126,7 +124,7 @@ class _TarWalk:
         try:
             yield from self._iter_joined(start, inner.end, enclosing)
         except DamagedArchive as damage:
-            position = min(damage.position, inner.end - 1)
+            position = min(damage.position, _last_position(inner.end, enclosing))
             reason = f"{inner.name}: {damage.reason}"
             yield TarMember(inner.name, position, position, 0, reason, damage.code, enclosing)
 
@@ -135,12 +133,13 @@ class _TarWalk:
     ) -> Iterator[TarMember]:
         """Members of the archives that lie one behind the other in [start, end).
 
-        A missing end mark is found at the last byte, not at `end`: there the next unit may begin.
+        A missing end mark is found before `end`: there the next unit may begin.
         """
+        last = _last_position(end, enclosing)
         next_start: int | None = start
-        while next_start is not None and not self._is_past(min(next_start, end - 1)):
+        while next_start is not None and not self._is_past(min(next_start, last)):
             position = yield from self._iter_archive(next_start, end, enclosing)
-            if self._is_past(min(position, end - 1)):
+            if self._is_past(min(position, last)):
                 return
             next_start = self._find_next_archive(position, end)
 
@@ -261,6 +260,12 @@ class _TarWalk:
         return DamagedArchive(
             ErrorCode.SHARD_CORRUPT, position, f"cannot be read past byte {position:,} ({reason})"
         )
+
+
+def _last_position(end: int, enclosing: Sequence[InnerTar]) -> int:
+    """Where damage at the end of an archive is: archives inside each other may end together, and
+    damage of each is a row that is named by its position."""
+    return end - max(len(enclosing), 1)
 
 
 def _check_header(info: tarfile.TarInfo, archive: tarfile.TarFile, position: int, end: int) -> None:

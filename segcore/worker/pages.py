@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from segcore.images import DecodeOptions, cut_page, find_pages
-from segcore.sources import Sample, page_image_id
+from segcore.images import DecodeOptions, TiffPage, cut_page, find_pages
+from segcore.sources import Sample, lone_page, page_image_id
 
 
 def split_pages(samples: Iterator[Sample], options: DecodeOptions) -> Iterator[Sample]:
@@ -15,21 +15,26 @@ def split_pages(samples: Iterator[Sample], options: DecodeOptions) -> Iterator[S
     They share the bytes of their file. A page that cannot be found is a sample with an error.
     """
     for sample in samples:
-        pages = []
-        if options.pages == "all" and sample.data and len(sample.data) <= options.max_bytes:
-            pages = find_pages(sample.data, options.max_pages)
-        if not pages:
+        if options.pages != "all":
             yield sample
-        for page in pages:
-            number = page.number if len(pages) > 1 else None
-            yield replace(
-                sample,
-                image_id=page_image_id(sample.image_id, number),
-                data=None if page.error else sample.data,
-                error=page.error,
-                page=number,
-                page_offset=page.offset,
-            )
+            continue
+        pages = []
+        if sample.data and len(sample.data) <= options.max_bytes:
+            pages = find_pages(sample.data, options.max_pages)
+        if len(pages) > 1:
+            yield from (_as_page(sample, page.number, page) for page in pages)
+        else:
+            yield _as_page(sample, lone_page(sample.image_id), pages[0] if pages else None)
+
+
+def _as_page(sample: Sample, number: int | None, page: TiffPage | None) -> Sample:
+    """The sample of one page; `page` is None for the whole file."""
+    image_id = page_image_id(sample.image_id, number)
+    sample = replace(sample, image_id=image_id, page=number)
+    if page is None:
+        return sample
+    data = None if page.error else sample.data
+    return replace(sample, data=data, error=page.error, page_offset=page.offset)
 
 
 def image_bytes(sample: Sample) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 
 from segcore.cli import console
 from segcore.cli.main import app
-from segcore.errors import SegcoreError
+from segcore.errors import ErrorCode, ImageError, SegcoreError
 from segcore.models.checkpoints import save_safetensors
 from segcore.models.registry import load_checkpoint
 from segcore.output.editions import choose_edition
 from segcore.output.latest import publish
 from segcore.output.tables import encode_part
 from segcore.storage import Storage
+from segcore.text import json_text
 from tests.support import serial_run
 from tests.support.archives import tar_bytes
 from tests.support.bright_images import bright_png
@@ -42,6 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             console.run_app(app)
         printed = "".join(capsys.readouterr())
         assert [c for c in printed if not (c.isprintable() or c == "\n")] == []
+        assert not re.search(r"^\s*X\?2J", printed, re.MULTILINE)  # a name does not begin a line
         return int(end.value.code or 0), printed
 
     return run
@@ -125,5 +129,28 @@ def test_names_from_checkpoints(run: Run, tmp_path: Path) -> None:
 
 def test_an_error_is_printable_wherever_it_is_shown() -> None:
     error = SegcoreError(f"{NASTY} is wrong", f"delete {NASTY}")
-    assert str(error) == error.message == "a?[31m\nX?2J? is wrong"
-    assert error.hint == "delete a?[31m\nX?2J?"
+    assert str(error) == error.message == f"{SHOWN} is wrong"
+    assert error.hint == f"delete {SHOWN}"
+    lines = SegcoreError([f"{NASTY} is wrong", "and more"], "do this")
+    assert lines.message == f"{SHOWN} is wrong\nand more"
+    again = pickle.loads(pickle.dumps(lines))
+    assert (again.message, again.hint) == (lines.message, lines.hint)
+
+
+# all of the categories "other" and "separator" below U+3000, and some above it
+UNPRINTABLE = [chr(i) for i in range(0x3001) if not chr(i).isprintable()]
+UNPRINTABLE += ["\ufeff", "\ufff9", "\ue000", "\U000e0001", "\U000e0041", "\udc9b"]
+
+
+def test_no_character_that_steers_a_terminal_is_left_in_what_people_read() -> None:
+    assert {"\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u2028"} < set(
+        UNPRINTABLE
+    )
+    assert set(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])) < set(UNPRINTABLE)
+    name = "ü".join(["", *UNPRINTABLE, ""])
+    shown = "ü".join(["", *("?" * len(UNPRINTABLE)), ""])
+    assert ImageError(ErrorCode.CORRUPT, name).message == SegcoreError(name).message == shown
+    text = json_text({name: [name]})
+    assert [c for c in text if not (c.isprintable() or c == "\n")] == []
+    assert "ü" in text
+    assert json.loads(text) == {name: [name]}

@@ -32,11 +32,11 @@ def test_names_are_shown_as_text(name: str, capsys: pytest.CaptureFixture[str]) 
     table.add_row("[/x] :smile:", safe_cell(name))
     print_table(table)
     print_text(f"name {name}")
-    notify(f"name {name}\nsecond line")
+    notify(f"name {name}", "", "second line\nforged")
     captured = capsys.readouterr()
     assert captured.out.count(shown) >= 3
     assert "[/x] :smile:" in captured.out
-    assert captured.err == f"name {shown}\nsecond line\n"
+    assert captured.err == f"name {shown}\nsecond line?forged\n"
     for text in (captured.out, captured.err):
         assert all(letter.isprintable() or letter == "\n" for letter in text)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,11 +30,13 @@ from segcore.output.unlisted import read_unlisted
 from segcore.planning.lost import LostEntries
 from segcore.run.job import check_listing
 from segcore.run.segment import preview, segment
+from segcore.sources import page_image_id
 from segcore.storage import Storage
 from tests.support.archives import tar_bytes
 from tests.support.bright_images import bright_png
 from tests.support.jobs import job_config, part_bytes, table_rows
 from tests.support.run_without_ray import ProcessKilled, killed_when, without_ray
+from tests.support.tiff_files import Page, tiff_file
 
 storage = Storage()
 Versions = dict[str, int]  # name of an image -> its version, which is the width of its pixels
@@ -49,24 +52,40 @@ def _png(version: int) -> bytes:
     return bright_png(version, size=(24, 40 + version))
 
 
+def _tiff(version: int) -> bytes:
+    pages = [Page(np.zeros((24, 40 + version, 3), np.uint8)) for _ in range(_N_PAGES[version])]
+    for number, page in enumerate(pages):
+        page.samples[3 : 5 + number, 4:9] = 220
+    return tiff_file(pages)
+
+
+_N_PAGES = {1: 2, 2: 3, 3: 1}  # of a TIFF of each version
+
+
 @dataclass
 class Archive:
-    """Images as loose files or as members of tars, and an output; names are `shard/name.ext`."""
+    """Images as loose files or as members of tars, and an output; names are `shard/name.ext`.
+
+    Attributes:
+        has_pages: Each image is a TIFF, and each of its pages an image of the results.
+    """
 
     folder: str
     kind: str
+    has_pages: bool = False
     written: dict[str, bytes] = field(default_factory=dict)
     clock: int = 1_700_000_000  # seconds; each file that changes is newer than any before
 
     def put(self, images: Mapping[str, int]) -> None:
         """Let the archive hold exactly these images."""
         files: dict[str, bytes] = {}
+        encode = _tiff if self.has_pages else _png
         if self.kind == "loose":
-            files = {name: _png(version) for name, version in images.items()}
+            files = {name: encode(version) for name, version in images.items()}
         else:
             for shard in sorted({name.partition("/")[0] for name in images}):
                 members = [
-                    (name.partition("/")[2], _png(version))
+                    (name.partition("/")[2], encode(version))
                     for name, version in sorted(images.items())
                     if name.startswith(f"{shard}/")
                 ]
@@ -83,11 +102,22 @@ class Archive:
 
     def config(self, *sets: str, shrunk: bool = True) -> Config:
         shrink = f"source.allow_shrunk_listing={str(shrunk).lower()}"
-        sets = ("plan.images=3", "source.allow_empty=true", shrink, *sets)
+        pages = f"decode.pages={'all' if self.has_pages else 'first'}"
+        sets = ("plan.images=3", "source.allow_empty=true", shrink, pages, *sets)
         return job_config(f"{self.folder}/in", f"{self.folder}/out", *sets)
 
     def name(self, image_id: str) -> str:
         return image_id.removeprefix(f"{self.folder}/in/").replace(".tar#", "/")
+
+    def rows(self, images: Versions) -> Versions:
+        """The same with a name for each row that the images are in the results."""
+        if not self.has_pages:
+            return images
+        return {
+            page_image_id(name, page): version
+            for name, version in images.items()
+            for page in range(1, _N_PAGES[version] + 1)
+        }
 
 
 def _visible(archive: Archive, *, include_unlisted: bool) -> Versions:
@@ -111,6 +141,7 @@ def _in_files(report: RunReport, archive: Archive) -> list[tuple[str, int]]:
 
 def _check(archive: Archive, report: RunReport, listed: Versions, kept: Versions) -> None:
     """The results are those of the model: `listed`, and with unlisted ones `kept`."""
+    listed, kept = archive.rows(listed), archive.rows(kept)
     assert report.exit_code == 0
     assert report.images == len(listed)
     assert report.images_unlisted == len(kept) - len(listed)
@@ -140,12 +171,13 @@ steps = st.tuples(
 
 @pytest.mark.faults
 @pytest.mark.slow
+@pytest.mark.parametrize("has_pages", [False, True])
 @pytest.mark.parametrize("kind", ["loose", "tars"])
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(first=archives.filter(bool), steps=st.lists(steps, min_size=1, max_size=4))
-def test_results_follow_the_listing_and_nothing_is_lost(kind, first, steps) -> None:
+def test_results_follow_the_listing_and_nothing_is_lost(kind, has_pages, first, steps) -> None:
     with TemporaryDirectory() as folder:
-        archive = Archive(folder, kind)
+        archive = Archive(folder, kind, has_pages)
         kept: Versions = {}
         before: Versions = {}
         for images, extensions, remove, dies_after in [(first, "png,jpg", False, None), *steps]:
@@ -158,12 +190,14 @@ def test_results_follow_the_listing_and_nothing_is_lost(kind, first, steps) -> N
                 with killed_when(_after(dies_after)), suppress(ProcessKilled):
                     segment(config, remove_unlisted=remove)
                 seen = _visible(archive, include_unlisted=False)
-                assert seen in (before, listed) or before.items() <= seen.items()
+                rows_before, rows_listed = archive.rows(before), archive.rows(listed)
+                assert seen in (rows_before, rows_listed) or rows_before.items() <= seen.items()
                 everywhere = {archive.name(row["image_id"]) for row in _rows_anywhere(folder)}
-                to_stay = listed.keys() & kept.keys() if remove else kept.keys()
-                assert everywhere >= to_stay
+                names = listed.keys() & kept.keys() if remove else kept.keys()
+                # the rows of the version before or of the new one, so at least the first page
+                assert everywhere >= names
                 with suppress(UsageError):  # it is not known yet which images are unlisted
-                    assert _visible(archive, include_unlisted=True).keys() >= to_stay
+                    assert _visible(archive, include_unlisted=True).keys() >= names
             report = segment(config, remove_unlisted=remove)
             kept = dict(listed) if remove else {**kept, **listed}
             before = listed

@@ -338,3 +338,16 @@ def test_an_input_without_images_is_an_error_unless_allowed(tmp_path: Path) -> N
             open_source(str(tmp_path / name), SourceOptions(), storage)
         assert caught.value.exit_code == 1
         assert open_and_read(str(tmp_path / name), storage, allow_empty=True)[1] == []
+
+
+def test_names_that_are_not_utf8_hide_no_other_file(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    contents = {b"\xff.png": b"1", b"\\udcff.png": b"2", b"a\xfe.png": b"3", b"a.png": b"4"}
+    for name, data in contents.items():
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            file.write(data)
+    _, samples = open_and_read(str(folder), Storage())
+    read = {sample.image_id.removeprefix(f"{folder}/"): sample.data for sample in samples}
+    expected = {"\\udcff.png": b"2", "\\udcff~.png": None, "a\\udcfe.png": None, "a.png": b"4"}
+    assert read == expected

@@ -212,6 +212,39 @@ def test_a_damaged_inner_tar_does_not_end_the_shard(tmp_path: Path) -> None:
         assert contents["last.png~2"] == b"2"
 
 
+def _make_damaged(rng: random.Random, depth: int = 0) -> bytes:
+    """A tar with tars in it, each perhaps without its end mark, cut off or with a flipped byte."""
+    members = []
+    for index in range(rng.randint(0, 3)):
+        is_inner = depth < 3 and rng.random() < 0.6
+        data = _make_damaged(rng, depth + 1) if is_inner else b"x" * rng.choice([0, 5, 512, 900])
+        members.append((f"{index}.{'tar' if is_inner else 'png'}", data))
+    damage = rng.choice(["none", "none", "end", "end", "cut", "flip"])
+    data = tar_bytes(members) if damage == "none" or not members else _without_end_mark(members)
+    if damage == "cut":
+        data = data[: rng.randint(0, len(data))]
+    if damage == "flip" and data:
+        place = rng.randrange(len(data))
+        data = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+    return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [SMALL_UNITS, UnitLimits(images=1, bytes=1)])
+def test_damage_anywhere_gives_each_row_a_name_of_its_own(tmp_path: Path, limits) -> None:
+    rng = random.Random(6)
+    path = tmp_path / "a.tar"
+    n_failed = 0
+    for _ in range(40):
+        path.write_bytes(_make_damaged(rng))
+        samples, _ = _read(path)
+        assert len({sample.image_id for sample in samples}) == len(samples)
+        n_failed += len(codes(samples))
+        if path.stat().st_size:
+            assert _rows(_read(path, limits)[0]) == _rows(samples)
+    assert n_failed > 10
+
+
 def test_members_are_chosen_by_their_whole_suffix(tmp_path: Path) -> None:
     members = [
         (f"{i}.{suffix}", suffix.encode())
