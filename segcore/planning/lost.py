@@ -49,11 +49,10 @@ class UnmatchedImages:
             self.first_uris += uris[: _MAX_NAMES_KEPT - len(self.first_uris)]
 
     def find_lost(self, entries: Listing) -> LostEntries:
-        """Those that are not listed in any version."""
-        n_unmatched = sum(len(digests) for digests in self.digests) // 16
-        is_lost = np.ones(n_unmatched + 1, bool)
-        if n_unmatched:
-            index = HashIndex(self.digests, n_unmatched)
+        """Those that are not listed in any version; forgets the images."""
+        index = HashIndex(_take_all(self.digests))
+        is_lost = np.ones(index.num_rows + 1, bool)
+        if index.num_rows:
             for uris in _uri_batches(entries):
                 is_lost[index.find(_uri_digests(uris))] = False
         is_lost[-1] = False  # stands for the row -1 of other images
@@ -66,6 +65,8 @@ def find_lost_shards(previous_units: pa.Table, uris: Iterable[pa.Array]) -> Lost
     """The shards of the previous plan that are not among these URIs."""
     is_shard = pc.not_equal(previous_units["kind"], "objects")
     shards = pc.unique(previous_units["shard"].filter(is_shard))
+    if not len(shards):
+        return NOTHING_LOST  # without reading all URIs
     is_lost = np.ones(len(shards), bool)
     for batch in uris:
         is_listed = pc.is_in(shards, batch.cast(shards.type))
@@ -93,5 +94,12 @@ def _uri_digests(uris: list[str]) -> bytes:
 
 
 def _uri_batches(entries: Listing) -> Iterator[list[str]]:
-    for batch in entries.to_batches():
-        yield batch["uri"].to_pylist()
+    for uris in entries.column_batches("uri"):
+        yield uris.to_pylist()
+
+
+def _take_all(digests: list[bytes]) -> Iterator[bytes]:
+    """Empties the list while it is read: both together would be large."""
+    digests.reverse()
+    while digests:
+        yield digests.pop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pyarrow.compute as pc
 
@@ -32,7 +33,7 @@ from segcore.output.report import (
 )
 from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.planning.plan import Units, remaining_units, select_units
-from segcore.planning.plan_files import encode_plan
+from segcore.planning.plan_files import write_plan
 from segcore.run.account import new_report, take_account
 from segcore.run.carry_over import carry_over
 from segcore.run.history import record_early_end, utc_now
@@ -172,7 +173,7 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
         storage.write_if_absent(layout.edition_json, job.edition.to_json())
     if overwrite or job.last_run is None or job.last_run.run != run:
         storage.delete(layout.unlisted(run))  # of an earlier run with this very plan
-    storage.write(layout.plan(run), encode_plan(job.plan))
+    storage.write_with(layout.plan(run), partial(write_plan, job.plan))
     if job.last_run is not None:
         record_death(storage, layout, job.last_run.values)
     started = replace(new_report(job), execution=new_execution_id(), started=utc_now())

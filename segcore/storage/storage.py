@@ -295,6 +295,14 @@ class Storage:
             etag = local_disk.write(uri, data)
         return ObjectInfo(uri, len(data), etag)
 
+    def write_with(self, uri: str, write: Callable[[BinaryIO], None]) -> None:
+        """As `write`, for content that need not fit into memory: `write` puts it into a file."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            object_store.write_with(self._store(uri), uri, write)
+        else:
+            local_disk.write_with(uri, write)
+
     def write_if_absent(self, uri: str, data: bytes) -> bool:
         """Create the object unless it exists; of concurrent callers exactly one gets True."""
         uri = normalize(uri)

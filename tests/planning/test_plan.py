@@ -329,10 +329,10 @@ def test_stored_plans_open_as_columns(tmp_path: Path) -> None:
 
 def test_a_hash_index_distinguishes_objects_that_share_half_a_hash() -> None:
     rows = np.array([[7, 3], [5, 1], [7, 1], [7, 2], [9, 0]], np.uint64)
-    index = HashIndex([rows[:2].tobytes(), rows[2:].tobytes()], 5)
+    index = HashIndex([rows[:2].tobytes(), rows[2:].tobytes()])
     queries = np.array([[7, 2], [7, 9], [9, 0], [5, 1], [6, 0], [7, 1], [10, 0], [7, 3]], np.uint64)
     assert index.find(queries.tobytes()).tolist() == [3, -1, 4, 1, -1, 2, -1, 0]
-    assert HashIndex([], 0).find(queries.tobytes()).tolist() == [-1] * 8
+    assert HashIndex([]).find(queries.tobytes()).tolist() == [-1] * 8
     assert object_digests(["ab", "a"], [1, 1], ["c", "bc"])[:16] != object_digests(
         ["a"], [1], ["bc"]
     )
