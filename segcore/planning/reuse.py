@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.hash_index import Digests, HashIndex, object_digests
 from segcore.planning.lost import (
     NOTHING_LOST,
     LostEntries,
@@ -121,10 +121,10 @@ class _Reduction:
 
     def _reduce_batch(self, ids: list[str], parts: list[MemberColumns]) -> np.ndarray:
         images = MemberColumns.concat(parts)
-        uris, etags = images.uris.to_pylist(), images.etags.to_pylist()
-        rows = self._index.find(object_digests(uris, images.sizes.to_pylist(), etags))
+        sizes = images.sizes.to_numpy()
+        rows = self._index.find(object_digests(images.uris, sizes, images.etags))
         self.unmatched.total += len(images)
-        self.unmatched.add([uris[i] for i in np.flatnonzero(rows < 0)])
+        self.unmatched.add(images.uris.filter(pa.array(rows < 0)))
         is_kept = np.zeros(len(ids), bool)
         stop = 0
         for number, (previous_id, part) in enumerate(zip(ids, parts, strict=True)):
@@ -158,13 +158,13 @@ def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
     columns = (loose[name].to_pylist() for name in ("uri", "etag", "unit"))
     images = list(dict.fromkeys(zip(*columns, strict=True)))  # each page of a file is a row
     ids, etags, old_units = ([image[i] for image in images] for i in range(3))
-    index = HashIndex([object_digests(ids, [0] * len(ids), etags)])
+    index = HashIndex([_version_digests(pa.array(ids), pa.array(etags))])
     is_covered = np.zeros(entries.num_rows, bool)
     members: dict[str, list[tuple[int, Member]]] = {}  # old unit -> (row of `loose`, image)
     start = 0
     for batch in entries.to_batches():
         uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
-        rows = index.find(object_digests(uris, [0] * len(uris), etags))
+        rows = index.find(_version_digests(batch["uri"], batch["etag"]))
         for i in np.flatnonzero(rows >= 0).tolist():
             if etags[i] and not etags[i].startswith("!"):  # else the version is not known
                 is_covered[start + i] = True
@@ -186,7 +186,12 @@ def _row_of(numbered_member: tuple[int, Member]) -> int:
     return numbered_member[0]
 
 
-def _entry_digests(entries: Listing) -> Iterator[bytes]:
+def _version_digests(uris: pa.Array, etags: pa.Array) -> Digests:
+    """Without the sizes, which parts do not have."""
+    text = pa.large_string()
+    return object_digests(uris.cast(text), np.zeros(len(uris), np.int64), etags.cast(text))
+
+
+def _entry_digests(entries: Listing) -> Iterator[Digests]:
     for batch in entries.to_batches():
-        uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
-        yield object_digests(uris, sizes, etags)
+        yield object_digests(batch["uri"], batch["size"].to_numpy(), batch["etag"])
