@@ -15,6 +15,7 @@ from functools import partial
 import pyarrow.compute as pc
 
 from segcore.config import Config
+from segcore.distributed.indexing import index_shards
 from segcore.errors import NothingFound, SegcoreError, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.lease.acquire import refuse_if_held
@@ -98,7 +99,8 @@ def segment(
     state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
     with state.timed("prepare"):
         check_paths_reachable(config)
-        job = prepare_job(config, overwrite=overwrite)
+        keep = partial(index_shards, options=config.ray, notify=notify)
+        job = prepare_job(config, overwrite=overwrite, index_shards=keep)
     planned = job.preview(remove_unlisted=remove_unlisted)
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
