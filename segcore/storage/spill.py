@@ -42,8 +42,9 @@ class SpillFile:
         with self._lock:
             place = self._end
             if self._file is None and place + len(data) <= self._memory_bytes:
-                self._kept[place] = data
-            else:
+                if data:
+                    self._kept[place] = data
+            elif data:
                 self._write(data)
             self._end = place + len(data)
         return place
@@ -70,9 +71,10 @@ class SpillFile:
 
     def read(self, place: int, length: int) -> bytes:
         """The piece of this length that was appended at this place."""
-        kept = self._kept.get(place)
-        if kept is not None or not length:
-            return kept or b""
+        if not length:
+            return b""
+        if place in self._kept:
+            return self._kept[place]
         assert self._file is not None, "a piece that was appended"
         pieces = []
         while length:
