@@ -39,9 +39,6 @@ from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
 from segcore.text import format_bytes, plural
 
-# Stored with each part. 1 read a tar up to its first end mark, and no archives inside it; where a
-# change of the reader finds more in a shard, raise it: `segcore verify --input` compares.
-READER_VERSION = 2
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
 _MAX_INDEXED_BYTES = 16 << 30  # some minutes of reading

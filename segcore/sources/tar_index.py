@@ -22,13 +22,18 @@ import pyarrow.parquet as pq
 
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.sources.base import SourceOptions, UniqueImageIds
-from segcore.sources.tar_members import DamagedArchive, InnerTar, iter_tar_members
+from segcore.sources.tar_members import (
+    READER_VERSION,
+    DamagedArchive,
+    InnerTar,
+    iter_tar_members,
+)
 from segcore.storage import Storage
 
 # A shard below this is read again sooner than its index is worth an object in the output.
 MIN_KEPT_BYTES = 64 << 20
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
-_VERSION = "1"  # raise it where a change of the reader finds other members
+_VERSION = "1"  # of the file
 _SCHEMA = pa.schema(
     [
         pa.field("start", pa.int64(), nullable=False),  # of the headers
@@ -65,7 +70,8 @@ class IndexTask:
     @property
     def key(self) -> str:
         """What the index depends on, hashed."""
-        text = json.dumps([_VERSION, self.uri, self.etag, self.size, self.reader])
+        version = [_VERSION, READER_VERSION]
+        text = json.dumps([version, self.uri, self.etag, self.size, self.reader])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
