@@ -284,9 +284,7 @@ def _create_exclusively(path: str, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(
-    path: str, write_content: Callable[[BinaryIO], None]
-) -> tuple[str, str]:
+def _write_temporary(path: str, write_content: Callable[[BinaryIO], None]) -> tuple[str, str]:
     """(path, etag) of a new file beside `path` with this content."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
