@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from segcore.sources.packed_members import inline_members
+
 MAX_BUNDLE_UNITS = 16  # more would lose more where a process dies
 _ROUNDS_LEFT = 8  # bundles that each worker still gets when the largest one is handed out
 
@@ -34,10 +36,10 @@ def bundle_sizes(n_units: int, slots: int, max_bundle_units: int) -> list[int]:
 
 
 def cut_bundles(units: pa.Table, sizes: Sequence[int]) -> list[pa.Table]:
-    """The rows of `units` in pieces of these sizes."""
+    """The rows of `units` in pieces of these sizes, each complete in itself."""
     bundles = []
     start = 0
     for size in sizes:
-        bundles.append(units.slice(start, size))
+        bundles.append(inline_members(units.slice(start, size)))
         start += size
     return bundles

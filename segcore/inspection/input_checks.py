@@ -18,7 +18,8 @@ from segcore.output.layout import EditionLayout
 from segcore.output.part_counts import PartCounts, reader_of_metadata
 from segcore.output.parts import read_part_metadata
 from segcore.output.rereads import mark_for_reread
-from segcore.sources.tar import READER_VERSION, count_tar_images
+from segcore.sources.tar import count_tar_images
+from segcore.sources.tar_members import READER_VERSION
 from segcore.sources.units import Unit
 from segcore.storage import Storage
 from segcore.text import plural

@@ -1,6 +1,7 @@
 """Where the files of an output lie. No other module spells these paths.
 
 <output>/latest.json                         the edition and run that were published last
+<output>/indexes/<key>.parquet               what was found in a large tar shard: see `tar_index`
 <output>/<edition>/edition.json              everything that determines the results
 <output>/<edition>/plans/<run>.parquet       the units of a run
 <output>/<edition>/runs/<run>.json           the record of a run: that of its newest execution
@@ -226,6 +227,10 @@ class OutputLayout:
     def lease_folder(self) -> str:
         """Holds the lease of whoever publishes, prunes or compacts."""
         return join(self.uri, "lease")
+
+    def index(self, key: str) -> str:
+        """The index of a large tar shard; see `segcore.sources.tar_index`."""
+        return join(self.uri, "indexes", f"{key}.parquet")
 
     def edition(self, name: str) -> EditionLayout:
         """The edition of this name."""

@@ -34,7 +34,7 @@ from segcore.output.schema import (
     stated_version,
 )
 from segcore.output.tables import ImageResult, encode_part, images_table, instances_table
-from segcore.sources.tar import READER_VERSION
+from segcore.sources.tar_members import READER_VERSION
 from segcore.sources.units import Unit
 from segcore.storage import Storage
 

@@ -16,10 +16,11 @@ from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
 from segcore.planning.plan import Plan, run_name
 from segcore.planning.plan_files import decode_plan
-from segcore.storage import Storage
+from segcore.storage import ObjectTooLarge, Storage
 
 _REQUEST_THREADS = 16
 _PLAN_BUFFER_BYTES = 256 << 10  # the columns that are left out lie between those that are read
+_MAX_PLAN_IN_MEMORY_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def read_plan(storage: Storage, layout: EditionLayout, run: str) -> Plan:
         SegcoreError: It is damaged.
     """
     uri = layout.plan(run)
-    plan = decode_plan(storage.read(uri), uri)
+    try:
+        plan = decode_plan(storage.read(uri, _MAX_PLAN_IN_MEMORY_BYTES), uri)
+    except ObjectTooLarge:  # of millions of images
+        with storage.open(uri) as file:
+            plan = decode_plan(file, uri)
     if plan.run != run:
         raise SegcoreError(f"{uri} is the plan of another run, {plan.run}.")
     return plan

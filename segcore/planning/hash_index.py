@@ -1,65 +1,193 @@
-"""Looks objects up among ten million others, in 20 bytes of memory per object.
+"""Looks objects up among a hundred million others, in 16 bytes of memory per object.
 
-An object is hashed with its version to 128 bits (BLAKE2b). By the birthday bound, ten million of
-them collide with a probability of 10^-25, which is less than that of the 80-bit ids of units.
+An object is hashed with its version to 96 bits, by a multilinear hash with keys that each process
+draws anew (Lemire and Kaser, "Strongly universal string hashing is fast", 2014): whatever the names
+are, two different ones collide with a probability of 2^-96, and a hundred million of them with one
+of 10^-13, as the 80-bit ids of their units do. Nobody can choose names that collide, because the
+keys are secret; hashes are therefore never stored.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-_DIGEST_BYTES = 16
+_LANES = 3  # hashes of 32 bits
+_MAX_WORDS = 1024  # of four bytes; longer texts are hashed by BLAKE2b first
+_BUCKET_BITS = 6  # the index is sorted bucket by bucket, so that sorting takes little memory
+_BUCKETS = 1 << _BUCKET_BITS
+_PIECE_ROWS = 1 << 16
 
 
-def object_digests(uris: Sequence[str], sizes: Sequence[int], etags: Sequence[str]) -> bytes:
-    """The digests of all objects, 16 bytes each, one after another."""
-    blake2b = hashlib.blake2b
-    return b"".join(
-        blake2b(f"{len(uri)} {uri} {size} {etag}".encode(), digest_size=_DIGEST_BYTES).digest()
-        for uri, size, etag in zip(uris, sizes, etags, strict=True)
-    )
+def _draw_keys(n: int) -> np.ndarray:
+    return np.frombuffer(secrets.token_bytes(8 * n * _LANES), np.uint64).reshape(n, _LANES)
+
+
+_FIRST_KEYS = _draw_keys(3)
+_TEXT_KEYS = [_draw_keys(_MAX_WORDS + 1) for _ in range(2)]  # of URIs and of etags
+
+
+class Digests(NamedTuple):
+    """Hashes of N objects: (N,) uint64 and (N,) uint32."""
+
+    high: np.ndarray
+    low: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Digests:
+        """Those of some rows, copied."""
+        return Digests(self.high[rows], self.low[rows])
+
+
+def object_digests(uris: pa.Array, sizes: np.ndarray, etags: pa.Array) -> Digests:
+    """The digests of objects; valid in this process alone.
+
+    Args:
+        uris, etags: (N,) large_string without nulls.
+        sizes: (N,) int64.
+    """
+    sums = np.tile(_FIRST_KEYS[0], (len(uris), 1)).T.copy()
+    for keys, half in zip(_FIRST_KEYS[1:], (sizes & 0xFFFFFFFF, sizes >> 32), strict=True):
+        sums += keys[:, None] * (half & 0xFFFFFFFF).astype(np.uint64)
+    for text, text_keys in zip((uris, etags), _TEXT_KEYS, strict=True):
+        _add_text(sums, text, text_keys)
+    upper = np.uint64(0xFFFFFFFF00000000)  # the lower bits are weaker
+    shift = np.uint64(32)
+    return Digests((sums[0] & upper) | (sums[1] >> shift), (sums[2] >> shift).astype(np.uint32))
+
+
+def uri_digests(uris: pa.Array) -> Digests:
+    """The digests of URIs alone."""
+    no_etags = pa.array([""], pa.large_string()).take(pa.array(np.zeros(len(uris), np.int64)))
+    return object_digests(uris, np.zeros(len(uris), np.int64), no_etags)
+
+
+def _add_text(sums: np.ndarray, text: pa.Array, keys: np.ndarray) -> None:
+    """Add the length and the words of each text, each times a key of its own, modulo 2^64."""
+    starts, lengths, data = _locate(text)
+    sums += keys[0][:, None] * lengths.astype(np.uint64)
+    is_long = lengths > 4 * _MAX_WORDS
+    if is_long.any():
+        lengths = np.where(is_long, 0, lengths)
+        for row in np.flatnonzero(is_long).tolist():
+            digest = hashlib.blake2b(text[row].as_py().encode(), digest_size=32).digest()
+            words = np.frombuffer(digest, "<u4").astype(np.uint64)
+            sums[:, row] += (keys[1 : 1 + len(words)] * words[:, None]).sum(0, np.uint64)
+    words_at = np.ndarray(len(data) - 3, "<u4", data, strides=(1,))  # the word at each byte
+    rows = np.arange(len(lengths))
+    for number in range(-(-int(lengths.max(initial=0)) // 4)):
+        left = lengths[rows] - 4 * number
+        if left.min() <= 0:
+            rows = rows[left > 0]
+            left = left[left > 0]
+        words = words_at[starts[rows] + 4 * number].astype(np.uint64)
+        if left.min() < 4:  # the last word is cut off
+            words &= (np.uint64(1) << (np.minimum(left, 4) * 8).astype(np.uint64)) - np.uint64(1)
+        for lane in range(_LANES):
+            product = words * keys[number + 1, lane]
+            if len(rows) == len(lengths):
+                sums[lane] += product
+            else:
+                sums[lane, rows] += product
+
+
+def _locate(text: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """((N,) starts, (N,) lengths, all bytes and three more) of an array of texts."""
+    n = len(text)
+    if not n:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(4, np.uint8)
+    _, offset_buffer, content = text.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64, n + 1, 8 * text.offset)
+    data = np.zeros(int(offsets[-1] - offsets[0]) + 4, np.uint8)
+    if content is not None:
+        data[:-4] = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]]
+    return offsets[:-1] - offsets[0], np.diff(offsets), data
 
 
 class HashIndex:
-    """Finds the row of a digest among `num_rows` rows.
+    """Finds the row of a digest.
 
     Args:
         digests: The digests of all rows in order, in pieces of any length.
-        num_rows: Number of rows.
     """
 
-    def __init__(self, digests: Iterable[bytes], num_rows: int) -> None:
-        halves = np.empty((num_rows, 2), np.uint64)
-        filled = 0
-        for piece in digests:
-            rows = np.frombuffer(piece, np.uint64).reshape(-1, 2)
-            halves[filled : filled + len(rows)] = rows
-            filled += len(rows)
-        assert filled == num_rows, "a digest for each row"
-        order = np.argsort(halves[:, 0], kind="stable")
-        self._high = halves[order, 0]  # ascending
-        self._low = halves[order, 1]
-        del halves  # 160 MB for ten million rows
-        self._row = order.astype(np.uint32 if num_rows < 2**32 else np.int64)
+    def __init__(self, digests: Iterable[Digests]) -> None:
+        pieces: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(_BUCKETS)]
+        self.num_rows = 0
+        for high, low in _gather(digests):
+            rows = np.arange(self.num_rows, self.num_rows + len(high))
+            rows = rows.astype(np.uint32 if rows[-1] < 2**32 else np.int64)
+            self.num_rows += len(rows)
+            for bucket, selected in _split_by_bucket(high):
+                pieces[bucket].append((high[selected], low[selected], rows[selected]))
+        # Of each bucket: the first 64 bits of its digests, ascending; 32 more bits; their rows.
+        self._buckets: list[tuple[np.ndarray, ...] | None] = []
+        while pieces:
+            self._buckets.insert(0, _sort_bucket(pieces.pop()))
 
-    def find(self, digests: bytes) -> np.ndarray:
+    def find(self, digests: Digests) -> np.ndarray:
         """(M,) int64: the rows of M digests, -1 for a digest that no row has."""
-        queries = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-        high, low = queries[:, 0], queries[:, 1]
-        rows = np.full(len(queries), -1, np.int64)
-        if not len(self._high):
-            return rows
-        place = np.searchsorted(self._high, high)
-        unresolved = np.arange(len(queries))
-        while unresolved.size:  # more than once only if two rows share their first 64 bits
-            unresolved = unresolved[place[unresolved] < len(self._high)]
-            unresolved = unresolved[self._high[place[unresolved]] == high[unresolved]]
-            is_match = self._low[place[unresolved]] == low[unresolved]
-            matched = unresolved[is_match]
-            rows[matched] = self._row[place[matched]]
-            unresolved = unresolved[~is_match]
-            place[unresolved] += 1
-        return rows
+        high, low = digests
+        found = np.full(len(high), -1, np.int64)
+        for number, selected in _split_by_bucket(high):
+            bucket = self._buckets[number]
+            if bucket is not None:
+                found[selected] = _find_in_bucket(bucket, high[selected], low[selected])
+        return found
+
+
+def _gather(digests: Iterable[Digests]) -> Iterator[Digests]:
+    """The same digests in pieces that are worth to be split, none of them empty."""
+    pending: list[Digests] = []
+    n_rows = 0
+    for piece in digests:
+        pending.append(piece)
+        n_rows += len(piece.high)
+        if n_rows >= _PIECE_ROWS:
+            yield _concat(pending)
+            pending, n_rows = [], 0
+    if n_rows:
+        yield _concat(pending)
+
+
+def _concat(pieces: list[Digests]) -> Digests:
+    return Digests(*map(np.concatenate, zip(*pieces, strict=True)))
+
+
+def _split_by_bucket(high: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(bucket, its rows in their order, sorted by `high`) of each bucket that has some."""
+    order = np.argsort(high, kind="stable")
+    numbers = (high[order] >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
+    bounds = np.searchsorted(numbers, np.arange(_BUCKETS + 1))
+    for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+        yield bucket, order[bounds[bucket] : bounds[bucket + 1]]
+
+
+def _sort_bucket(pieces: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...] | None:
+    if not pieces:
+        return None
+    high, low, rows = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+    order = np.argsort(high, kind="stable")
+    return high[order], low[order], rows[order]
+
+
+def _find_in_bucket(
+    bucket: tuple[np.ndarray, ...], high: np.ndarray, low: np.ndarray
+) -> np.ndarray:
+    bucket_high, bucket_low, bucket_rows = bucket
+    found = np.full(len(high), -1, np.int64)
+    place = np.searchsorted(bucket_high, high)
+    unresolved = np.arange(len(high))
+    while unresolved.size:  # more than once only if two rows share their first 64 bits
+        unresolved = unresolved[place[unresolved] < len(bucket_high)]
+        unresolved = unresolved[bucket_high[place[unresolved]] == high[unresolved]]
+        is_match = bucket_low[place[unresolved]] == low[unresolved]
+        matched = unresolved[is_match]
+        found[matched] = bucket_rows[place[matched]]
+        unresolved = unresolved[~is_match]
+        place[unresolved] += 1
+    return found

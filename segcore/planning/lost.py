@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.hash_index import Digests, HashIndex, uri_digests
 from segcore.storage.listing import Listing
 
 _MAX_EXAMPLES = 3
@@ -39,23 +39,23 @@ class UnmatchedImages:
     """Images of the previous plan that are not listed in the same version: changed, or gone."""
 
     total: int = 0  # images of the previous plan, matched ones included
-    digests: list[bytes] = field(default_factory=list)
+    digests: list[Digests] = field(default_factory=list)
     first_uris: list[str] = field(default_factory=list)
 
-    def add(self, uris: list[str]) -> None:
-        """Remember images by the hashes of their URIs, 16 bytes each."""
-        if uris:
-            self.digests.append(_uri_digests(uris))
-            self.first_uris += uris[: _MAX_NAMES_KEPT - len(self.first_uris)]
+    def add(self, uris: pa.Array) -> None:
+        """Remember images by the hashes of their URIs, 12 bytes each."""
+        if len(uris):
+            self.digests.append(uri_digests(uris))
+            n_missing = max(_MAX_NAMES_KEPT - len(self.first_uris), 0)
+            self.first_uris += uris[:n_missing].to_pylist()
 
     def find_lost(self, entries: Listing) -> LostEntries:
-        """Those that are not listed in any version."""
-        n_unmatched = sum(len(digests) for digests in self.digests) // 16
-        is_lost = np.ones(n_unmatched + 1, bool)
-        if n_unmatched:
-            index = HashIndex(self.digests, n_unmatched)
-            for uris in _uri_batches(entries):
-                is_lost[index.find(_uri_digests(uris))] = False
+        """Those that are not listed in any version; forgets the images."""
+        index = HashIndex(_take_all(self.digests))
+        is_lost = np.ones(index.num_rows + 1, bool)
+        if index.num_rows:
+            for uris in entries.column_batches("uri"):
+                is_lost[index.find(uri_digests(uris.combine_chunks()))] = False
         is_lost[-1] = False  # stands for the row -1 of other images
         known = zip(self.first_uris, is_lost[:-1].tolist(), strict=False)
         examples = [uri for uri, lost in known if lost][:_MAX_EXAMPLES]
@@ -66,6 +66,8 @@ def find_lost_shards(previous_units: pa.Table, uris: Iterable[pa.Array]) -> Lost
     """The shards of the previous plan that are not among these URIs."""
     is_shard = pc.not_equal(previous_units["kind"], "objects")
     shards = pc.unique(previous_units["shard"].filter(is_shard))
+    if not len(shards):
+        return NOTHING_LOST  # without reading all URIs
     is_lost = np.ones(len(shards), bool)
     for batch in uris:
         is_listed = pc.is_in(shards, batch.cast(shards.type))
@@ -88,10 +90,8 @@ def add_lost(first: LostEntries, second: LostEntries) -> LostEntries:
     return LostEntries(first.total + second.total, first.lost + second.lost, examples)
 
 
-def _uri_digests(uris: list[str]) -> bytes:
-    return object_digests(uris, [0] * len(uris), [""] * len(uris))
-
-
-def _uri_batches(entries: Listing) -> Iterator[list[str]]:
-    for batch in entries.to_batches():
-        yield batch["uri"].to_pylist()
+def _take_all(digests: list[Digests]) -> Iterator[Digests]:
+    """Empties the list while it is read: both together would be large."""
+    digests.reverse()
+    while digests:
+        yield digests.pop()

@@ -19,7 +19,7 @@ from segcore.errors import UsageError
 from segcore.planning.lost import NOTHING_LOST, LostEntries, find_lost_by_shard_entries
 from segcore.planning.reuse import ReusedUnits, reuse_objects, reuse_returned, reuse_shards
 from segcore.sources.base import Entries, Source
-from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table, units_to_table
+from segcore.sources.unit_tables import UNIT_SCHEMA, units_from_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage.listing import Listing
 from segcore.text import redact
@@ -139,7 +139,7 @@ def make_plan(
     del entries  # of an incremental plan only a small part is still needed
     if unlisted is not None:
         reused = reuse_returned(reused, unlisted)
-    new_units = units_to_table(source.cut(reused.remaining_entries, limits))
+    new_units = source.cut_table(reused.remaining_entries, limits)
     table = pa.concat_tables([reused.units, new_units])
     return Plan(
         run=run_name(table),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,26 +11,32 @@ import pyarrow.parquet as pq
 from segcore.errors import SegcoreError
 from segcore.planning.plan import Plan, Units, run_name
 from segcore.sources.unit_tables import (
+    BATCH_UNITS,
     STORED_UNIT_SCHEMA,
-    UNIT_SCHEMA,
+    UnitTableBuilder,
     from_stored_batch,
     to_stored_tables,
 )
 from segcore.text import redact
 
 PLAN_VERSION = 1
-_BATCH_UNITS = 512
 
 
 def encode_plan(plan: Plan) -> bytes:
     """The plan as a Parquet file; equal plans give equal bytes."""
+    sink = io.BytesIO()
+    write_plan(plan, sink)
+    return sink.getvalue()
+
+
+def write_plan(plan: Plan, sink: BinaryIO) -> None:
+    """Write what `encode_plan` gives, some units at a time."""
     metadata = {
         "segcore.plan": str(PLAN_VERSION),
         "segcore.run": plan.run,
         "segcore.input": redact(plan.input),
         "segcore.fingerprint": plan.fingerprint,
     }
-    sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
         STORED_UNIT_SCHEMA.with_metadata(metadata),
@@ -40,21 +47,21 @@ def encode_plan(plan: Plan) -> bytes:
     ) as writer:
         for table in to_stored_tables(plan.units.table):
             writer.write_table(table.replace_schema_metadata(metadata))
-    return sink.getvalue()
 
 
-def decode_plan(data: bytes, name: str = "the plan") -> Plan:
+def decode_plan(data: bytes | BinaryIO, name: str = "the plan") -> Plan:
     """Inverse of `encode_plan`.
 
     Args:
-        data: The content of the file.
+        data: The content of the file, or the open file.
         name: Where it came from, for error messages.
 
     Raises:
         SegcoreError: It is not a plan, is damaged, or has another version.
     """
+    builder = UnitTableBuilder()
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = pq.ParquetFile(io.BytesIO(data) if isinstance(data, bytes) else data)
         metadata = {
             key.decode(): value.decode()
             for key, value in (file.schema_arrow.metadata or {}).items()
@@ -66,12 +73,11 @@ def decode_plan(data: bytes, name: str = "the plan") -> Plan:
             )
         if not file.schema_arrow.equals(STORED_UNIT_SCHEMA):
             raise SegcoreError(f"{name} does not have the columns of a plan.")
-        batches = [
-            from_stored_batch(batch) for batch in file.iter_batches(_BATCH_UNITS, use_threads=False)
-        ]
+        for batch in file.iter_batches(BATCH_UNITS, use_threads=False):
+            builder.add_batch(from_stored_batch(batch))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SegcoreError(f"{name} cannot be read: {error}") from error
-    units = pa.Table.from_batches(batches, UNIT_SCHEMA)
+    units = builder.finish()
     if run_name(units) != metadata["segcore.run"]:
         raise SegcoreError(f"{name} is damaged: its units do not match its name.")
     return Plan(

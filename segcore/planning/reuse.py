@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.hash_index import Digests, HashIndex, object_digests
 from segcore.planning.lost import (
     NOTHING_LOST,
     LostEntries,
@@ -19,8 +19,10 @@ from segcore.planning.lost import (
     find_lost_shards,
 )
 from segcore.sources.base import Entries
-from segcore.sources.unit_tables import units_to_table, unpack_member_columns
-from segcore.sources.units import Member, Unit, make_objects_unit
+from segcore.sources.objects import add_objects_unit
+from segcore.sources.packed_members import MemberColumns, unpack_members
+from segcore.sources.unit_tables import UnitTableBuilder, units_to_table
+from segcore.sources.units import Member, make_objects_unit
 from segcore.storage.listing import Listing
 
 _BATCH_UNITS = 512
@@ -73,48 +75,73 @@ def reuse_shards(
 def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
     """Keep the units whose images are all unchanged, and make units of what is unchanged in others.
 
-    Looks images up by 128-bit hashes, 20 bytes per image, instead of holding both lists of names.
+    Looks images up by hashes, 16 bytes per image, instead of holding both lists of names.
     """
-    entry_index = HashIndex(_entry_digests(entries), entries.num_rows)
-    # The last element stands for the row -1 of images that no longer exist.
-    is_covered = np.zeros(entries.num_rows + 1, bool)
-    is_kept = np.zeros(previous_units.num_rows, bool)
-    unmatched = UnmatchedImages()
-    carried: dict[str, str] = {}
-
-    def reduced_units() -> Iterator[Unit]:
-        for position, packed_unit in enumerate(_packed_objects_units(previous_units)):
-            if packed_unit is None:
-                continue
-            previous_id, packed_members = packed_unit
-            _, uris, etags, sizes = unpack_member_columns(packed_members)
-            rows = entry_index.find(object_digests(uris, sizes, etags))
-            is_unchanged = (rows >= 0) & ~is_covered[rows]
-            is_covered[rows[is_unchanged]] = True
-            unmatched.total += len(uris)
-            unmatched.add([uris[i] for i in np.flatnonzero(rows < 0)])
-            if is_unchanged.all():
-                is_kept[position] = True
-            elif is_unchanged.any():
-                unit = make_objects_unit(
-                    [
-                        Member(uris[i], uris[i], etags[i], sizes[i])
-                        for i in np.flatnonzero(is_unchanged)
-                    ]
-                )
-                carried[unit.unit] = previous_id
-                yield unit
-
-    reduced = units_to_table(reduced_units())  # fills is_kept and carried, too
-    return ReusedUnits(
-        pa.concat_tables([previous_units.filter(pa.array(is_kept)), reduced]),
-        entries.take_where(~is_covered[:-1]),
-        carried,
-        add_lost(
-            unmatched.find_lost(entries),
-            find_lost_shards(previous_units, entries.column_batches("uri")),
-        ),
+    reduction = _Reduction(HashIndex(_entry_digests(entries)), entries.num_rows)
+    is_kept = reduction.reduce(previous_units)
+    remaining = entries.take_where(~reduction.is_covered[:-1])
+    units = pa.concat_tables([previous_units.filter(pa.array(is_kept)), reduction.builder.finish()])
+    carried, unmatched = reduction.carried, reduction.unmatched
+    del reduction  # the index; to find what is lost, there may be another one
+    lost = add_lost(
+        unmatched.find_lost(entries),
+        find_lost_shards(previous_units, entries.column_batches("uri")),
     )
+    return ReusedUnits(units, remaining, carried, lost)
+
+
+class _Reduction:
+    """Compares the units of the previous plan with the entries of today, batch by batch.
+
+    Attributes:
+        is_covered: For each entry, whether a unit holds it. The last element stands for the row -1
+            of images that no longer exist.
+        builder: Units of what is unchanged in units that are not kept.
+        carried: These units -> the previous unit.
+    """
+
+    def __init__(self, index: HashIndex, n_entries: int) -> None:
+        self._index = index
+        self.is_covered = np.zeros(n_entries + 1, bool)
+        self.builder = UnitTableBuilder()
+        self.carried: dict[str, str] = {}
+        self.unmatched = UnmatchedImages()
+
+    def reduce(self, previous_units: pa.Table) -> np.ndarray:
+        """(number of units,) bool: the units that are kept as they are."""
+        is_kept = np.zeros(previous_units.num_rows, bool)
+        start = 0
+        for batch in previous_units.select(["unit", "kind", "members"]).to_batches(_BATCH_UNITS):
+            numbers = np.flatnonzero(pc.equal(batch["kind"], "objects").to_numpy(False))
+            loose = batch.take(pa.array(numbers))
+            ids, packed = loose["unit"].to_pylist(), loose["members"].to_pylist()
+            is_kept[start + numbers] = self._reduce_batch(ids, [*map(unpack_members, packed)])
+            start += batch.num_rows
+        return is_kept
+
+    def _reduce_batch(self, ids: list[str], parts: list[MemberColumns]) -> np.ndarray:
+        images = MemberColumns.concat(parts)
+        sizes = images.sizes.to_numpy()
+        rows = self._index.find(object_digests(images.uris, sizes, images.etags))
+        self.unmatched.total += len(images)
+        self.unmatched.add(images.uris.filter(pa.array(rows < 0)))
+        is_kept = np.zeros(len(ids), bool)
+        stop = 0
+        for number, (previous_id, part) in enumerate(zip(ids, parts, strict=True)):
+            start, stop = stop, stop + len(part)
+            unit_rows = rows[start:stop]
+            is_unchanged = (unit_rows >= 0) & ~self.is_covered[unit_rows]
+            self.is_covered[unit_rows[is_unchanged]] = True
+            if is_unchanged.all():
+                is_kept[number] = True
+            elif is_unchanged.any():
+                unchanged = part.take(np.flatnonzero(is_unchanged))
+                unit = add_objects_unit(
+                    self.builder,
+                    MemberColumns.of_images(unchanged.uris, unchanged.etags, unchanged.sizes),
+                )
+                self.carried[unit] = previous_id
+        return is_kept
 
 
 def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
@@ -131,13 +158,13 @@ def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
     columns = (loose[name].to_pylist() for name in ("uri", "etag", "unit"))
     images = list(dict.fromkeys(zip(*columns, strict=True)))  # each page of a file is a row
     ids, etags, old_units = ([image[i] for image in images] for i in range(3))
-    index = HashIndex([object_digests(ids, [0] * len(ids), etags)], len(ids))
+    index = HashIndex([_version_digests(pa.array(ids), pa.array(etags))])
     is_covered = np.zeros(entries.num_rows, bool)
     members: dict[str, list[tuple[int, Member]]] = {}  # old unit -> (row of `loose`, image)
     start = 0
     for batch in entries.to_batches():
         uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
-        rows = index.find(object_digests(uris, [0] * len(uris), etags))
+        rows = index.find(_version_digests(batch["uri"], batch["etag"]))
         for i in np.flatnonzero(rows >= 0).tolist():
             if etags[i] and not etags[i].startswith("!"):  # else the version is not known
                 is_covered[start + i] = True
@@ -159,14 +186,12 @@ def _row_of(numbered_member: tuple[int, Member]) -> int:
     return numbered_member[0]
 
 
-def _packed_objects_units(table: pa.Table) -> Iterator[tuple[str, bytes] | None]:
-    """(id, packed members) of each unit; None for a unit of a shard."""
-    for batch in table.select(["unit", "kind", "members"]).to_batches(_BATCH_UNITS):
-        for unit, kind, packed in zip(*(column.to_pylist() for column in batch), strict=True):
-            yield (unit, packed) if kind == "objects" else None
+def _version_digests(uris: pa.Array, etags: pa.Array) -> Digests:
+    """Without the sizes, which parts do not have."""
+    text = pa.large_string()
+    return object_digests(uris.cast(text), np.zeros(len(uris), np.int64), etags.cast(text))
 
 
-def _entry_digests(entries: Listing) -> Iterator[bytes]:
+def _entry_digests(entries: Listing) -> Iterator[Digests]:
     for batch in entries.to_batches():
-        uris, sizes, etags = (batch[name].to_pylist() for name in ("uri", "size", "etag"))
-        yield object_digests(uris, sizes, etags)
+        yield object_digests(batch["uri"], batch["size"].to_numpy(), batch["etag"])

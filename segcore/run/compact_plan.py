@@ -21,7 +21,7 @@ from segcore.output.parts import merge_generations, newest_generations
 from segcore.output.run_records import read_plan
 from segcore.output.unlisted import read_unlisted
 from segcore.output.visible import find_visible_units
-from segcore.sources.unit_tables import unpack_member_columns
+from segcore.sources.packed_members import unpack_members
 from segcore.storage import ObjectInfo, Storage
 from segcore.text import plural
 
@@ -193,6 +193,8 @@ def _find_places(found: FoundEdition) -> dict[str, tuple[str, int]]:
         columns = (column.to_pylist() for column in batch)
         for unit, shard, start, members in zip(*columns, strict=True):
             if unit in found.target:
-                first = shard or next(iter(unpack_member_columns(members)[1]), "")
+                first = shard
+                if not shard:
+                    first = next(iter(unpack_members(members).uris.slice(0, 1).to_pylist()), "")
                 places[unit] = (first, start or 0)
     return places

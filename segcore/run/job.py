@@ -34,6 +34,8 @@ from segcore.planning.plan import Plan, make_plan, summarize_plan, without_count
 from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
 from segcore.sources.base import Source
+from segcore.sources.tar import TarSource
+from segcore.sources.tar_index import IndexShards
 from segcore.storage import Storage, is_remote, normalize
 from segcore.storage.uris import normalize_input
 from segcore.text import plural, redact
@@ -142,8 +144,13 @@ class Job:
         )
 
 
-def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
+def prepare_job(
+    config: Config, *, overwrite: bool = False, index_shards: IndexShards | None = None
+) -> Job:
     """Check everything that can be wrong and find out what there is to do.
+
+    Args:
+        index_shards: Keeps the indexes of large tar shards; None: they are only read.
 
     Raises:
         UsageError: Input or output is missing, one lies in the other's way, the output belongs to
@@ -157,6 +164,8 @@ def prepare_job(config: Config, *, overwrite: bool = False) -> Job:
     records = open_edition(storage, layout, input_uri, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
     source = open_source(config.input, config.source, storage)  # a slash at its end matters
+    if isinstance(source, TarSource):
+        source.index_uri, source.index_shards = output.index, index_shards
     parts = open_parts(storage, layout, model)
     previous = () if overwrite else records
     last_unlisted = read_last_unlisted(parts, previous)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pyarrow.compute as pc
 
 from segcore.config import Config
+from segcore.distributed.indexing import index_shards
 from segcore.errors import NothingFound, SegcoreError, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.lease.acquire import refuse_if_held
@@ -32,7 +34,7 @@ from segcore.output.report import (
 )
 from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.planning.plan import Units, remaining_units, select_units
-from segcore.planning.plan_files import encode_plan
+from segcore.planning.plan_files import write_plan
 from segcore.run.account import new_report, take_account
 from segcore.run.carry_over import carry_over
 from segcore.run.history import record_early_end, utc_now
@@ -97,7 +99,8 @@ def segment(
     state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
     with state.timed("prepare"):
         check_paths_reachable(config)
-        job = prepare_job(config, overwrite=overwrite)
+        keep = partial(index_shards, options=config.ray, notify=notify)
+        job = prepare_job(config, overwrite=overwrite, index_shards=keep)
     planned = job.preview(remove_unlisted=remove_unlisted)
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
@@ -185,7 +188,7 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
         storage.write_if_absent(layout.edition_json, job.edition.to_json())
     if overwrite or job.last_run is None or job.last_run.run != run:
         storage.delete(layout.unlisted(run))  # of an earlier run with this very plan
-    storage.write(layout.plan(run), encode_plan(job.plan))
+    storage.write_with(layout.plan(run), partial(write_plan, job.plan))
     if job.last_run is not None:
         record_death(storage, layout, job.last_run.values)
     started = replace(new_report(job), execution=new_execution_id(), started=utc_now())

@@ -29,7 +29,7 @@ from segcore.output.unlisted import (
 from segcore.planning.plan import Plan
 from segcore.run.carry_over import commit_rows_of
 from segcore.sources import file_image_id
-from segcore.sources.unit_tables import unpack_member_columns
+from segcore.sources.packed_members import unpack_members
 from segcore.sources.units import Member, Unit, make_objects_unit, make_unit
 
 _THREADS = 16
@@ -174,7 +174,7 @@ def _find_listed(parts: Parts, units: pa.Table, rows: pa.Table) -> set[str]:
     is_loose = pc.equal(units["kind"], "objects")
     for batch in units.filter(is_loose).select(["members"]).to_batches(_BATCH_UNITS):
         for packed in batch["members"].to_pylist():
-            found |= ids.intersection(unpack_member_columns(packed)[1])
+            found |= ids.intersection(unpack_members(packed).uris.to_pylist())
     shards = pc.unique(rows["shard"]).cast(units["shard"].type)
     is_candidate = pc.and_not(pc.is_in(units["shard"], shards), is_loose)
 

@@ -20,6 +20,7 @@ from segcore.errors import (
     ObjectNotFound,
     StorageError,
 )
+from segcore.sources.unit_tables import units_to_table
 from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import ObjectInfo, ObjectTooLarge, Storage
 from segcore.storage.listing import Listing
@@ -240,6 +241,10 @@ class Source(ABC):
     @abstractmethod
     def cut(self, entries: Entries, limits: UnitLimits) -> Iterator[Unit]:
         """Units that hold each of `entries` (rows of `self.entries()`) exactly once."""
+
+    def cut_table(self, entries: Entries, limits: UnitLimits) -> pa.Table:
+        """The units that `cut` gives, as a table of `UNIT_SCHEMA`."""
+        return units_to_table(self.cut(entries, limits))
 
     def units(self, limits: UnitLimits) -> Iterator[Unit]:
         """The units of the whole archive."""

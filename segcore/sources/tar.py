@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -21,6 +21,14 @@ from segcore.sources.base import (
     UniqueImageIds,
     stat_unchanged_shard,
 )
+from segcore.sources.tar_index import (
+    MIN_KEPT_BYTES,
+    IndexShards,
+    IndexTask,
+    build_index,
+    has_index,
+    read_index,
+)
 from segcore.sources.tar_members import (
     DamagedArchive,
     InnerTar,
@@ -29,10 +37,8 @@ from segcore.sources.tar_members import (
 )
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
+from segcore.text import format_bytes, plural
 
-# Stored with each part. 1 read a tar up to its first end mark, and no archives inside it; where a
-# change of the reader finds more in a shard, raise it: `segcore verify --input` compares.
-READER_VERSION = 2
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
 _MAX_INDEXED_BYTES = 16 << 30  # some minutes of reading
@@ -41,11 +47,19 @@ _MAX_EXTENSIONS = 32  # counted by name in one unit; the names come from the arc
 
 @dataclass(kw_only=True)
 class TarSource(Source):
-    """Tar shards; `shards` has their uri, size and etag."""
+    """Tar shards.
+
+    Attributes:
+        shards: Their uri, size and etag.
+        index_uri: Gives the place of an index by its key; None: none are kept.
+        index_shards: Builds and keeps indexes; None: they are only read.
+    """
 
     shards: pa.Table = field(repr=False)
     storage: Storage
     options: SourceOptions
+    index_uri: Callable[[str], str] | None = None
+    index_shards: IndexShards | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -61,14 +75,14 @@ class TarSource(Source):
 
         To index a shard is to read most of it. Shards that become one unit are not opened.
         """
-        storage, options = self.storage, self.options
-        reader = _reader_of(options)
+        reader = _reader_of(self.options)
         max_unit_bytes = _choose_max_unit_bytes(entries, limits)
+        self._index_first(entries, max_unit_bytes)
 
         def units_of(shard: dict[str, Any]) -> list[Unit]:
             size = shard["size"]
             if size > max_unit_bytes:
-                return _cut_shard(shard, limits, storage, options)
+                return _cut_shard(self._index_task(shard), limits)
             return [make_unit("tar", shard=shard["uri"], etag=shard["etag"], stop=size,
                               n_images=None, n_bytes=size, reader=reader)]  # fmt: skip
 
@@ -76,6 +90,35 @@ class TarSource(Source):
             for batch in entries.to_batches(1000):
                 for units in pool.map(units_of, batch.to_pylist()):
                     yield from units
+
+    def _index_first(self, entries: Entries, max_unit_bytes: int) -> None:
+        """Have the indexes built that are not kept yet, or say what reading takes their place."""
+        min_bytes = max(max_unit_bytes, MIN_KEPT_BYTES - 1)
+        tasks = [
+            self._index_task(shard)
+            for batch in entries.to_batches(1000)
+            for shard in batch.filter(pc.greater(batch.column("size"), min_bytes)).to_pylist()
+        ]
+        with ThreadPoolExecutor(_INDEX_THREADS, "segcore-index") as pool:
+            kept = list(pool.map(has_index, tasks))
+        missing = [task for task, is_kept in zip(tasks, kept, strict=True) if not is_kept]
+        if not missing:
+            return
+        if self.index_shards is not None:
+            self.index_shards(missing)
+            return
+        total = format_bytes(sum(task.size for task in missing))
+        self.notes.append(
+            f"{plural(len(missing), 'tar shard')} of {total} had to be read for the most part, to "
+            "find where to cut; a run keeps what it finds."
+        )
+
+    def _index_task(self, shard: dict[str, Any]) -> IndexTask:
+        uri, etag, size = shard["uri"], shard["etag"], shard["size"]
+        task = IndexTask(uri, etag, size, _reader_of(self.options), self.storage, self.options)
+        if self.index_uri is None or size < MIN_KEPT_BYTES:
+            return task
+        return replace(task, index_uri=self.index_uri(task.key))
 
 
 def _choose_max_unit_bytes(entries: Entries, limits: UnitLimits) -> int:
@@ -121,41 +164,28 @@ class _Piece:
     duplicates: list[Member] = field(default_factory=list)  # renamed ones
 
 
-def _cut_shard(
-    shard: dict[str, Any], limits: UnitLimits, storage: Storage, options: SourceOptions
-) -> list[Unit]:
-    size: int = shard["size"]
-    image_ids = UniqueImageIds(shard["uri"])
+def _cut_shard(task: IndexTask, limits: UnitLimits) -> list[Unit]:
+    index = read_index(task) or build_index(task)
     pieces = [_Piece(0)]
-    is_damaged = False
-    with storage.open(shard["uri"], _INDEX_BUFFER_BYTES) as file:
-        try:
-            for member in iter_tar_members(file, 0, size, size, Counter()):
-                if not (member.damage or options.is_image_name(member.name)):
-                    continue
-                piece = pieces[-1]
-                n_bytes = member.data_offset + member.size - piece.start
-                if piece.n_images and (piece.n_images == limits.images or n_bytes > limits.bytes):
-                    piece = _Piece(member.header_offset, member.enclosing)
-                    pieces.append(piece)
-                piece.n_images += 1
-                if member.damage:
-                    continue
-                image_id, is_duplicate = image_ids.assign(member.name)
-                if is_duplicate:
-                    duplicate = Member(image_id, member.name, "", member.header_offset)
-                    piece.duplicates.append(duplicate)
-        except DamagedArchive:
-            is_damaged = True  # whoever reads the last piece finds the damage again and reports it
+    for row in index.rows():
+        piece = pieces[-1]
+        n_bytes = row["end"] - piece.start
+        if piece.n_images and (piece.n_images == limits.images or n_bytes > limits.bytes):
+            piece = _Piece(row["start"], row["enclosing"])
+            pieces.append(piece)
+        piece.n_images += 1
+        if row["duplicate_id"] is not None:
+            duplicate = Member(row["duplicate_id"], row["duplicate_name"], "", row["start"])
+            piece.duplicates.append(duplicate)
     units = []
-    for index, piece in enumerate(pieces):
-        is_last = index == len(pieces) - 1
-        stop = size if is_last else pieces[index + 1].start
-        n_images = None if is_damaged and is_last else piece.n_images
+    for number, piece in enumerate(pieces):
+        is_last = number == len(pieces) - 1
+        stop = task.size if is_last else pieces[number + 1].start
+        n_images = None if index.is_damaged and is_last else piece.n_images
         units.append(
-            make_unit("tar", shard=shard["uri"], etag=shard["etag"], start=piece.start, stop=stop,
+            make_unit("tar", shard=task.uri, etag=task.etag, start=piece.start, stop=stop,
                       n_images=n_images, n_bytes=stop - piece.start, members=piece.duplicates,
-                      reader=_add_enclosing(_reader_of(options), piece.enclosing))
+                      reader=_add_enclosing(task.reader, piece.enclosing))
         )  # fmt: skip
     return units
 

@@ -16,6 +16,9 @@ from typing import BinaryIO, cast
 
 from segcore.errors import ErrorCode
 
+# Stored with each part. 1 read a tar up to its first end mark, and no archives inside it; where a
+# change of the reader finds more in a shard, raise it: `segcore verify --input` compares.
+READER_VERSION = 2
 _BLOCK_BYTES = 512
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or pax record; more is an attack or damage
 _SCAN_BYTES = 1 << 20

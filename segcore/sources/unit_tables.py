@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
+from segcore.sources.packed_members import (
+    MemberColumns,
+    pack_members,
+    set_aside,
+    unpack_members,
+)
 from segcore.sources.units import Member, Unit
+from segcore.storage.spill import MEMORY_BYTES
 
-_BATCH_UNITS = 512
+BATCH_UNITS = 512
 
 _MEMBER_TYPE = pa.struct(
     [
@@ -32,8 +38,8 @@ _SCALAR_FIELDS = [
     pa.field("n_bytes", pa.int64(), nullable=False),
 ]
 _READER_FIELD = pa.field("reader", pa.string(), nullable=False)
-# In memory the members of a unit are one packed value: ten million images as nested columns would
-# take more than a gigabyte. Stored plans have nested columns, which any Parquet reader opens.
+# In memory the members of a unit are one packed value, see `segcore.sources.packed_members`. Stored
+# plans have nested columns, which any Parquet reader opens.
 UNIT_SCHEMA = pa.schema(
     [*_SCALAR_FIELDS, pa.field("members", pa.large_binary(), nullable=False), _READER_FIELD]
 )
@@ -44,10 +50,73 @@ STORED_UNIT_SCHEMA = pa.schema(
         _READER_FIELD,
     ]
 )
+_MEMBERS = UNIT_SCHEMA.get_field_index("members")
 
 
-def pack_members(members: Iterable[Member]) -> bytes:
-    """Members as one compressed value; inverse of `unpack_members`."""
+class UnitTableBuilder:
+    """Collects units row by row; of a large plan, the members go to a temporary file.
+
+    Args:
+        memory_bytes: How much of packed members is kept in memory.
+    """
+
+    def __init__(self, memory_bytes: int | None = None) -> None:
+        self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
+        self._n_bytes = 0
+        self._batches: list[pa.RecordBatch] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, unit: Unit) -> None:
+        """Add a unit with its members."""
+        self.add_packed(unit, pack_members(_to_columns(unit.members)))
+
+    def add_packed(self, unit: Unit, packed: bytes) -> None:
+        """Add a unit whose members are packed already; those that it has itself are ignored."""
+        row = {name: getattr(unit, name) for name in UNIT_SCHEMA.names}
+        self._rows.append(row | {"members": self.keep(packed)})
+        if len(self._rows) == BATCH_UNITS:
+            self._flush()
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Add rows of `UNIT_SCHEMA`."""
+        self._flush()
+        members = [self.keep(packed) for packed in batch["members"].to_pylist()]
+        columns = [*batch.columns]
+        columns[_MEMBERS] = pa.array(members, pa.large_binary())
+        self._batches.append(pa.RecordBatch.from_arrays(columns, schema=UNIT_SCHEMA))
+
+    def keep(self, packed: bytes) -> bytes:
+        """The packed members, or a reference to them once there are many."""
+        self._n_bytes += len(packed)
+        return packed if self._n_bytes <= self._memory_bytes else set_aside(packed)
+
+    def finish(self) -> pa.Table:
+        """All units in the order in which they came."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, UNIT_SCHEMA)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=UNIT_SCHEMA))
+            self._rows = []
+
+
+def units_to_table(units: Iterable[Unit]) -> pa.Table:
+    """Units as an Arrow table with `UNIT_SCHEMA`; consumes an iterator in bounded memory."""
+    builder = UnitTableBuilder()
+    for unit in units:
+        builder.add(unit)
+    return builder.finish()
+
+
+def units_from_table(table: pa.Table) -> Iterator[Unit]:
+    """The units of a table, in its order."""
+    for batch in table.to_batches(BATCH_UNITS):
+        for row in batch.to_pylist():
+            yield Unit(**row | {"members": _to_members(unpack_members(row["members"]))})
+
+
+def _to_columns(members: Iterable[Member]) -> MemberColumns:
     rows = [
         (
             member.image_id if member.image_id != member.uri else None,
@@ -57,90 +126,44 @@ def pack_members(members: Iterable[Member]) -> bytes:
         )
         for member in members
     ]
-    return _pack_columns(list(zip(*rows, strict=True))) if rows else b""
+    columns = zip(*rows, strict=True) if rows else [()] * 4
+    arrays = [
+        pa.array(column, field.type) for column, field in zip(columns, _MEMBER_TYPE, strict=True)
+    ]
+    return MemberColumns(*arrays)
 
 
-def _pack_columns(columns: Iterable[Iterable[Any]]) -> bytes:
-    """Pack the columns image_id, uri, etag and size."""
-    data = json.dumps([list(column) for column in columns], separators=(",", ":")).encode()
-    return len(data).to_bytes(8, "little") + pa.compress(data, codec="zstd", asbytes=True)
-
-
-def unpack_member_columns(
-    packed: bytes,
-) -> tuple[list[str | None], list[str], list[str], list[int]]:
-    """(image ids, None where equal to the uri; uris; etags; sizes) of packed members."""
-    if not packed:
-        return [], [], [], []
-    n_bytes = int.from_bytes(packed[:8], "little")
-    image_ids, uris, etags, sizes = json.loads(
-        pa.decompress(packed[8:], decompressed_size=n_bytes, codec="zstd", asbytes=True)
-    )
-    return image_ids, uris, etags, sizes
-
-
-def unpack_members(packed: bytes) -> tuple[Member, ...]:
-    """Inverse of `pack_members`."""
+def _to_members(columns: MemberColumns) -> tuple[Member, ...]:
+    values = (column.to_pylist() for column in columns.columns())
     return tuple(
         Member(uri if image_id is None else image_id, uri, etag, size)
-        for image_id, uri, etag, size in zip(*unpack_member_columns(packed), strict=True)
+        for image_id, uri, etag, size in zip(*values, strict=True)
     )
-
-
-def units_to_table(units: Iterable[Unit]) -> pa.Table:
-    """Units as an Arrow table with `UNIT_SCHEMA`; consumes an iterator in bounded memory."""
-    batches: list[pa.RecordBatch] = []
-    rows: list[dict[str, Any]] = []
-    for unit in units:
-        row = {name: getattr(unit, name) for name in UNIT_SCHEMA.names}
-        rows.append(row | {"members": pack_members(unit.members)})
-        if len(rows) == _BATCH_UNITS:
-            batches.append(pa.RecordBatch.from_pylist(rows, schema=UNIT_SCHEMA))
-            rows = []
-    if rows:
-        batches.append(pa.RecordBatch.from_pylist(rows, schema=UNIT_SCHEMA))
-    return pa.Table.from_batches(batches, UNIT_SCHEMA)
-
-
-def units_from_table(table: pa.Table) -> Iterator[Unit]:
-    """The units of a table, in its order."""
-    for batch in table.to_batches(_BATCH_UNITS):
-        for row in batch.to_pylist():
-            yield Unit(**row | {"members": unpack_members(row["members"])})
 
 
 def to_stored_tables(table: pa.Table) -> Iterator[pa.Table]:
     """A table of `UNIT_SCHEMA` as tables of `STORED_UNIT_SCHEMA`, some units at a time."""
-    for start in range(0, table.num_rows, _BATCH_UNITS):
-        batch = table.slice(start, _BATCH_UNITS)
-        columns: tuple[list, ...] = ([], [], [], [])
+    stored_field = STORED_UNIT_SCHEMA.field("members")
+    for start in range(0, table.num_rows, BATCH_UNITS):
+        batch = table.slice(start, BATCH_UNITS)
+        parts = [unpack_members(packed) for packed in batch["members"].to_pylist()]
         offsets = [0]
-        for packed in batch["members"].to_pylist():
-            for column, values in zip(columns, unpack_member_columns(packed), strict=True):
-                column.extend(values)  # type: ignore[arg-type]
-            offsets.append(len(columns[1]))
-        arrays = [
-            pa.array(column, field.type)
-            for column, field in zip(columns, _MEMBER_TYPE, strict=True)
-        ]
-        members = pa.StructArray.from_arrays(arrays, fields=list(_MEMBER_TYPE))
+        for part in parts:
+            offsets.append(offsets[-1] + len(part))
+        arrays = MemberColumns.concat(parts).columns()
+        members = pa.StructArray.from_arrays(list(arrays), fields=list(_MEMBER_TYPE))
         nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
-        stored_field = STORED_UNIT_SCHEMA.field("members")
-        index = UNIT_SCHEMA.get_field_index("members")
-        yield batch.set_column(index, stored_field, nested.cast(stored_field.type))
+        yield batch.set_column(_MEMBERS, stored_field, nested.cast(stored_field.type))
 
 
 def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Inverse of `to_stored_tables` for one batch, which must have `STORED_UNIT_SCHEMA`."""
     nested = batch["members"]
     offsets = nested.offsets.to_pylist()
-    columns = [
-        nested.values.field(name).to_pylist() for name in ("image_id", "uri", "etag", "size")
-    ]
-    packed = [
-        _pack_columns([column[start:stop] for column in columns]) if stop > start else b""
-        for start, stop in pairwise(offsets)
-    ]
+    columns = MemberColumns(
+        *(nested.values.field(name) for name in ("image_id", "uri", "etag", "size"))
+    )
+    packed = [pack_members(columns.slice(start, stop - start)) for start, stop in pairwise(offsets)]
     arrays = [batch[name] for name in UNIT_SCHEMA.names]
-    arrays[UNIT_SCHEMA.get_field_index("members")] = pa.array(packed, pa.large_binary())
+    arrays[_MEMBERS] = pa.array(packed, pa.large_binary())
     return pa.RecordBatch.from_arrays(arrays, schema=UNIT_SCHEMA)

@@ -94,10 +94,22 @@ def make_unit(
     The sizes of loose objects are not hashed: they follow from the etag if one is known.
     """
     members = tuple(members)
-    versions = [[member.image_id, member.etag] for member in members]
-    text = json.dumps([kind, shard, etag, start, stop, reader, versions], separators=(",", ":"))
-    unit_id = hashlib.sha256(text.encode()).hexdigest()[:20]
+    versions = [(member.image_id, member.etag) for member in members]
+    unit_id = _make_id(kind, shard, etag, start, stop, reader, versions)
     return Unit(unit_id, kind, shard, etag, start, stop, n_images, n_bytes, members, reader)
+
+
+def _make_id(
+    kind: str,
+    shard: str,
+    etag: str,
+    start: int,
+    stop: int,
+    reader: str,
+    versions: Sequence[tuple[str, str]],
+) -> str:
+    text = json.dumps([kind, shard, etag, start, stop, reader, versions], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def make_objects_unit(members: Sequence[Member]) -> Unit:
@@ -105,3 +117,10 @@ def make_objects_unit(members: Sequence[Member]) -> Unit:
     n_bytes = sum(max(member.size, 0) for member in members)
     n_images = len(members)
     return make_unit("objects", stop=n_images, n_images=n_images, n_bytes=n_bytes, members=members)
+
+
+def describe_objects_unit(versions: Sequence[tuple[str, str]], n_bytes: int) -> Unit:
+    """The unit of loose images with these (id, etag), but without its members."""
+    n_images = len(versions)
+    unit_id = _make_id("objects", "", "", 0, n_images, "", versions)
+    return Unit(unit_id, "objects", "", "", 0, n_images, n_images, n_bytes)

@@ -1,9 +1,9 @@
 """The objects of an archive as compact columns, sorted by URI and read in batches.
 
 Ten million objects take about 1.2 GB as plain Arrow columns, and twice that while they are being
-sorted. Here they are compressed Parquet chunks in memory (front-coded names, about 30 bytes per
-object). If the store lists in order, the chunks are built as the rows arrive; otherwise sorted
-runs are built and merged.
+sorted. Here they are compressed Parquet chunks (front-coded names, about 30 bytes per object), and
+beyond the first few million these lie in a temporary file. If the store lists in order, the chunks
+are built as the rows arrive; otherwise sorted runs are built and merged.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segcore.storage.spill import SpillFile
+
 SCHEMA = pa.schema([("uri", pa.large_string()), ("size", pa.int64()), ("etag", pa.large_string())])
 CHUNK_ROWS = 1 << 16
 _RUN_CHUNKS = 16  # chunks of unsorted rows that are sorted together
@@ -26,13 +28,15 @@ _ROW_BATCH = 10_000  # Python rows that are converted to columns together
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows sorted by URI, as a Parquet file in memory."""
+    """Rows sorted by URI, as a Parquet file at a place of a spill file."""
 
     rows: int
-    data: bytes
+    spill: SpillFile
+    place: int
+    length: int
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> _Chunk:
+    def from_table(cls, table: pa.Table, spill: SpillFile) -> _Chunk:
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,
@@ -42,10 +46,12 @@ class _Chunk:
             write_statistics=False,
             column_encoding={"uri": "DELTA_BYTE_ARRAY", "size": "PLAIN", "etag": "PLAIN"},
         )
-        return cls(table.num_rows, sink.getvalue().to_pybytes())
+        data = sink.getvalue().to_pybytes()
+        return cls(table.num_rows, spill, spill.append(data), len(data))
 
     def to_table(self, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.data), columns=columns, use_threads=False)
+        data = self.spill.read(self.place, self.length)
+        return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
 
 
 class Listing:
@@ -90,13 +96,18 @@ class Listing:
 
     def filter(self, mask: Callable[[pa.Table], pa.ChunkedArray]) -> Listing:
         """The rows for which `mask`, called with each chunk, is true."""
-        return Listing(
-            _repack(chunk.to_table().filter(mask(chunk.to_table())) for chunk in self._chunks)
-        )
+
+        def select() -> Iterator[_Chunk | pa.Table]:
+            for chunk in self._chunks:
+                table = chunk.to_table()
+                is_selected = mask(table)
+                yield chunk if pc.all(is_selected).as_py() else table.filter(is_selected)
+
+        return Listing(_repack(select()))
 
     def take_where(self, selected: np.ndarray) -> Listing:
         """The rows where a (num_rows,) bool array is true."""
-        return Listing(_repack(self._selected_tables(selected)))
+        return Listing(_repack(self._selected(selected)))
 
     def unique(self) -> tuple[Listing, int]:
         """(the first row of each URI, the number of rows left out)."""
@@ -112,12 +123,14 @@ class Listing:
         repeated = int(self.num_rows - np.count_nonzero(is_first))
         return (self.take_where(is_first), repeated) if repeated else (self, 0)
 
-    def _selected_tables(self, selected: np.ndarray) -> Iterator[pa.Table]:
+    def _selected(self, selected: np.ndarray) -> Iterator[_Chunk | pa.Table]:
         start = 0
         for chunk in self._chunks:
             chunk_mask = selected[start : start + chunk.rows]
             start += chunk.rows
-            if chunk_mask.any():
+            if chunk_mask.all():
+                yield chunk
+            elif chunk_mask.any():
                 yield chunk.to_table().filter(pa.array(chunk_mask))
 
 
@@ -131,21 +144,31 @@ def _rows_to_tables(rows: Iterable[tuple[str, int, str]]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def _repack(tables: Iterable[pa.Table]) -> list[_Chunk]:
-    """Tables whose rows follow each other in order, as chunks of about `CHUNK_ROWS`."""
+def _repack(pieces: Iterable[_Chunk | pa.Table]) -> list[_Chunk]:
+    """Rows that follow each other in order, as chunks of at most `CHUNK_ROWS`.
+
+    A chunk between full ones stays as it is.
+    """
+    spill = SpillFile()
     chunks: list[_Chunk] = []
     pending: list[pa.Table] = []
     pending_rows = 0
-    for table in tables:
-        while pending_rows + table.num_rows >= CHUNK_ROWS:
+    for piece in pieces:
+        if isinstance(piece, _Chunk):
+            if not pending and piece.rows > CHUNK_ROWS // 2:
+                chunks.append(piece)
+                continue
+            piece = piece.to_table()
+        while pending_rows + piece.num_rows >= CHUNK_ROWS:
             missing = CHUNK_ROWS - pending_rows
-            chunks.append(_Chunk.from_table(pa.concat_tables([*pending, table.slice(0, missing)])))
-            table, pending, pending_rows = table.slice(missing), [], 0
-        if table.num_rows:
-            pending.append(table)
-            pending_rows += table.num_rows
+            table = pa.concat_tables([*pending, piece.slice(0, missing)])
+            chunks.append(_Chunk.from_table(table, spill))
+            piece, pending, pending_rows = piece.slice(missing), [], 0
+        if piece.num_rows:
+            pending.append(piece)
+            pending_rows += piece.num_rows
     if pending_rows:
-        chunks.append(_Chunk.from_table(pa.concat_tables(pending)))
+        chunks.append(_Chunk.from_table(pa.concat_tables(pending), spill))
     return chunks
 
 
@@ -162,6 +185,7 @@ class _Builder:
     """Takes rows in any order and keeps them as sorted runs (one run if they arrive in order)."""
 
     def __init__(self) -> None:
+        self._spill = SpillFile()
         self._runs: list[list[_Chunk]] = []
         self._last_uri: str | None = None  # the end of the run that is still growing
         self._pending: list[pa.Table] = []  # less than a chunk of rows, as they arrived
@@ -199,7 +223,7 @@ class _Builder:
     def _append_to_run(self, table: pa.Table) -> None:
         if not self._runs:
             self._runs.append([])
-        self._runs[-1].append(_Chunk.from_table(table))
+        self._runs[-1].append(_Chunk.from_table(table, self._spill))
         self._last_uri = table["uri"][-1].as_py()
 
     def _sort_unsorted(self) -> None:

@@ -239,8 +239,17 @@ def write(path: str, data: bytes | memoryview) -> str:
     Returns:
         The etag of what was written.
     """
+    return write_with(path, lambda file: _write_all(file, data))
+
+
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
+    file.write(data)
+
+
+def write_with(path: str, write_content: Callable[[BinaryIO], None]) -> str:
+    """As `write`, with what `write_content` puts into a file."""
     with translate_errors(path):
-        temporary, etag = _write_temporary(path, data)
+        temporary, etag = _write_temporary(path, write_content)
         try:
             os.replace(temporary, path)
         except BaseException:
@@ -253,7 +262,7 @@ def write(path: str, data: bytes | memoryview) -> str:
 def write_if_absent(path: str, data: bytes) -> bool:
     """Create the complete file unless it exists; True if this call created it."""
     with translate_errors(path):
-        temporary, _ = _write_temporary(path, data)
+        temporary, _ = _write_temporary(path, lambda file: _write_all(file, data))
         try:
             os.link(temporary, path)  # fails when the name exists: the atomic test-and-set
         except FileExistsError:
@@ -280,8 +289,8 @@ def _create_exclusively(path: str, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(path: str, data: bytes | memoryview) -> tuple[str, str]:
-    """(path, etag) of a new file beside `path` with these bytes."""
+def _write_temporary(path: str, write_content: Callable[[BinaryIO], None]) -> tuple[str, str]:
+    """(path, etag) of a new file beside `path` with this content."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     # The name starts with a dot so that listings never show what a killed process left behind. The
@@ -290,7 +299,7 @@ def _write_temporary(path: str, data: bytes | memoryview) -> tuple[str, str]:
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            write_content(file)
             file.flush()
             os.fsync(file.fileno())
             etag = file_etag(os.fstat(file.fileno()))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import TemporaryFile, gettempdir
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
 from segcore.errors import ObjectNotFound, StorageError
+from segcore.storage.local_disk import translate_errors as translate_disk_errors
 from segcore.storage.remote_errors import is_transient, short_reason, translate_errors
 from segcore.storage.retries import sleep_before_retry
 from segcore.storage.s3_session import open_session
@@ -218,11 +220,30 @@ def read_range(store: Any, uri: str, start: int, length: int) -> bytes:
 
 def write(store: Any, uri: str, data: bytes | memoryview) -> str:
     """Create or replace the object; returns the etag of what was written."""
+    return _put(store, uri, lambda: data, len(data))
+
+
+def write_with(store: Any, uri: str, write: Callable[[BinaryIO], None]) -> str:
+    """As `write`, with what `write` puts into a file."""
+    with TemporaryFile() as file:
+        with translate_disk_errors(gettempdir()):
+            write(file)
+            n_bytes = file.tell()
+
+        def rewind() -> BinaryIO:
+            file.seek(0)
+            return file
+
+        return _put(store, uri, rewind, n_bytes)
+
+
+def _put(store: Any, uri: str, content: Callable[[], Any], n_bytes: int) -> str:
+    """Write what `content` gives, from its beginning each time; returns the etag."""
     key = split(uri)[2]
-    multipart = len(data) > _SINGLE_PUT_BYTES
+    multipart = n_bytes > _SINGLE_PUT_BYTES
 
     def put() -> Any:
-        return obstore.put(store, key, data, use_multipart=multipart)
+        return obstore.put(store, key, content(), use_multipart=multipart)
 
     with translate_errors(uri):
         try:

@@ -145,14 +145,16 @@ class Storage:
         described at `local_disk.walk`.
         """
         prefix = normalize_input(prefix)
-        if is_remote(prefix):
-            return Listing.from_rows(self._walk_remote(prefix))
-        return Listing.from_rows(local_disk.walk(prefix, follow_links, show_hidden=show_hidden))
-
-    def _walk_remote(self, prefix: str) -> Iterator[tuple[str, int, str]]:
         if scheme_of(prefix) == "s3":
-            return s3_listing.walk(self._client(prefix), prefix)
-        return (row[:3] for row in object_store.walk(self._store(prefix), prefix))
+            client = self._client(prefix)
+            try:
+                return Listing.from_rows(s3_listing.walk(client, prefix))
+            except s3_listing.NotInOrder:
+                return Listing.from_rows(s3_listing.walk(client, prefix, cut=False))
+        if is_remote(prefix):
+            rows = (row[:3] for row in object_store.walk(self._store(prefix), prefix))
+            return Listing.from_rows(rows)
+        return Listing.from_rows(local_disk.walk(prefix, follow_links, show_hidden=show_hidden))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The rows of `listing`, one by one."""
@@ -294,6 +296,14 @@ class Storage:
         else:
             etag = local_disk.write(uri, data)
         return ObjectInfo(uri, len(data), etag)
+
+    def write_with(self, uri: str, write: Callable[[BinaryIO], None]) -> None:
+        """As `write`, for content that need not fit into memory: `write` puts it into a file."""
+        uri = normalize(uri)
+        if is_remote(uri):
+            object_store.write_with(self._store(uri), uri, write)
+        else:
+            local_disk.write_with(uri, write)
 
     def write_if_absent(self, uri: str, data: bytes) -> bool:
         """Create the object unless it exists; of concurrent callers exactly one gets True."""

@@ -34,7 +34,7 @@ def test_many_units_cost_few_tasks() -> None:
 
 
 def test_bundles_hold_all_rows_in_order() -> None:
-    table = pa.table({"unit": [f"{i}" for i in range(100)]})
+    table = pa.table({"unit": [f"{i}" for i in range(100)], "members": [b""] * 100})
     bundles = cut_bundles(table, bundle_sizes(100, 2, 16))
     assert pa.concat_tables(bundles).equals(table)
     assert len(bundles) > 16

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.errors import SegcoreError, UsageError
-from segcore.planning.hash_index import HashIndex, object_digests
+from segcore.planning.hash_index import Digests, HashIndex, object_digests
 from segcore.planning.plan import (
     Plan,
     Units,
@@ -328,14 +328,34 @@ def test_stored_plans_open_as_columns(tmp_path: Path) -> None:
 
 
 def test_a_hash_index_distinguishes_objects_that_share_half_a_hash() -> None:
-    rows = np.array([[7, 3], [5, 1], [7, 1], [7, 2], [9, 0]], np.uint64)
-    index = HashIndex([rows[:2].tobytes(), rows[2:].tobytes()], 5)
-    queries = np.array([[7, 2], [7, 9], [9, 0], [5, 1], [6, 0], [7, 1], [10, 0], [7, 3]], np.uint64)
-    assert index.find(queries.tobytes()).tolist() == [3, -1, 4, 1, -1, 2, -1, 0]
-    assert HashIndex([], 0).find(queries.tobytes()).tolist() == [-1] * 8
-    assert object_digests(["ab", "a"], [1, 1], ["c", "bc"])[:16] != object_digests(
-        ["a"], [1], ["bc"]
-    )
+    def digests(pairs: list[tuple[int, int]]) -> Digests:
+        high, low = zip(*pairs, strict=True)
+        return Digests(np.array(high, np.uint64), np.array(low, np.uint32))
+
+    index = HashIndex([digests([(7, 3), (5, 1)]), digests([(7, 1), (7, 2), (2**63, 0)])])
+    queries = digests([(7, 2), (7, 9), (2**63, 0), (5, 1), (6, 0), (7, 1), (2**64 - 1, 0), (7, 3)])
+    assert index.find(queries).tolist() == [3, -1, 4, 1, -1, 2, -1, 0]
+    assert HashIndex([]).find(queries).tolist() == [-1] * 8
+
+
+texts = st.text("ab\0é/", max_size=9) | st.sampled_from(["a" * 4096, "a" * 4097, "a" * 4096 + "b"])
+
+
+@given(st.lists(st.tuples(texts, st.integers(-(2**63), 2**63 - 1), texts), max_size=20))
+def test_digests_are_equal_where_objects_are(objects: list[tuple[str, int, str]]) -> None:
+    # As slices of longer arrays, too, and whatever else is hashed with them.
+    rows = [("x", 1, ""), *objects, *objects[::-1], ("", 0, "yy")]
+    uris, sizes, etags = zip(*rows, strict=True)
+    columns = pa.array(uris, pa.large_string()), np.array(sizes), pa.array(etags, pa.large_string())
+    digests = [
+        (int(high), int(low))
+        for start, stop in ((0, len(rows)), (1, len(rows) - 1), (1, 1 + len(objects)))
+        for digest in [object_digests(*(column[start:stop] for column in columns))]
+        for high, low in zip(*digest, strict=True)
+    ]
+    all_rows = [*rows, *rows[1:-1], *objects]
+    assert len(set(digests)) == len(set(all_rows))
+    assert len(set(zip(digests, all_rows, strict=True))) == len(set(all_rows))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 import segcore.output.parts
 import segcore.sources.tar
+import segcore.sources.tar_index
 from segcore.errors import StorageError
 from segcore.inspection.verify import verify_output
 from segcore.output.layout import EditionLayout
@@ -48,7 +49,8 @@ def _run_old_version(folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) 
     (folder / "in/joined.tar").write_bytes(FIRST + SECOND)
     (folder / "in/plain.tar").write_bytes(PLAIN)
     with monkeypatch.context() as patch:
-        patch.setattr(segcore.sources.tar, "iter_tar_members", up_to_first_end_mark)
+        for module in (segcore.sources.tar, segcore.sources.tar_index):
+            patch.setattr(module, "iter_tar_members", up_to_first_end_mark)
         patch.setattr(segcore.output.parts, "READER_VERSION", 1)
         return segment(job_config(folder / "in", folder / "out", *sets))
 

@@ -85,5 +85,5 @@ def test_a_listing_takes_less_than_32_bytes_per_object(order: str) -> None:
         for i in numbers.tolist()
     )  # fmt: skip
     assert built.num_rows == n
-    assert sum(len(chunk.data) for chunk in built._chunks) < 32 * n
+    assert sum(chunk.length for chunk in built._chunks) < 32 * n
     assert built.to_table()["uri"][-1].as_py().endswith(f"{n - 1:09}.jpg")

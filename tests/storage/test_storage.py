@@ -6,6 +6,7 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from obstore.store import MemoryStore
@@ -402,3 +403,29 @@ def test_many_objects_are_deleted_at_once(folder: str) -> None:
     storage.delete_all(uris[5:])  # two of them were never there
     assert [info.uri for info in storage.list(folder)] == uris[:5]
     storage.delete_all([])
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1000, 6 << 20])
+def test_content_that_is_written_to_a_file_replaces_the_object(
+    folder: str, n_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_SINGLE_PUT_BYTES", 1 << 20)
+    uri = join(folder, "a")
+    storage.write(uri, b"old")
+    data = bytes(range(256)) * (n_bytes // 256)
+
+    def write(file: BinaryIO) -> None:
+        file.write(data[:300])
+        file.write(data[300:])
+
+    storage.write_with(uri, write)
+    assert storage.read(uri) == data
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ValueError("broken off")
+
+    with pytest.raises(ValueError, match="broken off"):
+        storage.write_with(uri, fail)
+    assert storage.read(uri) == data
+    assert [info.uri for info in storage.list(folder)] == [uri]

@@ -83,7 +83,7 @@ def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
         return change
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("write", "write_if_absent", "delete"):
+        for name in ("write", "write_with", "write_if_absent", "delete"):
             patch.setattr(Storage, name, watched(name))
         patch.setattr(Storage, "delete_all", _delete_one_by_one)
         yield

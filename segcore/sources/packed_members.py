@@ -1,0 +1,168 @@
+"""The members of a unit as one compressed value, which a table of units holds for each unit.
+
+A hundred million members as nested Arrow columns would take more than ten gigabytes. Packed they
+take some 18 bytes each, and those of a large plan lie in a temporary file: the value in the table
+is then a reference. A reference means something in its own process only; `inline_members` puts the
+members themselves in its place.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segcore.errors import SegcoreError
+from segcore.storage.spill import SpillFile
+
+_REFERENCE = b"\xff" * 8  # where a packed value has its length, which is never as large
+_LEVEL = 1
+# References from which no table is left cannot be told from others, so this lives as long as the
+# process does. Only plans of more than a few million images use it.
+_spill = SpillFile(memory_bytes=0)
+_process_token = secrets.token_bytes(8)
+
+
+@dataclass(frozen=True)
+class MemberColumns:
+    """The members of a unit, or of several, as columns.
+
+    Attributes:
+        image_ids: large_string; null where equal to the uri, which is the usual case.
+        uris, etags: large_string.
+        sizes: int64.
+    """
+
+    image_ids: pa.Array
+    uris: pa.Array
+    etags: pa.Array
+    sizes: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def slice(self, start: int, length: int) -> MemberColumns:
+        """Some of the members; no copy."""
+        return MemberColumns(*(column.slice(start, length) for column in self.columns()))
+
+    def take(self, rows: np.ndarray) -> MemberColumns:
+        """The members in these rows."""
+        return MemberColumns(*(column.take(pa.array(rows)) for column in self.columns()))
+
+    def columns(self) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
+        """In the order of stored plans."""
+        return self.image_ids, self.uris, self.etags, self.sizes
+
+    @classmethod
+    def of_images(cls, uris: pa.Array, etags: pa.Array, sizes: pa.Array) -> MemberColumns:
+        """Loose images, whose ids are their URIs."""
+        return cls(pa.nulls(len(uris), pa.large_string()), uris, etags, sizes)
+
+    @classmethod
+    def concat(cls, parts: list[MemberColumns]) -> MemberColumns:
+        """The members of all parts."""
+        if not parts:
+            empty = pa.array([], pa.large_string())
+            return cls(empty, empty, empty, pa.array([], pa.int64()))
+        columns = zip(*(part.columns() for part in parts), strict=True)
+        return cls(*map(pa.concat_arrays, columns))
+
+
+def pack_members(members: MemberColumns) -> bytes:
+    """Members as one compressed value; inverse of `unpack_members`."""
+    if not len(members):
+        return b""
+    has_ids = members.image_ids.null_count < len(members)
+    parts: list[Any] = [np.array([len(members), has_ids], np.int64), _numbers(members.sizes)]
+    texts = [members.uris, members.etags]
+    if has_ids:
+        parts.append(np.asarray(members.image_ids.is_valid().to_pylist(), np.uint8))
+        texts.append(members.image_ids.fill_null(""))
+    contents = []
+    for text in texts:
+        lengths, content = _split_text(text)
+        parts.append(lengths)
+        contents.append(content)
+    data = b"".join([*(part.tobytes() for part in parts), *contents])
+    compressed = pa.Codec("zstd", _LEVEL).compress(data, asbytes=True)
+    return len(data).to_bytes(8, "little") + compressed
+
+
+def unpack_members(packed: bytes) -> MemberColumns:
+    """Inverse of `pack_members`, also of a reference to members that are set aside."""
+    if not packed:
+        return MemberColumns.concat([])
+    packed = _resolve(packed)
+    n_bytes = int.from_bytes(packed[:8], "little")
+    data = pa.Codec("zstd").decompress(packed[8:], n_bytes)
+    n, has_ids = np.frombuffer(data, np.int64, 2).tolist()
+    sizes = pa.Array.from_buffers(pa.int64(), n, [None, data.slice(16, 8 * n)])
+    position = 16 + 8 * n
+    is_valid = None
+    if has_ids:
+        is_valid = np.frombuffer(data, np.uint8, n, position).astype(bool)
+        position += n
+    lengths = []
+    for _ in range(2 + has_ids):
+        lengths.append(np.frombuffer(data, np.int32, n, position))
+        position += 4 * n
+    texts = []
+    for text_lengths in lengths:
+        offsets = np.zeros(n + 1, np.int64)
+        np.cumsum(text_lengths, out=offsets[1:])
+        n_chars = int(offsets[-1])
+        content = data.slice(position, n_chars)
+        texts.append(pa.LargeStringArray.from_buffers(n, pa.py_buffer(offsets), content))
+        position += n_chars
+    image_ids = pa.nulls(n, pa.large_string())
+    if is_valid is not None:
+        image_ids = pa.array(texts[2].to_pylist(), pa.large_string(), mask=~is_valid)
+    return MemberColumns(image_ids, texts[0], texts[1], sizes)
+
+
+def set_aside(packed: bytes) -> bytes:
+    """A reference to packed members, which go to a temporary file.
+
+    Raises:
+        StorageFull, StorageError: They cannot be written there.
+    """
+    place = _spill.append(packed)
+    numbers = np.array([place, len(packed)], np.int64).tobytes()
+    return _REFERENCE + _process_token + numbers
+
+
+def _resolve(packed: bytes) -> bytes:
+    """The packed members themselves."""
+    if not packed.startswith(_REFERENCE):
+        return packed
+    if packed[8:16] != _process_token:
+        raise SegcoreError("A plan was handed to another process without its images.")
+    place, length = np.frombuffer(packed, np.int64, 2, 16).tolist()
+    return _spill.read(place, length)
+
+
+def inline_members(table: pa.Table) -> pa.Table:
+    """A table of units that other processes can read: with the members in place of references."""
+    place = table.schema.get_field_index("members")
+    values = table["members"].to_pylist()
+    if not any(packed.startswith(_REFERENCE) for packed in values):
+        return table
+    members = pa.array([_resolve(packed) for packed in values], pa.large_binary())
+    return table.set_column(place, table.schema.field(place), members)
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _split_text(column: pa.Array) -> tuple[np.ndarray, Any]:
+    """((N,) int32 lengths in bytes, all bytes) of a large_string column without nulls."""
+    n = len(column)
+    _, offset_buffer, content = column.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64, n + 1, 8 * column.offset)
+    start, end = int(offsets[0]), int(offsets[-1])
+    text = memoryview(content)[start:end] if content is not None else b""
+    return np.diff(offsets).astype(np.int32), text
