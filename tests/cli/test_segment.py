@@ -14,6 +14,7 @@ from segcore.config import Config
 @dataclass
 class _EmptyPreview:
     nothing_to_do = False
+    units = units_done = 0
 
     def notes(self) -> list[str]:
         return []
