@@ -24,9 +24,9 @@ def main() -> int:
         values = {"input": archive.shards, "output": output, "model": {"name": args.model}}
         report = segcore.segment(segcore.Config.model_validate(values), notify=print)
         print(report.summary())
-        for table in segcore.open_results(storage, output).instances(["category", "area"]):
+        for table in segcore.open_results(output).instances(["category", "area"]):
             print(table.slice(0, 3).to_pylist(), f"and so on, {table.num_rows} masks of one unit")
-        scores = segcore.evaluate(storage, output, archive.ground_truth).scores
+        scores = segcore.evaluate(output, archive.ground_truth).scores
         print(f"{archive.n_instances:,} nuclei drawn, mask AP50 {scores.mask.ap50:.3f}")
     except segcore.SegcoreError as error:
         print(f"Error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)

@@ -17,9 +17,7 @@ def main() -> int:
     parser.add_argument("--edition", help="default: the published one")
     args = parser.parse_args()
     try:
-        report = segcore.evaluate(
-            segcore.Storage(), args.output, args.ground_truth, edition=args.edition
-        )
+        report = segcore.evaluate(args.output, args.ground_truth, edition=args.edition)
     except segcore.SegcoreError as error:
         print(f"Error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)
         return error.exit_code

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Segment an archive of images.")
     parser.add_argument("input", help="folder or prefix of images or shards, manifest, COCO json")
     parser.add_argument("output", help="folder or prefix for the tables")
-    parser.add_argument("--config", help="YAML file; see configs/segment.yaml")
+    parser.add_argument("--config", help="YAML file; `segcore config` prints one")
     parser.add_argument("--publish", action="store_true", help="let latest.json name the result")
     parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[])
     args = parser.parse_args()

@@ -14,7 +14,7 @@ import segcore
 def main() -> int:
     """Train, print the scores and where the checkpoint is; returns the exit code."""
     parser = argparse.ArgumentParser(description="Train YOLO11-seg on a COCO data set.")
-    parser.add_argument("config", help="YAML file; see configs/train-nuclei.yaml")
+    parser.add_argument("config", help="YAML file; `segcore config train` prints one")
     parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--restart", action="store_true", help="start over")
     args = parser.parse_args()

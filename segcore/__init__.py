@@ -2,14 +2,16 @@
 
 These are the public names; everything else may change between versions:
 
-    config = segcore.load_config(sets=["input=photos/", "output=masks/"])
-    report = segcore.segment(config)      # runs the job; report.exit_code, report.to_dict()
-    results = segcore.open_results(segcore.Storage(), "masks/")
-    for table in results.instances(): ... # one pyarrow table per unit
-    scores = segcore.evaluate(segcore.Storage(), "masks/", "instances_val.json").scores
-
     model = segcore.load_model("nuclei-yolo11n")
-    model.predict("photo.jpg").plot()     # a picture of the masks of one image
+    model.predict("photo.jpg").plot()                        # a picture of the masks of one image
+
+    report = segcore.segment("photos/", "masks/")            # runs the job; resumes if run again
+    results = segcore.open_results("masks/")
+    masks = results.to_pandas("instances", ["image_id", "category", "score"])
+    scores = segcore.evaluate("masks/", "instances_val.json").scores
+
+    config = segcore.load_config("job.yaml", sets=["input=photos/", "output=masks/"])
+    report = segcore.segment(config)
 
 Whatever goes wrong with the input, the configuration or the infrastructure is a `SegcoreError`
 with a `message`, a `hint` and an `exit_code`. The folder ``jobs/`` of the repository has complete
@@ -22,14 +24,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segcore.api import evaluate as evaluate
+    from segcore.api import open_results as open_results
+    from segcore.api import segment as segment
     from segcore.config import Config as Config
     from segcore.config import load_config as load_config
     from segcore.errors import SegcoreError as SegcoreError
-    from segcore.evaluation.evaluate import evaluate as evaluate
-    from segcore.output.results import open_results as open_results
     from segcore.prediction import load_model as load_model
-    from segcore.run.segment import segment as segment
     from segcore.storage import Storage as Storage
+    from segcore.storage import StorageOptions as StorageOptions
     from segcore.training.config import TrainConfig as TrainConfig
     from segcore.training.train import train as train
 
@@ -39,18 +42,20 @@ _MODULES = {
     "Config": "segcore.config",
     "SegcoreError": "segcore.errors",
     "Storage": "segcore.storage",
+    "StorageOptions": "segcore.storage",
     "TrainConfig": "segcore.training.config",
-    "evaluate": "segcore.evaluation.evaluate",
+    "evaluate": "segcore.api",
     "load_config": "segcore.config",
     "load_model": "segcore.prediction",
-    "open_results": "segcore.output.results",
-    "segment": "segcore.run.segment",
+    "open_results": "segcore.api",
+    "segment": "segcore.api",
     "train": "segcore.training.train",
 }
 __all__ = [
     "Config",
     "SegcoreError",
     "Storage",
+    "StorageOptions",
     "TrainConfig",
     "evaluate",
     "load_config",

@@ -26,6 +26,7 @@ from segcore.output.schema import (
 from segcore.output.visible import find_visible_units
 from segcore.storage import Storage
 
+_SCHEMAS: Mapping[str, pa.Schema] = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -92,6 +93,34 @@ class Results:
         """The `instances` table, one unit at a time, in the order of `images`."""
         for unit in self.units:
             yield self._read_part("instances", unit, columns or INSTANCES_SCHEMA.names)
+
+    def to_arrow(self, table: Table, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of `images` or `instances` as one table in memory.
+
+        Leave `counts` out of `columns` where no masks are needed: most of the bytes are in it.
+
+        Args:
+            columns: Their names; default all.
+
+        Raises:
+            UsageError: There is no such table or column, or a part is not a table of this schema.
+        """
+        if table not in _SCHEMAS:
+            raise UsageError(f"There is no table {table!r}.", "The tables: images, instances.")
+        names = list(columns or _SCHEMAS[table].names)
+        for name in names:
+            if name not in _SCHEMAS[table].names:
+                raise UsageError(
+                    f"The table {table} has no column {name!r}.",
+                    f"Its columns: {', '.join(_SCHEMAS[table].names)}.",
+                )
+        rows = self.images(names) if table == "images" else self.instances(names)
+        schema = pa.schema([_SCHEMAS[table].field(name) for name in names])
+        return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in rows)])
+
+    def to_pandas(self, table: Table, columns: Sequence[str] | None = None) -> Any:
+        """All rows of `images` or `instances` as a pandas DataFrame; see `to_arrow`."""
+        return self.to_arrow(table, columns).to_pandas()
 
     def sql(self, table: Table) -> str:
         """A query for DuckDB that gives the rows of `images` or `instances`, of these units alone.

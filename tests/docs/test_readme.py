@@ -30,7 +30,7 @@ def test_the_first_query_reads_the_published_edition(
         serial_run.segment(load_config(flags=flags))
     assert len(list((tmp_path / "masks").glob("*/edition.json"))) == 2
 
-    (query,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    query = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[0]
     monkeypatch.chdir(tmp_path)
     exec(compile(query, "README.md", "exec"), {})
     published = json.loads((tmp_path / "masks" / "latest.json").read_text())["edition"]

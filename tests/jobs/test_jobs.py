@@ -100,7 +100,7 @@ def test_segment_returns_the_exit_code_of_the_run(
     done = _run_job("segment.py", *args, "--set", "ray.max_actors=1", ray_address=ray_address)
     assert done.returncode == 3, done.stderr  # one of eight images is broken
     assert "Traceback" not in done.stderr
-    results = segcore.open_results(segcore.Storage(), str(output))
+    results = segcore.open_results(str(output))
     statuses = [row["status"] for table in results.images() for row in table.to_pylist()]
     assert sorted(statuses) == ["failed"] + ["ok"] * 7
 

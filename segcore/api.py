@@ -1,0 +1,165 @@
+"""The public functions for notebooks and scripts, with arguments in the order people expect.
+
+Commands and packages of segcore use the functions behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from segcore.config import Config, load_config
+from segcore.errors import UsageError
+from segcore.evaluation import evaluate as evaluation
+from segcore.evaluation.average_precision import DEFAULT_MAX_DETS
+from segcore.evaluation.evaluate import EvaluationReport
+from segcore.evaluation.exif_labels import ExifLabels
+from segcore.output import results
+from segcore.output.report import RunReport
+from segcore.output.results import Results
+from segcore.run import segment as job
+from segcore.storage import Storage, StorageOptions
+
+AnyStorage = Storage | StorageOptions | None
+
+
+def segment(
+    input: str | Config,
+    output: str | None = None,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    remove_unlisted: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> RunReport:
+    """Segment an archive; resume where an earlier run with the same model and options stopped::
+
+        report = segcore.segment("photos/", "masks/", options={"model.conf": 0.4}, notify=print)
+
+    Args:
+        input: Folder or prefix of images or shards, a manifest, or a COCO JSON file; or a whole
+            `Config`, which says everything that `output`, `model` and `options` would.
+        output: Folder or prefix for the tables.
+        model: A name that `segcore models` lists, a checkpoint, or ``package.module:Class``.
+        options: Further options by their dotted keys; ``docs/options.md`` lists them.
+        overwrite: Delete the results of this edition first.
+        retry_failed: Also segment the images that failed before.
+        remove_unlisted: At the end, delete the results of images that the input lacks today.
+        notify: Takes sentences for people while the run is in progress.
+
+    Returns:
+        The report; its `exit_code` is 0 if everything is accounted for.
+
+    Raises:
+        UsageError: An argument is wrong.
+        SegcoreError: Nothing could be started, or the run broke off.
+    """
+    if isinstance(input, Config):
+        config = _whole_config(input, output, model, options)
+    else:
+        flags: dict[str, tuple[str | tuple[str, ...], Any]] = {
+            "input": ("input", input),
+            "output": ("output", output),
+            "model": ("model.name", model),
+        }
+        flags |= {f"options[{key!r}]": (key, value) for key, value in (options or {}).items()}
+        config = load_config(flags=flags)
+    return job.segment(
+        config,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        remove_unlisted=remove_unlisted,
+        notify=notify,
+    )
+
+
+def open_results(
+    output: str,
+    edition: str | None = None,
+    *,
+    storage: AnyStorage = None,
+    include_unlisted: bool = False,
+) -> Results:
+    """The results in an output: tables by unit, one Arrow table, or a DataFrame::
+
+        results = segcore.open_results("masks/")
+        masks = results.to_pandas("instances", columns=["image_id", "category", "score"])
+
+    Args:
+        output: The OUTPUT of a run, or the prefix of one edition in it.
+        edition: Name of the edition; default the published one, else the only one.
+        storage: How object stores are accessed.
+        include_unlisted: Also the results of images that the newest listing lacked.
+
+    Raises:
+        UsageError: There is no output, no such edition, or there are several and none was chosen.
+    """
+    return results.open_results(
+        _storage(storage), output, edition, include_unlisted=include_unlisted
+    )
+
+
+def evaluate(
+    output: str,
+    ground_truth: str,
+    edition: str | None = None,
+    *,
+    storage: AnyStorage = None,
+    max_dets: int = DEFAULT_MAX_DETS,
+    allow_missing: bool = False,
+    exif_labels: ExifLabels | str = ExifLabels.REFUSE,
+    include_unlisted: bool = False,
+) -> EvaluationReport:
+    """Measure an output against a COCO file: mask and box AP::
+
+        segcore.evaluate("masks/", "instances_val.json").scores.mask.ap50
+
+    Args:
+        output: The OUTPUT of a run, or the prefix of one edition in it.
+        ground_truth: COCO instances JSON, local or in an object store; images are matched by
+            `file_name`.
+        edition: Name of the edition; default the published one, else the only one.
+        storage: How object stores are accessed.
+        max_dets: Detections that count, per image and class.
+        allow_missing: Leave out images of the ground truth that the output lacks, instead of
+            refusing.
+        exif_labels: ``refuse``, ``shown`` or ``leave-out``: what becomes of images whose width and
+            height are swapped in the ground truth.
+        include_unlisted: Also measure results of images that the newest listing lacked.
+
+    Raises:
+        UsageError: There is nothing to measure, images or classes cannot be matched, or sizes
+            differ.
+    """
+    return evaluation.evaluate(
+        _storage(storage),
+        output,
+        ground_truth,
+        edition,
+        max_dets,
+        allow_missing,
+        _exif_labels(exif_labels),
+        include_unlisted=include_unlisted,
+    )
+
+
+def _whole_config(
+    config: Config, output: str | None, model: str | None, options: Mapping[str, Any] | None
+) -> Config:
+    if output is not None or model is not None or options:
+        raise TypeError("a Config says everything: leave output, model and options out")
+    return config
+
+
+def _exif_labels(value: ExifLabels | str) -> ExifLabels:
+    try:
+        return ExifLabels(value)
+    except ValueError:
+        known = ", ".join(ExifLabels)
+        raise UsageError(f"exif_labels is {value!r}; it is one of {known}.") from None
+
+
+def _storage(storage: AnyStorage) -> Storage:
+    return storage if isinstance(storage, Storage) else Storage(storage)
