@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
-from segcore.cli.console import JsonFlag, notify, print_json, print_text
+from segcore.cli.console import JsonFlag, new_app, notify, print_json, print_text
 from segcore.cli.option_help import command_class
 
 EPILOG = """
@@ -17,6 +18,8 @@ EPILOG = """
   segcore bench photos/ --images 1000 --price-per-hour 1.2 --plot bench.png
 
   segcore bench --size 12mp --stages-only --json
+
+  segcore bench scale --units 10000 --json
 
 An archive is only read; everything is written to a temporary folder. With an archive, the job runs
 on a local copy of its first images; the stage `read` is timed on the archive itself.
@@ -31,6 +34,16 @@ KEYS = {
     "scale": "decode.scale",
 }
 Command = command_class(KEYS)
+_DEFAULT = "images"
+
+
+class BenchGroup(TyperGroup):
+    """`segcore bench ...` is `segcore bench images ...`, unless another measurement is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the default command where none is named."""
+        named = args and args[0] in self.commands
+        return super().parse_args(ctx, list(args) if named else [_DEFAULT, *args])
 
 
 def command(
@@ -111,3 +124,40 @@ def command(
     if plot is not None:
         plotting.draw_plot(plot, report.model, report.stages)
         notify(f"Wrote {plot}.")
+
+
+SCALE_EPILOG = """
+[bold]Examples[/bold]
+
+  segcore bench scale --units 10000
+
+  segcore bench scale --units 100000 --output s3://bucket/empty-prefix --json
+
+Each unit is one small image, and a model that finds nothing takes the place of the network: what is
+measured is the driver, Ray, and the commits. Each unit takes some 10 ms of a core.
+"""
+
+
+def scale_command(
+    units: Annotated[int, typer.Option(min=10, max=1_000_000, help="Units of one image.")] = 1000,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Empty folder or prefix to commit to; what is written there stays. Default: a "
+            "temporary folder on the local disk.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure what many units cost: the driver, resuming, the account, status."""
+    from segcore.bench.scale import bench_scale
+
+    report = bench_scale(units, output, notify)
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
+
+
+app = new_app(cls=BenchGroup, help="Measure this machine; `segcore bench scale`: many units.")
+app.command(_DEFAULT, cls=Command, epilog=EPILOG)(command)
+app.command("scale", epilog=SCALE_EPILOG)(scale_command)

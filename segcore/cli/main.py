@@ -41,7 +41,7 @@ app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)
-app.command("bench", cls=bench.Command, epilog=bench.EPILOG)(bench.command)
+app.add_typer(bench.app, name="bench")
 app.command("demo", epilog=demo.EPILOG)(demo.command)
 
 
