@@ -62,7 +62,7 @@ test: lint ## lint, then run all tests but those of faults and chaos (under 8 mi
 	$(PYTEST) -m "ray and not faults and not chaos"
 
 .PHONY: faults
-faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (20 minutes; CI)
+faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (30 minutes; CI)
 	$(PYTEST) -m "faults and not chaos"
 
 .PHONY: floors

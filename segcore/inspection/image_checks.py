@@ -145,10 +145,14 @@ def _file_ids(images: pa.Table) -> pa.Array | None:
     ids, pages = images["image_id"].combine_chunks(), images["page"].combine_chunks()
     if pages.null_count == len(pages):
         return ids
-    has_suffix = pc.fill_null(pc.not_equal(pages, 1), False)
+    is_first = pc.equal(pages, 1)  # has the id of its file, unless that reads like one of a page
+    reads_like_page = pc.match_substring_regex(ids, _PAGE_SUFFIX)
+    has_suffix = pc.fill_null(pc.or_(pc.invert(is_first), reads_like_page), False)
     stems = pc.replace_substring_regex(ids, _PAGE_SUFFIX, "")
     expected = pc.binary_join_element_wise(stems, pc.cast(pages, pa.string()), "#page=")
-    is_right = pc.or_(pc.invert(has_suffix), pc.fill_null(pc.equal(expected, ids), False))
+    needs_suffix = pc.or_(pc.invert(is_first), pc.match_substring_regex(stems, _PAGE_SUFFIX))
+    is_as_expected = pc.fill_null(pc.and_(pc.equal(expected, ids), needs_suffix), False)
+    is_right = pc.or_(pc.invert(has_suffix), is_as_expected)
     return pc.if_else(has_suffix, stems, ids) if pc.all(is_right).as_py() else None
 
 

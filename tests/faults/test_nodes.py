@@ -58,7 +58,8 @@ _GROWING = ["ray.autoscaling=true", "ray.min_actors=3", "ray.max_actors=3"]
     ("fault", "reason", "sets"),
     [
         (_NO_NETWORK, "failed", []),
-        (_NO_NETWORK, "failed", ["ray.layout=split"]),  # a reader's node, or that of an actor
+        # a reader's node, or that of an actor
+        pytest.param(_NO_NETWORK, "failed", ["ray.layout=split"], marks=pytest.mark.chaos),
         ({"FAKE_MODEL_BROKEN": "1"}, "A worker could not be set up", _GROWING),
         # six processes must have died there before the others are done
         pytest.param(

@@ -162,7 +162,7 @@ def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path: Path) -
     first.wait_for_first_unit()
 
     code, stdout, stderr = Command(tmp_path, "2.log").wait()
-    assert (code, stdout) == (1, "")
+    assert (code, json.loads(stdout)["error"]["code"]) == (1, "lease_held")
     assert f"host {socket.gethostname()}, process {first.process.pid}" in stderr
     assert "Traceback" not in stderr
     assert first.process.poll() is None

@@ -284,7 +284,7 @@ def test_killed_then_interrupted_then_finished_equals_undisturbed(ray_session, t
     os.killpg(command.process.pid, signal.SIGINT)
     code, stdout, stderr = command.end()
     assert code == 130, stderr
-    assert stdout == ""
+    assert json.loads(stdout)["error"]["code"] == "interrupted"
     assert "Run the same command again" in stderr
     assert "Traceback" not in stderr
     assert stopped_at < 8
