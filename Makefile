@@ -57,7 +57,7 @@ quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (under 90 secon
 	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos"
 
 .PHONY: test
-test: lint ## lint, then run all tests but those of faults and chaos (under 8 minutes on 2 cores)
+test: lint ## lint, then run all tests but those of faults and chaos (under 10 minutes on 2 cores)
 	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos"
 	$(PYTEST) -m "ray and not faults and not chaos"
 
