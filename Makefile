@@ -53,7 +53,7 @@ lint: $(VENV)/.test ## check style, types and import rules
 	$(BIN)/lint-imports
 
 .PHONY: quick
-quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (under 90 seconds on 2 cores)
+quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (two minutes on 2 cores)
 	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos"
 
 .PHONY: test
