@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Annotated
 
 import typer
 
 from segcore.cli.console import (
     JsonFlag,
+    ProgressInterval,
+    PublishedEdition,
     RunOutput,
     StorageSets,
     notify,
@@ -34,7 +35,6 @@ grace period is over. A compaction that was killed goes on when the same command
 Exit codes: 0 done, or nothing to do; 1 a lease is held, storage failed, or a run has to end first;
 2 usage error; 130 interrupted.
 """
-_PROGRESS_INTERVAL_S = 10.0
 _SIZE_UNITS = {"MB": 1000**2, "MiB": 1 << 20, "GB": 1000**3, "GiB": 1 << 30}
 _TIME_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FILE_BYTES = (1_000_000, 1 << 30)  # smallest and largest; a file is held in memory
@@ -42,12 +42,7 @@ _FILE_BYTES = (1_000_000, 1 << 30)  # smallest and largest; a file is held in me
 
 def command(
     output: RunOutput,
-    edition: Annotated[
-        str | None,
-        typer.Option(
-            help="Edition in OUTPUT. Default: the one that latest.json names.", show_default=False
-        ),
-    ] = None,
+    edition: PublishedEdition = None,
     file_size: Annotated[
         str,
         typer.Option(
@@ -95,12 +90,10 @@ def command(
         grace_s=_parse_time(grace),
         min_pending=min_pending,
     )
-    last_shown = time.monotonic()
+    interval = ProgressInterval()
 
     def show_progress(done: int, total: int) -> None:
-        nonlocal last_shown
-        if time.monotonic() - last_shown > _PROGRESS_INTERVAL_S:
-            last_shown = time.monotonic()
+        if interval.is_over():
             notify(f"{done:,} of {total:,} units copied.")
 
     report = compact(

@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
@@ -54,7 +55,12 @@ NewestEdition = Annotated[
         help="Edition in OUTPUT. Default: the one with the newest run.", show_default=False
     ),
 ]
-
+PublishedEdition = Annotated[
+    str | None,
+    typer.Option(
+        help="Edition in OUTPUT. Default: the one that latest.json names.", show_default=False
+    ),
+]
 IncludeUnlisted = Annotated[
     bool,
     typer.Option(
@@ -65,6 +71,29 @@ IncludeUnlisted = Annotated[
 
 # The ClickException of whichever click typer uses: newer versions bring one of their own.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
+
+_PROGRESS_INTERVAL_S = 10.0
+
+
+class ProgressInterval:
+    """Tells when a long command is to say again how far it has come.
+
+    Attributes:
+        seconds: From the start to when `is_over` was last called.
+    """
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self.seconds = 0.0
+
+    def is_over(self) -> bool:
+        """Whether ten seconds have passed since the start, or since this last said so."""
+        now = time.monotonic()
+        self.seconds = now - self._started
+        if now - self._last < _PROGRESS_INTERVAL_S:
+            return False
+        self._last = now
+        return True
 
 
 def new_app(**options: Any) -> typer.Typer:

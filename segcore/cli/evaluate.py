@@ -10,6 +10,7 @@ import typer
 from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
+    PublishedEdition,
     RunOutput,
     StorageSets,
     notify,
@@ -42,12 +43,7 @@ def command(
     ground_truth: Annotated[
         str, typer.Argument(metavar="GROUND_TRUTH", help="COCO instances JSON. Local or s3://.")
     ],
-    edition: Annotated[
-        str | None,
-        typer.Option(
-            help="Edition in OUTPUT. Default: the one that latest.json names.", show_default=False
-        ),
-    ] = None,
+    edition: PublishedEdition = None,
     max_dets: Annotated[
         int, typer.Option(min=1, help="Detections that count, per image and class.")
     ] = 500,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
+    PublishedEdition,
     RunOutput,
     StorageSets,
     notify,
@@ -41,12 +43,7 @@ _SHOWN_ROWS = 100
 
 def command(
     output: RunOutput,
-    edition: Annotated[
-        str | None,
-        typer.Option(
-            help="Edition in OUTPUT. Default: the one that latest.json names.", show_default=False
-        ),
-    ] = None,
+    edition: PublishedEdition = None,
     codes: Annotated[
         list[str] | None,
         typer.Option("--code", help="Only failures with this code. Repeatable.", metavar="CODE"),
@@ -86,8 +83,6 @@ def print_csv(columns: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> None:
 
 def print_summary(rows: Iterator[dict[str, Any]]) -> None:
     """Print a table of the first rows, and how many there are by code."""
-    from collections import Counter
-
     table = _new_table()
     counts: Counter[str] = Counter()
     for row in rows:

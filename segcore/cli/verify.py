@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
     NewestEdition,
+    ProgressInterval,
     RunOutput,
     notify,
     print_json,
@@ -33,21 +33,18 @@ EPILOG = """
 
 Exit codes: 0 no problems; 1 problems, each of them named; 2 usage error; 130 interrupted.
 """
-_PROGRESS_INTERVAL_S = 10.0
 
 
 class _ProgressLines:
     """Says on stderr how far a long check has come."""
 
     def __init__(self) -> None:
-        self._started = self._last_shown = time.monotonic()
+        self._interval = ProgressInterval()
 
     def __call__(self, done: int, total: int, instances: int) -> None:
-        now = time.monotonic()
-        if now - self._last_shown < _PROGRESS_INTERVAL_S:
+        if not self._interval.is_over():
             return
-        self._last_shown = now
-        seconds = now - self._started
+        seconds = self._interval.seconds
         left = format_duration(seconds / done * (total - done))
         pace = f"{instances / seconds:,.0f} instances/s"
         notify(f"{done:,} of {plural(total, 'unit')} checked, {pace}, about {left} left.")

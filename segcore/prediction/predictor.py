@@ -6,14 +6,14 @@ from typing import Any
 
 from segcore.errors import ImageError, UsageError
 from segcore.images import DecodeOptions
-from segcore.models import downloads, registry
+from segcore.models import registry
 from segcore.models.base import Model, ModelInfo, ModelOptions
 from segcore.models.torch_runtime import one_thread
 from segcore.prediction.image_input import ImageInput, read_image
 from segcore.prediction.prediction import Prediction
 from segcore.storage import Storage, StorageOptions
-from segcore.storage.uris import is_remote
 from segcore.worker.batching import BatchRunner
+from segcore.worker.weights import read_object_weights
 
 
 class Predictor:
@@ -96,7 +96,5 @@ def load_model(
             f"The options are {', '.join(ModelOptions.model_fields)}.",
         ) from None
     stores = Storage(storage)
-    data = None
-    if is_remote(name) and not name.lower().startswith(("http://", "https://")):
-        data = stores.read(name, downloads.MAX_BYTES)
+    data = read_object_weights(name, stores)
     return Predictor(registry.load_model(name, model_options, data), decode, stores)

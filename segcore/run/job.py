@@ -11,13 +11,13 @@ from functools import cached_property
 from segcore.config import Config
 from segcore.distributed import cluster
 from segcore.errors import (
-    CheckpointError,
     ListingShrank,
     NothingFound,
     ObjectNotFound,
     UsageError,
 )
 from segcore.models.base import ModelInfo
+from segcore.models.downloads import MAX_BYTES
 from segcore.output.committed import NOTHING_COMMITTED, CommittedParts
 from segcore.output.compacted_rows import CompactedParts
 from segcore.output.counts_cache import CountsCache
@@ -36,12 +36,12 @@ from segcore.sources import open_source
 from segcore.sources.base import Source
 from segcore.sources.tar import TarSource
 from segcore.sources.tar_index import IndexShards
-from segcore.storage import Storage, is_remote, normalize
+from segcore.storage import Storage, normalize
 from segcore.storage.uris import normalize_input
 from segcore.text import plural, redact
 from segcore.worker.preprocessing import Preprocessor
+from segcore.worker.weights import read_object_weights
 
-MAX_WEIGHTS_BYTES = 4 << 30
 _MAX_LOST_SHARE = 10  # one in so many entries of the last listing may be gone
 
 
@@ -366,11 +366,6 @@ def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord)
 
 def _read_weights(name: str, storage: Storage) -> bytes | None:
     """The checkpoint's bytes when `name` is a file or an object; see `JobModel.weights`."""
-    if is_remote(name) and not name.startswith(("http://", "https://")):
-        try:
-            return storage.read(name, MAX_WEIGHTS_BYTES)
-        except ObjectNotFound:
-            raise CheckpointError(f"There is no model at {name}.") from None
     if os.path.isfile(name):
-        return storage.read(name, MAX_WEIGHTS_BYTES)
-    return None
+        return storage.read(name, MAX_BYTES)
+    return read_object_weights(name, storage)

@@ -412,7 +412,7 @@ def test_long_checks_say_how_far_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = iter([0.0, 5.0, 20.0, 21.0, 40.0])
-    monkeypatch.setattr("segcore.cli.verify.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("segcore.cli.console.time.monotonic", lambda: next(times))
     show = verify_command._ProgressLines()
     for done in (1, 200, 201, 500):
         show(done, 1000, 1000 * done)
