@@ -79,7 +79,7 @@ def measure_masks(
     if backend == "compiled":
         from segcore.masks import numba_kernel
 
-        columns = text, offsets, heights, widths.astype(np.int64)
+        columns = np.ascontiguousarray(text), offsets, heights, widths.astype(np.int64)
         numba_kernel.measure_masks(*columns, result.valid, result.areas, result.boxes)
         return result
     start = 0

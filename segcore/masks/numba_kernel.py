@@ -88,16 +88,21 @@ _fma: Any = intrinsic(_fma_intrinsic)
 
 
 def _jit(signature: Any = None) -> Any:
-    """numba.njit as this module needs it; cached on disk where any folder for it is writable."""
+    """numba.njit as this module needs it.
+
+    What has a signature is compiled at import, what it calls within it, and cached on disk.
+    """
 
     def decorate(function: Any) -> Any:
         njit: Any = numba.njit
         options = {"nogil": True, "error_model": "numpy", "fastmath": False}
+        if signature is None:
+            return njit(**options)(function)
         try:
             return njit(signature, cache=True, **options)(function)
-        except RuntimeError as error:
-            if "cache" not in str(error):
-                raise
+        except Exception:
+            # No writable folder, or a file there that is damaged or of another version: numba
+            # writes an index before its data, so a process that starts meanwhile reads old data.
             return njit(signature, **options)(function)
 
     return decorate
@@ -258,7 +263,7 @@ _AXIS = types.Tuple(
         for kind in (types.int64, types.int64, types.float32, types.float32, types.int64)
     ]
 )
-_SIGNATURE = types.Tuple([types.boolean, types.uint8[::1], types.int64[::1], types.int64[::1]])(
+_ENCODE = types.Tuple([types.boolean, types.uint8[::1], types.int64[::1], types.int64[::1]])(
     types.Array(types.float32, 3, "C", readonly=True),
     types.Array(types.int64, 2, "C", readonly=True),
     *(_AXIS,) * 4,
@@ -267,7 +272,7 @@ _SIGNATURE = types.Tuple([types.boolean, types.uint8[::1], types.int64[::1], typ
 )
 
 
-@_jit(_SIGNATURE)
+@_jit(_ENCODE)
 def _encode(logits, crops, rows, columns, up_rows, up_columns, top, left):  # type: ignore[no-untyped-def]
     """The fields of `KernelResult`."""
     n = crops.shape[0]
@@ -301,7 +306,16 @@ def _encode(logits, crops, rows, columns, up_rows, up_columns, top, left):  # ty
     return True, text[:at], ends, areas
 
 
-@_jit()
+_MEASURE = types.void(
+    types.Array(types.uint8, 1, "C", readonly=True),
+    *(types.int64[::1],) * 3,
+    types.boolean[::1],
+    types.int64[::1],
+    types.int64[:, ::1],
+)
+
+
+@_jit(_MEASURE)
 def measure_masks(text, offsets, heights, widths, valid, areas, boxes):  # type: ignore[no-untyped-def]
     """`segcore.masks.measure` in one pass.
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -121,9 +125,27 @@ def test_numpy_is_used_without_numba(monkeypatch):
 
 
 def test_a_numba_that_does_not_work_causes_a_warning(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "segcore.masks.numba_kernel", None)
     monkeypatch.delattr("segcore.masks.numba_kernel")
     with pytest.warns(RuntimeWarning, match="does not work"):
         assert from_logits._compiled_kernel.__wrapped__() is None
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_not_used(tmp_path):
+    """Data of another version of numba, too, which a process finds while another writes anew."""
+    program = "import segcore.masks as m; print(m.default_backend())"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert run().stdout == "compiled\n"
+    files = list(tmp_path.rglob("*.nbc"))
+    assert files
+    for file in files:
+        file.write_bytes(pickle.dumps("of another version"))
+    end = run()
+    assert end.stdout == "compiled\n"
+    assert end.stderr == ""
