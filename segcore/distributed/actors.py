@@ -16,14 +16,17 @@ from segcore.distributed import cluster
 from segcore.distributed.progress import ProgressReporter
 from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
-from segcore.models.registry import load_model
-from segcore.models.torch_runtime import use_one_thread
+from segcore.models.registry import load_model, probe_model
+from segcore.models.torch_runtime import describe_runtime, limit_device_memory, use_one_thread
+from segcore.output.edition import Edition, make_edition
+from segcore.output.edition_changes import describe_differences
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.unit_counts import UnitCounts
 from segcore.sources.unit_tables import units_from_table
 from segcore.sources.units import Unit
 from segcore.worker import memory
+from segcore.worker.batch_size import fit_batch_size
 from segcore.worker.batching import DeviceLost
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader, UnitWorker
@@ -39,18 +42,19 @@ class ActorSpec:
     Attributes:
         model: Name or path of the model, as `load_model` takes it.
         weights: Bytes of the checkpoint, or None when the name is enough.
-        weights_sha256: Of the driver's weights. Each worker must have the same, or results would
-            depend on the machine.
+        edition: As the driver knows it. Each worker must come to the same, or results would depend
+            on the machine.
         max_concurrent_batches: Batches in the model at once, where the model allows it.
         max_bytes: Memory that a process on a CPU may take (its data segment); None: its share of
             the node's memory.
         cpus_per_process: CPUs that each process takes, at least.
         max_processes: Most processes of the pool.
+        gpu_share: GPUs of each process; below 1 it takes no more than that share of the memory.
     """
 
     model: str
     weights: bytes | None = field(repr=False)
-    weights_sha256: str
+    edition: Edition
     options: ModelOptions
     read_options: ReadOptions
     parts: Parts
@@ -58,6 +62,7 @@ class ActorSpec:
     max_bytes: int | None = None
     cpus_per_process: float = 1.0
     max_processes: int = 1
+    gpu_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class UnitOutcome:
         input_changed: Not committed because its input changed, for which no node is to blame.
         setup_failed: Not committed because the worker could not be set up on its node.
         node: Id of the node that worked on it; of the one at fault, if there is an error.
+        runtime: What the worker computes with, for people.
     """
 
     unit: str
@@ -89,6 +95,7 @@ class UnitOutcome:
     input_changed: bool = False
     setup_failed: bool = False
     node: str = ""
+    runtime: str = ""
 
 
 class UnitActor:
@@ -101,10 +108,12 @@ class UnitActor:
         # Ray gives a new process the bundle of the one that died, whose first units may be done.
         self._finds_units_done = was_restarted() and not retry_failed
         self._parts = spec.parts
+        self._runtime = ""
         self._setup = WorkerSetup(lambda: self._make_worker(spec))
 
     def _make_worker(self, spec: ActorSpec) -> UnitWorker:
         model = load_worker_model(spec)
+        self._runtime = describe_runtime(spec.options.device, model.batch_size)
         return UnitWorker(model, spec.read_options, spec.parts, spec.max_concurrent_batches)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
@@ -120,7 +129,7 @@ class UnitActor:
             or self._committed_before(unit)
             or self._segment(unit, segment, *args)
         )
-        return replace(outcome, node=self._node)
+        return replace(outcome, node=self._node, runtime=self._runtime)
 
     def _committed_before(self, unit: Unit) -> UnitOutcome | None:
         """The outcome of a unit that the process before this one has committed."""
@@ -158,8 +167,7 @@ class ReadActor:
         self._setup = WorkerSetup(lambda: self._make_reader(spec))
 
     def _make_reader(self, spec: ActorSpec) -> UnitReader:
-        cpu_options = spec.options.model_copy(update={"device": "cpu"})
-        model = load_worker_model(replace(spec, options=cpu_options))
+        model = load_worker_model(spec, only_preprocess=True)
         return UnitReader(model, spec.read_options, spec.parts)
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
@@ -274,11 +282,14 @@ def complete_unit(
     return UnitOutcome(unit.unit, *totals, counts=row.to_text() if row else "", node=node)
 
 
-def load_worker_model(spec: ActorSpec) -> Model:
+def load_worker_model(spec: ActorSpec, *, only_preprocess: bool = False) -> Model:
     """Set up threads and memory of this process, and load the model.
 
+    Args:
+        only_preprocess: The process needs no GPU, and does not call the network.
+
     Raises:
-        ClusterError: The weights differ from the driver's.
+        ClusterError: The edition differs from the driver's: other weights, another version, ...
     """
     import cv2
 
@@ -287,23 +298,32 @@ def load_worker_model(spec: ActorSpec) -> Model:
     use_one_thread()
     cv2.setNumThreads(1)  # decoding is parallel over images, not inside one
     memory.keep_freed_memory()
-    _limit_memory(spec)
-    model = load_model(spec.model, spec.options, spec.weights)
-    if model.info.weights_sha256 != spec.weights_sha256:
+    on_cuda = spec.options.device.startswith("cuda") and not only_preprocess
+    if not on_cuda:
+        _limit_memory(spec)
+    elif spec.gpu_share < 1:
+        limit_device_memory(spec.gpu_share)
+    load = probe_model if only_preprocess else load_model
+    model = load(spec.model, spec.options, spec.weights)
+    edition = make_edition(model.info, spec.read_options.decode)
+    if edition.fingerprint != spec.edition.fingerprint:
+        differences = "; ".join(describe_differences(spec.edition.document, edition.document))
         raise ClusterError(
-            f"The weights of the model {spec.model} differ between this worker and the driver.",
+            f"This worker would make other results of {spec.model} than the driver expects "
+            f"(driver -> worker): {differences}.",
             hint="Install the same version everywhere, or give the checkpoint by its path.",
         )
+    if on_cuda:
+        fit_batch_size(model, spec.max_concurrent_batches)
     return model
 
 
 def _limit_memory(spec: ActorSpec) -> None:
-    """Limit what this process may take, if it computes on a CPU.
+    """Limit what this process may take.
 
-    Not on CUDA: its driver maps far more than it takes, and does not survive a refusal.
+    Not for one that uses CUDA: its driver maps far more than it takes, and does not survive a
+    refusal.
     """
-    if spec.options.device != "cpu":
-        return
     max_bytes = spec.max_bytes
     if max_bytes is None:
         if sys.platform != "linux":

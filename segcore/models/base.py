@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segcore.instances import Instances
 
 InputShape = Literal["rect", "square"]
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 class ModelOptions(BaseModel):
@@ -57,9 +57,11 @@ class ModelOptions(BaseModel):
         None, ge=1, le=1024, description="Images in one forward pass. By default the model's own."
     )
     precision: Precision = Field(
-        "float32",
+        "auto",
         description="Type of the network's weights and activations; boxes, scores and masks are "
-        "computed in float32 from its outputs. float16 works on GPUs only.",
+        "computed in float32 from its outputs. auto: that of the results that the output has of "
+        "this input; otherwise float16 on a GPU, for the models that were compared in it "
+        "(YOLO11-seg), and float32 elsewhere. float16 works on GPUs only.",
     )
 
 
@@ -100,11 +102,15 @@ class Model(Protocol):
 
     The results for an image may not depend on the other images of its batch.
 
-    Two members are optional. ``thread_safe = True`` lets `forward` and `postprocess` run for
-    several batches at once. ``batch_key(prepared)`` returns equal keys for prepared images that
-    are best batched together, such as those of one shape. A `preprocess` that is a
-    `ReducedPreprocess` allows large JPEGs to be decoded at a reduced size, where the user asks for
-    it. A prepared image that is a `ResizedInput` tells at which size the model sees it.
+    `batch_size` is lowered from outside where memory runs out; a batch that was collected before
+    may then still be larger.
+
+    Some members are optional. ``thread_safe = True`` lets `forward` and `postprocess` run for
+    several batches at once. `cuda_precision` names the precision that ``auto`` means on a GPU.
+    ``batch_key(prepared)`` returns equal keys for prepared images that are best batched together,
+    such as those of one shape. A `preprocess` that is a `ReducedPreprocess` allows large JPEGs to
+    be decoded at a reduced size, where the user asks for it. A prepared image that is a
+    `ResizedInput` tells at which size the model sees it.
     """
 
     info: ModelInfo

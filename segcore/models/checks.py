@@ -28,10 +28,23 @@ def refuse_option(options: ModelOptions, name: str, model: str, reason: str) -> 
     """
     value = getattr(options, name)
     if value != ModelOptions.model_fields[name].default:
-        raise UsageError(
-            f"model.{name}={value} does not apply to {model}: {reason}.",
-            f"Leave model.{name} out.",
-        )
+        raise _does_not_apply(name, value, model, reason)
+
+
+def refuse_reduced_precision(options: ModelOptions, model: str) -> None:
+    """For a model that computes in float32 only.
+
+    Raises:
+        UsageError: Another precision was asked for.
+    """
+    if options.precision not in ("auto", "float32"):
+        raise _does_not_apply("precision", options.precision, model, "it computes in float32")
+
+
+def _does_not_apply(name: str, value: object, model: str, reason: str) -> UsageError:
+    return UsageError(
+        f"model.{name}={value} does not apply to {model}: {reason}.", f"Leave model.{name} out."
+    )
 
 
 def check_image(image: np.ndarray) -> None:

@@ -9,10 +9,16 @@ from collections.abc import Iterator
 import torch
 
 from segcore.errors import UsageError
+from segcore.models.base import Precision
+
+# Of a model that is only described, not run: see `segcore.models.registry.probe_model`.
+PROBE_DEVICE = "meta"
 
 
 def pick_device(name: str) -> torch.device:
     """The device with this name; ``auto`` takes cuda, else mps, else cpu.
+
+    `PROBE_DEVICE` is torch's device of tensors without values.
 
     Raises:
         UsageError: There is no such device, or not on this machine.
@@ -24,11 +30,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(
-            f"There is no device named {name!r}.", "Use auto, cpu, cuda, cuda:0 or mps."
-        ) from None
+        raise unknown_device(name) from None
     available = {
         "cpu": True,
+        PROBE_DEVICE: True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
@@ -37,12 +42,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of a network's weights and activations: ``float32``, ``float16``, ``bfloat16``.
+def unknown_device(name: str) -> UsageError:
+    """What to raise for a name that no device has."""
+    return UsageError(f"There is no device named {name!r}.", "Use auto, cpu, cuda, cuda:0 or mps.")
+
+
+def pick_precision(name: str, device: torch.device, on_cuda: Precision = "float32") -> torch.dtype:
+    """The type of a network's weights and activations.
+
+    Args:
+        name: As in `ModelOptions.precision`.
+        on_cuda: What ``auto`` means on CUDA; elsewhere it is float32.
 
     Raises:
         UsageError: The device does not compute in it, or so slowly that it is of no use.
     """
+    if name == "auto":
+        name = on_cuda if device.type == "cuda" else "float32"
     if name == "float32":
         return torch.float32
     if device.type == "cpu" and name == "float16":

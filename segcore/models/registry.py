@@ -20,6 +20,7 @@ from segcore.models.checkpoints import (
     parse_checkpoint_file,
     read_checkpoint_file,
 )
+from segcore.models.devices import PROBE_DEVICE, unknown_device
 from segcore.models.families import ModelFamily
 from segcore.models.huggingface.model import HuggingFaceModel
 from segcore.models.maskrcnn.model import MASK_RCNN
@@ -65,13 +66,41 @@ def load_model(
         UsageError: The device is not on this machine, an option does not apply, or the class
             cannot be used.
     """
+    if options.device == PROBE_DEVICE:
+        raise unknown_device(options.device)
+    return _load_model(name_or_path, options, data)
+
+
+def probe_model(
+    name_or_path: str, options: ModelOptions = ModelOptions(), data: bytes | None = None
+) -> Model:
+    """As `load_model`, for a process that needs what the model says and how it preprocesses only.
+
+    `forward` may not be called. The device of `options` need not be on this machine, and the
+    precision need not be one that this machine computes in. Classes of the user and folders of
+    Hugging Face get the device ``cpu``.
+    """
+    is_checkpoint = data is not None or not (_is_class(name_or_path) or _is_folder(name_or_path))
+    device = PROBE_DEVICE if is_checkpoint else "cpu"
+    return _load_model(name_or_path, options.model_copy(update={"device": device}), data)
+
+
+def _load_model(name_or_path: str, options: ModelOptions, data: bytes | None) -> Model:
     if data is not None:
         return _load_checkpoint_model(parse_checkpoint(data, name_or_path), options)
-    if _CLASS_PATH.fullmatch(name_or_path) and not os.path.exists(name_or_path):
+    if _is_class(name_or_path):
         return _load_user_class(name_or_path, options)
-    if os.path.isdir(name_or_path) and name_or_path not in known_names():
+    if _is_folder(name_or_path):
         return HuggingFaceModel(name_or_path, options)
     return _load_checkpoint_model(load_checkpoint(name_or_path), options)
+
+
+def _is_class(name: str) -> bool:
+    return _CLASS_PATH.fullmatch(name) is not None and not os.path.exists(name)
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(name) and name not in known_names()
 
 
 def load_checkpoint(name_or_path: str) -> Checkpoint:

@@ -45,6 +45,27 @@ def cuda_device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
 
 
+def describe_runtime(device: str, batch_size: int) -> str:
+    """What decides the last bits of a network's outputs besides the edition, for people.
+
+    For example ``NVIDIA H200, torch 2.11.0+cu130, batches of 32``.
+    """
+    import torch
+
+    on_cuda = device.startswith("cuda")
+    name = cuda_device_name() if on_cuda else device
+    if device == "cpu":
+        name += f" ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{name}, torch {torch.__version__}, batches of {batch_size:,}"
+
+
+def limit_device_memory(share: float) -> None:
+    """Let this process take no more than a share (0 to 1) of the memory of its CUDA device."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(share)
+
+
 def free_cached_device_memory() -> None:
     """Collect garbage and give the blocks that torch caches back to the CUDA device, if any."""
     gc.collect()

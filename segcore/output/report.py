@@ -117,6 +117,8 @@ class RunReport:
         images_recovered: Of the retried ones, how many did not fail again.
         images_per_second: `images_this_time` over ``timings["segment"]``.
         pool: The workers, for people.
+        runtimes: What the workers computed with: device, torch, size of batches. Where these are
+            the same, so are the bytes of the results.
         nodes_taken_out: A sentence for each node of the cluster that failed so often that it got no
             more units.
         errors: What kept units from being committed, a few of them.
@@ -158,6 +160,7 @@ class RunReport:
     images_recovered: int = 0
     images_per_second: float = 0.0
     pool: str = ""
+    runtimes: tuple[str, ...] = ()
     nodes_taken_out: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     execution: str = ""
@@ -283,6 +286,7 @@ class Preview:
         remove_unlisted: Their results are to be removed.
         nothing_to_do: A run would find everything done and write nothing.
         input_notes: Sentences about what the listing of the input left out.
+        precision_reason: Why `model.precision` is what it is, if it was chosen by itself.
         new_beside: The edition beside which a run would begin a new one; None if it would not.
     """
 
@@ -300,6 +304,7 @@ class Preview:
     remove_unlisted: bool = False
     nothing_to_do: bool = False
     input_notes: tuple[str, ...] = ()
+    precision_reason: str = ""
     new_beside: EditionChanges | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -309,6 +314,8 @@ class Preview:
     def notes(self) -> list[str]:
         """What a person should know before the run begins."""
         notes = [*self.input_notes, *self.warnings()]
+        if self.precision_reason:
+            notes.append(self.precision_reason)
         if self.new_beside is None:
             return notes
         older, fields = self.new_beside.older, "; ".join(self.new_beside.fields)

@@ -82,6 +82,7 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
         images_recovered=images_retried - failed_again,
         images_per_second=round(images_this_time / seconds, 3) if seconds else 0.0,
         pool=state.pool,
+        runtimes=tuple(sorted(state.runtimes)),
         nodes_taken_out=tuple(state.nodes_taken_out.values()),
         errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
     )

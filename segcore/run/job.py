@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from segcore.config import Config
@@ -16,12 +15,10 @@ from segcore.errors import (
     ObjectNotFound,
     UsageError,
 )
-from segcore.models.base import ModelInfo
-from segcore.models.downloads import MAX_BYTES
 from segcore.output.committed import NOTHING_COMMITTED, CommittedParts
 from segcore.output.compacted_rows import CompactedParts
 from segcore.output.counts_cache import CountsCache
-from segcore.output.edition import Edition, make_edition
+from segcore.output.edition import Edition
 from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.latest import Published, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
@@ -31,6 +28,7 @@ from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.planning.lost import LostEntries
 from segcore.planning.plan import Plan, make_plan, summarize_plan, without_counts
+from segcore.run.job_model import JobModel, open_model
 from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
 from segcore.sources.base import Source
@@ -39,24 +37,8 @@ from segcore.sources.tar_index import IndexShards
 from segcore.storage import Storage, normalize
 from segcore.storage.uris import normalize_input
 from segcore.text import plural, redact
-from segcore.worker.preprocessing import Preprocessor
-from segcore.worker.weights import read_object_weights
 
 _MAX_LOST_SHARE = 10  # one in so many entries of the last listing may be gone
-
-
-@dataclass(frozen=True)
-class JobModel:
-    """The model of a job, as it was probed on the CPU.
-
-    Attributes:
-        weights: Bytes of the checkpoint when the model is a file or an object, so that every
-            worker has the same; None when its name is enough.
-    """
-
-    weights: bytes | None = field(repr=False)
-    info: ModelInfo
-    edition: Edition
 
 
 @dataclass(frozen=True)
@@ -140,6 +122,7 @@ class Job:
             entries_lost=self.plan.lost.lost,
             remove_unlisted=remove_unlisted,
             input_notes=self.plan.notes,
+            precision_reason=self.model.precision_reason,
             new_beside=self.changes if self.last_run is None else None,
         )
 
@@ -159,7 +142,7 @@ def prepare_job(
     """
     storage = Storage(config.storage)
     input_uri, output = locate_input_and_output(config)
-    model = open_model(config, storage)
+    model = open_model(config, storage, output, input_uri)
     layout = output.edition(model.edition.name)
     records = open_edition(storage, layout, input_uri, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
@@ -232,24 +215,6 @@ def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
             hint="Choose an output that is not inside the input.",
         )
     return input_uri, OutputLayout(output_uri)
-
-
-def open_model(config: Config, storage: Storage) -> JobModel:
-    """Load the model once on the CPU, to learn what it is and that it works.
-
-    Raises:
-        UsageError: It cannot take images as they are to be decoded.
-        SegcoreError: It cannot be loaded.
-    """
-    # Here, because it imports PyTorch: what is wrong with a command is said before that.
-    from segcore.models.registry import bundled_names, load_model
-
-    name = config.model.name
-    weights = None if name in bundled_names() else _read_weights(name, storage)
-    options = config.model.options().model_copy(update={"device": "cpu"})
-    model = load_model(name, options, weights)
-    Preprocessor(model.preprocess, config.decode)  # raises if the two do not fit together
-    return JobModel(weights, model.info, make_edition(model.info, config.decode))
 
 
 def open_edition(
@@ -362,10 +327,3 @@ def _holds_results(storage: Storage, layout: EditionLayout, last_run: RunRecord)
         return False
     has_parts = next(storage.list(layout.parts_folder("images")), None) is not None
     return has_parts or bool(CompactedParts(storage, layout).units().generations)
-
-
-def _read_weights(name: str, storage: Storage) -> bytes | None:
-    """The checkpoint's bytes when `name` is a file or an object; see `JobModel.weights`."""
-    if os.path.isfile(name):
-        return storage.read(name, MAX_BYTES)
-    return read_object_weights(name, storage)

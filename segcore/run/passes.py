@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from segcore.distributed import cluster
 from segcore.distributed.pool import PoolSize, size_pool
 from segcore.distributed.progress import ProgressGoal, show_progress
+from segcore.errors import UsageError
 from segcore.output.report import RunReport
 from segcore.output.unit_counts import UnitCounts
 from segcore.planning.plan import Units, remaining_units, select_units
@@ -47,6 +48,7 @@ class RunState:
         retried: Unit -> its failed images before they were tried again.
         ray: Which Ray is used, for people.
         pool: The workers, for people.
+        runtimes: What they compute with, for people.
         started: The record with which the run began; None before it writes anything.
         nodes_taken_out: Node of the cluster -> why it got no more units, for people.
         check_lease: Raises once this run may not go on.
@@ -62,6 +64,7 @@ class RunState:
     retried: dict[str, int] = field(default_factory=dict)
     ray: str = ""
     pool: str = ""
+    runtimes: set[str] = field(default_factory=set)
     started: RunReport | None = None
     nodes_taken_out: dict[str, str] = field(default_factory=dict)
     check_lease: Callable[[], None] = lambda: None
@@ -78,6 +81,8 @@ class RunState:
 
     def record(self, outcome: UnitOutcome) -> None:
         """Remember what became of a unit; a success forgets earlier errors."""
+        if outcome.runtime:
+            self.runtimes.add(outcome.runtime)
         if outcome.error:
             self.errors[outcome.unit] = outcome.error
         elif not outcome.needs_isolation:
@@ -122,7 +127,25 @@ def connect_workers(job: Job, max_units: int, state: RunState) -> Iterator[PoolS
             nodes = cluster.live_nodes()
             state.ray = state.ray or target.describe(nodes)  # the first connection knows
             pool = size_pool(options, job.config.model.device, max_units, nodes)
+        _check_precision(job, pool)
         yield pool
+
+
+def _check_precision(job: Job, pool: PoolSize) -> None:
+    """Refuse float16 on CPUs before any worker is started.
+
+    Raises:
+        UsageError: The workers would compute in it, and have no GPU.
+    """
+    if job.model.options.precision != "float16" or pool.device == "cuda":
+        return
+    why = job.model.precision_reason or "model.precision is float16."
+    raise UsageError(
+        f"{why} But the workers have no GPU ({pool.summary()}), and on a CPU float16 is several "
+        "times slower than float32.",
+        hint="Use --device cuda where there are GPUs, or model.precision=float32, whose results "
+        "are an edition of their own.",
+    )
 
 
 def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
@@ -193,8 +216,8 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
     return ActorSpec(
         model=config.model.name,
         weights=job.model.weights,
-        weights_sha256=job.model.info.weights_sha256,
-        options=config.model.options().model_copy(update={"device": pool.device}),
+        edition=job.edition,
+        options=job.model.options.model_copy(update={"device": pool.device}),
         read_options=ReadOptions(
             storage=job.storage,
             source=source_options_for_pool(config.source, pool),
@@ -208,6 +231,7 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
         max_bytes=config.ray.max_actor_bytes,
         cpus_per_process=min(pool.cpus, pool.cpus_per_reader) if pool.readers else pool.cpus,
         max_processes=pool.max_actors + pool.readers,
+        gpu_share=pool.gpus,
     )
 
 

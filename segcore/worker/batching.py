@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from segcore.errors import ErrorCode, ImageError, describe_error
@@ -22,6 +26,12 @@ Outcomes = list[Instances | ImageError]  # one for each image of a batch, in ord
 
 _MAX_WAITING_BATCHES = 4
 _OUT_OF_MEMORY_MESSAGE = "memory ran out for this image alone"
+_PAUSES_S = (0.5, 2.0, 5.0)  # in which other processes may give memory of a GPU back
+# After these each call in this process fails: CUDA's errors stay, as do those of its libraries.
+_DEVICE_ERROR = re.compile(
+    r"CUDA (driver )?error|device-side assert|CUDNN_STATUS_|CUBLAS_STATUS_|CUSPARSE_STATUS_|"
+    r"NVML_SUCCESS|NCCL error",
+)
 
 
 class DeviceLost(Exception):
@@ -31,9 +41,11 @@ class DeviceLost(Exception):
 class BatchRunner:
     """Runs prepared images through a model, whatever a batch does.
 
-    When memory runs out the batch size is halved, for good. When the model raises, the images of
-    the batch are tried one by one, and the one that raises again gets the error. A result that is
-    wrong is an error of its image.
+    When memory runs out the batch size is halved, for good, that of the model too: a network that
+    always gets full batches needs less memory only then. On a GPU other processes may have taken
+    it and may give it back, so there the batch is first tried again, after pauses. When the model
+    raises, the images of the batch are tried one by one, and the one that raises again gets the
+    error. A result that is wrong is an error of its image.
 
     Attributes:
         batch_size: Images that go into the model together, at most.
@@ -42,7 +54,8 @@ class BatchRunner:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._checks = ResultChecks(model)
-        self.batch_size = max(1, model.batch_size)
+        self._full_batch_size = self.batch_size = max(1, model.batch_size)
+        self._lock = threading.Lock()
 
     def run(self, prepared: Sequence[Any]) -> Outcomes:
         """One outcome for each prepared image, in order.
@@ -59,28 +72,42 @@ class BatchRunner:
         return outcomes
 
     def _run_batch(self, batch: Sequence[Any]) -> Outcomes:
-        error = None
+        size_before = self.batch_size
+        result = self._try_batch(batch)
+        for pause_s in _PAUSES_S:
+            if isinstance(result, list) or not result.of_device_memory:
+                break
+            free_cached_device_memory()
+            time.sleep(pause_s)
+            result = self._try_batch(batch)
+        if isinstance(result, list):
+            return result
+        free_cached_device_memory()
+        if result.code is ErrorCode.OUT_OF_MEMORY:
+            if size_before > 1:
+                self._set_batch_size(min(self.batch_size, size_before // 2))
+                return self.run(batch)
+            self._set_batch_size(self._full_batch_size)  # the image is to blame, not the size
+        if len(batch) == 1:
+            return [ImageError(result.code, result.message)]
+        return [outcome for image in batch for outcome in self._run_batch([image])]
+
+    def _try_batch(self, batch: Sequence[Any]) -> Outcomes | _Failure:
+        """Raises DeviceLost."""
         try:
             raw = self._model.forward(batch)
             detections = list(self._model.postprocess(raw, batch))
             if len(detections) != len(batch):
                 raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
             return [self._checks.checked(result) for result in detections]
-        except Exception as caught:
-            error = caught.with_traceback(None)  # the traceback would keep the batch's tensors
-        if error is not None:
-            code, message = _classify_error(error)
-        del error
-        if len(batch) == 1:
-            free_cached_device_memory()
-            if code is ErrorCode.OUT_OF_MEMORY:  # this image is to blame, not the batch size
-                self.batch_size = max(1, self._model.batch_size)
-            return [ImageError(code, message)]
-        if code is ErrorCode.OUT_OF_MEMORY:
-            free_cached_device_memory()
-            self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
-            return self.run(batch)
-        return [outcome for image in batch for outcome in self._run_batch([image])]
+        except Exception as error:
+            return classify_error(error)  # not the error: it would keep the batch's tensors
+
+    def _set_batch_size(self, size: int) -> None:
+        with self._lock:
+            self.batch_size = size
+            with contextlib.suppress(AttributeError):  # a model of the user may not allow it
+                self._model.batch_size = size
 
 
 class ConcurrentBatches:
@@ -190,15 +217,29 @@ class Batcher:
         self._deliver(batch, outcomes.result())
 
 
-def _classify_error(error: Exception) -> tuple[ErrorCode, str]:
-    """What an exception of the model means for its batch: an error code and a message.
+@dataclass(frozen=True)
+class _Failure:
+    """What an exception of the model means for its batch.
+
+    Attributes:
+        of_device_memory: It was the memory of a GPU that ran out.
+    """
+
+    code: ErrorCode
+    message: str
+    of_device_memory: bool = False
+
+
+def classify_error(error: Exception) -> _Failure:
+    """What an exception of the model means for its batch.
 
     Raises:
         DeviceLost: The exception says so.
     """
-    text = str(error)
     if is_out_of_memory(error):
-        return ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE
-    if "CUDA error" in text or "device-side assert" in text:
-        raise DeviceLost(describe_error(error))
-    return ErrorCode.MODEL_ERROR, describe_error(error)
+        on_device = type(error).__name__ == "OutOfMemoryError"
+        return _Failure(ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE, on_device)
+    message = describe_error(error)
+    if type(error).__name__ == "AcceleratorError" or _DEVICE_ERROR.search(str(error)):
+        raise DeviceLost(message)
+    return _Failure(ErrorCode.MODEL_ERROR, message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -12,6 +13,7 @@ from segcore.distributed import actors
 from segcore.distributed.actors import ActorSpec, UnitActor
 from segcore.images import DecodeOptions
 from segcore.models.base import ModelOptions
+from segcore.output.edition import make_edition
 from segcore.output.parts import Parts
 from segcore.output.unit_counts import UnitCounts
 from segcore.sources import SourceOptions
@@ -24,14 +26,30 @@ from tests.support.bright_images import bright_pngs, unit_of_files
 from tests.support.jobs import BRIGHT_MODEL
 
 
-def _actor(parts: Parts, restarted: bool, retry: bool, patch: pytest.MonkeyPatch) -> UnitActor:
+def _actor(
+    parts: Parts, restarted: bool, retry: bool, patch: pytest.MonkeyPatch, **changes: Any
+) -> UnitActor:
     patch.setattr(actors, "register_current_actor", lambda progress: "node")
     patch.setattr(actors, "was_restarted", lambda: restarted)
     patch.setattr(actors, "_limit_memory", lambda spec: None)
     options = ReadOptions(parts.storage, SourceOptions(), DecodeOptions(), 1, 1 << 24)
-    sha256 = actors.load_model(BRIGHT_MODEL, ModelOptions(device="cpu"), None).info.weights_sha256
-    spec = ActorSpec(BRIGHT_MODEL, None, sha256, ModelOptions(device="cpu"), options, parts)
+    model = actors.load_model(BRIGHT_MODEL, ModelOptions(device="cpu"), None)
+    edition = make_edition(replace(model.info, **changes), DecodeOptions())
+    spec = ActorSpec(BRIGHT_MODEL, None, edition, ModelOptions(device="cpu"), options, parts)
     return UnitActor(spec, MagicMock(), retry)
+
+
+def test_a_worker_that_would_make_another_edition_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "_SETUP_FAILURE_PAUSE_S", 0.0)
+    parts = Parts(Storage(), str(tmp_path / "out"), "e", "r", "CC0-1.0", ((1, "bright"),))
+    actor = _actor(parts, False, False, monkeypatch, parameters={"conf": 0.5})
+    unit = unit_of_files(tmp_path / "a", bright_pngs(2))
+    outcome = actor(units_to_table([unit]))
+    assert outcome["setup_failed"] == [True]
+    assert "model.parameters.conf: 0.5 -> 0.25" in outcome["error"][0]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("restarted", [False, True])

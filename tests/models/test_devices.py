@@ -28,6 +28,16 @@ def test_precisions_that_a_device_does_not_have_are_refused() -> None:
     assert pick_precision("float16", torch.device("cuda")) == torch.float16
 
 
+def test_auto_is_float32_except_on_cuda() -> None:
+    for device, on_cuda, dtype in (
+        ("cpu", "float16", torch.float32),
+        ("mps", "float16", torch.float32),
+        ("cuda", "float16", torch.float16),
+        ("cuda", "float32", torch.float32),
+    ):
+        assert pick_precision("auto", torch.device(device), on_cuda) == dtype  # type: ignore[arg-type]
+
+
 def test_exact_settings_last_until_the_last_thread_leaves() -> None:
     """The settings are the process's; they can be made without a GPU."""
     cudnn = torch.backends.cudnn

@@ -53,6 +53,41 @@ def test_bytes_passed_by_the_caller_give_the_same_model(checkpoint_file):
     assert model.info.weights_sha256 == load_model(str(checkpoint_file), CPU).info.weights_sha256
 
 
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        (ModelOptions(), "float32"),
+        (ModelOptions(device="cuda:5", precision="float16"), "float16"),
+        (ModelOptions(device="cpu", precision="float16"), "float16"),
+        (ModelOptions(precision="bfloat16"), "bfloat16"),
+    ],
+)
+def test_a_model_is_described_where_it_cannot_run(checkpoint_file, options, precision):
+    model = registry.probe_model(str(checkpoint_file), options)
+    loaded = load_model(str(checkpoint_file), CPU)
+    assert model.info.parameters == {**loaded.info.parameters, "precision": precision}
+    image = np.zeros((40, 60, 3), np.uint8)
+    assert model.preprocess(image).letterbox == loaded.preprocess(image).letterbox
+
+
+def test_a_model_that_is_only_described_cannot_be_asked_for(checkpoint_file):
+    with pytest.raises(UsageError, match="no device named 'meta'"):
+        load_model(str(checkpoint_file), ModelOptions(device="meta"))
+
+
+def test_weights_that_float16_cannot_hold_are_found_without_a_gpu(tmp_path):
+    torch.manual_seed(1)
+    weights = build_network("yolo11n-seg", 1).state_dict()
+    name = next(name for name in weights if name.endswith("proto.cv3.conv.weight"))
+    weights[name] *= 1e7
+    path = tmp_path / "large.safetensors"
+    meta = {"architecture": "yolo11n-seg", "categories": [{"id": 1, "name": "a"}], "imgsz": 64}
+    save_safetensors(path, weights, meta)
+    registry.probe_model(str(path), ModelOptions())
+    with pytest.raises(CheckpointError, match="cannot be used in float16"):
+        registry.probe_model(str(path), ModelOptions(precision="float16"))
+
+
 def test_object_uris_need_their_bytes():
     with pytest.raises(CheckpointError, match="must be read by the caller"):
         load_model("s3://bucket/mine.safetensors", CPU)

@@ -5,11 +5,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.sources import Sample
+from segcore.worker import batching
 from segcore.worker.batching import Batcher, BatchRunner, ConcurrentBatches, DeviceLost
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.watchdog import Watchdog
@@ -72,11 +74,64 @@ def test_an_image_that_needs_too_much_memory_alone_fails_alone():
     assert outcomes[2].message == "memory ran out for this image alone"
 
 
-def test_a_lost_device_blames_no_image():
+class FullBatches(BrightModel):
+    """Takes memory for `batch_size` images however few it gets, as a network with fixed shapes."""
+
+    fits = 3
+
+    def forward(self, prepared):
+        self.batches.append(self.batch_size)
+        if self.batch_size > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(prepared)
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 8])
+def test_a_network_that_always_gets_full_batches_gets_smaller_ones(n_images, monkeypatch):
+    monkeypatch.setattr(batching, "_PAUSES_S", ())
+    model = FullBatches(ModelOptions(batch_size=16))
+    outcomes = BatchRunner(model).run(_prepare(model, *[GOOD] * n_images))
+    assert [outcome.width for outcome in outcomes if isinstance(outcome, Instances)] == list(
+        range(8, 8 + n_images)
+    )
+    assert model.batch_size == 2
+
+
+def test_memory_that_others_give_back_is_waited_for(monkeypatch):
+    monkeypatch.setattr(batching, "_PAUSES_S", (0.0, 0.0, 0.0))
+    model = FullBatches(ModelOptions(batch_size=4))
+    monkeypatch.setattr(time, "sleep", lambda seconds: setattr(model, "fits", model.fits + 1))
+    outcomes = BatchRunner(model).run(_prepare(model, *[GOOD] * 4))
+    assert all(isinstance(outcome, Instances) for outcome in outcomes)
+    assert model.batch_size == 4  # another size might give other bits
+
+
+def test_an_image_that_fills_the_gpu_alone_leaves_the_batches_as_they_were(monkeypatch):
+    monkeypatch.setattr(batching, "_PAUSES_S", ())
+    model = FullBatches(ModelOptions(batch_size=4))
+    model.fits = 0
+    (outcome,) = BatchRunner(model).run(_prepare(model, GOOD))
+    assert isinstance(outcome, ImageError)
+    assert outcome.code is ErrorCode.OUT_OF_MEMORY
+    assert model.batch_size == 4
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "CUDA driver error: unknown error",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_a_lost_device_blames_no_image(message):
     model = BrightModel()
 
     def forward(prepared):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise RuntimeError(message)
 
     model.forward = forward  # type: ignore[method-assign]
     with pytest.raises(DeviceLost):

@@ -17,7 +17,7 @@ from segcore import masks
 from segcore.errors import CheckpointError
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo, ModelOptions
-from segcore.models.checks import check_batch, check_image, refuse_option
+from segcore.models.checks import check_batch, check_image, refuse_option, refuse_reduced_precision
 from segcore.models.devices import exact, pick_device
 from segcore.models.huggingface.folder import ModelFolder, read_folder
 from segcore.models.huggingface.loading import import_transformers, load_network, load_processor
@@ -81,7 +81,7 @@ class HuggingFaceModel:
         source = str(folder.path)
         refuse_option(options, "iou", source, f"{folder.model_type} suppresses nothing")
         refuse_option(options, "shape", source, "its preprocessing decides")
-        refuse_option(options, "precision", source, "it computes in float32")
+        refuse_reduced_precision(options, source)
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or 1
         self._conf = _DEFAULT_CONF if options.conf is None else options.conf

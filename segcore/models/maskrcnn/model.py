@@ -12,7 +12,7 @@ from torch import Tensor
 from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.models.checkpoints import Checkpoint
-from segcore.models.checks import check_batch, check_image, refuse_option
+from segcore.models.checks import check_batch, check_image, refuse_option, refuse_reduced_precision
 from segcore.models.devices import exact, pick_device
 from segcore.models.families import ModelFamily
 from segcore.models.maskrcnn.checkpoint import MARKS, PUBLISHED, describe, load_network
@@ -72,7 +72,7 @@ class MaskRCNNModel:
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
         meta = checkpoint.meta.with_options(options)
         refuse_option(options, "shape", meta.architecture, "its input always follows the image")
-        refuse_option(options, "precision", meta.architecture, "it computes in float32")
+        refuse_reduced_precision(options, meta.architecture)
         self.device = pick_device(options.device)
         self.batch_size = options.batch_size or _DEFAULT_BATCH_SIZE.get(self.device.type, 1)
         self._min_size, self._max_size = meta.imgsz, round(meta.imgsz * 1333 / 800)

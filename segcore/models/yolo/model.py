@@ -12,10 +12,10 @@ import torch
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device.encode import ImageMasks, download, encode_images
-from segcore.models.base import InputShape, ModelOptions
+from segcore.models.base import InputShape, ModelOptions, Precision
 from segcore.models.checkpoints import Checkpoint
 from segcore.models.checks import check_batch, check_computed_weights
-from segcore.models.devices import exact, pick_device, pick_precision
+from segcore.models.devices import PROBE_DEVICE, exact, pick_device, pick_precision
 from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
 from segcore.models.yolo.checkpoint import MARKS, PUBLISHED, describe, load_network
@@ -93,7 +93,8 @@ class YoloSegModel:
     faster (measured), each image goes through the network alone: kernels treat the ends of a tensor
     differently from its middle, so the position of an image in a batch would change its result.
     Elsewhere images with the same canvas go through together, and the network always gets
-    `batch_size` images: batches are filled up, so that the same kernels are chosen.
+    `batch_size` images: batches are filled up, so that the same kernels are chosen. On another GPU,
+    with another version of torch or another `batch_size`, the last bits may differ.
 
     Args:
         checkpoint: Weights; fused and moved to the device here.
@@ -105,12 +106,15 @@ class YoloSegModel:
     """
 
     thread_safe = True
+    # Mask AP of float16 on an H200 is that of float32 within 0.0001 (docs/models.md).
+    cuda_precision: Precision = "float16"
 
     def __init__(self, checkpoint: Checkpoint, options: ModelOptions = ModelOptions()) -> None:
         meta = checkpoint.meta.with_options(options)
         self.device = pick_device(options.device)
-        self._dtype = pick_precision(options.precision, self.device)
+        self._dtype = pick_precision(options.precision, self.device, self.cuda_precision)
         self.batch_size = options.batch_size or _DEFAULT_BATCH_SIZE.get(self.device.type, 1)
+        self._max_batch_size = self.batch_size
         self.preprocess = Preprocess(meta.imgsz, meta.shape)
         self._thresholds = meta.conf, meta.iou, meta.max_det
         self._class_offset = max(CLASS_OFFSET, meta.imgsz + _MAX_OVERHANG)
@@ -123,16 +127,19 @@ class YoloSegModel:
             "max_candidates": MAX_CANDIDATES,
             "letterbox_value": PADDING_VALUE,
             "sppf_activation": meta.sppf_activation,
-            "precision": options.precision,
+            "precision": str(self._dtype).removeprefix("torch."),
         }
         self.info = checkpoint.model_info(parameters, RESULT_VERSION)
         self._category_ids = np.array([c.id for c in meta.categories], np.int32)
         self._one_by_one = self.device.type == "cpu"
-        network = (fuse_for_cpu if self._one_by_one else fuse)(load_network(checkpoint))
+        is_probe = self.device.type == PROBE_DEVICE
+        for_cpu = self._one_by_one or (is_probe and self._dtype is not torch.float16)
+        network = (fuse_for_cpu if for_cpu else fuse)(load_network(checkpoint))
         self._memory_format = torch.channels_last
-        # The overload for memory formats is missing from torch's types.
-        network = network.to(self.device, self._dtype)
+        network = network.to("cpu" if is_probe else self.device, self._dtype)
         check_computed_weights(network, checkpoint.source)
+        network = network.to(self.device)
+        # The overload for memory formats is missing from torch's types.
         self._network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
@@ -141,14 +148,19 @@ class YoloSegModel:
 
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
-        """1 to `batch_size` images -> raw outputs on the device, for these images only."""
-        check_batch(prepared, self.batch_size)
+        """Raw outputs on the device, for these images only.
+
+        Args:
+            prepared: 1 to `batch_size` images, or as many as that was before it was lowered.
+        """
+        check_batch(prepared, self._max_batch_size)
         if self._one_by_one:
             canvases = (torch.from_numpy(image.pixels[None]) for image in prepared)
             return [RawGroup((i,), self._run(pixels)) for i, pixels in enumerate(canvases)]
         groups = []
-        for indices in _group_by_canvas(prepared):
-            pixels = self._empty_canvases(*prepared[indices[0]].pixels.shape[1:])
+        batch_size = self.batch_size  # may be lowered meanwhile
+        for indices in _group_by_canvas(prepared, batch_size):
+            pixels = self._empty_canvases(batch_size, *prepared[indices[0]].pixels.shape[1:])
             rows = pixels.numpy()
             for row, index in enumerate(indices):
                 rows[row] = prepared[index].pixels
@@ -156,9 +168,9 @@ class YoloSegModel:
             groups.append(RawGroup(indices, HeadOutputs(*outputs)))
         return groups
 
-    def _empty_canvases(self, height: int, width: int) -> torch.Tensor:
+    def _empty_canvases(self, count: int, height: int, width: int) -> torch.Tensor:
         """Grey canvases of a batch on the host, channels last; pinned if a GPU is to copy them."""
-        size = (self.batch_size, height, width, 3)
+        size = (count, height, width, 3)
         canvases = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return canvases.fill_(PADDING_VALUE).permute(0, 3, 1, 2)
 
@@ -318,12 +330,16 @@ def _finite(boxes: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _group_by_canvas(prepared: Sequence[PreparedImage]) -> list[tuple[int, ...]]:
-    """Indices of the images with the same canvas shape, in the order of their first images."""
+def _group_by_canvas(prepared: Sequence[PreparedImage], most: int) -> list[tuple[int, ...]]:
+    """Indices of at most so many images with the same canvas shape, in the order of their first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(prepared):
         groups.setdefault(image.pixels.shape, []).append(index)
-    return [tuple(group) for group in groups.values()]
+    return [
+        tuple(group[start : start + most])
+        for group in groups.values()
+        for start in range(0, len(group), most)
+    ]
 
 
 YOLO11_SEG = ModelFamily(

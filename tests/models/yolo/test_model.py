@@ -268,6 +268,22 @@ def test_precision_is_of_the_network_alone_and_part_of_the_edition(checkpoint):
         assert_same(first, second)
 
 
+@pytest.mark.slow
+def test_a_batch_that_was_collected_before_its_size_was_lowered(checkpoint, monkeypatch):
+    model = YoloSegModel(checkpoint, ModelOptions(device="cpu", batch_size=5))
+    monkeypatch.setattr(model, "_one_by_one", False)  # whole groups, as on a GPU
+    shapes = []
+    infer = model.infer
+    monkeypatch.setattr(model, "infer", lambda pixels: shapes.append(pixels.shape) or infer(pixels))
+    prepared = [model.preprocess(make_images()[4]) for _ in range(5)]
+    model.batch_size = 2
+    groups = model.forward(prepared)
+    assert [group.indices for group in groups] == [(0, 1), (2, 3), (4,)]
+    assert [len(group.outputs.class_logits) for group in groups] == [2, 2, 1]
+    assert {shape[0] for shape in shapes} == {2}  # the network gets full batches of the new size
+    assert len(model.postprocess(groups, prepared)) == 5
+
+
 def test_a_precision_that_the_device_does_not_have_is_refused(checkpoint):
     with pytest.raises(UsageError, match="float16 is for GPUs"):
         YoloSegModel(checkpoint, ModelOptions(device="cpu", precision="float16"))
