@@ -11,22 +11,33 @@ import torch
 
 from segcore.errors import CheckpointError, UsageError
 from segcore.models.base import ModelOptions
-from segcore.models.checks import check_batch, check_image, check_tensors, refuse_option
-
-
-@pytest.mark.parametrize(
-    "option", [{"iou": 0.5}, {"shape": "square"}, {"precision": "bfloat16"}, {"imgsz": 64}]
+from segcore.models.checks import (
+    check_batch,
+    check_image,
+    check_tensors,
+    refuse_option,
+    refuse_reduced_precision,
 )
+
+
+@pytest.mark.parametrize("option", [{"iou": 0.5}, {"shape": "square"}, {"imgsz": 64}])
 def test_an_option_that_does_not_apply_is_refused_unless_it_has_its_default(
     option: dict[str, Any],
 ) -> None:
     ((name, value),) = option.items()
     refuse_option(ModelOptions(), name, "it", "that is how it is")
-    refuse_option(ModelOptions(precision="float32"), name, "it", "that is how it is")
     message = re.escape(f"model.{name}={value} does not apply to it: that is how it is.")
     with pytest.raises(UsageError, match=message) as caught:
         refuse_option(ModelOptions(**option), name, "it", "that is how it is")
     assert caught.value.hint == f"Leave model.{name} out."
+
+
+def test_models_that_compute_in_float32_refuse_the_others() -> None:
+    for options in (ModelOptions(), ModelOptions(precision="float32")):
+        refuse_reduced_precision(options, "it")
+    for precision in ("float16", "bfloat16"):
+        with pytest.raises(UsageError, match=f"model.precision={precision} does not apply to it"):
+            refuse_reduced_precision(ModelOptions(precision=precision), "it")
 
 
 def test_images_are_rgb_with_a_pixel_at_least() -> None:
