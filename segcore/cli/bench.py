@@ -158,6 +158,41 @@ def scale_command(
     print_json(report.to_dict()) if as_json else print_text(report.summary())
 
 
-app = new_app(cls=BenchGroup, help="Measure this machine; `segcore bench scale`: many units.")
+FEED_EPILOG = """
+[bold]Examples[/bold]
+
+  segcore bench feed
+
+  segcore bench feed --images 20000 --size 1080p --hold-ms 8 --json
+
+A model that holds each batch of 32 for a stated time takes the place of the network and the GPU:
+what is measured is what reads, decodes and hands images over, against decoding alone on all cores.
+"""
+
+
+def feed_command(
+    images: Annotated[int, typer.Option(min=64, help="Images to feed.")] = 4096,
+    size: Annotated[
+        str, typer.Option(metavar="WIDTHxHEIGHT", help="Their size, or vga, 1080p, 12mp.")
+    ] = "640x480",
+    hold_ms: Annotated[
+        float, typer.Option(min=0, help="Time in ms for which the model holds a batch.")
+    ] = 5.0,
+    unit_images: Annotated[int, typer.Option(min=1, help="Images of a unit.")] = 256,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how fast a GPU could be fed, without a GPU."""
+    from segcore.bench.feed import bench_feed
+
+    report = bench_feed(images, size, hold_ms, unit_images, notify)
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
+
+
+app = new_app(
+    cls=BenchGroup,
+    help="Measure this machine; `segcore bench scale`: many units; `segcore bench feed`: feeding a "
+    "GPU.",
+)
 app.command(_DEFAULT, cls=Command, epilog=EPILOG)(command)
 app.command("scale", epilog=SCALE_EPILOG)(scale_command)
+app.command("feed", epilog=FEED_EPILOG)(feed_command)

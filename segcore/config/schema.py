@@ -63,10 +63,11 @@ class RayOptions(BaseModel):
         description="GPUs of a worker; several share a GPU by a fraction. By default 1 if the "
         "cluster has GPUs, otherwise 0.",
     )
-    layout: Literal["fused", "split"] = Field(
-        "fused",
-        description="fused: each worker reads and decodes for itself; split: other workers do it, "
-        "on CPUs anywhere in the cluster, which helps where too few are beside the GPUs.",
+    layout: Literal["auto", "fused", "split"] = Field(
+        "auto",
+        description="fused: each worker reads and decodes for itself; split: processes of their "
+        "own do it, on CPUs anywhere in the cluster, so that a GPU waits for no lock of Python. "
+        "auto: split on GPUs with at least 3 CPUs for each, otherwise fused.",
     )
     readers: int | None = Field(
         None,

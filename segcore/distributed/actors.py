@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from segcore.distributed import cluster
+from segcore.distributed.prepared_units import objects_from_table, objects_to_table
 from segcore.distributed.progress import ProgressReporter
 from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
 from segcore.models.base import Model, ModelOptions
@@ -170,18 +170,15 @@ class ReadActor:
         model = load_worker_model(spec, only_preprocess=True)
         return UnitReader(model, spec.read_options, spec.parts)
 
-    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
-        """Add to each unit of the batch what was read, or the reason why it was not.
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Read the units of a batch (one).
 
         Returns:
-            Two columns of objects: `unit`, and `prepared` with a `PreparedUnit`, or the outcome
-            of a unit that failed.
+            For each unit a row with the unit and its `PreparedUnit`, or the outcome of a unit that
+            failed; see `objects_to_table`.
         """
-        units = list(units_from_table(batch))
-        return {
-            "unit": _object_array(units),
-            "prepared": _object_array([self._read(unit) for unit in units]),
-        }
+        units = units_from_table(batch)
+        return objects_to_table([(unit, self._read(unit)) for unit in units])
 
     def _read(self, unit: Unit) -> PreparedUnit | UnitOutcome:
         if (failed := self._setup.failed_outcome(unit)) is not None:
@@ -195,23 +192,16 @@ class ReadActor:
 class SegmentActor(UnitActor):
     """Second stage of the layout `split`: holds the model and gets the units of `ReadActor`."""
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+    def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (one) and return what became of them."""
         outcomes = [
             prepared
             if isinstance(prepared, UnitOutcome)
             else self._run(unit, UnitWorker.segment_prepared, prepared)
-            for unit, prepared in zip(batch["unit"], batch["prepared"], strict=True)
+            for unit, prepared in objects_from_table(batch)
         ]
         self._progress.flush()
         return outcomes_to_columns(outcomes)
-
-
-def _object_array(values: list[Any]) -> np.ndarray:
-    """An array of objects, one for each value, whatever they are."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
 
 
 class WorkerSetup(Generic[Worker]):

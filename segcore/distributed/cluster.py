@@ -117,11 +117,14 @@ def find_target(options: RayOptions) -> RayTarget:
 
 
 @contextmanager
-def connected(options: RayOptions) -> Iterator[RayTarget]:
+def connected(options: RayOptions, **resources: int) -> Iterator[RayTarget]:
     """A Ray connection for the block: the caller's if there is one, else a new one, closed after.
 
     Without an address a local Ray is started, unless the environment names a cluster
     (RAY_ADDRESS, as inside a submitted job).
+
+    Args:
+        resources: What a local Ray offers (num_cpus, num_gpus); by default what the machine has.
 
     Raises:
         ClusterError: Ray does not start or the cluster cannot be reached.
@@ -141,11 +144,25 @@ def connected(options: RayOptions) -> Iterator[RayTarget]:
             target = replace(target, kept_folder=folder if options.keep_logs else None)
         try:
             if connect_here:
-                shield.run(lambda: _connect(ray, options, target, folder))
+                shield.run(lambda: _connect(ray, options, target, folder, resources))
             yield target
         finally:
             if connect_here:
                 shield.run(ray.shutdown)  # it prints, too
+
+
+@contextmanager
+def local_ray_with_gpus(options: RayOptions, cpus: int, gpus: int) -> Iterator[None]:
+    """A local Ray for the block that believes in so many CPUs and GPUs, whatever the machine has.
+
+    Jobs within the block use it. What a worker finds on its GPU is another matter.
+
+    Raises:
+        ClusterError: Ray does not start.
+    """
+    options = options.model_copy(update={"address": "local"})
+    with connected(options, num_cpus=cpus, num_gpus=gpus):
+        yield
 
 
 def nodes_elsewhere() -> list[NodeResources]:
@@ -224,17 +241,24 @@ def _import_ray() -> ModuleType:
     return ray
 
 
-def _connect(ray: ModuleType, options: RayOptions, target: RayTarget, folder: Path | None) -> None:
+def _connect(
+    ray: ModuleType,
+    options: RayOptions,
+    target: RayTarget,
+    folder: Path | None,
+    resources: dict[str, int],
+) -> None:
     """Start a local Ray or connect to a cluster.
 
     Args:
         folder: For the temporary files of a local Ray.
+        resources: What a local Ray offers.
 
     Raises:
         ClusterError: See `connected`.
     """
     is_local = target.is_local
-    arguments: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    arguments: dict[str, Any] = {"address": "local", "include_dashboard": False, **resources}
     if is_local:
         memory.limit_malloc_arenas()
         arguments["_temp_dir"] = str(folder)

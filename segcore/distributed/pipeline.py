@@ -1,9 +1,10 @@
 """The Ray Data graph: units in, one row about each committed part out.
 
-In the layout `fused`, the default, everything about a unit happens inside one actor (read, decode,
-model, commit), so nothing large passes through the object store. In `split` a stage of its own
-reads and decodes, on CPUs that may be those of other machines, and prepared images pass through the
-object store. The rows are messages to the driver; only storage records what is done.
+In the layout `fused` everything about a unit happens inside one actor (read, decode, model,
+commit), so nothing large passes through the object store. In `split`, the default on GPUs,
+processes of their own read and decode, on CPUs that may be those of other machines, and prepared
+images pass through the object store. The rows are messages to the driver; only storage records what
+is done.
 """
 
 from __future__ import annotations
@@ -46,13 +47,11 @@ class _Stage:
 
     Attributes:
         pool_options: How many actors, and what each takes; see `_pool_options`.
-        batch_format: Form of the batches that the actor gets.
         extra_arguments: Of its constructor, besides those that all actors get.
     """
 
     actor: type
     pool_options: dict[str, Any]
-    batch_format: str = "pyarrow"
     extra_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -117,7 +116,7 @@ class Pipeline:
             return [_Stage(UnitActor, options)]
         readers = pool.reader_pool()
         reader_options = _pool_options(readers.min_actors, readers.max_actors, readers, taken_out)
-        return [_Stage(ReadActor, reader_options), _Stage(SegmentActor, options, "numpy")]
+        return [_Stage(ReadActor, reader_options), _Stage(SegmentActor, options)]
 
     def isolate(self, units: Units) -> Iterator[UnitOutcome]:
         """As `run`, but image by image, for units that lost their process.
@@ -271,7 +270,7 @@ class Pipeline:
                 dataset = dataset.map_batches(
                     stage.actor,
                     batch_size=1,
-                    batch_format=stage.batch_format,
+                    batch_format="pyarrow",
                     fn_constructor_kwargs={**constructor_arguments, **stage.extra_arguments},
                     **stage.pool_options,
                     **_RESTART_OPTIONS,

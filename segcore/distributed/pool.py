@@ -12,7 +12,10 @@ from segcore.errors import ClusterError, UsageError
 from segcore.text import plural
 
 # More readers of fewer CPUs each would hold more copies of the libraries in memory.
-_MAX_CPUS_PER_READER = 4.0
+_MAX_CPUS_PER_READER = 4
+_MIN_USED_SHARE = 0.9  # of the CPUs that readers could use
+# Layout `auto`: with fewer CPUs for each GPU, one for the worker is missed in decoding.
+_MIN_CPUS_PER_SPLIT_GPU = 3
 _MIN_CPU_SHARE = 0.01
 # Of a cluster that adds nodes on demand, unless ray.max_actors says otherwise.
 MAX_AUTOSCALED_ACTORS = 64
@@ -85,13 +88,8 @@ class PoolSize:
 
     def _count_fitting_readers(self, actors: int, nodes: Sequence[NodeResources]) -> int:
         """How many readers the nodes have room for beside so many actors."""
-        readers = 0
-        for node in nodes:
-            here = min(actors, _count_fitting_actors(self.cpus, self.gpus, [node]))
-            actors -= here
-            cpus_left = node.cpus - here * self.cpus
-            readers += int(cpus_left / self.cpus_per_reader + _ROUNDING_SLACK)
-        return readers
+        left = _cpus_left(actors, self.cpus, self.gpus, nodes)
+        return sum(int(cpus / self.cpus_per_reader + _ROUNDING_SLACK) for cpus in left)
 
     def reader_pool(self) -> PoolSize:
         """The readers as a pool of their own, which grows as that of the actors does."""
@@ -129,7 +127,8 @@ def size_pool(
         pool = _size_autoscaled_actors(options, device, n_units, nodes)
     else:
         pool = _size_actors(options, device, n_units, nodes)
-    return _add_readers(pool, options, nodes) if options.layout == "split" else pool
+    is_split = options.layout == "split" or _should_split(pool, options, nodes)
+    return _add_readers(pool, options, nodes) if is_split else pool
 
 
 def max_autoscaled_actors(options: RayOptions, n_units: int) -> int:
@@ -227,6 +226,13 @@ def _size_actors(
     return PoolSize(min_actors, max_actors, cpus, gpus, device, _units_in_flight(options, gpus))
 
 
+def _should_split(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResources]) -> bool:
+    """Whether the layout `auto` gives decoding processes of its own."""
+    if options.layout != "auto" or not pool.gpus or options.autoscaling or options.cpus_per_actor:
+        return False
+    return sum(node.cpus for node in nodes) >= _MIN_CPUS_PER_SPLIT_GPU * pool.max_actors
+
+
 def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResources]) -> PoolSize:
     """The same actors with one CPU each, and readers on the remaining CPUs.
 
@@ -244,9 +250,10 @@ def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResour
     readers = options.readers or 1
     if pool.gpus and options.autoscaling:
         readers = options.readers or actors
+    elif pool.gpus and options.readers:
+        cpus_per_reader = float(max(1, min(_MAX_CPUS_PER_READER, int(remaining_cpus / readers))))
     elif pool.gpus:
-        cpus_per_reader = max(1.0, min(_MAX_CPUS_PER_READER, float(int(remaining_cpus))))
-        readers = options.readers or max(1, int(remaining_cpus // cpus_per_reader))
+        readers, cpus_per_reader = _fill_with_readers(_cpus_left(actors, cpus, pool.gpus, nodes))
     if readers * cpus_per_reader > remaining_cpus and not options.autoscaling:
         raise ClusterError(
             f"The layout `split` needs {_describe_actors(readers, cpus_per_reader, 0.0, 'reader')} "
@@ -262,6 +269,29 @@ def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResour
         readers=readers,
         cpus_per_reader=cpus_per_reader,
     )
+
+
+def _cpus_left(
+    actors: int, cpus: float, gpus: float, nodes: Sequence[NodeResources]
+) -> list[float]:
+    """CPUs of each node beside so many actors."""
+    left = []
+    for node in nodes:
+        here = min(actors, _count_fitting_actors(cpus, gpus, [node]))
+        actors -= here
+        left.append(node.cpus - here * cpus)
+    return left
+
+
+def _fill_with_readers(cpus_left: Sequence[float]) -> tuple[int, float]:
+    """How many readers of how many CPUs: the largest that leave few CPUs of the nodes unused."""
+    counts = {
+        cpus: sum(int(free / cpus + _ROUNDING_SLACK) for free in cpus_left)
+        for cpus in range(1, _MAX_CPUS_PER_READER + 1)
+    }
+    most = max(cpus * count for cpus, count in counts.items())
+    cpus = max(cpus for cpus, count in counts.items() if cpus * count >= _MIN_USED_SHARE * most)
+    return max(1, counts[cpus]), float(cpus)
 
 
 def _gpus_per_actor(options: RayOptions, device: str, nodes: Sequence[NodeResources]) -> float:

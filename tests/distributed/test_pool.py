@@ -44,8 +44,34 @@ def test_no_actor_spans_two_nodes():
 
 
 def test_auto_takes_gpus_and_shares_the_cpus():
-    pool = _pool(SERVER)
+    pool = _pool(SERVER, layout="fused")
     assert (pool.max_actors, pool.gpus, pool.cpus, pool.device) == (4, 1, 4, "cuda")
+    assert pool.readers == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "readers", "cpus_per_reader"),
+    [
+        ([NodeResources(16, 1)], {}, 5, 3),  # no CPU is left over
+        ([NodeResources(13, 1)], {}, 3, 4),
+        ([NodeResources(3, 1)], {}, 1, 2),
+        ([NodeResources(4, 1)] * 4, {}, 4, 3),  # larger ones would fit on no node
+        ([NodeResources(16, 1), NodeResources(64, 0)], {}, 19, 4),  # few are left over
+        ([NodeResources(2, 1)], {}, 0, 1),  # too few CPUs
+        ([NodeResources(16, 1)], {"gpus_per_actor": 0.1}, 0, 1),
+        ([NodeResources(16, 1)], {"layout": "fused"}, 0, 1),
+        ([NodeResources(16, 1)], {"cpus_per_actor": 16}, 0, 1),  # the user shared them out
+        ([NodeResources(16, 1)], {"readers": 2}, 2, 4),
+        ([NodeResources(16, 1)], {"readers": 15}, 15, 1),
+        ([NodeResources(16, 0)], {}, 0, 1),
+    ],
+)
+def test_on_gpus_all_other_cpus_decode(nodes, options, readers, cpus_per_reader):
+    pool = _pool(nodes, **options)
+    assert (pool.readers, pool.cpus_per_reader) == (readers, cpus_per_reader)
+    assert pool.max_actors * pool.cpus + pool.readers * pool.cpus_per_reader <= sum(
+        node.cpus for node in nodes
+    )
 
 
 def test_fractions_of_a_gpu():

@@ -155,7 +155,9 @@ class YoloSegModel:
         """
         check_batch(prepared, self._max_batch_size)
         if self._one_by_one:
-            canvases = (torch.from_numpy(image.pixels[None]) for image in prepared)
+            # Torch warns of read-only arrays, which these are where another process made them.
+            arrays = (np.require(image.pixels[None], requirements="W") for image in prepared)
+            canvases = (torch.from_numpy(array) for array in arrays)
             return [RawGroup((i,), self._run(pixels)) for i, pixels in enumerate(canvases)]
         groups = []
         batch_size = self.batch_size  # may be lowered meanwhile

@@ -39,6 +39,7 @@ JOBS: dict[str, dict[str, list[str]]] = {
         "default": [],
         "four": ["ray.gpus_per_actor=0.25"],
         "eight": ["ray.gpus_per_actor=0.125"],
+        "fused": ["ray.layout=fused"],
         "split": ["ray.layout=split"],
     },
     "cpu": {"default": [], "one": ["ray.max_actors=1"], "split": ["ray.layout=split"]},
