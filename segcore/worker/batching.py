@@ -12,6 +12,7 @@ from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.instances import Instances
 from segcore.models.base import Model
 from segcore.models.torch_runtime import free_cached_device_memory
+from segcore.worker.faults import model_failure
 from segcore.worker.memory import is_out_of_memory
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.result_checks import ResultChecks
@@ -59,24 +60,23 @@ class BatchRunner:
         return outcomes
 
     def _run_batch(self, batch: Sequence[Any]) -> Outcomes:
-        error = None
+        network_ended = False
         try:
             raw = self._model.forward(batch)
+            network_ended = True
             detections = list(self._model.postprocess(raw, batch))
             if len(detections) != len(batch):
                 raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
             return [self._checks.checked(result) for result in detections]
-        except Exception as caught:
-            error = caught.with_traceback(None)  # the traceback would keep the batch's tensors
-        if error is not None:
-            code, message = _classify_error(error)
-        del error
+        except Exception as error:
+            # Not the exception itself: its traceback would keep the batch's tensors.
+            failure = _describe_failure(error, self._model, network_ended)
         if len(batch) == 1:
             free_cached_device_memory()
-            if code is ErrorCode.OUT_OF_MEMORY:  # this image is to blame, not the batch size
+            if failure.code is ErrorCode.OUT_OF_MEMORY:  # this image is to blame, not the size
                 self.batch_size = max(1, self._model.batch_size)
-            return [ImageError(code, message)]
-        if code is ErrorCode.OUT_OF_MEMORY:
+            return [failure]
+        if failure.code is ErrorCode.OUT_OF_MEMORY:
             free_cached_device_memory()
             self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
             return self.run(batch)
@@ -190,15 +190,18 @@ class Batcher:
         self._deliver(batch, outcomes.result())
 
 
-def _classify_error(error: Exception) -> tuple[ErrorCode, str]:
-    """What an exception of the model means for its batch: an error code and a message.
+def _describe_failure(error: Exception, model: Model, network_ended: bool) -> ImageError:
+    """What an exception of the model means for its batch.
+
+    Args:
+        network_ended: What comes after the network raised it.
 
     Raises:
         DeviceLost: The exception says so.
     """
-    text = str(error)
     if is_out_of_memory(error):
-        return ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE
+        return ImageError(ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE)
+    text = str(error)
     if "CUDA error" in text or "device-side assert" in text:
         raise DeviceLost(describe_error(error))
-    return ErrorCode.MODEL_ERROR, describe_error(error)
+    return model_failure(model, error, in_network=not network_ended)
