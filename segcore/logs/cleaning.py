@@ -8,11 +8,15 @@ import re
 from segcore.text import printable, redact
 
 _MAX_CHARACTERS = 24_000  # of a message or a traceback
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
-_SECRET = r"secret|token|passw(?:or)?d|signature|credential|(?:api|access|account)[-_]?key"
+_URI = re.compile(r"(?<![A-Za-z0-9+.\-])[A-Za-z][A-Za-z0-9+.\-]{0,30}+://[^\s'\"<>]+")
+# Both with bounds and from the beginning of a word, so that no text takes more than linear time.
+_SECRET = (
+    r"secret|token|passw(?:or)?d|signature|sig(?![a-z])|credential|(?:api|access|account)[-_]?key"
+)
 _ASSIGNMENT = re.compile(
-    rf"""((?:[\w-]*(?:{_SECRET})[\w-]*|authorization)["']?\s*[=:]\s*)"""
-    r"""(?:(?:bearer|basic)\s+)?["']?[^\s"',;&)]+""",
+    rf"""((?<![\w-])(?:[\w-]{{0,64}}?(?:{_SECRET})[\w-]{{0,64}}+|authorization)["']?"""
+    r"""\s{0,8}+[=:]\s{0,8}+)"""
+    r"""(?:(?:bearer|basic)\s{1,8}+)?["']?[^\s"',;&)]+""",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)

@@ -14,7 +14,10 @@ from segcore.logs.cleaning import clean, clean_line
 from segcore.logs.faults import fault_key
 
 LOGGER_NAME = "segcore"
-_EXTRAS = ("node", "worker", "image", "error")  # in the order in which they are shown
+LIBRARIES = f"{LOGGER_NAME}.libraries"  # above the loggers of other libraries in workers
+WHOLE = {"whole": True}  # `extra` of sentences that need no "Warning:" or "Error:" before them
+KEPT_ONLY = {"kept_only": True}  # `extra` of what is for the log in the output alone
+_EXTRAS = ("worker", "image", "error")  # in the order in which they are shown
 _INDENT = "    "  # of a traceback: no line of it looks like a record
 
 
@@ -35,20 +38,34 @@ def record_fields(record: logging.LogRecord) -> dict[str, Any]:
         if value := getattr(record, name, ""):
             fields[name] = clean_line(str(value))
     if (error := record.exc_info[1] if record.exc_info else None) is not None:
-        fields.setdefault("error", clean_line(fault_key(error)))
+        fields["error"] = error_of(record)
         fields["traceback"] = clean("".join(traceback.format_exception(error))).rstrip()
     elif text := getattr(record, "traceback", ""):
-        fields["traceback"] = clean(str(text))
+        fields["traceback"] = clean(str(text)).rstrip()
     return fields
 
 
-def record_of_fields(fields: Mapping[str, Any], **more: Any) -> logging.LogRecord:
+def error_of(record: logging.LogRecord) -> str:
+    """Type and place of the error that a record is about; "" if it is about none."""
+    if text := getattr(record, "error", ""):
+        return clean_line(str(text))
+    error = record.exc_info[1] if record.exc_info else None
+    return clean_line(fault_key(error)) if error is not None else ""
+
+
+def is_ours(name: str) -> bool:
+    """Whether a logger of this name is one of segcore."""
+    return name == LOGGER_NAME or name.startswith(f"{LOGGER_NAME}.")
+
+
+def record_of_fields(fields: Mapping[str, Any]) -> logging.LogRecord:
     """Inverse of `record_fields`, for a record that comes from another process."""
-    record = logging.makeLogRecord({"msg": fields["message"], "name": fields["logger"]})
+    name = fields["logger"] if is_ours(fields["logger"]) else f"{LIBRARIES}.{fields['logger']}"
+    record = logging.makeLogRecord({"msg": fields["message"], "name": name})
     record.levelname = str(fields["level"]).upper()
     record.levelno = logging.getLevelNamesMapping()[record.levelname]
     record.created = datetime.fromisoformat(fields["time"]).timestamp()
-    record.__dict__.update({n: fields[n] for n in (*_EXTRAS, "traceback") if n in fields}, **more)
+    record.__dict__.update({n: fields[n] for n in (*_EXTRAS, "traceback") if n in fields})
     return record
 
 
@@ -86,7 +103,9 @@ class ConsoleFormatter(logging.Formatter):
         """A record as one line; perhaps a traceback follows."""
         fields = record_fields(record)
         line = fields["message"]
-        if record.levelno != logging.INFO and not line.startswith("Error: "):
+        if image := fields.get("image"):
+            line += f" (image {image})"
+        if record.levelno != logging.INFO and not getattr(record, "whole", False):
             line = f"{record.levelname.capitalize()}: {line}"
         return _with_traceback(line, fields) if self._tracebacks else line
 

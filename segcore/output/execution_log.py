@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from segcore.errors import SegcoreError
 from segcore.logs.options import LogOptions
-from segcore.logs.records import LOGGER_NAME, make_formatter
+from segcore.logs.records import LIBRARIES, LOGGER_NAME, make_formatter
 from segcore.text import format_bytes, plural
 
 MAX_BYTES = 64_000_000  # of all pieces of one execution
@@ -131,6 +131,8 @@ class _Forwarder(logging.Handler):
             if record.levelno >= handler.level:
                 handler.handle(record)
         own = logging.getLogger(LOGGER_NAME).handlers
+        if record.name.startswith(f"{LIBRARIES}."):
+            return  # they were never seen outside of their workers
         if not others and all(isinstance(handler, ExecutionLog | _Forwarder) for handler in own):
             _show_at_last(record)
 

@@ -47,4 +47,5 @@ def log_fault(failure: ImageError, image: str) -> None:
         return
     about = {"image": image, "error": failure.fault, "traceback": failure.traceback}
     failure.fault = failure.traceback = ""
-    _LOGGER.error("An image failed (%s): %s", failure.code, failure.message, extra=about)
+    level = logging.ERROR if failure.code is ErrorCode.INTERNAL_ERROR else logging.WARNING
+    _LOGGER.log(level, "An image failed (%s): %s", failure.code, failure.message, extra=about)

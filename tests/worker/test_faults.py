@@ -60,12 +60,13 @@ class UserModel(BrightModel):
     def postprocess(self, raw: list[np.ndarray], prepared: Any) -> list[Any]:
         self._fail("postprocess", raw)
         results = super().postprocess(raw, prepared)
+        pairs = list(zip(raw, results, strict=True))
         if "result" in self.failures:
-            return [None if mask.shape[1] == BAD_WIDTH else r for mask, r in zip(raw, results)]
+            return [None if mask.shape[1] == BAD_WIDTH else r for mask, r in pairs]
         if "text" in self.failures:  # no table of text takes such a string
             return [
                 replace(r, counts=[b"\xff\xfe"]) if mask.shape[1] == BAD_WIDTH else r
-                for mask, r in zip(raw, results)
+                for mask, r in pairs
             ]
         return results
 
