@@ -22,7 +22,7 @@ from segcore.storage import Storage
 from segcore.text import join_counts, plural
 
 _INTERRUPTED_MESSAGE = "Stopped by Ctrl-C or SIGTERM."
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("segcore.run")
 
 
 def log_and_tell(notify: Notify, level: int = logging.INFO) -> Notify:
