@@ -32,6 +32,7 @@ Others are signals between two places of the code and reach nobody else::
     ProcessDied                 the process of an isolator is gone (segcore.distributed.isolation)
     NoWorkingProcess            not even a plain image can be segmented (the same)
     PickleRefused               a checkpoint is not read (segcore.models.pickles)
+    NotFinite                   a network gave NaN or infinity (here): its image fails
 """
 
 from __future__ import annotations
@@ -163,7 +164,14 @@ class ImageError(Exception):
         code: The reason, from the closed list.
         message: One sentence for people, without secrets or temporary paths; as in `SegcoreError`,
             "?" for what could steer a terminal.
+
+    Attributes:
+        fault: Where code is at fault: the kind and the place of the exception; "" elsewhere.
+        traceback: That of the exception. Both are for the log of this process, and stay in it.
     """
+
+    fault: str = ""
+    traceback: str = ""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         self.code = code
@@ -172,6 +180,10 @@ class ImageError(Exception):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[ErrorCode, str]]:
         return type(self), (self.code, self.message)
+
+
+class NotFinite(ValueError):
+    """A network gave NaN or infinity where only a number makes sense: its weights are to blame."""
 
 
 class WarningCode(StrEnum):

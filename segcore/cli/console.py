@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from segcore.cli import stderr_log
 from segcore.errors import SegcoreError, UsageError, describe_error
 from segcore.exit_codes import ExitCode
+from segcore.logs.records import WHOLE
 from segcore.signals import raise_interrupt
 from segcore.text import printable, printable_lines, redact_link
 
@@ -73,6 +76,7 @@ IncludeUnlisted = Annotated[
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 _PROGRESS_INTERVAL_S = 10.0
+_LOGGER = logging.getLogger(__name__)
 
 
 class ProgressInterval:
@@ -110,21 +114,30 @@ def run_app(app: typer.Typer) -> NoReturn:
     """
     # Batch systems stop a job with SIGTERM; it is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, raise_interrupt)
+    stderr_log.hide_log()
     try:
         run_with_json_errors(app) if "--json" in sys.argv[1:] else app()
     except SegcoreError as error:
-        notify(*f"Error: {error.message}".split("\n"), error.hint)
+        notify(*f"Error: {error.message}".split("\n"), error.hint, level=logging.ERROR)
         print_json_error(error.code, error.message, error.hint, error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
         sys.stderr.close()
         sys.exit(ExitCode.INCOMPLETE)
     except Exception as error:
-        traceback.print_exc()
-        notify("This is a bug in segcore; please report it with the lines above.")
+        show_bug(error)
         print_json_error("bug", describe_error(error), "", ExitCode.INCOMPLETE)
         sys.exit(ExitCode.INCOMPLETE)
     sys.exit(ExitCode.DONE)
+
+
+def show_bug(error: Exception) -> None:
+    """Print the traceback of a bug to stderr, or log it where that is JSON."""
+    if stderr_log.is_json():
+        _LOGGER.error("This is a bug in segcore; please report this line.", exc_info=error)
+        return
+    traceback.print_exception(error)
+    notify("This is a bug in segcore; please report it with the lines above.", level=logging.ERROR)
 
 
 def run_with_json_errors(app: typer.Typer) -> None:
@@ -167,13 +180,16 @@ def open_storage(sets: Sequence[str] | None) -> Storage:
     return Storage(load_config(sets=sets or ()).storage)
 
 
-def notify(*lines: str) -> None:
+def notify(*lines: str, level: int = logging.INFO) -> None:
     """Print messages for people to stderr, one a line; empty ones are left out.
 
-    What would begin another line is in a name from an archive, and is shown as "?".
+    What would begin another line is in a name from an archive, and is shown as "?". Where the log
+    is shown, they are part of it.
     """
-    for line in lines:
-        if line:
+    for line in filter(None, lines):
+        if stderr_log.is_shown():
+            _LOGGER.log(level, "%s", printable(line), extra=WHOLE)
+        else:
             print_text(printable(line), sys.stderr)
 
 

@@ -20,6 +20,7 @@ from segcore.cli import (
     predict,
     segment,
     status,
+    stderr_log,
     train,
     verify,
 )
@@ -37,7 +38,7 @@ app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
-app.command("train", epilog=train.EPILOG)(train.command)
+app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)
@@ -62,6 +63,7 @@ def options(
     ] = False,
 ) -> None:
     """Take the options that come before the name of a command."""
+    stderr_log.hide_log()  # of a command before, where one process calls several
 
 
 def main() -> NoReturn:

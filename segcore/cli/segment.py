@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
 import typer
 
+from segcore.cli import stderr_log
 from segcore.cli.console import (
     ConfigSets,
     JsonFlag,
@@ -16,6 +18,7 @@ from segcore.cli.console import (
     print_text,
 )
 from segcore.cli.option_help import command_class
+from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
 from segcore.exit_codes import EXIT_CODES, ExitCode
 
 EPILOG = f"""
@@ -45,6 +48,7 @@ KEYS = {
     "address": "ray.address",
     "allow_shrunk_listing": "source.allow_shrunk_listing",
     "publish": "run.publish",
+    **stderr_log.KEYS,
 }
 Command = command_class(KEYS)
 
@@ -113,6 +117,9 @@ def command(
             "skip what comes next.",
         ),
     ] = False,
+    log_level: LogLevel = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Segment an archive of images; write masks as Parquet with COCO RLE.
@@ -133,8 +140,10 @@ def command(
         "--address": (KEYS["address"], address),
         "--allow-shrunk-listing": (KEYS["allow_shrunk_listing"], allow_shrunk_listing or None),
         "--publish": (KEYS["publish"], publish),
+        **log_flags(log_level, quiet, log_format),
     }
     job_config: Config = load_config(config, sets or (), flags)
+    show_log(job_config.log)
     if dry_run:
         planned = preview(
             job_config,
@@ -151,10 +160,12 @@ def command(
         overwrite=overwrite,
         retry_failed=retry_failed,
         remove_unlisted=remove_unlisted,
-        notify=notify,
     )
-    print_json(report.to_dict()) if as_json else print_text(report.summary())
-    notify(*report.advice())
+    if as_json:
+        print_json(report.to_dict())
+    elif not job_config.log.quiet:
+        print_text(report.summary())
+    notify(*report.advice(), level=logging.ERROR if report.exit_code else logging.INFO)
     command = own_command("--publish", without="--no-publish")
     if report.may_be_published and command:
         notify(f"To publish it: {command}")

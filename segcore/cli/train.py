@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segcore.cli import stderr_log
 from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
+from segcore.cli.option_help import command_class
+from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
 
 if TYPE_CHECKING:
     from segcore.training.config import TrainConfig
@@ -22,6 +25,7 @@ EPILOG = """
 
 Rerun the same command to resume after the last finished epoch; --restart starts over.
 """
+Command = command_class(stderr_log.KEYS)
 
 
 def command(
@@ -32,6 +36,9 @@ def command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over; replace what the output holds.")
     ] = False,
+    log_level: LogLevel = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train YOLO11-seg on a COCO data set; measure each epoch; keep the best."""
@@ -39,18 +46,23 @@ def command(
     from segcore.training.config import TrainConfig
     from segcore.training.train import train
 
-    train_config = load_config(config, sets or (), schema=TrainConfig)
+    flags = log_flags(log_level, quiet, log_format)
+    train_config = load_config(config, sets or (), flags, schema=TrainConfig)
+    show_log(train_config.log)
     with progress_bar(train_config) as advance:
-        report = train(
-            train_config, restart=restart, config_file=config, notify=notify, progress=advance
-        )
-    print_json(report.to_dict()) if as_json else print_text(report.summary())
+        report = train(train_config, restart=restart, config_file=config, progress=advance)
+    if as_json:
+        print_json(report.to_dict())
+    elif not train_config.log.quiet:
+        print_text(report.summary())
     notify(f"To use it: segcore segment INPUT OUTPUT --model {report.checkpoint}")
 
 
 @contextmanager
 def progress_bar(config: TrainConfig) -> Iterator[Callable[[int, int, int, float], None]]:
     """Show one line on stderr: the epoch, the loss, and the time left in the epoch.
+
+    Where stderr is no terminal, or the log is JSON, there is one message for each epoch instead.
 
     Yields:
         What to call after each step with epoch (from 0), step, steps of the epoch, loss.
@@ -65,6 +77,7 @@ def progress_bar(config: TrainConfig) -> Iterator[Callable[[int, int, int, float
     )
 
     console = Console(stderr=True)
+    is_bar = console.is_terminal and config.log.format == "text" and not config.log.quiet
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -72,13 +85,13 @@ def progress_bar(config: TrainConfig) -> Iterator[Callable[[int, int, int, float
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not is_bar) as progress:
         task = progress.add_task("", total=None, epoch="-", loss=0.0)
 
         def advance(epoch: int, step: int, steps: int, loss: float) -> None:
             epoch_of_all = f"{epoch + 1}/{config.epochs}"
             progress.update(task, total=steps, completed=step, epoch=epoch_of_all, loss=loss)
-            if step == steps and not console.is_terminal:
+            if step == steps and not is_bar:
                 notify(f"epoch {epoch_of_all}: last loss {loss:.3f}")
 
         yield advance

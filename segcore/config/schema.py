@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segcore.images import DecodeOptions
+from segcore.logs.options import LogOptions
 from segcore.models.base import ModelOptions
 from segcore.sources import SourceOptions
 from segcore.sources.units import UnitLimits
@@ -192,3 +193,6 @@ class Config(BaseModel):
         description="Where the job runs and on how many workers. Nothing here changes results.",
     )
     run: RunOptions = Field(RunOptions(), description="When a run counts as successful.")
+    log: LogOptions = Field(
+        LogOptions(), description="What is said on stderr; each run keeps a log in the output, too."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -14,7 +15,15 @@ import pyarrow as pa
 from segcore.distributed import cluster
 from segcore.distributed.prepared_units import objects_from_table, objects_to_table
 from segcore.distributed.progress import ProgressReporter
-from segcore.errors import ClusterError, ObjectChanged, StorageFull, describe_error
+from segcore.distributed.worker_logs import collect_log
+from segcore.errors import (
+    ClusterError,
+    ObjectChanged,
+    SegcoreError,
+    StorageFull,
+    describe_error,
+)
+from segcore.logs.faults import fault_key
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model, probe_model
 from segcore.models.torch_runtime import describe_runtime, limit_device_memory, use_one_thread
@@ -33,6 +42,7 @@ from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader
 
 Worker = TypeVar("Worker")
 _SETUP_FAILURE_PAUSE_S = 2.0
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class ActorSpec:
         cpus_per_process: CPUs that each process takes, at least.
         max_processes: Most processes of the pool.
         gpu_share: GPUs of each process; below 1 it takes no more than that share of the memory.
+        log_level: Least severe records that the log of the run wants.
     """
 
     model: str
@@ -63,6 +74,11 @@ class ActorSpec:
     cpus_per_process: float = 1.0
     max_processes: int = 1
     gpu_share: float = 0.0
+    log_level: int = logging.INFO
+
+    def reporter(self, progress: Any) -> ProgressReporter:
+        """The way of this process to the `ProgressActor`, for its progress and its log."""
+        return ProgressReporter(progress, self.max_processes, collect_log(self.log_level))
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,14 @@ class UnitActor:
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
         self._node = register_current_actor(progress)
-        self._progress = ProgressReporter(progress, spec.max_processes)
+        self._progress = spec.reporter(progress)
         self._retry_failed = retry_failed
         # Ray gives a new process the bundle of the one that died, whose first units may be done.
         self._finds_units_done = was_restarted() and not retry_failed
         self._parts = spec.parts
         self._runtime = ""
         self._setup = WorkerSetup(lambda: self._make_worker(spec))
+        self._progress.flush()
 
     def _make_worker(self, spec: ActorSpec) -> UnitWorker:
         model = load_worker_model(spec)
@@ -163,8 +180,10 @@ class ReadActor:
 
     def __init__(self, spec: ActorSpec, progress: Any, retry_failed: bool) -> None:
         self._node = register_current_actor(progress)
+        self._progress = spec.reporter(progress)
         self._retry_failed = retry_failed
         self._setup = WorkerSetup(lambda: self._make_reader(spec))
+        self._progress.flush()
 
     def _make_reader(self, spec: ActorSpec) -> UnitReader:
         model = load_worker_model(spec, only_preprocess=True)
@@ -177,8 +196,10 @@ class ReadActor:
             For each unit a row with the unit and its `PreparedUnit`, or the outcome of a unit that
             failed; see `objects_to_table`.
         """
-        units = units_from_table(batch)
-        return objects_to_table([(unit, self._read(unit)) for unit in units])
+        units = list(units_from_table(batch))
+        table = objects_to_table([(unit, self._read(unit)) for unit in units])
+        self._progress.flush()
+        return table
 
     def _read(self, unit: Unit) -> PreparedUnit | UnitOutcome:
         if (failed := self._setup.failed_outcome(unit)) is not None:
@@ -217,6 +238,7 @@ class WorkerSetup(Generic[Worker]):
             self._worker = make()
         except Exception as error:  # goes to the driver with each unit
             self._error = describe_error(error)
+            _log_error(error, "A worker could not be set up")
 
     @property
     def result(self) -> Worker:
@@ -253,12 +275,26 @@ def was_restarted() -> bool:
 
 
 def failed_outcome(unit: Unit, error: Exception) -> UnitOutcome:
-    """The outcome of a unit that is not committed because of this error."""
+    """The outcome of a unit that is not committed because of this error, which is logged."""
+    _log_error(error, f"The unit {unit.unit} was not done")
     return UnitOutcome(
         unit.unit,
         error=describe_error(error),
         storage_full=isinstance(error, StorageFull),
         input_changed=isinstance(error, ObjectChanged),
+    )
+
+
+def _log_error(error: Exception, what: str) -> None:
+    """Log an error of a unit or a worker; of one for people there is no traceback."""
+    is_for_people = isinstance(error, SegcoreError)
+    _LOGGER.log(
+        logging.WARNING if is_for_people else logging.ERROR,
+        "%s: %s",
+        what,
+        describe_error(error),
+        exc_info=None if is_for_people else error,
+        extra={"error": fault_key(getattr(error, "cause", None) or error)},  # Ray's have a cause
     )
 
 

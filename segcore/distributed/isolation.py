@@ -14,6 +14,7 @@ eight, and finds several bad ones in one pass.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import suppress
@@ -34,7 +35,6 @@ from segcore.distributed.actors import (
     register_current_actor,
 )
 from segcore.distributed.pool import PoolSize
-from segcore.distributed.progress import ProgressReporter
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
@@ -50,6 +50,7 @@ MAX_START_ATTEMPTS = 2  # to get a process that works; on different nodes, where
 MAX_LOST_NODES = 5  # for one unit
 _NODE_LOSS_WAIT_S = 60.0  # Ray may need so long to notice that a node is gone
 _NODE_POLL_S = 1.0
+_LOGGER = logging.getLogger(__name__)
 _ROW_MESSAGES = {
     ErrorCode.CRASHED: "the process died on this image, twice",
     ErrorCode.TIMED_OUT: "took longer than run.image_timeout_s ({limit_s:g} s), twice",
@@ -83,8 +84,13 @@ class ImageActor:
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
-    def set_up(self, spec: ActorSpec) -> None:
-        """Load the model, and segment a plain image with it."""
+    def set_up(self, spec: ActorSpec, progress: Any) -> None:
+        """Load the model, and segment a plain image with it.
+
+        Args:
+            progress: The `ProgressActor`, which takes the log of this process.
+        """
+        self._log = spec.reporter(progress)
         model = load_worker_model(spec)
         _segment_plain_image(model)
         self._worker = ImageWorker(model, spec.read_options, spec.parts)
@@ -103,10 +109,15 @@ class ImageActor:
             return self._worker.segment()
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more
+        finally:
+            self._log.flush()
 
     def commit(self, unit: Unit, rows: list[ImageResult], retry_failed: bool) -> PartCounts:
         """See `ImageWorker.commit`."""
-        return self._worker.commit(unit, rows, retry_failed)
+        try:
+            return self._worker.commit(unit, rows, retry_failed)
+        finally:
+            self._log.flush()
 
 
 def _segment_plain_image(model: Model) -> None:
@@ -133,7 +144,8 @@ class Isolator:
         taken_out: tuple[str, ...],
     ) -> None:
         register_current_actor(progress)
-        self._progress = ProgressReporter(progress, spec.max_processes)
+        self._progress = spec.reporter(progress)
+        self._progress_actor = progress
         self._spec = spec
         self._retry_failed = retry_failed
         self._pool = pool
@@ -190,6 +202,7 @@ class Isolator:
             except ProcessDied as death:
                 is_open = False
                 processes_lost += 1
+                _log_death(unit, death, image, is_reading=is_reading)
                 if processes_lost < MAX_PROCESSES_PER_IMAGE:
                     continue
                 processes_lost = 0
@@ -237,7 +250,7 @@ class Isolator:
             self._process = actor_class.options(**cluster.away_from(avoided)).remote()
             try:
                 self._node = ray.get(self._process.node.remote())
-                ray.get(self._process.set_up.remote(self._spec))
+                ray.get(self._process.set_up.remote(self._spec, self._progress_actor))
                 return
             except ray.exceptions.RayError as error:
                 is_lost = _node_is_lost(self._process, error, self._node)
@@ -304,6 +317,16 @@ class Isolator:
         n_failed = len(rows) - len(segmented)
         n_instances = sum(map(len, segmented))
         self._progress.report(unit.unit, len(segmented), n_failed, n_instances)
+
+
+def _log_death(
+    unit: Unit, death: ProcessDied, image: ImageResult | None, *, is_reading: bool
+) -> None:
+    step = "reading" if is_reading else "committing" if image is None else "segmenting an image"
+    about = {} if image is None else {"image": image.image_id}
+    _LOGGER.warning(
+        "A process for the unit %s ended while %s (%s).", unit.unit, step, death.code, extra=about
+    )
 
 
 def _node_is_lost(process: Any, error: Exception, node: str) -> bool:

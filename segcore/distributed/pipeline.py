@@ -32,7 +32,9 @@ from segcore.distributed.node_failures import ClusterView, NodeFailures, Verdict
 from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
+from segcore.logs.relay import Entry
 from segcore.planning.plan import Units, select_units
+from segcore.text import plural
 
 # A dead actor is always replaced. Its unit is tried once more; then its images one by one.
 _RESTART_OPTIONS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
@@ -82,6 +84,7 @@ class Pipeline:
         self._notify = notify
         self._progress: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor).remote()
         self._deaths_read_at = time.monotonic()
+        self._failures: dict[str, UnitOutcome] = {}  # of the graph that runs
 
     def snapshot(self) -> ProgressSnapshot | None:
         """Progress so far; None when the `ProgressActor` does not answer in time."""
@@ -91,6 +94,28 @@ class Pipeline:
             return ray.get(self._progress.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
         except Exception:  # progress is a convenience; it never ends a run
             return None
+
+    def problems(self) -> list[str]:
+        """What is wrong, each a few words, for the progress line."""
+        problems = []
+        failures = list(self._failures.values())
+        if failures:
+            problems.append(f"{plural(len(failures), 'unit')} not done: {failures[-1].error}")
+        if taken_out := len(self._nodes.taken_out):
+            problems.append(f"{plural(taken_out, 'node')} taken out")
+        return problems
+
+    def take_log(self) -> list[Entry]:
+        """The log of the workers since the last call; nothing when nobody answers in time."""
+        import ray
+
+        try:
+            entries: list[Entry] = ray.get(
+                self._progress.take_log.remote(), timeout=_SNAPSHOT_TIMEOUT_S
+            )
+        except Exception:  # as above
+            return []
+        return entries
 
     def run(self, units: Units) -> Iterator[UnitOutcome]:
         """Segment `units`, yielding outcomes as they come; one whose process died yields nothing.
@@ -144,7 +169,7 @@ class Pipeline:
         One graph does all of them: the pool starts once, and no unit waits for a slower one. Where
         a node is taken out, a graph without it goes on with what is left.
         """
-        failures: dict[str, UnitOutcome] = {}
+        failures = self._failures = {}
         left = set(units.ids())
         while left:
             bad_node = None
@@ -167,7 +192,8 @@ class Pipeline:
             if bad_node is not None:
                 again = {unit for unit, failure in failures.items() if failure.node == bad_node}
                 left |= again
-                failures = {unit: failures[unit] for unit in failures.keys() - again}
+                for unit in again:
+                    del failures[unit]
             elif max(sizes) > 1:
                 max_bundle_units = 1  # the process died of one unit of a bundle: which one?
             else:

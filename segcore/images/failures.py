@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from segcore.errors import ErrorCode, ImageError
+from segcore.logs.faults import is_own_fault
 
 # Parts of messages of Pillow, libtiff, libjpeg and simplejpeg, in lower case.
 _UNSUPPORTED_PHRASES = (
@@ -33,7 +34,8 @@ def decoder_errors(image_format: str, data: bytes) -> Iterator[None]:
     """Turn whatever a decoder raises in this block into an `ImageError`.
 
     Decoders may raise anything on bytes that they do not expect. So only their calls belong into
-    the block: an exception of our own code is not the image's fault.
+    the block: an exception of our own code is not the image's fault. The mistakes in calling them
+    pass.
 
     Raises:
         ImageError: unsupported_format, truncated, corrupt or too_many_pixels.
@@ -46,6 +48,8 @@ def decoder_errors(image_format: str, data: bytes) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"over the limit of Pillow: {error}") from error
     except Exception as error:
+        if is_own_fault(error):
+            raise
         raise _as_image_error(image_format, error, data) from error
 
 

@@ -85,7 +85,7 @@ def check_history(storage: Storage, layout: EditionLayout) -> Iterator[Problem]:
         return None
 
     with ThreadPoolExecutor(_REQUEST_THREADS) as pool:
-        uris = [info.uri for info in storage.list(layout.history_folder)]
+        uris = [info.uri for info, _ in storage.list_folder(layout.history_folder)]
         yield from (problem for problem in pool.map(check, uris) if problem is not None)
 
 

@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from segcore.errors import NotFinite
 from segcore.masks import numpy_kernel
 from segcore.masks.bilinear import resample_axis
 from segcore.masks.crops import Crops, Grid, crops_of_boxes
@@ -52,7 +53,8 @@ def encode_logits(
             results are equal to the byte.
 
     Raises:
-        ValueError: Shapes disagree, the window is not inside the logits, or a logit is not finite.
+        NotFinite: A logit is not.
+        ValueError: Shapes disagree, or the window is not inside the logits.
         RuntimeError: The compiled implementation was asked for and is not available.
     """
     if logits.ndim != 3 or logits.dtype != np.float32:
@@ -101,7 +103,7 @@ def _encode_compiled(logits: np.ndarray, crops: Crops, grid: Grid, window: Windo
     )
     result = kernel.encode_crops(logits, crops.table(), grid, upsampling, (window.top, window.left))
     if not result.finite:
-        raise ValueError(NOT_FINITE)
+        raise NotFinite(NOT_FINITE)
     text = result.text.tobytes()
     spans = list(pairwise(np.append(0, result.ends).tolist()))
     kept = np.flatnonzero(result.areas)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from segcore.errors import NotFinite
 from segcore.masks.bilinear import ResampledAxis, mix, mix_is_positive, resample_axis
 from segcore.masks.crops import Crops, Grid
 from segcore.masks.edges import EncodedMasks, encode_edges
@@ -31,7 +32,7 @@ def encode_crops(logits: np.ndarray, crops: Crops, grid: Grid, window: Window) -
         window: Part of the logits that shows the image.
 
     Raises:
-        ValueError: A logit is not finite.
+        NotFinite: A logit is not.
     """
     counts: list[bytes] = []
     areas, keep = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -159,7 +160,7 @@ def _gather_samples(
         )
         block = mix(upper, ys.weight_low[row], lower, ys.weight_high[row])
     if not np.isfinite(block).all():
-        raise ValueError(NOT_FINITE)
+        raise NotFinite(NOT_FINITE)
     return np.asarray(block)
 
 

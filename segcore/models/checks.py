@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segcore.errors import CheckpointError, UsageError
+from segcore.errors import CheckpointError, NotFinite, UsageError
 from segcore.models.base import ModelOptions
 from segcore.text import plural
 
@@ -144,10 +144,10 @@ def check_finite(what: str, *outputs: Tensor) -> None:
     """What a network gave for an image is finite. Waits for the device once.
 
     Raises:
-        ValueError: It is not, and would silently count as "nothing found".
+        NotFinite: It is not, and would silently count as "nothing found".
     """
     if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in outputs]).all()):
-        raise ValueError(f"the network gave {what} that are not finite (NaN or infinity)")
+        raise NotFinite(f"the network gave {what} that are not finite (NaN or infinity)")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segcore.errors import NotFinite
+
 BoxesOfAnchors = Callable[[Tensor], Tensor]  # (B, K) int64 -> (B, K, 4) x1 y1 x2 y2
 MAX_CANDIDATES = 30_000  # boxes of one image that take part, those with the best scores
 # Boxes of different classes are shifted this far apart, so that they never overlap (input pixels;
@@ -86,7 +88,7 @@ def detect(
         One `Detections` for each image, on the device of the inputs.
 
     Raises:
-        ValueError: Scores are not finite.
+        NotFinite: Scores are not.
     """
     candidates = _find_candidates(boxes, class_logits, conf, max_candidates)
     kept = _suppress_by_class(candidates, iou, max_det, class_offset)
@@ -141,7 +143,7 @@ def _find_candidates(
         (counts.max(), torch.isfinite(best_logits).all().to(counts.dtype))
     ).tolist()
     if not are_finite:
-        raise ValueError("the network gave scores that are not finite (NaN or infinity)")
+        raise NotFinite("the network gave scores that are not finite (NaN or infinity)")
     num_candidates = min(max_count, max_candidates)
     sorted_scores, anchors = torch.sort(scores, dim=1, descending=True, stable=True)
     sorted_scores, anchors = sorted_scores[:, :num_candidates], anchors[:, :num_candidates]

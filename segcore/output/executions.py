@@ -8,7 +8,7 @@ cannot write it: the next one does so in its place.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +25,14 @@ from segcore.text import json_text, plural, printable
 # How an execution ended that did not come to count the output; see also `RunReport.status`.
 INTERRUPTED, FAILED, DIED = "interrupted", "failed", "died"
 
+_DIED_MESSAGE = "The process of the run ended without a word: it was killed, or its machine died."
+
 _REQUEST_THREADS = 8
 _MAX_SHOWN_ERROR_CHARACTERS = 120
 # What is known of an execution that ended early: it has not counted the output.
 _EARLY_FIELDS = (
-    "status", "execution", "run", "edition", "input", "output", "prefix", "model", "sequence",
-    "started", "finished", "timings", "units", "units_done_before", "pool", "errors",
+    "status", "execution", "log", "run", "edition", "input", "output", "prefix", "model",
+    "sequence", "started", "finished", "timings", "units", "units_done_before", "pool", "errors",
 )  # fmt: skip
 
 
@@ -93,14 +95,15 @@ def write_execution(storage: Storage, layout: EditionLayout, record: Mapping[str
     storage.write_if_absent(layout.execution(str(record["execution"])), data)
 
 
-def early_end(record: Mapping[str, Any], status: str, error: str = "") -> dict[str, Any]:
+def early_end(record: Mapping[str, Any], status: str, errors: Sequence[str] = ()) -> dict[str, Any]:
     """The record of an execution that ended before it counted the output.
 
     Args:
         record: What the execution wrote when it began; see `RunReport.to_dict`.
+        errors: Why it ended, and what kept units from being committed.
     """
     known = {name: record[name] for name in _EARLY_FIELDS if name in record}
-    return known | {"status": status, "errors": [error] if error else []}
+    return known | {"status": status, "errors": list(errors)}
 
 
 def record_death(storage: Storage, layout: EditionLayout, record: Mapping[str, Any]) -> None:
@@ -115,7 +118,7 @@ def record_death(storage: Storage, layout: EditionLayout, record: Mapping[str, A
         StorageError: It cannot be written.
     """
     if record.get("status") == RUNNING and record.get("execution"):
-        write_execution(storage, layout, early_end(record, DIED))
+        write_execution(storage, layout, early_end(record, DIED, [_DIED_MESSAGE]))
 
 
 def read_recent_executions(

@@ -6,6 +6,7 @@
 <output>/<edition>/plans/<run>.parquet       the units of a run
 <output>/<edition>/runs/<run>.json           the record of a run: that of its newest execution
 <output>/<edition>/runs/history/<id>.json    how each execution ended; never overwritten
+<output>/<edition>/runs/history/<id>/*.log   the log of an execution, in pieces: see `execution_log`
 <output>/<edition>/images/<unit>.parquet     one row per input image; commits the unit
 <output>/<edition>/instances/<unit>.parquet  one row per instance
 <output>/<edition>/unlisted/<run>.parquet    images that the listing of a run lacked: see `unlisted`
@@ -90,6 +91,15 @@ class EditionLayout:
     def execution(self, execution: str) -> str:
         """The record of an execution, by its id."""
         return join(self.history_folder, f"{execution}.json")
+
+    def log_folder(self, execution: str) -> str:
+        """Holds the log of an execution, in pieces."""
+        return join(self.history_folder, execution)
+
+    def log_piece(self, execution: str, number: int, form: str) -> str:
+        """A piece of the log of an execution, from 0; the form is ``text`` or ``json``."""
+        suffix = "jsonl" if form == "json" else "log"
+        return join(self.log_folder(execution), f"{number:05d}.{suffix}")
 
     def parts_folder(self, table: Table) -> str:
         """Holds the parts of one table."""

@@ -99,6 +99,7 @@ class RunReport:
         status: ``running`` while it is in progress, then ``success``, ``incomplete``,
             ``too_many_failed`` or ``nothing_found`` (the input holds no image).
         execution: Id of this execution; "" if it found nothing to do and wrote nothing.
+        log: Folder of the log of this execution, a URI; "" as above.
         sequence: 1 for the first run in this edition, and so on; orders runs without clocks.
         started, finished: UTC, ISO 8601; "" when not yet.
         timings: Seconds of each step of this command.
@@ -164,6 +165,7 @@ class RunReport:
     nodes_taken_out: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     execution: str = ""
+    log: str = ""
     nothing_to_do: bool = False
     published: str = ""
     older_edition: str = ""

@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from segcore.distributed import cluster
 from segcore.distributed.pool import PoolSize, size_pool
-from segcore.distributed.progress import ProgressGoal, show_progress
+from segcore.distributed.progress_line import ProgressGoal
+from segcore.distributed.watch import watch
 from segcore.errors import UsageError
+from segcore.logs.relay import LogRelay
 from segcore.output.report import RunReport
 from segcore.output.unit_counts import UnitCounts
 from segcore.planning.plan import Units, remaining_units, select_units
@@ -52,6 +54,8 @@ class RunState:
         started: The record with which the run began; None before it writes anything.
         nodes_taken_out: Node of the cluster -> why it got no more units, for people.
         check_lease: Raises once this run may not go on.
+        warn: Says what is wrong, to people and to the log.
+        relay: Logs what the workers log.
     """
 
     retry_failed: bool = False
@@ -68,6 +72,8 @@ class RunState:
     started: RunReport | None = None
     nodes_taken_out: dict[str, str] = field(default_factory=dict)
     check_lease: Callable[[], None] = lambda: None
+    warn: Notify = lambda text: None
+    relay: LogRelay = field(default_factory=LogRelay)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -169,16 +175,15 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
                 pool,
                 retry_failed=current.retry_failed,
                 taken_out=state.nodes_taken_out,
-                notify=notify,
+                notify=state.warn,
             )
             goal = _progress_goal(current.units)
-            with show_progress(pipeline.snapshot, goal), state.timed("segment"):
-                _run_attempts(job, current, pipeline, state, notify)
+            watched = watch(pipeline, goal, state.relay, job.config.log)
+            with watched, state.timed("segment"):
+                _run_attempts(job, current, pipeline, state)
 
 
-def _run_attempts(
-    job: Job, current: Pass, pipeline: Pipeline, state: RunState, notify: Notify
-) -> None:
+def _run_attempts(job: Job, current: Pass, pipeline: Pipeline, state: RunState) -> None:
     units = current.units
     for _ in range(job.config.run.attempts):
         units_with_error = set()
@@ -190,7 +195,7 @@ def _run_attempts(
         units = current.units_left(job, state)
         lost_units = select_units(units, set(units.ids()) - units_with_error)
         if lost_units:
-            notify(
+            state.warn(
                 f"The worker process died or ran out of memory on "
                 f"{plural(len(lost_units), 'unit')}; trying the images one by one."
             )
@@ -232,6 +237,7 @@ def _actor_spec(job: Job, pool: PoolSize) -> ActorSpec:
         cpus_per_process=min(pool.cpus, pool.cpus_per_reader) if pool.readers else pool.cpus,
         max_processes=pool.max_actors + pool.readers,
         gpu_share=pool.gpus,
+        log_level=config.log.kept_level,
     )
 
 

@@ -7,6 +7,7 @@ dies in between, running the same command again resumes from what exists.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from segcore.lease.acquire import refuse_if_held
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
 from segcore.output.committed import CommittedParts
+from segcore.output.execution_log import ExecutionLog, collect_log
 from segcore.output.executions import new_execution_id, record_death, write_execution
 from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.left_out import describe_left_out
@@ -37,7 +39,7 @@ from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import write_plan
 from segcore.run.account import new_report, take_account
 from segcore.run.carry_over import carry_over
-from segcore.run.history import record_early_end, utc_now
+from segcore.run.history import log_and_tell, log_end, open_log, record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
 from segcore.run.passes import Notify, Pass, RunState, connect_workers, run_passes
 from segcore.run.settle import settle
@@ -96,12 +98,20 @@ def segment(
             "--overwrite and --retry-failed contradict each other.",
             hint="--overwrite segments everything again, failed images included.",
         )
-    state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
+    with collect_log(config.log) as log:
+        state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
+        state.warn = log_and_tell(notify, logging.WARNING)
+        return _segment(config, state, log_and_tell(notify), log, overwrite=overwrite)
+
+
+def _segment(
+    config: Config, state: RunState, notify: Notify, log: ExecutionLog, *, overwrite: bool
+) -> RunReport:
     with state.timed("prepare"):
         check_paths_reachable(config)
         keep = partial(index_shards, options=config.ray, notify=notify)
         job = prepare_job(config, overwrite=overwrite, index_shards=keep)
-    planned = job.preview(remove_unlisted=remove_unlisted)
+    planned = job.preview(remove_unlisted=state.remove_unlisted)
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
     if _nothing_to_do(job, state):
@@ -119,7 +129,7 @@ def segment(
         if _nothing_to_do(job, state):
             return _report_nothing_done(job, state)
         stack.enter_context(record_early_end(job, state, lease))
-        return _run_job(job, state, notify, overwrite=overwrite)
+        return _run_job(job, state, notify, log, overwrite=overwrite)
 
 
 @contextmanager
@@ -145,10 +155,13 @@ def _hold_edition(job: Job, notify: Notify) -> AbstractContextManager[Lease]:
     )
 
 
-def _run_job(job: Job, state: RunState, notify: Notify, *, overwrite: bool) -> RunReport:
+def _run_job(
+    job: Job, state: RunState, notify: Notify, log: ExecutionLog, *, overwrite: bool
+) -> RunReport:
     """Everything that writes, from the run's record on; the lease must be held."""
     state.check_lease()
     started = state.started = _write_run_start(job, overwrite)
+    open_log(log, job, started)
     with state.timed("carry"):
         state.carried = carry_over(job.parts, job.plan, job.committed, job.counts.add_written)
     state.check_lease()
@@ -191,7 +204,10 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
     storage.write_with(layout.plan(run), partial(write_plan, job.plan))
     if job.last_run is not None:
         record_death(storage, layout, job.last_run.values)
-    started = replace(new_report(job), execution=new_execution_id(), started=utc_now())
+    execution = new_execution_id()
+    started = replace(
+        new_report(job), execution=execution, log=layout.log_folder(execution), started=utc_now()
+    )
     storage.write(layout.run_record(run), started.to_json())
     return started
 
@@ -225,7 +241,7 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     with state.timed("account"):
         committed = job.parts.list_committed()
     report = take_account(job, state, committed)
-    report = replace(report, started=started.started, execution=started.execution)
+    report = replace(report, started=started.started, execution=started.execution, log=started.log)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
         report = replace(report, status=NOTHING_FOUND)
     if unread := state.reread.keys() - state.done:
@@ -246,6 +262,7 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     if publishes:
         publish(storage, layout, job.plan.run, report.status)
     write_execution(storage, layout, report.to_dict())
+    log_end(report)
     if report.status == NOTHING_FOUND:
         left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes)))
         raise NothingFound(

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from segcore.logs.options import LogOptions
+
 
 class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -147,4 +149,7 @@ class TrainConfig(_StrictModel):
     seed: int = Field(0, description="Seed of all random choices.")
     conf: float = Field(
         0.25, ge=0, le=1, description="Score threshold that is stored as the model's default."
+    )
+    log: LogOptions = Field(
+        LogOptions(), description="What is said on stderr; each run keeps a log in the output, too."
     )

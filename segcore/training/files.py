@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segcore.errors import StorageError
+
 
 @dataclass
 class EpochResult:
@@ -35,6 +37,7 @@ class RunFiles:
         state: `last.pt`: all that is needed to resume after the last complete epoch.
         best: `best.pt`: averaged weights of the best epoch so far.
         log: `log.jsonl`: one `EpochResult` a line.
+        messages: `logs/`: what each execution said, in pieces.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +45,16 @@ class RunFiles:
         self.state = folder / "last.pt"
         self.best = folder / "best.pt"
         self.log = folder / "log.jsonl"
+        self.messages = folder / "logs"
+
+    def write_messages(self, execution: str, form: str, number: int, piece: bytes) -> None:
+        """Write a piece of what an execution said; the form is ``text`` or ``json``."""
+        suffix = "jsonl" if form == "json" else "log"
+        try:
+            self.messages.mkdir(exist_ok=True)
+            (self.messages / f"{execution}-{number:05d}.{suffix}").write_bytes(piece)
+        except OSError as error:
+            raise StorageError(f"{self.messages} cannot be written: {error}.") from None
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state."""

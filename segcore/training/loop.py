@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segcore.errors import UsageError
+from segcore.logs.records import KEPT_ONLY
 from segcore.models.registry import load_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
@@ -27,6 +29,7 @@ from segcore.training.targets import Targets
 Validate = Callable[[dict[str, Tensor]], dict[str, float]]
 Progress = Callable[[int, int, int, float], None]
 
+_LOGGER = logging.getLogger(__name__)
 _MIN_SHARED_TENSORS = 0.9  # share of tensors that a checkpoint of the same architecture has
 
 
@@ -75,6 +78,8 @@ class Trainer:
         while not self.finished:
             losses = self.train_one_epoch()
             scores = self.validate_epoch()
+            done = f"epoch {self.epoch} of {self.config.epochs}: {losses} {scores}"
+            _LOGGER.info("Done with %s.", done, extra=KEPT_ONLY)
             self.save_if_best(scores)
             self.save()
             lr = self.optimizer.param_groups[0]["lr"]

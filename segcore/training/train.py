@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from segcore.errors import SegcoreError, describe_error
 from segcore.evaluation.average_precision import Scores
+from segcore.logs.records import KEPT_ONLY
+from segcore.output.execution_log import ExecutionLog, collect_log
+from segcore.output.executions import new_execution_id
 from segcore.training.config import TrainConfig
 from segcore.training.data import training_notes
 from segcore.training.export import export_checkpoint
 from segcore.training.loop import Progress, Trainer
 from segcore.training.validate import load_validation, measure_accuracy, summarize_scores
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,24 @@ def train(
     Raises:
         SegcoreError: The configuration, the labels or the images cannot be used.
     """
+    with collect_log(config.log) as log, _errors_in_log():
+        return _train(config, log, restart, config_file, _log_and_tell(notify), progress)
+
+
+def _train(
+    config: TrainConfig,
+    log: ExecutionLog,
+    restart: bool,
+    config_file: str,
+    notify: Callable[[str], None],
+    progress: Progress | None,
+) -> TrainReport:
     trainer = Trainer(
         config,
         lambda weights: summarize_scores(measure_accuracy(config, weights, labelled)),
         progress,
     )
+    log.open(partial(trainer.files.write_messages, new_execution_id(), config.log.format))
     labelled = load_validation(config.data, trainer.labelled.truth)
     for note in dict.fromkeys((*training_notes(trainer.labelled), *labelled.notes)):
         notify(note)
@@ -81,4 +103,29 @@ def train(
     elif trainer.resume():
         notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
     exported = export_checkpoint(config, trainer.run(), labelled, config_file, trainer.counts)
+    _LOGGER.info("Wrote %s.", exported.checkpoint, extra=KEPT_ONLY)
     return TrainReport(exported.checkpoint, exported.card, exported.scores)
+
+
+def _log_and_tell(notify: Callable[[str], None]) -> Callable[[str], None]:
+    def tell(sentence: str) -> None:
+        _LOGGER.info("%s", sentence)
+        notify(sentence)
+
+    return tell
+
+
+@contextmanager
+def _errors_in_log() -> Iterator[None]:
+    """The log ends with what ended the run; of a bug it has the traceback."""
+    try:
+        yield
+    except BaseException as error:
+        is_expected = isinstance(error, SegcoreError | KeyboardInterrupt)
+        _LOGGER.error(
+            "Ended early: %s",
+            describe_error(error),
+            exc_info=None if is_expected else error,
+            extra=KEPT_ONLY,
+        )
+        raise

@@ -61,7 +61,8 @@ def _fits(model: Model, prepared: Any, max_batches: int) -> bool:
         try:
             model.postprocess(model.forward(batch), batch)
         except Exception as error:  # any other will meet the images, and is reported with them
-            return classify_error(error).code is not ErrorCode.OUT_OF_MEMORY
+            failure = classify_error(error, model, in_network=True)
+            return failure.error.code is not ErrorCode.OUT_OF_MEMORY
         return True
 
     with ThreadPoolExecutor(max_batches) as pool:

@@ -16,6 +16,7 @@ from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.instances import Instances
 from segcore.models.base import Model
 from segcore.models.torch_runtime import free_cached_device_memory
+from segcore.worker.faults import model_failure
 from segcore.worker.memory import is_out_of_memory
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.result_checks import ResultChecks
@@ -83,25 +84,28 @@ class BatchRunner:
         if isinstance(result, list):
             return result
         free_cached_device_memory()
-        if result.code is ErrorCode.OUT_OF_MEMORY:
+        if result.error.code is ErrorCode.OUT_OF_MEMORY:
             if size_before > 1:
                 self._set_batch_size(min(self.batch_size, size_before // 2))
                 return self.run(batch)
             self._set_batch_size(self._full_batch_size)  # the image is to blame, not the size
         if len(batch) == 1:
-            return [ImageError(result.code, result.message)]
+            return [result.error]
         return [outcome for image in batch for outcome in self._run_batch([image])]
 
     def _try_batch(self, batch: Sequence[Any]) -> Outcomes | _Failure:
         """Raises DeviceLost."""
+        network_ended = False
         try:
             raw = self._model.forward(batch)
+            network_ended = True
             detections = list(self._model.postprocess(raw, batch))
             if len(detections) != len(batch):
                 raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
             return [self._checks.checked(result) for result in detections]
         except Exception as error:
-            return classify_error(error)  # not the error: it would keep the batch's tensors
+            # Not the exception itself: its traceback would keep the batch's tensors.
+            return classify_error(error, self._model, in_network=not network_ended)
 
     def _set_batch_size(self, size: int) -> None:
         with self._lock:
@@ -225,21 +229,22 @@ class _Failure:
         of_device_memory: It was the memory of a GPU that ran out.
     """
 
-    code: ErrorCode
-    message: str
+    error: ImageError
     of_device_memory: bool = False
 
 
-def classify_error(error: Exception) -> _Failure:
+def classify_error(error: Exception, model: Model, *, in_network: bool) -> _Failure:
     """What an exception of the model means for its batch.
+
+    Args:
+        in_network: The network raised it, not what comes after.
 
     Raises:
         DeviceLost: The exception says so.
     """
     if is_out_of_memory(error):
-        on_device = type(error).__name__ == "OutOfMemoryError"
-        return _Failure(ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE, on_device)
-    message = describe_error(error)
+        out_of_memory = ImageError(ErrorCode.OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE)
+        return _Failure(out_of_memory, type(error).__name__ == "OutOfMemoryError")
     if type(error).__name__ == "AcceleratorError" or _DEVICE_ERROR.search(str(error)):
-        raise DeviceLost(message)
-    return _Failure(ErrorCode.MODEL_ERROR, message)
+        raise DeviceLost(describe_error(error))
+    return _Failure(model_failure(model, error, in_network=in_network))

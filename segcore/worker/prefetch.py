@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segcore.errors import ErrorCode, ImageError, describe_error
+from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.sources import Sample
-from segcore.text import printable
+from segcore.worker.faults import code_failure, log_fault
 from segcore.worker.pages import image_bytes
 from segcore.worker.preprocessing import PreparedSample, Preprocessor
 from segcore.worker.watchdog import Watchdog
@@ -150,12 +149,13 @@ def prepare_sample(
             value = preprocessor.preprocess(image)
             warnings = preprocessor.warnings(image, value)
     except ImageError as error:
+        log_fault(error, sample.image_id)
         return PreparedSample(bare_sample, error=error)
     except MemoryError:
         message = "memory ran out while decoding this image"
         return PreparedSample(bare_sample, error=ImageError(ErrorCode.OUT_OF_MEMORY, message))
     except Exception as error:  # not the image's fault: decoders raise ImageError
-        logging.getLogger(__name__).exception("Cannot prepare %s.", printable(sample.image_id))
-        message = describe_error(error)
-        return PreparedSample(bare_sample, error=ImageError(ErrorCode.INTERNAL_ERROR, message))
+        failure = code_failure(ErrorCode.INTERNAL_ERROR, error)
+        log_fault(failure, sample.image_id)
+        return PreparedSample(bare_sample, error=failure)
     return PreparedSample(bare_sample, value, image.width, image.height, warnings=warnings)

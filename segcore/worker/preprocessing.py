@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from segcore.errors import (
-    ErrorCode,
     ImageError,
     ImageWarning,
     UsageError,
     WarningCode,
-    describe_error,
 )
 from segcore.images import (
     DecodedImage,
@@ -25,6 +23,7 @@ from segcore.images import (
 )
 from segcore.models.base import ReducedPreprocess, ResizedInput
 from segcore.sources import Sample
+from segcore.worker.faults import model_failure
 from segcore.worker.memory import is_out_of_memory
 
 
@@ -63,6 +62,7 @@ class Preprocessor:
 
     def __init__(self, preprocess: Callable[[np.ndarray], Any], options: DecodeOptions) -> None:
         self._preprocess = preprocess
+        self._model = getattr(preprocess, "__self__", preprocess)
         self._options = options
         if options.scale == "reduced" and not isinstance(preprocess, ReducedPreprocess):
             raise UsageError(
@@ -96,8 +96,8 @@ class Preprocessor:
             ImageError: The model's `preprocess` failed.
         """
         if self._options.scale == "full":
-            return _call_model(self._preprocess, image.pixels)
-        return _call_model(self._preprocess, image.pixels, size=(image.height, image.width))
+            return self._call_model(self._preprocess, image.pixels)
+        return self._call_model(self._preprocess, image.pixels, size=(image.height, image.width))
 
     def warnings(self, image: DecodedImage, value: Any) -> tuple[ImageWarning, ...]:
         """What a person should know about the image: from decoding, and for this model.
@@ -108,7 +108,7 @@ class Preprocessor:
         Raises:
             ImageError: The model failed to tell at which size it sees the image.
         """
-        seen_size = _call_model(self._seen_size, image, value)
+        seen_size = self._call_model(self._seen_size, image, value)
         if seen_size is None:
             return image.warnings
         seen_height, seen_width = seen_size
@@ -133,22 +133,21 @@ class Preprocessor:
 
     def _content_size(self, height: int, width: int) -> tuple[int, int]:
         assert isinstance(self._preprocess, ReducedPreprocess)
-        size: tuple[int, int] = _call_model(self._preprocess.content_size, height, width)
+        size: tuple[int, int] = self._call_model(self._preprocess.content_size, height, width)
         return size
 
+    def _call_model(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call code of the model; what it raises becomes an error of this image.
 
-def _call_model(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call code of the model; what it raises becomes an error of the image it was called for.
-
-    Raises:
-        MemoryError: Memory ran out, whatever the model's exception was.
-        ImageError: Any other failure.
-    """
-    try:
-        return function(*args, **kwargs)
-    except MemoryError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError from error
-        raise ImageError(ErrorCode.MODEL_ERROR, describe_error(error)) from error
+        Raises:
+            MemoryError: Memory ran out, whatever the model's exception was.
+            ImageError: Any other failure.
+        """
+        try:
+            return function(*args, **kwargs)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
+            raise model_failure(self._model, error) from error

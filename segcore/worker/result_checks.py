@@ -8,6 +8,7 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.instances import Instances
 from segcore.masks.measure import measure_masks
 from segcore.models.base import Model
+from segcore.worker.faults import code_failure, is_own_model
 
 
 class ResultChecks:
@@ -20,7 +21,7 @@ class ResultChecks:
     def __init__(self, model: Model) -> None:
         ids = sorted(category.id for category in model.info.categories)
         self._category_ids = np.array(ids, np.int64)
-        self._measures_masks = not type(model).__module__.startswith("segcore.models.")
+        self._is_own_model = is_own_model(model)
 
     def checked(self, result: object) -> Instances | ImageError:
         """The result as it is, or an error that says what is wrong with it."""
@@ -28,7 +29,9 @@ class ResultChecks:
             problem = self._find_problem(result)
         # A result of the wrong kind can raise nearly anything when it is looked at.
         except Exception as error:
-            problem = f"that cannot be read ({type(error).__name__}: {error})"
+            code = ErrorCode.INTERNAL_ERROR if self._is_own_model else ErrorCode.MODEL_ERROR
+            problem = f"model gave something that cannot be read ({type(error).__name__}: {error})"
+            return code_failure(code, error, problem[:300])
         if problem:
             return ImageError(ErrorCode.MODEL_ERROR, f"model gave {problem}"[:300])
         assert isinstance(result, Instances)
@@ -57,7 +60,7 @@ class ResultChecks:
         if not n:
             return ""
         problem = self._find_wrong_number(result)
-        if not problem and self._measures_masks:
+        if not problem and not self._is_own_model:
             problem = _find_wrong_mask(result)
         return problem
 

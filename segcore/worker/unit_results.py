@@ -7,13 +7,19 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from segcore.errors import ErrorCode, ImageError, ImageWarning, WarningCode
+from segcore.errors import ErrorCode, ImageError, ImageWarning, SegcoreError, WarningCode
 from segcore.instances import Instances
 from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
-from segcore.output.tables import ImageResult, results_from_tables
+from segcore.output.tables import (
+    ImageResult,
+    images_table,
+    instances_table,
+    results_from_tables,
+)
 from segcore.sources import Sample, file_image_id
 from segcore.sources.units import Unit
+from segcore.worker.faults import code_failure, log_fault
 from segcore.worker.preprocessing import PreparedSample
 
 
@@ -94,6 +100,8 @@ def make_row(image: PreparedSample, outcome: Instances | ImageError) -> ImageRes
         )
         outcome = ImageError(ErrorCode.MODEL_ERROR, message)
     row = name_row(image.sample)
+    if isinstance(outcome, ImageError):
+        log_fault(outcome, row.image_id)
     return replace(
         row,
         width=image.width,
@@ -113,8 +121,31 @@ def commit_rows(
 ) -> PartCounts:
     """Commit a unit; with `retry_failed` in place of the part that is there.
 
+    A row that cannot be written, whatever else the unit holds, becomes an `internal_error`.
+
     Raises:
         StorageError: See `Parts.commit` and `Parts.replace`.
+        Exception: A fault of our own that is not about single rows.
     """
     commit = parts.replace if retry_failed else parts.commit
-    return commit(unit, rows, notes)
+    try:
+        return commit(unit, rows, notes)
+    except (SegcoreError, MemoryError):
+        raise
+    except Exception:
+        writable = [_writable(parts, unit, row) for row in rows]
+        if all(new is row for new, row in zip(writable, rows, strict=True)):
+            raise
+        return commit(unit, writable, notes)
+
+
+def _writable(parts: Parts, unit: Unit, row: ImageResult) -> ImageResult:
+    """The row, or one that says that it cannot be written."""
+    try:
+        images_table(unit, [row])
+        instances_table([row], dict(parts.categories))
+    except Exception as error:
+        failure = code_failure(ErrorCode.INTERNAL_ERROR, error)
+        log_fault(failure, row.image_id)
+        return replace(row, instances=None, error=failure)
+    return row

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import io
-import threading
+import logging
 
 import pytest
 from hypothesis import given
@@ -11,25 +10,23 @@ from segcore.distributed import progress
 from segcore.distributed.progress import (
     ProgressActor,
     ProgressCounter,
-    ProgressGoal,
     ProgressReporter,
     ProgressSnapshot,
-    progress_line,
-    show_progress,
 )
+from segcore.logs.relay import LogBuffer
 
 
 def test_a_retried_unit_is_counted_once():
     counter = ProgressCounter()
     counter.report("a", 5, 1, 50)
     counter.report("b", 2, 0, 10)
-    assert counter.snapshot() == ProgressSnapshot(7, 1, 60, 0, 0)
+    assert counter.snapshot() == ProgressSnapshot(in_progress=8)
     counter.report("a", 3, 0, 30)  # its actor died; another one began again
-    assert counter.snapshot() == ProgressSnapshot(5, 0, 40, 0, 0)
+    assert counter.snapshot() == ProgressSnapshot(in_progress=5)
     counter.complete("a", 9, 1, 90, 1000)
     counter.report("a", 1, 0, 1)  # a late message of the dead actor
     counter.complete("a", 9, 1, 90, 1000)
-    assert counter.snapshot() == ProgressSnapshot(11, 1, 100, 1, 1000)
+    assert counter.snapshot() == ProgressSnapshot(9, 1, 90, 1, 1000, in_progress=2)
 
 
 class _Handle:
@@ -99,39 +96,27 @@ def test_the_first_commit_of_a_process_clears_its_node_at_once():
     assert handle.actor.deaths() == {}
 
 
-def test_the_line_with_a_known_number_of_images():
-    line = progress_line(ProgressSnapshot(409, 3, 9000, 1, 10), ProgressGoal(1000, 4, 100), 10.0)
-    assert line == "412 / 1,000 images · 41.2/s · 409 ok · 3 failed · 1 / 4 units · ETA 0:14"
+def test_what_workers_log_travels_with_their_progress():
+    handle = _Handle()
+    reporter = ProgressReporter(handle, 1, log := LogBuffer(logging.INFO, "worker 1"))
+    logger = logging.Logger("segcore.x")
+    logger.addHandler(log)
+    reporter.flush()
+    assert handle.messages == 0
+    logger.warning("careful")
+    reporter.flush()
+    logger.warning("and again")
+    reporter.complete("node", "a", (1, 0, 0), 10)
+    assert handle.messages == 2
+    messages = [entry["fields"]["message"] for entry in handle.actor.take_log()]
+    assert messages == ["careful", "and again"]
+    assert handle.actor.take_log() == []
 
 
-def test_without_a_known_number_of_images_the_estimate_goes_by_bytes():
-    goal = ProgressGoal(None, 4, 100)
-    line = progress_line(ProgressSnapshot(10, 0, 0, 1, 25), goal, 10.0)
-    assert line == "10 images · 1.0/s · 10 ok · 0 failed · 1 / 4 units · ETA 0:30"
-    assert progress_line(ProgressSnapshot(), goal, 0.0).endswith("ETA -")
-
-
-def test_the_line_of_one_image_is_singular():
-    line = progress_line(ProgressSnapshot(1, 0, 2, 1, 10), ProgressGoal(1, 1, 10), 1.0)
-    assert line == "1 / 1 image · 1.0/s · 1 ok · 0 failed · 1 / 1 unit · ETA 0:00"
-
-
-def test_plain_lines_where_stderr_is_not_a_terminal(monkeypatch):
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.01)
-    stream = io.StringIO()
-    all_read = threading.Event()
-    snapshots = [None, ProgressSnapshot(), ProgressSnapshot(1, 0, 2, 0, 0)]
-
-    def read_snapshot() -> ProgressSnapshot | None:
-        if snapshots:
-            return snapshots.pop(0)
-        all_read.set()
-        return None
-
-    with show_progress(read_snapshot, ProgressGoal(2, 1, 1), stream):
-        assert all_read.wait(10)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("starting workers")
-    assert lines[1].startswith("1 / 2 images")
-    assert "\x1b" not in stream.getvalue()
+def test_deaths_are_counted_for_good():
+    handle = _Handle()
+    for _ in range(3):
+        handle.actor.register(b"", "actor", "node")
+    ProgressReporter(handle, 1).complete("node", "a", (1, 0, 0), 10)
+    assert handle.actor.deaths() == {}
+    assert handle.actor.snapshot().deaths == 2

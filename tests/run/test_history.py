@@ -42,8 +42,14 @@ def _segment(folder: Path, *sets: str) -> RunReport:
 
 def _history(folder: Path) -> dict[str, bytes]:
     """Bytes of all records of executions by their ids."""
-    files = (folder / "out").glob("*/runs/history/*")
+    files = (folder / "out").glob("*/runs/history/*.json")
     return {path.name.removesuffix(".json"): path.read_bytes() for path in files}
+
+
+def _log(folder: Path, execution: str) -> str:
+    """The log of an execution."""
+    pieces = sorted((folder / "out").glob(f"*/runs/history/{execution}/*.log"))
+    return "".join(path.read_text() for path in pieces)
 
 
 def _fail(error: BaseException) -> serial_run.RunPasses:
@@ -63,7 +69,7 @@ def test_the_history_grows_and_what_it_has_stays(
     ends = [
         (_fail(StorageError("The disk is gone.")), StorageError, "failed", "The disk is gone."),
         (_fail(ZeroDivisionError("oops")), ZeroDivisionError, "failed", "ZeroDivisionError: oops"),
-        (_fail(KeyboardInterrupt()), Interrupted, "interrupted", ""),
+        (_fail(KeyboardInterrupt()), Interrupted, "interrupted", "Stopped by Ctrl-C or SIGTERM."),
         (_fail(LeaseLost("Another run took over.")), LeaseLost, "failed", "Another run took over."),
         (serial_run.run_passes, None, "success", ""),
     ]
@@ -85,6 +91,11 @@ def test_the_history_grows_and_what_it_has_stays(
         assert (record["errors"] or [""])[0] == message
         assert record["started"] <= record["finished"]
         assert ("images" in record) == (status == "success")  # nobody has counted the others
+        log = _log(folder, execution)
+        assert "Plan: " in log.splitlines()[0]
+        assert (message or "Ended: success") in log
+        assert ("Traceback" in log) == (error is ZeroDivisionError)
+        assert record["log"].endswith(execution)
         before = history
     assert _segment(folder).nothing_to_do  # writes nothing
     assert _history(folder) == before

@@ -33,7 +33,8 @@ def test_a_fault_of_our_own_is_an_internal_error(monkeypatch, caplog, error) -> 
         prepared = _prepare(save(PICTURE, "PNG"))
     assert prepared.error.code == ErrorCode.INTERNAL_ERROR
     assert type(error).__name__ in prepared.error.message
-    assert "Traceback" in caplog.text
+    (record,) = caplog.records
+    assert "Traceback" in record.traceback
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segcore.errors import NotFinite
 from segcore.masks.device.edges import DeviceAxes, DeviceCrops, find_edges, scan_samples
 from segcore.masks.device.plan import DevicePlan
 from segcore.masks.device.strings import DeviceStrings, empty_strings, write_strings
@@ -61,8 +62,8 @@ def encode_images(images: Sequence[ImageMasks], byte_limit: int = BYTE_LIMIT) ->
             what is computed from them. One image's logits and one instance's steps may take more.
 
     Raises:
-        ValueError: Shapes or types disagree, a window is not inside its logits, or a logit is not
-            finite.
+        NotFinite: A logit is not.
+        ValueError: Shapes or types disagree, or a window is not inside its logits.
     """
     windows = [_checked_window(image) for image in images]
     if not images:
@@ -199,7 +200,7 @@ class _GroupEncoder:
         scan = scan_samples(self._logits, self._axes, crops, sizes)
         n_candidates, n_line_candidates, is_finite = download(scan.totals).tolist()
         if not is_finite:
-            raise ValueError(NOT_FINITE)
+            raise NotFinite(NOT_FINITE)
         if not n_line_candidates:
             return [empty_strings(stop - start, self._logits.device)]
         if n_line_candidates * _EDGE_BYTES > self._byte_limit and stop - start > 1:

@@ -44,7 +44,7 @@ def detect_queries(
         grid: Height and width to which logits are first resized (bilinear), or None.
 
     Raises:
-        ValueError: Logits are not finite.
+        NotFinite: Logits are not.
     """
     check_finite("class or mask logits", class_logits, mask_logits)
     num_queries, num_classes = class_logits.shape[0], class_logits.shape[1] - 1

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segcore.errors import NotFinite
 from segcore.masks.bilinear import mix
 from segcore.masks.edges import EncodedMasks, encode_edges
 
@@ -69,14 +70,15 @@ def paste(masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) -> Enco
         canvas: (H, W) of the image.
 
     Raises:
-        ValueError: Shapes disagree, a number is not finite, or a box leaves the image.
+        NotFinite: A number is not.
+        ValueError: Shapes disagree, or a box leaves the image.
     """
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or boxes.shape != (len(masks), 4):
         raise ValueError(f"masks are (N, S, S), boxes (N, 4); got {masks.shape} and {boxes.shape}")
     if masks.dtype != np.float32 or boxes.dtype != np.float32:
         raise ValueError(f"masks and boxes are float32, got {masks.dtype} and {boxes.dtype}")
     if not (np.isfinite(masks).all() and np.isfinite(boxes).all()):
-        raise ValueError("masks or boxes are not finite (NaN or infinity)")
+        raise NotFinite("masks or boxes are not finite (NaN or infinity)")
     limits = np.array([canvas[1], canvas[0]] * 2) + 1  # one pixel for rounding
     if (boxes < -1).any() or (boxes > limits).any():
         raise ValueError(f"boxes reach outside of the image of (H, W) = {canvas}")

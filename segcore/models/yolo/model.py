@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from segcore.errors import NotFinite
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
 from segcore.masks.device.encode import ImageMasks, download, encode_images
@@ -326,9 +327,9 @@ def _slices(n_detections: int, plane_pixels: int) -> list[slice]:
 
 
 def _finite(boxes: np.ndarray) -> np.ndarray:
-    """The boxes. ValueError if one is not finite: its mask would silently be empty."""
+    """The boxes. NotFinite if one is not: its mask would silently be empty."""
     if not np.isfinite(boxes).all():
-        raise ValueError("the network gave boxes that are not finite (NaN or infinity)")
+        raise NotFinite("the network gave boxes that are not finite (NaN or infinity)")
     return boxes
 
 
