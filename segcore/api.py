@@ -6,7 +6,8 @@ Commands and packages of segcore use the functions behind them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
@@ -16,9 +17,11 @@ from segcore.evaluation.evaluate import EvaluationReport
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.output import results
 from segcore.output.report import RunReport
-from segcore.output.results import Results
 from segcore.run import segment as job
 from segcore.storage import Storage, StorageOptions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 AnyStorage = Storage | StorageOptions | None
 
@@ -75,6 +78,38 @@ def segment(
     )
 
 
+class Results(results.Results):
+    """One edition of an output: its tables, and pictures of its images."""
+
+    def plot(self, image_id: str, scale: float = 1.0, labels: bool = True) -> Image:
+        """The masks of one image over it; a notebook shows the result as a picture.
+
+        The image is read from where the job read it.
+
+        Args:
+            image_id: As in the tables, or the end of it from a slash or # on, such as a file name.
+            scale: Size of the picture relative to the image.
+            labels: Write category and score beside each instance.
+
+        Raises:
+            UsageError: There is no such image, or several; it failed; or it is gone from the
+                archive or has changed.
+        """
+        from PIL.Image import fromarray
+
+        from segcore.visualize.pictures import draw_picture, read_pictures
+        from segcore.visualize.selection import Choice, Selection, select_images
+
+        selected = select_images(self, Selection(Choice.FIRST, image_id, limit=2))
+        if selected.n_matching > 1:
+            ids = " and ".join(record.image_id for record in selected.records)
+            raise UsageError(f"{image_id} is the end of several ids: {ids}.")
+        picture = next(iter(read_pictures(self, selected.records)))
+        if picture.image is None:
+            raise UsageError(f"{picture.record.image_id} cannot be shown: {picture.reason}")
+        return fromarray(draw_picture(picture, scale=scale, labels=labels, as_read=True))
+
+
 def open_results(
     output: str,
     edition: str | None = None,
@@ -82,9 +117,10 @@ def open_results(
     storage: AnyStorage = None,
     include_unlisted: bool = False,
 ) -> Results:
-    """The results in an output: tables by unit, one Arrow table, or a DataFrame::
+    """The results in an output: tables by unit, one Arrow table, a DataFrame, or pictures::
 
         results = segcore.open_results("masks/")
+        results.plot("photo7.jpg")
         masks = results.to_pandas("instances", columns=["image_id", "category", "score"])
 
     Args:
@@ -96,9 +132,10 @@ def open_results(
     Raises:
         UsageError: There is no output, no such edition, or there are several and none was chosen.
     """
-    return results.open_results(
+    opened = results.open_results(
         _storage(storage), output, edition, include_unlisted=include_unlisted
     )
+    return Results(**{one.name: getattr(opened, one.name) for one in fields(opened)})
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from segcore.cli import (
     models,
     predict,
     segment,
+    show,
     status,
     train,
     verify,
@@ -36,6 +37,7 @@ app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
+app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
