@@ -10,6 +10,7 @@ import segcore
 from segcore.cli import (
     bench,
     compact,
+    compare,
     config,
     console,
     convert,
@@ -39,6 +40,7 @@ app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
 app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)

@@ -41,7 +41,9 @@ EPILOG = """
 
 An image is named by its id, or by the end of it from a slash or # on; * and ? stand for any letters
 and for one. Images are read from where the job read them. One that is gone or has changed is shown
-as a card with the reason, and the exit code is 1; images that failed are cards, too.
+as a card with the reason; images that failed are cards, too.
+
+Exit codes: 0 done; 1 an image cannot be shown any more; 2 usage error; 130 interrupted.
 """
 _DEFAULT_LIMIT = 12
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

@@ -46,8 +46,11 @@ class MaskStrings:
     ) -> MaskStrings:
         """Measure the strings; arguments as the attributes."""
         text = np.ascontiguousarray(text)
-        columns = [np.ascontiguousarray(c, np.int64) for c in (offsets, heights, widths)]
-        return cls(text, *columns, measure_masks(text, *columns))
+        offsets, heights, widths = (
+            np.ascontiguousarray(column, np.int64) for column in (offsets, heights, widths)
+        )
+        measures = measure_masks(text, offsets, heights, widths)
+        return cls(text, offsets, heights, widths, measures)
 
     @classmethod
     def of_strings(
@@ -59,6 +62,20 @@ class MaskStrings:
 
     def __len__(self) -> int:
         return len(self.heights)
+
+    def take(self, rows: np.ndarray) -> MaskStrings:
+        """Some of the strings, in this order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        measures = self.measures
+        return MaskStrings(
+            self.text[places],
+            offsets,
+            self.heights[rows],
+            self.widths[rows],
+            MaskMeasures(measures.valid[rows], measures.areas[rows], measures.boxes[rows]),
+        )
 
 
 def find_meeting_boxes(
