@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segcore.comparison import compare as comparison
+from segcore.comparison.compare import CompareOptions, Comparison
+from segcore.comparison.matching import MatchLimits
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
 from segcore.evaluation import evaluate as evaluation
@@ -179,6 +183,47 @@ def evaluate(
         allow_missing,
         _exif_labels(exif_labels),
         include_unlisted=include_unlisted,
+    )
+
+
+def compare(
+    first: str,
+    second: str,
+    *,
+    first_edition: str | None = None,
+    second_edition: str | None = None,
+    match_iou: float = 0.5,
+    same_iou: float = 0.9,
+    min_score: float = 0.0,
+    table: str | None = None,
+    storage: AnyStorage = None,
+) -> Comparison:
+    """What differs between two editions of the same images, or an edition and known masks::
+
+        segcore.compare("old/", "new/").totals.share()  # the part of all objects that changed
+
+    Args:
+        first, second: An output, the prefix of an edition, or a COCO instances file (.json).
+        first_edition, second_edition: Names of editions; default the published ones.
+        match_iou: IoU of masks that makes two instances one object.
+        same_iou: From this IoU on it has not moved.
+        min_score: Leave out instances below this score.
+        table: A local Parquet file for one row per pair and lone instance.
+        storage: How object stores are accessed.
+
+    Raises:
+        UsageError: A side cannot be opened, or they have no image in common.
+    """
+    options = CompareOptions(
+        MatchLimits(match_iou, same_iou), min_score, Path(table) if table else None
+    )
+    return comparison.compare(
+        _storage(storage),
+        first,
+        second,
+        options,
+        first_edition=first_edition,
+        second_edition=second_edition,
     )
 
 

@@ -41,8 +41,8 @@ EPILOG = """
 Instances of one image are matched one to one by the IoU of their masks. Shares for the limits are
 of all objects of both sides, where a matched pair is one.
 
-Exit codes: 0 done; 1 a part of an output cannot be read; 2 usage error, or nothing to compare; 4
-over one of the limits; 130 interrupted.
+Exit codes: 0 done; 1 a part of an output cannot be read; 2 usage error; 4 over one of the
+limits; 130 interrupted.
 """
 _MAX_CATEGORIES, _MAX_PAIRS, _MAX_IMAGES = 20, 5, 5  # shown
 _SIDE = "An output, the prefix of one edition in it, or a COCO instances file (.json)."
