@@ -8,7 +8,9 @@ These are the public names; everything else may change between versions:
     report = segcore.segment("photos/", "masks/")            # runs the job; resumes if run again
     results = segcore.open_results("masks/")
     masks = results.to_pandas("instances", ["image_id", "category", "score"])
+    results.plot("photo.jpg")                                # a picture of the masks of an image
     scores = segcore.evaluate("masks/", "instances_val.json").scores
+    segcore.compare("masks/", "other-masks/").totals.changes
 
     config = segcore.load_config("job.yaml", sets=["input=photos/", "output=masks/"])
     report = segcore.segment(config)
@@ -24,6 +26,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segcore.api import compare as compare
     from segcore.api import evaluate as evaluate
     from segcore.api import open_results as open_results
     from segcore.api import segment as segment
@@ -44,6 +47,7 @@ _MODULES = {
     "Storage": "segcore.storage",
     "StorageOptions": "segcore.storage",
     "TrainConfig": "segcore.training.config",
+    "compare": "segcore.api",
     "evaluate": "segcore.api",
     "load_config": "segcore.config",
     "load_model": "segcore.prediction",
@@ -57,6 +61,7 @@ __all__ = [
     "Storage",
     "StorageOptions",
     "TrainConfig",
+    "compare",
     "evaluate",
     "load_config",
     "load_model",

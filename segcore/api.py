@@ -6,8 +6,13 @@ Commands and packages of segcore use the functions behind them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from segcore.comparison import compare as comparison
+from segcore.comparison.compare import CompareOptions, Comparison
+from segcore.comparison.matching import MatchLimits
 from segcore.config import Config, load_config
 from segcore.errors import UsageError
 from segcore.evaluation import evaluate as evaluation
@@ -16,9 +21,11 @@ from segcore.evaluation.evaluate import EvaluationReport
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.output import results
 from segcore.output.report import RunReport
-from segcore.output.results import Results
 from segcore.run import segment as job
 from segcore.storage import Storage, StorageOptions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 AnyStorage = Storage | StorageOptions | None
 
@@ -75,6 +82,38 @@ def segment(
     )
 
 
+class Results(results.Results):
+    """One edition of an output: its tables, and pictures of its images."""
+
+    def plot(self, image_id: str, scale: float = 1.0, labels: bool = True) -> Image:
+        """The masks of one image over it; a notebook shows the result as a picture.
+
+        The image is read from where the job read it.
+
+        Args:
+            image_id: As in the tables, or the end of it from a slash or # on, such as a file name.
+            scale: Size of the picture relative to the image.
+            labels: Write category and score beside each instance.
+
+        Raises:
+            UsageError: There is no such image, or several; it failed; or it is gone from the
+                archive or has changed.
+        """
+        from PIL.Image import fromarray
+
+        from segcore.visualize.pictures import draw_picture, read_pictures
+        from segcore.visualize.selection import Choice, Selection, select_images
+
+        selected = select_images(self, Selection(Choice.FIRST, image_id, limit=2))
+        if selected.n_matching > 1:
+            ids = " and ".join(record.image_id for record in selected.records)
+            raise UsageError(f"{image_id} is the end of several ids: {ids}.")
+        picture = next(iter(read_pictures(self, selected.records)))
+        if picture.image is None:
+            raise UsageError(f"{picture.record.image_id} cannot be shown: {picture.reason}")
+        return fromarray(draw_picture(picture, scale=scale, labels=labels, as_read=True))
+
+
 def open_results(
     output: str,
     edition: str | None = None,
@@ -82,9 +121,10 @@ def open_results(
     storage: AnyStorage = None,
     include_unlisted: bool = False,
 ) -> Results:
-    """The results in an output: tables by unit, one Arrow table, or a DataFrame::
+    """The results in an output: tables by unit, one Arrow table, a DataFrame, or pictures::
 
         results = segcore.open_results("masks/")
+        results.plot("photo7.jpg")
         masks = results.to_pandas("instances", columns=["image_id", "category", "score"])
 
     Args:
@@ -96,9 +136,10 @@ def open_results(
     Raises:
         UsageError: There is no output, no such edition, or there are several and none was chosen.
     """
-    return results.open_results(
+    opened = results.open_results(
         _storage(storage), output, edition, include_unlisted=include_unlisted
     )
+    return Results(**{one.name: getattr(opened, one.name) for one in fields(opened)})
 
 
 def evaluate(
@@ -142,6 +183,47 @@ def evaluate(
         allow_missing,
         _exif_labels(exif_labels),
         include_unlisted=include_unlisted,
+    )
+
+
+def compare(
+    first: str,
+    second: str,
+    *,
+    first_edition: str | None = None,
+    second_edition: str | None = None,
+    match_iou: float = 0.5,
+    same_iou: float = 0.9,
+    min_score: float = 0.0,
+    table: str | None = None,
+    storage: AnyStorage = None,
+) -> Comparison:
+    """What differs between two editions of the same images, or an edition and known masks::
+
+        segcore.compare("old/", "new/").totals.share()  # the part of all objects that changed
+
+    Args:
+        first, second: An output, the prefix of an edition, or a COCO instances file (.json).
+        first_edition, second_edition: Names of editions; default the published ones.
+        match_iou: IoU of masks that makes two instances one object.
+        same_iou: From this IoU on it has not moved.
+        min_score: Leave out instances below this score.
+        table: A local Parquet file for one row per pair and lone instance.
+        storage: How object stores are accessed.
+
+    Raises:
+        UsageError: A side cannot be opened, or they have no image in common.
+    """
+    options = CompareOptions(
+        MatchLimits(match_iou, same_iou), min_score, Path(table) if table else None
+    )
+    return comparison.compare(
+        _storage(storage),
+        first,
+        second,
+        options,
+        first_edition=first_edition,
+        second_edition=second_edition,
     )
 
 

@@ -10,6 +10,7 @@ import segcore
 from segcore.cli import (
     bench,
     compact,
+    compare,
     config,
     console,
     convert,
@@ -19,6 +20,7 @@ from segcore.cli import (
     models,
     predict,
     segment,
+    show,
     status,
     stderr_log,
     train,
@@ -37,7 +39,9 @@ app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
+app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from segcore.demo.run import DemoReport
 from segcore.output.layout import EditionLayout
+from segcore.storage import is_remote
 from segcore.text import plural
 
 
@@ -37,6 +38,9 @@ def print_summary(report: DemoReport) -> None:
     table.add_row("time", f"{sum(report.seconds.values()):.0f} s ({steps})")
     Console(markup=False, emoji=False).print(table)
     print(f"Contact sheet   {_relative_path(report.contact_sheet)}")
+    if not is_remote(report.archive.shards):  # a loopback server ends with the demo
+        output = EditionLayout(report.tables).output.uri
+        print(f"More pictures   segcore show {shlex.quote(_relative_path(output))}")
     layout = EditionLayout(report.tables)
     print(f"Tables          {_relative_path(layout.parts_pattern('images'))}")
     print(f"                {_relative_path(layout.parts_pattern('instances'))}")

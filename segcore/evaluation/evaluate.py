@@ -83,12 +83,12 @@ def evaluate(
     """
     results = open_results(storage, output, edition, include_unlisted=include_unlisted)
     truth = read_ground_truth(storage, ground_truth)
-    match = match_images(_image_rows(results), truth.images.values(), exif_labels)
+    match = match_images(image_rows(results), truth.images.values(), exif_labels)
     notes = match.check(results.prefix, ground_truth, allow_missing)
     for image_id, (width, height) in match.shown_size.items():
         truth.set_size(image_id, width, height)
     truth.require_objects(match.image_ids.values())
-    categories, by_id = match_categories(_model_categories(results), truth.categories)
+    categories, by_id = match_categories(model_categories(results), truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
@@ -133,7 +133,8 @@ def read_ground_truth(storage: Storage, uri: str) -> GroundTruth:
     return load_ground_truth(storage.read(normalize(uri), max_bytes=_MAX_GROUND_TRUTH_BYTES), uri)
 
 
-def _image_rows(results: Results) -> Iterator[ImageRow]:
+def image_rows(results: Results) -> Iterator[ImageRow]:
+    """The images of an edition as `match_images` takes them."""
     columns = ["image_id", "shard", "width", "height", "status"]
     for table in results.images(columns):
         for row in table.to_pylist():
@@ -141,7 +142,8 @@ def _image_rows(results: Results) -> Iterator[ImageRow]:
             yield ImageRow(**row, failed=failed)
 
 
-def _model_categories(results: Results) -> dict[int, str]:
+def model_categories(results: Results) -> dict[int, str]:
+    """The classes of the model of an edition by their ids."""
     model = results.edition.get("model", {})
     return {int(c["id"]): str(c["name"]) for c in model.get("categories", [])}
 

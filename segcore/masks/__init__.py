@@ -18,7 +18,15 @@ ones in column-major order, zeros first. Nothing here imports Ray, storage or co
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.from_logits import default_backend, encode_logits
 from segcore.masks.polygons import from_polygons, to_polygons
-from segcore.masks.rle import area, bbox, counts_to_string, decode, encode, string_to_counts
+from segcore.masks.rle import (
+    area,
+    bbox,
+    counts_to_string,
+    decode,
+    decode_columns,
+    encode,
+    string_to_counts,
+)
 from segcore.masks.window import Window
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "bbox",
     "counts_to_string",
     "decode",
+    "decode_columns",
     "default_backend",
     "encode",
     "encode_logits",

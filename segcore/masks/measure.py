@@ -38,7 +38,7 @@ class MaskMeasures:
 
 
 @dataclass(frozen=True)
-class _Runs:
+class Runs:
     """The runs of M well-formed strings, each zeros first, in pairs.
 
     Attributes:
@@ -98,6 +98,39 @@ def measure_masks(
     return result
 
 
+def decode_runs(text: np.ndarray, offsets: np.ndarray) -> Runs:
+    """The runs of strings that `measure_masks` found valid.
+
+    Args:
+        text: (B,) uint8, all strings one after another.
+        offsets: (N + 1,) where each begins, and the end of the last.
+    """
+    codes = text[offsets[0] : offsets[-1]] - np.uint8(48)
+    if codes.size == 0:
+        nothing = np.zeros(0, np.int64)
+        return Runs(nothing, nothing, nothing, nothing)
+    numbers, first = _read_numbers(codes, np.diff(offsets.astype(np.int64)))
+    return _sum_to_runs(numbers, first, np.diff(first, append=numbers.size))
+
+
+def _read_numbers(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) the numbers of valid strings, and (M,) which of them is the first of each string."""
+    continues = (codes & np.uint8(0x20)) != 0
+    early = np.flatnonzero(continues)
+    numbers = _SIGNED[codes[~continues]]
+    starts = np.cumsum(lengths) - lengths
+    if early.size:
+        _add_early_digits(numbers, codes[early], early)
+    return numbers, starts - np.searchsorted(early, starts)
+
+
+def running_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Cumulative sums that begin anew at each of `starts`; overwrites `values`."""
+    sums = np.add.reduceat(values, starts)
+    values[starts[1:]] -= sums[:-1]
+    return np.cumsum(values, out=values)
+
+
 def _are_whole(codes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """(M,) bool: not empty, each character in range, and the last one ends a number."""
     stops = np.cumsum(lengths)
@@ -138,7 +171,7 @@ def _measure_group(
         return None
     runs = _sum_to_runs(numbers, first, np.diff(first, append=numbers.size))
     valid = _clear_out_of_range(runs)
-    stops = _running_sums(runs.zeros + runs.ones, runs.starts)  # of the runs of ones
+    stops = running_sums(runs.zeros + runs.ones, runs.starts)  # of the runs of ones
     valid &= stops[runs.starts + runs.n_pairs - 1] == canvases[rows]
     areas = np.add.reduceat(runs.ones, runs.starts)
     boxes = _tight_boxes(runs, stops, heights[rows])
@@ -177,7 +210,7 @@ def _have_short_numbers(early: np.ndarray, first: np.ndarray) -> np.ndarray:
     return fits
 
 
-def _sum_to_runs(numbers: np.ndarray, first: np.ndarray, n_numbers: np.ndarray) -> _Runs:
+def _sum_to_runs(numbers: np.ndarray, first: np.ndarray, n_numbers: np.ndarray) -> Runs:
     """From the fourth number of a string on, each is the difference to the run two before it."""
     n_pairs = (n_numbers + 1) // 2
     pair_stops = np.cumsum(n_pairs)
@@ -190,21 +223,14 @@ def _sum_to_runs(numbers: np.ndarray, first: np.ndarray, n_numbers: np.ndarray) 
     padded[is_number] = numbers
     zeros, ones = padded[0::2].copy(), padded[1::2].copy()
     zeros[starts] = 0
-    zeros = _running_sums(zeros, starts)
+    zeros = running_sums(zeros, starts)
     zeros[starts] = numbers[first]
-    ones = _running_sums(ones, starts)
+    ones = running_sums(ones, starts)
     ones[without_ones] = 0
-    return _Runs(zeros, ones, starts, n_pairs)
+    return Runs(zeros, ones, starts, n_pairs)
 
 
-def _running_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Cumulative sums that begin anew at each of `starts`; overwrites `values`."""
-    sums = np.add.reduceat(values, starts)
-    values[starts[1:]] -= sums[:-1]
-    return np.cumsum(values, out=values)
-
-
-def _clear_out_of_range(runs: _Runs) -> np.ndarray:
+def _clear_out_of_range(runs: Runs) -> np.ndarray:
     """(M,) bool: strings whose runs are all possible; sets the runs of the others to 0."""
     in_range = np.ones(runs.starts.size, bool)
     for lengths in (runs.zeros, runs.ones):
@@ -218,7 +244,7 @@ def _clear_out_of_range(runs: _Runs) -> np.ndarray:
     return in_range
 
 
-def _tight_boxes(runs: _Runs, stops: np.ndarray, heights: np.ndarray) -> np.ndarray:
+def _tight_boxes(runs: Runs, stops: np.ndarray, heights: np.ndarray) -> np.ndarray:
     """(M, 4) float64 x, y, w, h; of a string without set pixels it means nothing.
 
     Args:

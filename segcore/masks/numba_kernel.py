@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from segcore.masks.bilinear import ResampledAxis
 from segcore.masks.crops import Grid
+from segcore.masks.numba_jit import jit as _jit
 
 
 class KernelResult(NamedTuple):
@@ -85,27 +85,6 @@ def _fma_intrinsic(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 
 _fma: Any = intrinsic(_fma_intrinsic)
-
-
-def _jit(signature: Any = None) -> Any:
-    """numba.njit as this module needs it.
-
-    What has a signature is compiled at import, what it calls within it, and cached on disk.
-    """
-
-    def decorate(function: Any) -> Any:
-        njit: Any = numba.njit
-        options = {"nogil": True, "error_model": "numpy", "fastmath": False}
-        if signature is None:
-            return njit(**options)(function)
-        try:
-            return njit(signature, cache=True, **options)(function)
-        except Exception:
-            # No writable folder, or a file there that is damaged or of another version: numba
-            # writes an index before its data, so a process that starts meanwhile reads old data.
-            return njit(signature, **options)(function)
-
-    return decorate
 
 
 @_jit()

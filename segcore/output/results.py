@@ -87,12 +87,12 @@ class Results:
             UsageError: A part is not a table of this schema.
         """
         for unit in self.units:
-            yield self._read_part("images", unit, columns or IMAGES_SCHEMA.names)
+            yield self.read_rows("images", unit, columns or IMAGES_SCHEMA.names)
 
     def instances(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `instances` table, one unit at a time, in the order of `images`."""
         for unit in self.units:
-            yield self._read_part("instances", unit, columns or INSTANCES_SCHEMA.names)
+            yield self.read_rows("instances", unit, columns or INSTANCES_SCHEMA.names)
 
     def to_arrow(self, table: Table, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of `images` or `instances` as one table in memory.
@@ -161,7 +161,12 @@ class Results:
         units = self.compacted.units(refresh=refresh)
         return units.covers(unit, self.generations.get(unit, 0))
 
-    def _read_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
+    def read_rows(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
+        """The rows of one unit in `images` or `instances`.
+
+        Raises:
+            UsageError: Its part is not a table of this schema.
+        """
         if self.compacted is not None and self._is_compacted(unit):
             return self.compacted.read(table, unit, columns)
         try:

@@ -18,7 +18,7 @@ from segcore.sources.base import (
 from segcore.sources.detect import open_source
 from segcore.sources.objects import read_objects
 from segcore.sources.parquet_rows import read_parquet
-from segcore.sources.tar import read_tar
+from segcore.sources.tar import read_tar, tar_options
 from segcore.sources.units import Unit
 from segcore.storage import Storage
 
@@ -32,7 +32,18 @@ __all__ = [
     "open_source",
     "page_image_id",
     "read_unit",
+    "reading_options",
 ]
+
+
+def reading_options(unit: Unit, max_image_bytes: int) -> SourceOptions:
+    """The options to read the images of a planned unit again, whatever the job's were called.
+
+    Args:
+        max_image_bytes: Larger images become samples with an error.
+    """
+    options = tar_options(unit.reader) if unit.kind == "tar" else SourceOptions()
+    return options.model_copy(update={"max_image_bytes": max_image_bytes})
 
 
 def read_unit(

@@ -142,6 +142,15 @@ def _reader_of(options: SourceOptions) -> str:
     return f"{extensions};{','.join(sorted(options.suffixes))}" if options.suffixes else extensions
 
 
+def tar_options(reader: str) -> SourceOptions:
+    """The options by which the members of a unit were told to be images, from its `reader`."""
+    extensions, _, suffixes = reader.partition("\n")[0].partition(";")
+    return SourceOptions(
+        extensions=tuple(extensions.split(",")),
+        suffixes=tuple(suffix for suffix in suffixes.split(",") if suffix),
+    )
+
+
 def _add_enclosing(reader: str, enclosing: tuple[InnerTar, ...]) -> str:
     """The reader of a unit that begins inside inner archives."""
     inner = [[tar.name, tar.end] for tar in enclosing]
@@ -243,11 +252,7 @@ def count_tar_images(unit: Unit, storage: Storage) -> int:
         StorageError: The shard is gone, must not be read, or has changed since planning.
     """
     info = stat_unchanged_shard(unit, storage)
-    extensions, _, suffixes = unit.reader.partition("\n")[0].partition(";")
-    options = SourceOptions(
-        extensions=tuple(extensions.split(",")),
-        suffixes=tuple(suffix for suffix in suffixes.split(",") if suffix),
-    )
+    options = tar_options(unit.reader)
     n_rows = 0
     with storage.open(unit.shard, _INDEX_BUFFER_BYTES) as file:
         try:

@@ -46,12 +46,14 @@ class Tile:
         counts: COCO compressed RLE strings of the masks, canvas (H, W).
         title: First line below the picture, such as the file name.
         subtitle: Second line.
+        is_drawn: The image is a finished picture: it is neither brightened nor drawn upon.
     """
 
     image: np.ndarray
     counts: Sequence[str | bytes]
     title: str
     subtitle: str = ""
+    is_drawn: bool = False
 
 
 def overlay(image: np.ndarray, counts: Sequence[str | bytes], scale: float = 1.0) -> np.ndarray:
@@ -74,18 +76,43 @@ def overlay(image: np.ndarray, counts: Sequence[str | bytes], scale: float = 1.0
     tinted = drawn.copy()
     outlines = []
     for number, text in enumerate(counts):
-        mask = masks.decode(text, height, width)
-        # Resized as float, so that an enlarged outline is smooth and not a staircase.
-        coverage = cv2.resize(mask.astype(np.float32), size, interpolation=_interpolation(scale))
-        inside = (coverage >= 0.5).astype(np.uint8)
+        inside, corner = _drawn_mask(text, (height, width), size)
         colour = COLOURS[number % len(COLOURS)]
-        tinted[inside > 0] = colour
-        contours, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        left, top = corner
+        bottom, right = top + inside.shape[0], left + inside.shape[1]
+        tinted[top:bottom, left:right][inside > 0] = colour
+        contours, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=corner)
         outlines.append((contours, colour))
     drawn = cv2.addWeighted(tinted, _FILL_OPACITY, drawn, 1 - _FILL_OPACITY, 0)
     for contours, colour in outlines:
         cv2.drawContours(drawn, contours, -1, colour, 1, cv2.LINE_8)
     return drawn
+
+
+def _drawn_mask(
+    text: str | bytes, canvas: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The pixels of a mask in a picture of another size, around its box alone.
+
+    Args:
+        canvas: (height, width) of the mask.
+        size: (width, height) of the picture.
+
+    Returns:
+        (h, w) uint8, and the (x, y) of its corner in the picture.
+    """
+    height, width = canvas
+    x, y, w, h = masks.bbox(text, height, width)
+    x0, y0, x1, y1 = max(x - 1, 0), max(y - 1, 0), min(x + w + 1, width), min(y + h + 1, height)
+    crop = masks.decode_columns(text, height, width, x0, x1)[y0:y1].astype(np.float32)
+    left, right = (round(edge * size[0] / width) for edge in (x0, x1))
+    top, bottom = (round(edge * size[1] / height) for edge in (y0, y1))
+    left, top = min(left, size[0] - 1), min(top, size[1] - 1)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # it may be smaller than a pixel
+    # Resized as float, so that an enlarged outline is smooth and not a staircase.
+    interpolation = _interpolation(size[0] / width)
+    coverage = cv2.resize(crop, (right - left, bottom - top), interpolation=interpolation)
+    return (coverage >= 0.5).astype(np.uint8), (left, top)
 
 
 def brighten(image: np.ndarray) -> np.ndarray:
@@ -128,7 +155,8 @@ def contact_sheet(
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         x, y = _PADDING + column * cell_width, heading_height + row * cell_height
-        picture = overlay(brighten(tile.image), tile.counts, side / max(tile.image.shape[:2]))
+        image = tile.image if tile.is_drawn else brighten(tile.image)
+        picture = overlay(image, tile.counts, side / max(image.shape[:2]))
         picture_height, picture_width = picture.shape[:2]
         bottom = y + side  # pictures stand on their captions
         sheet[bottom - picture_height : bottom, x : x + picture_width] = picture

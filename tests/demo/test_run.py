@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from segcore.demo.run import AP50_FLOOR, DemoOptions, DemoReport, run_demo
-from segcore.errors import ImageError, UsageError
+from segcore.errors import UsageError
 from segcore.output.results import open_results
 from segcore.storage import Storage
 from segcore.visualize.originals import read_originals
@@ -45,7 +45,7 @@ def test_originals_are_read_back_from_the_archive(demo_report: DemoReport) -> No
     for row in wanted:
         assert images[row["image_id"]].shape == (row["height"], row["width"], 3)
     failed = next(row for row in rows if row["status"] == "failed")
-    with pytest.raises(ImageError):
+    with pytest.raises(UsageError, match=failed["error_code"]):
         read_originals(results, [failed["image_id"]])
     with pytest.raises(UsageError, match="no image nix"):
         read_originals(results, ["nix"])

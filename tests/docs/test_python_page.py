@@ -38,8 +38,10 @@ def test_the_examples_of_the_page_run(
     printed = capsys.readouterr().out
     assert re.search(r"\d+ instances on 128 x 128 pixels: nucleus \d+", printed)
     assert "3 images" in printed
-    assert float(printed.rpartition("mask AP50 ")[2]) > 0.5
+    assert float(printed.rpartition("mask AP50 ")[2].split()[0]) > 0.5
+    assert re.search(r"\d% of all objects changed", printed)
     assert Image.open("found.png").size == (256, 256)
+    assert min(Image.open("shown.png").size) > 100
 
 
 @pytest.mark.slow

@@ -87,5 +87,5 @@ def test_each_image_has_an_id_of_its_own(tmp_path: Path, kind: str, pages: str) 
     )
     readable = [image_id for image_id, height in heights.items() if height]
     results = open_results(Storage(), str(tmp_path / "out"))
-    for image_id, pixels in read_originals(results, readable, config.source).items():
+    for image_id, pixels in read_originals(results, readable).items():
         assert len(pixels) == heights[image_id]
