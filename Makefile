@@ -39,6 +39,12 @@ demo: $(VENV)/.run ## segment a synthetic archive with the bundled model and mea
 demo-s3: $(VENV)/.test ## the same, with archive and output on a real S3 server on loopback
 	$(BIN)/segcore demo --s3 --out demo-output-s3
 
+.PHONY: picture
+picture: $(VENV)/.run ## draw docs/masks.jpg, the picture of the README, with the demo
+	$(BIN)/segcore demo --images 60 --out demo-output
+	$(BIN)/python -c 'from PIL import Image; sheet = Image.open("demo-output/contact-sheet.png"); \
+	  sheet.convert("RGB").save("docs/masks.jpg", quality=80, optimize=True)'
+
 .PHONY: options
 options: $(VENV)/.run ## write configs/segment.yaml, configs/train.yaml and docs/options.md from the schemas
 	$(BIN)/python -m segcore config segment > configs/segment.yaml

@@ -100,10 +100,13 @@ class ProgressInterval:
         return True
 
 
-def new_app(**options: Any) -> typer.Typer:
-    """A typer app without shell-completion options and without decorated tracebacks."""
+def new_app(*, add_completion: bool = False, **options: Any) -> typer.Typer:
+    """A typer app without decorated tracebacks; the outermost one adds shell completion."""
     return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", **options
+        add_completion=add_completion,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        **options,
     )
 
 

@@ -29,6 +29,7 @@ from segcore.cli import (
 from segcore.exit_codes import EXIT_CODES
 
 app = console.new_app(
+    add_completion=True,
     no_args_is_help=True,
     help="Segment archives of millions of images with Ray Data: masks as Parquet with COCO RLE.",
     epilog=f"Start with [bold]segcore demo[/bold].\n\n{EXIT_CODES}",

@@ -146,3 +146,21 @@ def test_a_bug_shows_its_traceback(capsys):
     assert code == 1
     assert "ZeroDivisionError: oops" in stderr
     assert "bug in segcore" in stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("seg", ["segment"]),
+        ("segment --retry", ["--retry-failed"]),
+        ("bench --stag", ["--stages-only"]),
+    ],
+)
+def test_the_shell_completes_commands_and_options(typed: str, expected: list[str]) -> None:
+    code = "import sys; sys.argv = ['segcore']; from segcore.cli.main import main; main()"
+    words = {"COMP_WORDS": f"segcore {typed}", "COMP_CWORD": str(len(typed.split()))}
+    environment = os.environ | words | {"_SEGCORE_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.split() == expected, done.stderr
