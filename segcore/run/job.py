@@ -23,7 +23,8 @@ from segcore.output.edition_changes import EditionChanges, compare_with_older
 from segcore.output.latest import Published, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
-from segcore.output.report import NOTHING_FOUND, Preview
+from segcore.output.preview import Preview
+from segcore.output.report import NOTHING_FOUND
 from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
 from segcore.planning.lost import LostEntries

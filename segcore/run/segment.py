@@ -27,11 +27,11 @@ from segcore.output.execution_log import ExecutionLog, collect_log
 from segcore.output.executions import new_execution_id, record_death, write_execution
 from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.left_out import describe_left_out
+from segcore.output.preview import Preview
 from segcore.output.report import (
     COMPLETE,
     INCOMPLETE,
     NOTHING_FOUND,
-    Preview,
     RunReport,
 )
 from segcore.output.rereads import delete_reread_marks, read_reread_marks

@@ -47,6 +47,7 @@ NOT_KEYS = {
     "model.safetensors",
     "model.pth",
     "model.predict",
+    "log.jsonl",
 }
 
 ALL_BLOCKS = [block for page in markdown.PAGES for block in markdown.blocks(page)]
@@ -65,7 +66,7 @@ def _descend(words: Sequence[str]) -> tuple[Any, list[str]]:
     command: Any = SEGCORE
     rest = list(words)
     while hasattr(command, "commands"):
-        if command.name == "bench" and rest[:1] != ["scale"]:
+        if command.name == "bench" and rest[:1] not in (["scale"], ["feed"]):
             rest = ["images", *rest]  # see segcore.cli.bench.BenchGroup
         if not rest or rest[0].startswith("--"):
             return command, rest

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from segcore.output.part_counts import PartCounts
+from segcore.output.preview import Preview
 from segcore.output.report import (
     COMPLETE,
     INCOMPLETE,
     SUCCESS,
     TOO_MANY_FAILED,
-    Preview,
     RunReport,
     final_status,
 )
