@@ -49,6 +49,8 @@ picture: $(VENV)/.run ## draw docs/masks.jpg, the picture of the README, with th
 options: $(VENV)/.run ## write configs/segment.yaml, configs/train.yaml and docs/options.md from the schemas
 	$(BIN)/python -m segcore config segment > configs/segment.yaml
 	$(BIN)/python -m segcore config train > configs/train.yaml
+	$(BIN)/python -m segcore config export > configs/export.yaml
+	$(BIN)/python -m segcore config prelabel > configs/prelabel.yaml
 	$(BIN)/python -c 'from segcore.config.jobs import options_page; print(options_page(), end="")' > docs/options.md
 
 .PHONY: lint

@@ -16,6 +16,7 @@ from segcore.cli import (
     convert,
     demo,
     evaluate,
+    export,
     failures,
     models,
     predict,
@@ -44,6 +45,7 @@ app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
+app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)

@@ -9,6 +9,7 @@ changed and that nobody has edited.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,13 +20,12 @@ from segcore.exports.archive import Archive, ImageRecord
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
 from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally
-from segcore.exports.names import UniqueNames
-from segcore.exports.options import ExportOptions, FormatName
+from segcore.exports.names import UniqueNames, extension_of
+from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
     check_destination,
     link_of,
     needs_bytes,
-    picture_name,
     write_picture,
 )
 from segcore.exports.selection import ImageMasks, Selection, read_image_list
@@ -278,7 +278,8 @@ class _Export:
             counts["images_without_masks"] += 1
         if known is None:
             number, self._next_number = self._next_number, self._next_number + 1
-            name = self._names.assign(picture_name(record.path, data), record.image_id)
+            extension = extension_of(data) if data else ""
+            name = self._names.assign(record.path, record.image_id, extension)
             counts["renamed_images"] += name != record.path
         else:
             number, name = known.number, known.name
@@ -307,7 +308,7 @@ class _Export:
         is_needed = needs_bytes(self._options, self._form, record)
         if is_needed and data is None:
             self.tally.counts["pictures_missing"] += 1
-        is_embedded = self._options.format == FormatName.HF
+        is_embedded = self._options.format == "hf"
         is_wanted = self._options.images in ("copy", "link") and not is_embedded
         if not is_wanted or (is_needed and data is None):
             return

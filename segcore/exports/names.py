@@ -65,14 +65,21 @@ class UniqueNames:
         """Keep others from a name that was given before."""
         self._used.add(_stem_hash(name))
 
-    def assign(self, path: str, image_id: str) -> str:
-        """The name of an image, by its path in the archive."""
-        name = safe_name(path)
+    def assign(self, path: str, image_id: str, extension: str = "") -> str:
+        """The name of an image, by its path in the archive.
+
+        Args:
+            extension: What to add where the path has no extension.
+        """
+        whole = safe_name(path)
+        if not split_extension(whole)[1]:
+            whole += extension
+        name = whole
         attempt = 0
         while _stem_hash(name) in self._used:
-            stem, extension = split_extension(safe_name(path))
+            stem, suffix = split_extension(whole)
             text = image_id if not attempt else f"{image_id} {attempt}"
-            name = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}{extension}"
+            name = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}{suffix}"
             attempt += 1
         self.reserve(name)
         return name

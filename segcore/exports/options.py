@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -15,17 +14,9 @@ _SIGNED = re.compile(r"(?i)[?&](?:[^=&]*(?:sig|token|credential|secret|password|
 _PLACEHOLDERS = {"name", "path", "uri", "key", "bucket"}
 
 
-class FormatName(StrEnum):
-    """The formats that `segcore export` writes."""
-
-    COCO = "coco"
-    COCO_RESULTS = "coco-results"
-    YOLO_SEG = "yolo-seg"
-    CVAT = "cvat"
-    LABEL_STUDIO = "label-studio"
-    LABELME = "labelme"
-    HF = "hf"
-    OVERLAYS = "overlays"
+FormatName = Literal[
+    "coco", "coco-results", "yolo-seg", "cvat", "label-studio", "labelme", "hf", "overlays"
+]
 
 
 class ExportOptions(BaseModel):
@@ -34,7 +25,7 @@ class ExportOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: FormatName = Field(
-        FormatName.COCO,
+        "coco",
         description="coco, coco-results, yolo-seg, cvat (XML 1.1), label-studio, labelme, hf "
         "(Hugging Face datasets) or overlays (pictures).",
     )
@@ -136,8 +127,8 @@ class ExportOptions(BaseModel):
     @property
     def are_exact(self) -> bool:
         """Whether masks are written as they are."""
-        has_exact = self.format not in (FormatName.YOLO_SEG,)
-        prefers_exact = self.format != FormatName.LABEL_STUDIO
+        has_exact = self.format not in ("yolo-seg",)
+        prefers_exact = self.format != "label-studio"
         return has_exact and (self.masks == "exact" or (self.masks == "auto" and prefers_exact))
 
     @property
@@ -150,16 +141,16 @@ class ExportOptions(BaseModel):
         """The budget of masks in an image."""
         if self.max_per_image is not None:
             return self.max_per_image
-        if self.format == FormatName.CVAT:
+        if self.format == "cvat":
             return 1000
-        return 100 if self.format == FormatName.LABEL_STUDIO and self.are_exact else None
+        return 100 if self.format == "label-studio" and self.are_exact else None
 
     @property
     def images_per_chunk(self) -> int:
         """After how many images a file ends, or what is done is recorded."""
         if self.chunk_images is not None:
             return self.chunk_images
-        one_file = self.format in (FormatName.COCO, FormatName.COCO_RESULTS)
+        one_file = self.format in ("coco", "coco-results")
         return 1_000_000 if one_file else 1000
 
     def stated(self) -> dict[str, Any]:

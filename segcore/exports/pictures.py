@@ -8,8 +8,8 @@ from urllib.parse import quote
 from segcore.errors import UsageError
 from segcore.exports.archive import ImageRecord
 from segcore.exports.formats.base import Format
-from segcore.exports.names import extension_of, is_local, split_extension, with_suffix
-from segcore.exports.options import ExportOptions, FormatName
+from segcore.exports.names import is_local
+from segcore.exports.options import ExportOptions
 from segcore.exports.state import DestLayout
 from segcore.storage import Storage
 from segcore.storage.local_disk import translate_errors
@@ -41,13 +41,6 @@ def _is_linkable(record: ImageRecord) -> bool:
     return is_file and is_local(record.image_id)
 
 
-def picture_name(path: str, data: bytes | None) -> str:
-    """The path of an image with the extension that its content calls for, where it has none."""
-    if data is None or split_extension(path)[1]:
-        return path
-    return with_suffix(path, extension_of(data))
-
-
 def link_of(options: ExportOptions, record: ImageRecord, name: str) -> str:
     """The link to an image; "" where there is none."""
     uri = record.shard or record.image_id
@@ -59,7 +52,7 @@ def link_of(options: ExportOptions, record: ImageRecord, name: str) -> str:
             safe = "/:" if placeholder == "uri" else "/"
             template = template.replace(f"{{{placeholder}}}", quote(value, safe=safe))
         return template
-    if options.format != FormatName.LABEL_STUDIO:
+    if options.format != "label-studio":
         return ""
     if options.images != "none":
         return "/data/local-files/?d=" + quote(f"images/{name}")
