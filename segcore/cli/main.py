@@ -18,6 +18,7 @@ from segcore.cli import (
     evaluate,
     export,
     failures,
+    import_corrections,
     models,
     predict,
     segment,
@@ -46,6 +47,7 @@ app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
+app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)
