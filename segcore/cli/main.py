@@ -21,6 +21,7 @@ from segcore.cli import (
     import_corrections,
     models,
     predict,
+    prelabel,
     segment,
     show,
     status,
@@ -46,6 +47,7 @@ app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
+app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
 app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
 app.command("models", epilog=models.EPILOG)(models.command)

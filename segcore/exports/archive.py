@@ -82,7 +82,7 @@ class Archive:
 
     def images(self, unit: str) -> list[ImageRecord]:
         """The images of a unit, in order."""
-        table = self.results.read_part("images", unit, _IMAGE_COLUMNS)
+        table = self.results.read_rows("images", unit, _IMAGE_COLUMNS)
         records = []
         for values in zip(*(table[name].to_pylist() for name in _IMAGE_COLUMNS), strict=True):
             image_id, etag, shard, width, height, status, page = values
@@ -93,7 +93,7 @@ class Archive:
 
     def masks(self, unit: str) -> MaskColumns:
         """All masks of a unit."""
-        table = self.results.read_part("instances", unit, _INSTANCE_COLUMNS).combine_chunks()
+        table = self.results.read_rows("instances", unit, _INSTANCE_COLUMNS).combine_chunks()
         ids = table["image_id"].combine_chunks().dictionary_encode()
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()

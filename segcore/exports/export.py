@@ -99,7 +99,7 @@ def _context(results: Results, options: ExportOptions, selection: Selection) -> 
     name = f"{model['name']} {str(model['weights_sha256'])[:12]}"
     n_masks = 0
     for unit in results.units:
-        part = results.read_part("images", unit, ["n_instances"])
+        part = results.read_rows("images", unit, ["n_instances"])
         n_masks += sum(part["n_instances"].to_pylist())
         if n_masks > _ALL_IOU_MASKS:
             break
