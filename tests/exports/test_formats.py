@@ -223,7 +223,8 @@ def test_split_parts_keeps_every_part(results: Results, archive: Path) -> None:
     _, summary = run(results, archive, **options)
     (file,) = (archive / "dest/labels").rglob("*.txt")
     assert "parts_lost" not in summary.counts
-    assert len(file.read_text().splitlines()) == summary.polygons > summary.masks / 2
+    assert len(file.read_text().splitlines()) == summary.polygons > summary.masks
+    assert summary.masks == len(drawn_masks()["north/a.png"])
 
 
 def test_results_files_leave_the_box_out(results: Results, archive: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, BinaryIO
 from xml.sax.saxutils import escape, quoteattr
 
@@ -29,7 +30,7 @@ class Cvat(Format):
             shapes = self._masks(image, tally)
         else:
             shapes = self._polygons(image, tally)
-        return len(shapes), "".join((head, *shapes, "  </image>\n"))
+        return len(shapes), "".join((head, *chain(*shapes), "  </image>\n"))
 
     def file_name(self, name: str) -> str:
         """The file of a chunk."""
@@ -53,27 +54,32 @@ class Cvat(Format):
             file.write(piece.body.encode())
         file.write(b"</annotations>\n")
 
-    def _masks(self, image: ExportImage, tally: Tally) -> list[str]:
+    def _masks(self, image: ExportImage, tally: Tally) -> list[list[str]]:
         return [
-            f'    <mask label={self._label(image, place)} source="auto" occluded="0" '
-            f'rle="{", ".join(map(str, row_runs(bitmap).tolist()))}" '
-            f'left="{bitmap.left}" top="{bitmap.top}" width="{bitmap.width}" '
-            f'height="{bitmap.height}" z_order="0"></mask>\n'
+            [
+                f'    <mask label={self._label(image, place)} source="auto" occluded="0" '
+                f'rle="{", ".join(map(str, row_runs(bitmap).tolist()))}" '
+                f'left="{bitmap.left}" top="{bitmap.top}" width="{bitmap.width}" '
+                f'height="{bitmap.height}" z_order="0"></mask>\n'
+            ]
             for place, bitmap in self.bitmaps(image, tally)
         ]
 
-    def _polygons(self, image: ExportImage, tally: Tally) -> list[str]:
-        elements = []
+    def _polygons(self, image: ExportImage, tally: Tally) -> list[list[str]]:
+        """The elements of each mask, one for each of its parts."""
+        masks = []
         for place, shape in self.outlines(image, tally):
             # The parts of one mask have a group of their own.
             group = f' group_id="{image.first_annotation + place}"' if len(shape.rings) > 1 else ""
+            elements = []
             for ring in shape.rings:
                 points = ";".join(f"{number_text(x)},{number_text(y)}" for x, y in ring.tolist())
                 elements.append(
                     f'    <polygon label={self._label(image, place)} source="auto" '
                     f'occluded="0" points="{points}" z_order="0"{group}></polygon>\n'
                 )
-        return elements
+            masks.append(elements)
+        return masks
 
     def _label(self, image: ExportImage, place: int) -> str:
         return _attribute(self.label_of(image, place).name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from segcore.exports.formats.base import ExportImage, Format, Tally, score_text
@@ -25,38 +26,41 @@ class Labelme(Format):
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The bytes of the JSON file."""
         is_exact = self.context.options.are_exact
-        shapes = self._masks(image, tally) if is_exact else self._polygons(image, tally)
+        masks = self._masks(image, tally) if is_exact else self._polygons(image, tally)
         document = {
             "version": "5.5.0",
             "flags": {},
-            "shapes": shapes,
+            "shapes": list(chain(*masks)),
             "imagePath": image.name.rpartition("/")[2],
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
             "segcore": {"image_id": image.image_id, "model": self.context.model},
         }
-        return len(shapes), (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+        return len(masks), (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
 
     def file_name(self, name: str) -> str:
         """The file of an image."""
         is_beside = self.context.options.images in ("copy", "link")
         return ("images/" if is_beside else "labels/") + with_suffix(name, ".json")
 
-    def _masks(self, image: ExportImage, tally: Tally) -> list[dict[str, Any]]:
+    def _masks(self, image: ExportImage, tally: Tally) -> list[list[dict[str, Any]]]:
         shapes = []
         for place, bitmap in self.bitmaps(image, tally):
             right, bottom = bitmap.left + bitmap.width - 1, bitmap.top + bitmap.height - 1
             points = [[bitmap.left, bitmap.top], [right, bottom]]
             picture = base64.b64encode(box_png(bitmap)).decode()
-            shapes.append(self._shape(image, place, "mask", points, picture))
+            shapes.append([self._shape(image, place, "mask", points, picture)])
         return shapes
 
-    def _polygons(self, image: ExportImage, tally: Tally) -> list[dict[str, Any]]:
+    def _polygons(self, image: ExportImage, tally: Tally) -> list[list[dict[str, Any]]]:
+        """The shapes of each mask, one for each of its parts."""
         return [
-            self._shape(image, place, "polygon", ring.tolist(), None, len(shape.rings) > 1)
+            [
+                self._shape(image, place, "polygon", ring.tolist(), None, len(shape.rings) > 1)
+                for ring in shape.rings
+            ]
             for place, shape in self.outlines(image, tally)
-            for ring in shape.rings
         ]
 
     def _shape(

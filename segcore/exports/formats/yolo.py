@@ -22,14 +22,15 @@ class YoloSeg(Format):
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The text of the label file."""
-        lines = []
+        lines, n_masks = [], 0
         size = (image.width, image.height)
         for place, shape in self.outlines(image, tally):
+            n_masks += 1
             for ring in shape.rings:
                 shares = np.clip(ring / size, 0, 1)
                 points = " ".join(f"{value:.6g}" for value in shares.ravel().tolist())
                 lines.append(f"{image.labels[place]} {points}\n")
-        return len(lines), "".join(lines).encode()
+        return n_masks, "".join(lines).encode()
 
     def file_name(self, name: str) -> str:
         """The label file of an image."""
