@@ -19,7 +19,9 @@ import venv
 from pathlib import Path
 
 import numpy as np
+from pycocotools.coco import COCO
 
+from segcore.corrections.import_corrections import import_corrections
 from segcore.exports.export import export
 from segcore.exports.options import ExportOptions
 from segcore.output.results import open_results
@@ -105,7 +107,28 @@ def main() -> int:
         python = environment(name, packages)
         command = [str(python), str(Path(__file__).parent / script), str(BUILD)]
         failed |= subprocess.run(command, check=False).returncode
+    if not arguments.no_server:
+        failed |= not imports_what_the_server_exported()
     return 1 if failed else 0
+
+
+def imports_what_the_server_exported() -> bool:
+    """Whether brush masks that the server stored come back through `segcore import` exactly."""
+    folder = BUILD / "label-studio-brush"
+    truth = BUILD / "truth.json"
+    source = BUILD / "label-studio-brush-exported.json"
+    import_corrections(Storage(), str(source), str(truth), dest=str(folder))
+    coco = COCO(str(truth))
+    n_equal = 0
+    for image in coco.imgs.values():
+        wanted = drawn_masks().get(image["file_name"], [])
+        found = coco.imgToAnns.get(image["id"], [])
+        pairs = zip(found, wanted, strict=True)
+        n_equal += sum((coco.annToMask(one) == other.mask).all() for one, other in pairs)
+    n_wanted = sum(map(len, drawn_masks().values()))
+    verdict = "ok     " if n_equal == n_wanted else "FAILED "
+    print(f"{verdict} label-studio, brush: server, then segcore import  {n_equal} masks equal")
+    return n_equal == n_wanted
 
 
 if __name__ == "__main__":
