@@ -26,7 +26,6 @@ from segcore.exports import export as export_job
 from segcore.exports.summary import ExportSummary
 from segcore.output import results
 from segcore.output.report import RunReport
-from segcore.output.results import Results
 from segcore.run import prelabel as prelabel_job
 from segcore.run import segment as job
 from segcore.run.prelabel import PrelabelReport
@@ -232,6 +231,7 @@ def compare(
         options,
         first_edition=first_edition,
         second_edition=second_edition,
+    )
 
 
 def export(
@@ -239,7 +239,9 @@ def export(
     dest: str,
     format: str = "coco",
     edition: str | None = None,
+    *,
     options: Mapping[str, Any] | None = None,
+    storage: AnyStorage = None,
     include_unlisted: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> ExportSummary:
@@ -247,6 +249,7 @@ def export(
 
         segcore.export("masks/", "tasks/", "label-studio", options={"min_score": 0.4})
 
+    Args:
         output: The OUTPUT of a run, or the prefix of one edition in it.
         dest: Folder or prefix: new, empty, or an earlier export to add to.
         format: ``coco``, ``coco-results``, ``yolo-seg``, ``cvat``, ``label-studio``, ``labelme``,
@@ -254,16 +257,20 @@ def export(
         edition: Name of the edition; default the published one, else the only one.
         options: Further options of the section ``export`` in ``docs/options.md``. With `workers`
             over 1, processes are started: call it under ``if __name__ == "__main__":`` then.
+        storage: How object stores are accessed.
         include_unlisted: Also the results of images that the newest listing lacked.
         notify: Takes sentences for people while the export is in progress.
 
+    Raises:
         UsageError: An option is wrong, or `dest` holds something else.
         SegcoreError: Reading or writing failed; call it again to continue.
+    """
     flags: dict[str, tuple[str | tuple[str, ...], Any]] = {"format": ("export.format", format)}
     flags |= {f"options[{k!r}]": (f"export.{k}", value) for k, value in (options or {}).items()}
     config = load_config(flags=flags, schema=ExportConfig)
     found = results.open_results(
         _storage(storage), output, edition, include_unlisted=include_unlisted
+    )
     return export_job.export(found, dest, config.export, notify)
 
 
@@ -271,14 +278,17 @@ def import_corrections(
     source: str,
     truth: str,
     dest: str | None = None,
+    *,
     format: str = "auto",
     file_names: str = "archive",
     overwrite: bool = False,
+    storage: AnyStorage = None,
 ) -> ImportReport:
     """Read corrections from an annotation tool into COCO ground truth::
 
         segcore.import_corrections("project-3.json", "truth.json", dest="tasks/")
 
+    Args:
         source: What the tool wrote (file, zip of CVAT, folder), or the edited `dest` itself.
         truth: The COCO file to write.
         dest: Where `export` wrote to; by default `source`, or the folder that it is in.
@@ -286,17 +296,22 @@ def import_corrections(
         file_names: ``archive``: images are named by their paths in the archive; ``export``: by
             the names that the export gave them.
         overwrite: Replace `truth`.
+        storage: How object stores are accessed.
 
+    Raises:
         UsageError: There are no corrections, or none that belong to the export.
+    """
     if file_names not in ("archive", "export"):
         raise UsageError(f"file_names is {file_names!r}; it is one of archive, export.")
     return corrections.import_corrections(
+        _storage(storage),
         source,
         truth,
         dest=dest,
         form=format,
         file_names="export" if file_names == "export" else "archive",
         overwrite=overwrite,
+    )
 
 
 def prelabel(
@@ -307,8 +322,10 @@ def prelabel(
         config = segcore.load_config("prelabel.yaml", schema=segcore.PrelabelConfig)
         segcore.prelabel(config, notify=print)
 
+    Raises:
         UsageError: The configuration is wrong.
         SegcoreError: The job broke off; call it again to continue.
+    """
     return prelabel_job.prelabel(config, notify=notify)
 
 
