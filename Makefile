@@ -49,6 +49,8 @@ picture: $(VENV)/.run ## draw docs/masks.jpg, the picture of the README, with th
 options: $(VENV)/.run ## write configs/segment.yaml, configs/train.yaml and docs/options.md from the schemas
 	$(BIN)/python -m segcore config segment > configs/segment.yaml
 	$(BIN)/python -m segcore config train > configs/train.yaml
+	$(BIN)/python -m segcore config export > configs/export.yaml
+	$(BIN)/python -m segcore config prelabel > configs/prelabel.yaml
 	$(BIN)/python -c 'from segcore.config.jobs import options_page; print(options_page(), end="")' > docs/options.md
 
 .PHONY: lint
@@ -87,8 +89,12 @@ parity: $(VENV)/.test ## compare results with the peers' in an environment of th
 bench-peers: $(VENV)/.test ## compare speed with the peers', in the same environment
 	$(BIN)/python -m tests.peers
 
+.PHONY: exports
+exports: $(VENV)/.test ## read exports with the libraries and tools of others, in environments of their own (some GB)
+	$(BIN)/python -m tests.readers
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-floors .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,10 +28,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segcore.api import compare as compare
     from segcore.api import evaluate as evaluate
+    from segcore.api import export as export
+    from segcore.api import import_corrections as import_corrections
     from segcore.api import open_results as open_results
+    from segcore.api import prelabel as prelabel
     from segcore.api import segment as segment
     from segcore.config import Config as Config
     from segcore.config import load_config as load_config
+    from segcore.config.exports import PrelabelConfig as PrelabelConfig
     from segcore.errors import SegcoreError as SegcoreError
     from segcore.prediction import load_model as load_model
     from segcore.storage import Storage as Storage
@@ -43,29 +47,37 @@ __version__ = "0.1.0"  # pyproject.toml takes it from here
 
 _MODULES = {
     "Config": "segcore.config",
+    "PrelabelConfig": "segcore.config.exports",
     "SegcoreError": "segcore.errors",
     "Storage": "segcore.storage",
     "StorageOptions": "segcore.storage",
     "TrainConfig": "segcore.training.config",
     "compare": "segcore.api",
     "evaluate": "segcore.api",
+    "export": "segcore.api",
+    "import_corrections": "segcore.api",
     "load_config": "segcore.config",
     "load_model": "segcore.prediction",
     "open_results": "segcore.api",
+    "prelabel": "segcore.api",
     "segment": "segcore.api",
     "train": "segcore.training.train",
 }
 __all__ = [
     "Config",
+    "PrelabelConfig",
     "SegcoreError",
     "Storage",
     "StorageOptions",
     "TrainConfig",
     "compare",
     "evaluate",
+    "export",
+    "import_corrections",
     "load_config",
     "load_model",
     "open_results",
+    "prelabel",
     "segment",
     "train",
 ]

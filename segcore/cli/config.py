@@ -18,11 +18,13 @@ EPILOG = """
 Delete the lines that you do not change: what a file does not set keeps its default.
 """
 
-Job = Literal["segment", "train"]
+Job = Literal["segment", "train", "export", "prelabel"]
 
 
 def command(
-    job: Annotated[Job, typer.Argument(metavar="[JOB]", help="segment or train.")] = "segment",
+    job: Annotated[
+        Job, typer.Argument(metavar="[JOB]", help="segment, train, export or prelabel.")
+    ] = "segment",
 ) -> None:
     """Print a configuration file with every option of a job, its default, and what it does."""
     from segcore.config.jobs import config_file

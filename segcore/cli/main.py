@@ -16,9 +16,12 @@ from segcore.cli import (
     convert,
     demo,
     evaluate,
+    export,
     failures,
+    import_corrections,
     models,
     predict,
+    prelabel,
     segment,
     show,
     status,
@@ -44,6 +47,9 @@ app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
+app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
+app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
+app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from segcore.config.exports import ExportConfig, PrelabelConfig
 from segcore.config.reference import to_markdown, to_yaml
 from segcore.config.schema import Config
 from segcore.training.config import TrainConfig
@@ -23,15 +24,34 @@ No file is needed, and one needs only the lines that you change. Precedence:
 An option whose line is a comment has no default: it must be set. Precedence:
   defaults  <  this file  <  --set group.key=value
 `null` is an option that is not set. Relative paths start at the working directory.""",
+    "export": """Every option of `segcore export` with its default (`segcore config export`).
+
+  segcore export --config FILE OUTPUT DEST
+
+No file is needed, and one needs only the lines that you change. Precedence:
+  defaults  <  this file  <  --set group.key=value  <  flags such as --format
+`null` is an option that is not set. Relative paths start at the working directory.""",
+    "prelabel": """Every option of `segcore prelabel` with its default (`segcore config prelabel`).
+
+  segcore prelabel --config FILE INPUT DEST
+
+No file is needed, and one needs only the lines that you change. Precedence:
+  defaults  <  this file  <  --set group.key=value  <  flags such as --format
+`null` is an option that is not set. Relative paths start at the working directory.""",
 }
 _PAGE_HEADING = """# Options
 
-Every option that a configuration file or `--set key=value` takes. `segcore config > job.yaml` and
-`segcore config train > train.yaml` print files with all of them. A file needs only the options that
-differ from their defaults; `--set` wins over the file, and a flag such as `--model` over both.
-`segcore COMMAND --help` lists the flags.
+Every option that a configuration file or `--set key=value` takes. `segcore config > job.yaml`,
+`segcore config train > train.yaml` and so on print files with all of them. A file needs only the
+options that differ from their defaults; `--set` wins over the file, and a flag such as `--model`
+over both. `segcore COMMAND --help` lists the flags.
 """
-SCHEMAS: dict[str, type[BaseModel]] = {"segment": Config, "train": TrainConfig}
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "segment": Config,
+    "train": TrainConfig,
+    "export": ExportConfig,
+    "prelabel": PrelabelConfig,
+}
 
 
 def config_file(job: str) -> str:

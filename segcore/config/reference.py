@@ -140,6 +140,8 @@ def _describe_type(annotation: Any) -> str:
         return f"list of {_describe_type(arguments[0])}"
     if origin is tuple:
         return "[" + ", ".join(_describe_type(argument) for argument in arguments) + "]"
+    if origin is dict:
+        return f"map of {' to '.join(map(_describe_type, arguments))}"
     return _TYPE_NAMES[annotation]
 
 

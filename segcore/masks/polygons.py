@@ -92,13 +92,8 @@ def to_polygons(
     left, top, w, h = bbox(counts, height, width)
     if w == 0:
         return []
-    padded = np.zeros((h + 2, w + 2), bool)
-    padded[1:-1, 1:-1] = decode(counts, height, width)[top : top + h, left : left + w]
-    # Holes are filled first: a part inside a hole would be an outline within another.
-    background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
-    padded = background != background[0, 0]
     rings = []
-    for ring in _outer_rings(padded):
+    for ring in outline_pixels(decode(counts, height, width)[top : top + h, left : left + w]):
         points = np.add(ring, (left, top)).astype(np.float32)
         if tolerance > 0:
             simplified = cv2.approxPolyDP(points[:, None], tolerance, True)
@@ -106,6 +101,22 @@ def to_polygons(
         if len(points) >= 3:
             rings.append(points)
     return rings
+
+
+def outline_pixels(pixels: np.ndarray) -> list[np.ndarray]:
+    """Outlines of the parts of a bitmap along pixel edges, each corner a point; holes are filled.
+
+    Args:
+        pixels: (H, W) bool or integer; every value other than 0 is set.
+
+    Returns:
+        One (K, 2) int64 array x, y for each part; (0, 0) is the outer corner of the first pixel.
+    """
+    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), bool)
+    padded[1:-1, 1:-1] = pixels
+    # Holes are filled first: a part inside a hole would be an outline within another.
+    background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
+    return _outer_rings(background != background[0, 0])
 
 
 def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:

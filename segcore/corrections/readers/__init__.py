@@ -1,0 +1,1 @@
+"""What annotation tools write, read as untrusted input: one module for each format."""

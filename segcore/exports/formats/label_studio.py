@@ -1,0 +1,110 @@
+"""Label Studio: tasks with predictions, and the labelling configuration that these need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from segcore.exports.formats.base import Encoded, ExportImage, Format, Tally
+from segcore.exports.formats.rle_pack import pack_mask
+from segcore.exports.shapes import canvas_row_runs
+from segcore.text import printable
+
+_FROM_BRUSH, _FROM_POLYGON, _TO = "brush", "polygon", "image"
+_COLOURS = ("#ff6347", "#40c4ff", "#ffd600", "#69f0ae", "#ea80fc", "#ffab40", "#8c9eff", "#b2ff59")
+
+
+class LabelStudio(Format):
+    """Polygons in percent of width and height, or brush masks; as predictions, not annotations."""
+
+    name = "label-studio"
+
+    def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
+        """One line of JSON: the task."""
+        is_exact = self.context.options.are_exact
+        regions = list(self._brushes(image, tally) if is_exact else self._polygons(image, tally))
+        prediction = {
+            "model_version": f"segcore {self.context.model} {self.context.edition}",
+            "score": min(image.scores, default=0.0),
+            "result": regions,
+        }
+        task = {
+            "data": {
+                "image": image.link or image.name,
+                "name": image.name,
+                "segcore_image_id": image.image_id,
+                "segcore_number": image.number,
+            },
+            "predictions": [prediction],
+        }
+        n_masks = len({region["meta"]["mask"] for region in regions})
+        return n_masks, json.dumps(task, ensure_ascii=False)
+
+    def file_name(self, name: str) -> str:
+        """The file of a chunk."""
+        return f"tasks-{name}.json"
+
+    def write(self, file: BinaryIO, pieces: Iterable[Encoded]) -> None:
+        """Write one file of tasks."""
+        separator = b"[\n"
+        for piece in pieces:
+            file.write(separator + piece.body.encode())
+            separator = b",\n"
+        file.write(b"\n]\n")
+
+    def extra_files(self) -> Mapping[str, bytes]:
+        """The labelling configuration."""
+        is_exact = self.context.options.are_exact
+        tag, name = ("BrushLabels", _FROM_BRUSH) if is_exact else ("PolygonLabels", _FROM_POLYGON)
+        labels = "".join(
+            f"    <Label value={quoteattr(printable(label.name))} "
+            f'background="{_COLOURS[place % len(_COLOURS)]}"/>\n'
+            for place, label in enumerate(self.context.labels)
+        )
+        text = (
+            f'<View>\n  <Image name="{_TO}" value="$image" zoom="true"/>\n'
+            f'  <{tag} name="{name}" toName="{_TO}">\n{labels}  </{tag}>\n</View>\n'
+        )
+        return {"config.xml": text.encode()}
+
+    def _brushes(self, image: ExportImage, tally: Tally) -> Iterable[dict[str, Any]]:
+        for place, bitmap in self.bitmaps(image, tally):
+            runs = canvas_row_runs(bitmap, image.height, image.width)
+            value = {"format": "rle", "rle": list(pack_mask(runs))}
+            yield self._region(image, place, "brushlabels", _FROM_BRUSH, value)
+
+    def _polygons(self, image: ExportImage, tally: Tally) -> Iterable[dict[str, Any]]:
+        size = (image.width, image.height)
+        for place, shape in self.outlines(image, tally):
+            for part, ring in enumerate(shape.rings):
+                points = np.clip(ring / size * 100, 0, 100).tolist()
+                value = {"points": points, "closed": True}
+                yield self._region(image, place, "polygonlabels", _FROM_POLYGON, value, part)
+
+    def _region(
+        self,
+        image: ExportImage,
+        place: int,
+        kind: str,
+        from_name: str,
+        value: dict[str, Any],
+        part: int = 0,
+    ) -> dict[str, Any]:
+        number = image.first_annotation + place
+        label = printable(self.label_of(image, place).name)
+        return {
+            "id": f"s{number}" + (f"p{part}" if part else ""),
+            "type": kind,
+            "from_name": from_name,
+            "to_name": _TO,
+            "original_width": image.width,
+            "original_height": image.height,
+            "image_rotation": 0,
+            "score": round(float(image.scores[place]), 6),
+            "meta": {"mask": number},
+            "value": {**value, kind: [label]},
+        }

@@ -1,0 +1,124 @@
+"""Masks as the formats need them: outlines, run lengths by rows, small pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+from segcore.masks.bitmaps import Bitmap
+from segcore.masks.polygons import outline_pixels
+
+_SQUARE = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The outlines of a mask; holes are filled.
+
+    Attributes:
+        rings: One (K, 2) float64 array x, y for each part, largest first, K >= 3, on pixel edges.
+        n_holes: Holes that were filled.
+        is_coarser: Whether the tolerance was raised to keep to the limit of points.
+    """
+
+    rings: list[np.ndarray]
+    n_holes: int
+    is_coarser: bool = False
+
+
+def outline(bitmap: Bitmap, tolerance: float, max_vertices: int) -> Outline:
+    """Outlines of the parts of a mask, in pixels of its canvas.
+
+    Args:
+        tolerance: How far a ring may deviate (Douglas-Peucker), pixels; 0: exact.
+        max_vertices: Rings with more points are simplified further.
+    """
+    contours, n_holes = _trace(bitmap)
+    if tolerance == 0:
+        exact = outline_pixels(bitmap.pixels)
+        contours = [np.asarray(ring * 2, np.int32)[:, None] for ring in exact]
+    rings, is_coarser = [], False
+    for contour in sorted(contours, key=cv2.contourArea, reverse=True):
+        simple = contour if tolerance == 0 else _simplify(contour, tolerance)
+        wider = max(tolerance, 0.5)
+        while len(simple) > max_vertices:
+            wider *= 2
+            is_coarser = True
+            simple = _simplify(contour, wider)
+        rings.append(simple[:, 0].astype(np.float64) / 2 + (bitmap.left, bitmap.top))
+    return Outline(rings, n_holes, is_coarser)
+
+
+def _trace(bitmap: Bitmap) -> tuple[list[np.ndarray], int]:
+    """Outer contours on the grid of half pixels, and the number of holes.
+
+    Each pixel becomes a closed square of 3 x 3 points of that grid, so that a contour runs along
+    the edges of pixels, but for cut inner corners of half a pixel.
+    """
+    grid = np.zeros((2 * bitmap.height + 1, 2 * bitmap.width + 1), np.uint8)
+    grid[1::2, 1::2] = bitmap.pixels
+    cv2.dilate(grid, _SQUARE, grid)
+    contours, hierarchy = cv2.findContours(grid, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    parents = hierarchy[0, :, 3].tolist()
+    if len(parents) == 1:
+        return [contours[0]], 0
+    depths: list[int] = []
+    for parent in parents:  # a parent comes before its children
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    # What lies inside a hole is covered when that is filled.
+    outer = [c for c, depth in zip(contours, depths, strict=True) if depth == 0]
+    return outer, sum(depth % 2 for depth in depths)
+
+
+def _simplify(contour: np.ndarray, tolerance: float) -> np.ndarray:
+    simple = cv2.approxPolyDP(contour, 2 * tolerance, True)
+    if len(simple) >= 3:
+        return simple
+    x, y, w, h = cv2.boundingRect(contour)  # of a part smaller than the tolerance
+    corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
+    return np.array(corners, np.int32)[:, None]
+
+
+def outline_iou(bitmap: Bitmap, rings: list[np.ndarray]) -> float:
+    """IoU of rings, filled as pycocotools fills polygons, with the mask."""
+    h, w = bitmap.height + 2, bitmap.width + 2
+    padded = np.zeros((h, w), np.uint8, order="F")
+    padded[1:-1, 1:-1] = bitmap.pixels
+    shifted = [(ring - (bitmap.left - 1, bitmap.top - 1)).ravel().tolist() for ring in rings]
+    drawn = coco.merge(coco.frPyObjects(shifted, h, w))
+    return float(coco.iou([drawn], [coco.encode(padded)], [0])[0, 0])
+
+
+def row_runs(bitmap: Bitmap) -> np.ndarray:
+    """Run lengths of the box, row by row, zeros first."""
+    flat = bitmap.pixels.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        edges = np.concatenate(([0], edges))
+    return np.diff(edges, prepend=0, append=flat.size)
+
+
+def canvas_row_runs(bitmap: Bitmap, height: int, width: int) -> np.ndarray:
+    """Run lengths of the whole canvas, row by row, zeros first."""
+    padded = np.zeros((bitmap.height, bitmap.width + 2), np.int8)
+    padded[:, 1:-1] = bitmap.pixels
+    steps = np.diff(padded, axis=1)
+    start_y, start_x = np.nonzero(steps == 1)
+    stop_y, stop_x = np.nonzero(steps == -1)
+    starts = (start_y + bitmap.top) * width + start_x + bitmap.left
+    stops = (stop_y + bitmap.top) * width + stop_x + bitmap.left
+    joins = starts[1:] == stops[:-1]  # over the right border into the next row
+    starts = starts[np.concatenate(([True], ~joins))]
+    stops = stops[np.concatenate((~joins, [True]))]
+    edges = np.stack([starts, stops], 1).ravel()
+    return np.diff(edges, prepend=0, append=height * width)
+
+
+def box_png(bitmap: Bitmap) -> bytes:
+    """The box as a grey PNG of 0 and 255."""
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(bitmap.pixels * np.uint8(255)))
+    assert ok, "a bitmap has at least one pixel"
+    return data.tobytes()

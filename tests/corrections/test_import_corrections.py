@@ -1,0 +1,261 @@
+"""From the archive to a tool's files and back: what nobody edited comes back as it was."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from segcore.corrections.import_corrections import ImportReport, import_corrections
+from segcore.errors import UsageError
+from segcore.evaluation.evaluate import evaluate
+from segcore.exports.export import export
+from segcore.exports.options import ExportOptions
+from segcore.output.results import open_results
+from segcore.storage import Storage
+from tests.exports.conftest import PICTURES, drawn_masks
+from tests.exports.conftest import archive as archive  # a fixture
+from tests.support.masks_output import HEIGHT, WIDTH
+
+NAMES = {3: "cat", 5: "dog & <b>", 9: "tree"}
+EXACT = {
+    "coco": {},
+    "cvat": {},
+    "label-studio": {"masks": "exact"},
+    "labelme": {"images": "copy"},
+}
+
+
+def exported(archive: Path, form: str, **options: Any) -> Path:
+    dest = archive / "dest"
+    results = open_results(Storage(), str(archive / "out"))
+    export(results, str(dest), ExportOptions(format=form, **options))
+    return dest
+
+
+def accept_predictions(dest: Path) -> None:
+    """What Label Studio exports when somebody submits each prediction as it is."""
+    for path in dest.glob("tasks-*.json"):
+        tasks = json.loads(path.read_bytes())
+        for task in tasks:
+            task["annotations"] = [{"result": task.pop("predictions")[0]["result"]}]
+        path.write_text(json.dumps(tasks))
+
+
+def read(archive: Path, source: Path, **options: Any) -> tuple[dict[str, list], ImportReport]:
+    """Path in the archive -> [(mask, class)], and the report."""
+    truth = archive / "truth.json"
+    report = import_corrections(Storage(), str(source), str(truth), overwrite=True, **options)
+    coco = COCO(str(truth))
+    found = {
+        image["file_name"]: [
+            (coco.annToMask(one).astype(bool), coco.cats[one["category_id"]]["name"])
+            for one in coco.imgToAnns.get(image["id"], [])
+        ]
+        for image in coco.imgs.values()
+    }
+    return found, report
+
+
+@pytest.mark.parametrize("form", EXACT)
+def test_masks_that_nobody_edited_come_back_exactly(archive: Path, form: str) -> None:
+    dest = exported(archive, form, **EXACT[form])
+    if form == "label-studio":
+        accept_predictions(dest)
+    found, report = read(archive, dest)
+    assert sorted(found) == sorted(PICTURES)
+    assert report.left_out == report.not_corrected == 0
+    assert report.notes == []
+    for path, ones in found.items():
+        wanted = drawn_masks().get(path, [])
+        assert [name for _, name in ones] == [NAMES[one.category] for one in wanted]
+        for (mask, _), one in zip(ones, wanted, strict=True):
+            assert (mask == one.mask).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["coco", "cvat", "label-studio", "labelme", "yolo-seg"])
+def test_polygons_come_back_as_they_were_rasterised(archive: Path, form: str) -> None:
+    dest = exported(archive, form, masks="polygons", tolerance=0)
+    if form == "label-studio":
+        accept_predictions(dest)
+    found, report = read(archive, dest)
+    assert report.left_out == 0
+    for path, ones in found.items():
+        wanted = drawn_masks().get(path, [])
+        assert len(ones) == len(wanted)
+        for (mask, name), one in zip(ones, wanted, strict=True):
+            assert name == NAMES[one.category]
+            if form != "yolo-seg":  # which keeps one part alone
+                assert (mask | one.mask == mask).mean() > 0.99  # only holes are filled
+
+
+def test_evaluating_the_export_against_itself_is_perfect(archive: Path) -> None:
+    dest = exported(archive, "coco")
+    import_corrections(Storage(), str(dest), str(archive / "truth.json"))
+    report = evaluate(Storage(), str(archive / "out"), str(archive / "truth.json"))
+    assert report.scores.mask.ap == pytest.approx(1.0)
+    assert report.images == len(PICTURES)
+
+
+def test_edits_deletions_and_new_classes_arrive(archive: Path) -> None:
+    dest = exported(archive, "cvat")
+    path = dest / "annotations-00001.xml"
+    tree = ElementTree.parse(path)
+    images = {image.get("name"): image for image in tree.getroot().iter("image")}
+    first = images["north/A.webp"]
+    for mask in list(first)[1:]:
+        first.remove(mask)
+    first[0].set("label", "horse")
+    tree.getroot().remove(images["south/empty.png"])
+    with zipfile.ZipFile(archive / "task.zip", "w") as file:
+        file.writestr("annotations.xml", ElementTree.tostring(tree.getroot()))
+    found, report = read(archive, archive / "task.zip", dest=str(dest))
+    assert [name for _, name in found["north/A.webp"]] == ["horse"]
+    assert report.new_classes == ["horse"]
+    assert report.not_corrected == 1
+    categories = json.loads((archive / "truth.json").read_bytes())["categories"]
+    assert categories[-1] == {"id": 10, "name": "horse"}
+
+
+def test_file_names_of_the_export_are_those_of_its_pictures(archive: Path) -> None:
+    dest = exported(archive, "labelme", images="copy")
+    found, _ = read(archive, dest, file_names="export")
+    assert all((dest / "images" / name).is_file() for name in found)
+
+
+def test_shapes_that_people_draw_by_hand(archive: Path) -> None:
+    dest = exported(archive, "labelme")
+    (path,) = (dest / "labels/south").glob("empty.json")
+    document = json.loads(path.read_bytes())
+    document["shapes"] = [
+        {"label": "box", "shape_type": "rectangle", "points": [[2, 3], [10, 9]]},
+        {"label": "disc", "shape_type": "circle", "points": [[30, 20], [36, 20]]},
+        {"label": "line", "shape_type": "line", "points": [[1, 1], [5, 5]]},
+        {"label": "outside", "shape_type": "rectangle", "points": [[100, 3], [110, 9]]},
+        {"label": "far", "shape_type": "polygon", "points": [[0, 0], [1e9, 0], [0, 1e9]]},
+        {"label": " ", "shape_type": "rectangle", "points": [[2, 3], [10, 9]]},
+    ]
+    path.write_text(json.dumps(document))
+    found, report = read(archive, dest)
+    (box, _), (disc, name) = found["south/empty.png"]
+    assert (box.sum(), name) == (8 * 6, "disc")
+    assert disc.sum() == pytest.approx(np.pi * 36, rel=0.1)
+    assert report.left_out == 4
+    assert len(report.notes) == 4
+
+
+def test_an_image_of_another_size_is_left_out_and_exif_is_named(archive: Path) -> None:
+    dest = exported(archive, "labelme")
+    paths = sorted((dest / "labels/north").iterdir())
+    for path, size in zip(paths, ((WIDTH + 1, HEIGHT), (HEIGHT, WIDTH)), strict=False):
+        document = json.loads(path.read_bytes())
+        document["imageWidth"], document["imageHeight"] = size
+        path.write_text(json.dumps(document))
+    found, report = read(archive, dest)
+    assert len(found) == len(PICTURES) - 2
+    assert any("another size" in note for note in report.notes)
+    assert any("EXIF" in note for note in report.notes)
+
+
+def mutants(form: str, data: bytes) -> list[bytes]:
+    """Files that are damaged in a way of their format, or in any."""
+    rng = np.random.default_rng(11)
+    found = [b"", b"\0" * 100, b"[" * 100_000, b'{"a":' * 50_000, data[: len(data) // 2]]
+    for _ in range(10):
+        array = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(0, array.size, int(rng.integers(1, 30)))
+        array[places] = rng.integers(0, 256, places.size)
+        found.append(array.tobytes())
+    if form == "cvat":
+        found += [
+            b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><annotations/>',
+            data.replace(b'width="', b'width="9'),
+            data.replace(b'rle="', b'rle="-5, 99999999999999999999, '),
+            data.replace(b'left="', b'left="-1e400'),
+        ]
+    else:
+        found += [
+            data.replace(b"[", b"{", 3),
+            data.replace(b": ", b": null, "),
+            data.replace(b"60", b"6e300").replace(b"40", b"-1"),
+            data.replace(b'"points"', b'"pints"').replace(b'"counts"', b'"count"'),
+            data.replace(b"1", b"NaN"),
+            data.replace(b'"', b'"\\u0000'),
+        ]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["coco", "cvat", "label-studio", "labelme", "yolo-seg"])
+def test_damaged_files_are_read_in_part_or_refused_in_a_sentence(archive: Path, form: str) -> None:
+    dest = exported(archive, form, **EXACT.get(form, {}))
+    if form == "label-studio":
+        accept_predictions(dest)
+    pattern = {"cvat": "annotations-*.xml", "yolo-seg": "labels/north/*.txt",
+               "labelme": "images/north/*.json"}.get(form, "*-00001.json")  # fmt: skip
+    path = sorted(dest.glob(pattern))[0]
+    original = path.read_bytes()
+    for data in mutants(form, original):
+        path.write_bytes(data)
+        lines: list[str] = []
+        try:
+            lines = read(archive, path if form == "cvat" else dest, dest=str(dest))[1].notes
+        except UsageError as error:
+            lines = error.message.split("\n")
+        assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "/etc/passwd", "nowhere.png", "", "north", "?[31m", "é" * 999]
+)
+def test_a_name_that_the_export_lacks_finds_no_image(archive: Path, name: str) -> None:
+    dest = exported(archive, "cvat")
+    root = ElementTree.Element("annotations")
+    for image_name in (name, "A.webp", "north/A"):  # the last two are one image
+        ElementTree.SubElement(root, "image", name=image_name, width="60", height="40")
+    file = archive / "other.xml"
+    file.write_bytes(ElementTree.tostring(root))
+    found, report = read(archive, file, dest=str(dest))
+    assert found == {"north/A.webp": []}
+    assert report.left_out == 2
+
+
+def test_a_picture_bomb_in_labelme_is_refused(archive: Path) -> None:
+    dest = exported(archive, "labelme")
+    path = sorted((dest / "labels/north").iterdir())[0]
+    document = json.loads(path.read_bytes())
+    sink = io.BytesIO()
+    Image.new("1", (8, 8)).save(sink, "PNG")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + sink.getvalue()[24:29]
+    data = sink.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header))
+    bomb = data + sink.getvalue()[33:]
+    document["shapes"][0]["mask"] = base64.b64encode(bomb).decode()
+    path.write_text(json.dumps(document))
+    _, report = read(archive, dest)
+    assert any("no picture" in note for note in report.notes)
+
+
+def test_truth_is_not_replaced_and_the_export_must_be_known(archive: Path) -> None:
+    dest = exported(archive, "coco")
+    (archive / "truth.json").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        import_corrections(Storage(), str(dest), str(archive / "truth.json"))
+    assert (archive / "truth.json").read_text() == "mine"
+    with pytest.raises(UsageError, match="no export of segcore"):
+        import_corrections(Storage(), str(archive / "in"), str(archive / "t.json"))
+    with pytest.raises(UsageError, match="does not exist"):
+        import_corrections(
+            Storage(), str(archive / "gone"), str(archive / "t.json"), dest=str(dest)
+        )

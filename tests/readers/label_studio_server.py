@@ -1,0 +1,142 @@
+"""A Label Studio server on loopback: import, read back, annotate, export."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from expected import build_folder, run_checks
+
+BUILD = build_folder()
+USER, PASSWORD = "reader@localhost.local", "only-on-loopback"
+STARTUP_S = 240
+
+
+class Server:
+    """A server that was started, and a session in it."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def wait(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + STARTUP_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"label-studio ended with code {process.returncode}")
+            with contextlib.suppress(requests.ConnectionError):
+                if self.session.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            time.sleep(1)
+        raise TimeoutError("label-studio did not answer")
+
+    def log_in(self) -> None:
+        """Log in as the user that the server was started with."""
+        self.session.get(f"{self.url}/user/login/", timeout=60)
+        form = {"email": USER, "password": PASSWORD, "persist_session": "on"}
+        token = {"csrfmiddlewaretoken": self.session.cookies["csrftoken"]}
+        answer = self.session.post(f"{self.url}/user/login/", data=form | token, timeout=60)
+        answer.raise_for_status()
+        self.call("GET", "/api/current-user/whoami")
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """A request to the API; its JSON."""
+        headers = {"X-CSRFToken": self.session.cookies.get("csrftoken", "")}
+        answer = self.session.request(
+            method, self.url + path, json=body, headers=headers, timeout=120
+        )
+        if not answer.ok:
+            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+        return answer.json()
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Server]:
+    """A server with an empty database."""
+    data = BUILD / "label-studio-data"
+    shutil.rmtree(data, ignore_errors=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    environment |= {
+        "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "", "LABEL_STUDIO_BASE_DATA_DIR": str(data), "DEBUG": "0",
+    }  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "label-studio"), "start", "--no-browser",
+        "--internal-host", "127.0.0.1", "--port", str(port), "--data-dir", str(data),
+        "--username", USER, "--password", PASSWORD, "--log-level", "ERROR",
+    ]  # fmt: skip
+    with (BUILD / "label-studio.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            one = Server(port)
+            one.wait(process)
+            one.log_in()
+            yield one
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def round_trip(one: Server, folder: str) -> str:
+    """Import tasks, read the predictions back, submit each as it is, and keep the export."""
+    config = (BUILD / folder / "config.xml").read_text()
+    tasks = json.loads((BUILD / folder / "tasks-00001.json").read_bytes())
+    project = one.call("POST", "/api/projects", {"title": folder, "label_config": config})["id"]
+    one.call("POST", f"/api/projects/{project}/import", tasks)
+    predictions = one.call("GET", f"/api/predictions?project={project}")
+    stored = one.call(
+        "GET", f"/api/projects/{project}/export?exportType=JSON&download_all_tasks=true"
+    )
+    ids = {task["data"]["segcore_number"]: task["id"] for task in stored}
+    by_task = {prediction["task"]: prediction for prediction in predictions}
+    assert len(ids) == len(tasks)
+    n_regions = 0
+    for task in tasks:
+        (sent,) = task["predictions"]
+        back = by_task[ids[task["data"]["segcore_number"]]]
+        assert back["model_version"] == sent["model_version"]
+        assert back["result"] == sent["result"], "regions came back otherwise"
+        n_regions += len(back["result"])
+        one.call("POST", f"/api/tasks/{back['task']}/annotations", {"result": back["result"]})
+    exported = one.call("GET", f"/api/projects/{project}/export?exportType=JSON")
+    (BUILD / f"{folder}-exported.json").write_text(json.dumps(exported))
+    return f"{len(tasks)} tasks, {n_regions} regions came back equal"
+
+
+def main() -> int:
+    """Both kinds of masks in one server; returns the exit code."""
+    try:
+        with server() as one:
+            return run_checks(
+                {
+                    "label-studio, polygons: real server": lambda: round_trip(one, "label-studio"),
+                    "label-studio, brush: real server": lambda: round_trip(
+                        one, "label-studio-brush"
+                    ),
+                }
+            )
+    except (RuntimeError, TimeoutError, requests.RequestException) as error:
+        print(f"FAILED  label-studio server: {error}; see {BUILD}/label-studio.log")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
