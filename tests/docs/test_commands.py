@@ -48,6 +48,7 @@ NOT_KEYS = {
     "model.pth",
     "model.predict",
     "log.jsonl",
+    "data.yaml",
 }
 
 ALL_BLOCKS = [block for page in markdown.PAGES for block in markdown.blocks(page)]
