@@ -143,27 +143,35 @@ def contact_sheet(
     if not tiles:
         raise ValueError("a contact sheet needs at least one tile")
     columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
+    pictures = [_tile_picture(tile, side) for tile in tiles]
+    rows = [range(len(tiles))[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(pictures[i].shape[0] for i in row) + _CAPTION_HEIGHT + _PADDING for row in rows]
     heading_height = _HEADING_HEIGHT_WITH_NOTE if note else _HEADING_HEIGHT
-    cell_width, cell_height = side + _PADDING, side + _CAPTION_HEIGHT + _PADDING
+    cell_width = side + _PADDING
     width = _PADDING + columns * cell_width
     text_width = width - 2 * _PADDING
-    sheet = np.full((heading_height + rows * cell_height, width, 3), _BACKGROUND, np.uint8)
+    sheet = np.full((heading_height + sum(heights), width, 3), _BACKGROUND, np.uint8)
     _write(sheet, title, (_PADDING, _TITLE_BASELINE), 0.85, _TEXT, text_width, thickness=2)
     if note:
         _write(sheet, note, (_PADDING, _NOTE_BASELINE), 0.5, _SECONDARY_TEXT, text_width)
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        x, y = _PADDING + column * cell_width, heading_height + row * cell_height
-        image = tile.image if tile.is_drawn else brighten(tile.image)
-        picture = overlay(image, tile.counts, side / max(image.shape[:2]))
-        picture_height, picture_width = picture.shape[:2]
-        bottom = y + side  # pictures stand on their captions
-        sheet[bottom - picture_height : bottom, x : x + picture_width] = picture
-        title_baseline, subtitle_baseline = (bottom + offset for offset in _CAPTION_BASELINES)
-        _write(sheet, tile.title, (x, title_baseline), 0.5, _TEXT, side)
-        _write(sheet, tile.subtitle, (x, subtitle_baseline), 0.45, _SECONDARY_TEXT, side)
+    bottom = heading_height - _CAPTION_HEIGHT - _PADDING
+    for row, height in zip(rows, heights, strict=True):
+        bottom += height  # pictures stand on their captions
+        for column, i in enumerate(row):
+            x, (picture_height, picture_width) = (
+                _PADDING + column * cell_width,
+                pictures[i].shape[:2],
+            )
+            sheet[bottom - picture_height : bottom, x : x + picture_width] = pictures[i]
+            title_baseline, subtitle_baseline = (bottom + offset for offset in _CAPTION_BASELINES)
+            _write(sheet, tiles[i].title, (x, title_baseline), 0.5, _TEXT, side)
+            _write(sheet, tiles[i].subtitle, (x, subtitle_baseline), 0.45, _SECONDARY_TEXT, side)
     return sheet
+
+
+def _tile_picture(tile: Tile, side: int) -> np.ndarray:
+    image = tile.image if tile.is_drawn else brighten(tile.image)
+    return overlay(image, tile.counts, side / max(image.shape[:2]))
 
 
 def to_png(image: np.ndarray) -> bytes:
