@@ -54,9 +54,13 @@ class SegcoreError(Exception):
             may quote names from archives, so what could steer a terminal or begin a line of its own
             becomes "?".
         hint: What to do about it, on a line of its own; the same holds for it.
+
+    Attributes:
+        details: What else went wrong before, such as errors of single units; for programs.
     """
 
     exit_code: ExitCode = ExitCode.INCOMPLETE
+    details: tuple[str, ...] = ()
 
     def __init__(self, message: str | Sequence[str], hint: str = "") -> None:
         lines = [message] if isinstance(message, str) else message

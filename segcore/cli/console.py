@@ -122,7 +122,9 @@ def run_app(app: typer.Typer) -> NoReturn:
         run_with_json_errors(app) if "--json" in sys.argv[1:] else app()
     except SegcoreError as error:
         notify(*f"Error: {error.message}".split("\n"), error.hint, level=logging.ERROR)
-        print_json_error(error.code, error.message, error.hint, error.exit_code)
+        print_json_error(
+            error.code, error.message, error.hint, error.exit_code, details=error.details
+        )
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `segcore ... | head`
         sys.stderr.close()
@@ -157,11 +159,17 @@ def run_with_json_errors(app: typer.Typer) -> None:
     sys.exit(status if isinstance(status, int) else ExitCode.DONE)
 
 
-def print_json_error(code: str, message: str, hint: str, exit_code: int) -> None:
-    """Print the one JSON document of a command that failed, if ``--json`` asks for one."""
+def print_json_error(
+    code: str, message: str, hint: str, exit_code: int, details: Sequence[str] = ()
+) -> None:
+    """Print the one JSON document of a command that failed, if ``--json`` asks for one.
+
+    Args:
+        details: What else went wrong; the list `errors` has it after the message.
+    """
     if "--json" in sys.argv[1:]:
         error = {"code": code, "message": message, "hint": hint, "exit_code": int(exit_code)}
-        print_json({"error": error})
+        print_json({"error": error, "errors": [message, *details]})
 
 
 def open_storage(sets: Sequence[str] | None) -> Storage:

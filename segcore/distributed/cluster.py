@@ -15,6 +15,7 @@ from typing import Any
 
 from segcore.config import RayOptions
 from segcore.distributed import quiet
+from segcore.distributed.cluster_token import matching_token_mode
 from segcore.distributed.private_folder import private_folder
 from segcore.errors import ClusterError, UsageError
 from segcore.signals import SignalShield
@@ -258,18 +259,20 @@ def _connect(
         ClusterError: See `connected`.
     """
     is_local = target.is_local
-    arguments: dict[str, Any] = {"address": "local", "include_dashboard": False, **resources}
+    arguments: dict[str, Any] = {"include_dashboard": False, **resources}
     if is_local:
         memory.limit_malloc_arenas()
         arguments["_temp_dir"] = str(folder)
     else:
         _check_listening(target)
-        arguments = {"address": target.address}
+        arguments = {}
     attempts = _MAX_LOCAL_START_ATTEMPTS if is_local else 1
     for attempt in range(1, attempts + 1):
         try:
-            with quiet.no_native_stderr():
+            wanted = "local" if is_local else target.address
+            with matching_token_mode(wanted), quiet.no_native_stderr():
                 ray.init(
+                    address=wanted,
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     runtime_env=_code_to_ship() if options.ship_code else None,

@@ -60,7 +60,7 @@ class ProgressLine:
             died = plural(progress.deaths, "worker process", "worker processes")
             parts.append(f"{died} died and restarted")
         parts += [_shorten(problem) for problem in problems]
-        if now - self._changed >= _STALL_S:
+        if self._last != (0, 0) and now - self._changed >= _STALL_S:
             parts.append(f"nothing new for {format_duration(now - self._changed)}")
         return " · ".join(parts)
 

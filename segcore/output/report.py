@@ -120,7 +120,8 @@ class RunReport:
             the same, so are the bytes of the results.
         nodes_taken_out: A sentence for each node of the cluster that failed so often that it got no
             more units.
-        errors: What kept units from being committed, a few of them.
+        errors: What kept units from being committed, a few of them, and what else is wrong; empty
+            only after success.
         nothing_to_do: Everything was done before, and nothing was written.
         published: The edition that ``latest.json`` names after this run; "" for none.
         older_edition: The edition beside this one that it was compared with; "" for none.
@@ -237,12 +238,8 @@ class RunReport:
                 f"input ({plural(self.images, 'image')}). Use --overwrite to segment them again."
             )
         if self.status == TOO_MANY_FAILED:
-            share = self.failed / self.images
-            lines.append(
-                f"Error: {self.failed:,} of {plural(self.images, 'image')} failed ({share:.1%}); "
-                f"run.max_failed_fraction allows {self.max_failed_fraction:.1%}. "
-                "The images table gives the reason for each (status = 'failed')."
-            )
+            reasons = "The images table gives the reason for each (status = 'failed')."
+            lines += [f"Error: {error} {reasons}" for error in self.errors[-1:]]
         return lines
 
     @property

@@ -9,10 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.output.committed import CommittedParts
-from segcore.output.report import RUNNING, RunReport, final_status, reconcile
+from segcore.output.report import (
+    RUNNING,
+    TOO_MANY_FAILED,
+    Account,
+    RunReport,
+    final_status,
+    reconcile,
+)
 from segcore.output.unlisted import count_unlisted
 from segcore.run.job import Job
 from segcore.run.passes import RunState
+from segcore.text import plural
 
 MAX_ERRORS_KEPT = 10
 
@@ -84,8 +92,32 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
         pool=state.pool,
         runtimes=tuple(sorted(state.runtimes)),
         nodes_taken_out=tuple(state.nodes_taken_out.values()),
-        errors=tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT],
+        errors=_describe_errors(account, state, job.config.run.max_failed_fraction),
     )
+
+
+def _describe_errors(
+    account: Account, state: RunState, max_failed_fraction: float
+) -> tuple[str, ...]:
+    """What is wrong: nothing only where the run is a success."""
+    errors = list(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT]
+    if lost := [unit for unit in account.missing if unit not in state.errors]:
+        errors.append(
+            f"{plural(len(lost), 'unit')} got no result, for example {lost[0]}: the worker "
+            "processes died on them, or were lost with their nodes."
+        )
+    if account.unbalanced:
+        errors.append(
+            f"{plural(len(account.unbalanced), 'unit')} of another number of images than planned, "
+            f"for example {account.unbalanced[0]}: the input changed while it was being read."
+        )
+    if final_status(account, max_failed_fraction) == TOO_MANY_FAILED:
+        share = account.failed / account.images
+        errors.append(
+            f"{account.failed:,} of {plural(account.images, 'image')} failed ({share:.1%}); "
+            f"run.max_failed_fraction allows {max_failed_fraction:.1%}."
+        )
+    return tuple(errors)
 
 
 def _rows_of(counts: pa.Table, units: Iterable[str]) -> pa.Table:

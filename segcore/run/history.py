@@ -77,6 +77,8 @@ def record_early_end(job: Job, state: RunState, lease: Lease) -> Iterator[None]:
             ended = replace(state.started, finished=utc_now(), timings=state.timings)
             record = early_end(ended.to_dict(), status, _errors(cause, state))
             _log_early_end(cause, record["errors"][0])
+            if isinstance(cause, SegcoreError):
+                cause.details = tuple(record["errors"][1:])
             with suppress(SegcoreError):
                 write_execution(_hasty_storage(job), job.layout, record)
         raise

@@ -37,7 +37,7 @@ from segcore.output.report import (
 from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import write_plan
-from segcore.run.account import new_report, take_account
+from segcore.run.account import MAX_ERRORS_KEPT, new_report, take_account
 from segcore.run.carry_over import carry_over
 from segcore.run.history import log_and_tell, log_end, open_log, record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
@@ -118,7 +118,7 @@ def _segment(
         return _report_nothing_done(job, state)
     with ExitStack() as stack:
         stack.enter_context(sigterm_as_interrupt())
-        stack.enter_context(_interrupt_as_error(job))
+        stack.enter_context(_interrupt_as_error(job, state))
         # Nothing is written before Ray has what the run needs: a run that cannot begin leaves
         # no trace.
         stack.enter_context(_ready_for_work(job, planned, state))
@@ -317,14 +317,16 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
 
 
 @contextmanager
-def _interrupt_as_error(job: Job) -> Iterator[None]:
+def _interrupt_as_error(job: Job, state: RunState) -> Iterator[None]:
     """Turn an interrupt into an error that says how to resume."""
     try:
         yield
     except KeyboardInterrupt:
         done = len(job.planned.keys() & job.parts.committed_units())
         verb = "is" if done == 1 else "are"
-        raise Interrupted(
+        stopped = Interrupted(
             f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",
             hint="Run the same command again to resume.",
-        ) from None
+        )
+        stopped.details = tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT]
+        raise stopped from None

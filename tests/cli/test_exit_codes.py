@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segcore.cli import console
 from segcore.cli.main import app
+from segcore.errors import ClusterError, StorageError, StorageFull
 from segcore.exit_codes import ExitCode
+from segcore.lease.lease import LeaseLost
 from segcore.run.job import Job
+from segcore.run.passes import Notify, Pass, RunState
 from tests.support import serial_run
 from tests.support.bright_images import bright_png
 from tests.support.jobs import BRIGHT_MODEL, write_files
@@ -70,6 +74,63 @@ def test_too_many_failed_images(segment: Segment) -> None:
 def test_work_left(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     serial_run.without_ray(monkeypatch, lambda *args: None)
     assert segment(*LENIENT) == ExitCode.INCOMPLETE == 1
+
+
+def _end_by(error: BaseException) -> serial_run.RunPasses:
+    """Passes in which a unit fails, and then the run ends."""
+
+    def run(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
+        state.errors["a unit"] = "StorageError: the server is gone"
+        raise error
+
+    return run
+
+
+ENDS = [  # how the run ends, flags, its exit code, what the first error says
+    (_end_by(StorageError("Stopped after 20 consecutive units failed")), [], 1, "20 consecutive"),
+    (_end_by(StorageFull("no room is left")), [], 1, "no room"),
+    (_end_by(ClusterError("The actor pool failed")), [], 1, "actor pool"),
+    (_end_by(LeaseLost("Another run took over.")), [], 1, "took over"),
+    (_end_by(KeyboardInterrupt()), [], 130, "Stopped"),
+    (_end_by(ZeroDivisionError("oops")), [], 1, "oops"),
+    (lambda *args: None, LENIENT, 1, "1 unit got no result"),  # all workers died
+    (serial_run.run_passes, [], 3, "1 of 3 images failed (33.3%)"),
+    (serial_run.run_passes, ["--actors", "none"], 2, "--actors"),
+    (serial_run.run_passes, ["--set", "modle.conf=1"], 2, "modle.conf"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "flags", "code", "message"), ENDS)
+def test_every_run_that_failed_says_why(
+    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], end: Any, flags: Sequence[str], code: int, message: str,
+) -> None:  # fmt: skip
+    serial_run.without_ray(monkeypatch, end)
+    assert segment(*flags, "--json") == code
+    document = json.loads(capsys.readouterr().out)
+    assert message in document["errors"][0]
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/runs/history/*.json")]
+    assert len(records) == (code != 2)
+    for record in records:
+        assert record["errors"]
+        assert record["errors"][0] == document["errors"][0] or "Stopped" in record["errors"][0]
+        logs = "".join(path.read_text() for path in Path(record["log"]).iterdir())
+        assert "Error" in logs or "ERROR" in logs or "Stopped" in logs or "Ended: " in logs
+    is_early = "error" in document and code != 2
+    has_details = is_early and document["error"]["code"] != "bug"
+    assert ("StorageError: the server is gone" in document["errors"]) == has_details
+
+
+def test_a_refusal_and_success_in_json(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(*LENIENT, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == []
+    for name in ("1.png", "2.png"):
+        (tmp_path / "in" / name).unlink()
+    assert segment(*LENIENT, "--json") == 1
+    assert "has shrunk" in json.loads(capsys.readouterr().out)["errors"][0]
 
 
 def test_an_input_without_an_image(segment: Segment, tmp_path: Path) -> None:

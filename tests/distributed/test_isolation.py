@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -81,6 +84,15 @@ def test_images_that_kill_hang_or_exhaust_fail_alone(ray_session, tmp_path):
     }
     assert "4 s" in rows["11z.png"]["error_message"]
     assert verify_output(Storage(), output).exit_code == 0
+    # The log has what the workers said, and which image it was.
+    log = "".join(path.read_text() for path in sorted(Path(report.log).iterdir()))
+    assert log.count("Traceback") == 1
+    (traceback,) = (line for line in log.splitlines() if "An image failed (model_error)" in line)
+    assert "05a.png" in traceback
+    for name, code in codes.items():
+        if code in ("crashed", "timed_out"):
+            assert re.search(rf"ended while segmenting an image \({code}\).*{name}", log), name
+    assert "died and restarted" in log
     # The results of the other images are what they would have been without the bad ones.
     for name in codes:
         (tmp_path / "in" / name).unlink()

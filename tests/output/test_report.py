@@ -73,9 +73,9 @@ def test_advice_on_missing_units_says_what_to_do(report: RunReport) -> None:
 
 
 def test_advice_on_failed_images_gives_their_share(report: RunReport) -> None:
-    failed = replace(report, status=TOO_MANY_FAILED, images=4, failed=1)
-    assert "1 of 4 images failed (25.0%)" in failed.advice()[0]
-    assert "allows 1.0%" in failed.advice()[0]
+    errors = ("no disk", "1 of 4 images failed (25.0%); run.max_failed_fraction allows 1.0%.")
+    failed = replace(report, status=TOO_MANY_FAILED, errors=errors)
+    assert failed.advice()[0].startswith(f"Error: {errors[1]} The images table")
 
 
 def test_a_preview_tells_what_is_done_and_what_is_left() -> None:

@@ -33,6 +33,8 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     assert first.exit_code == 0, first.output
     report = json.loads(first.stdout)
     assert report["scores"]["n_images"] == 6
+    pieces = sorted((tiny_config.output / "logs").glob("*.log"))
+    assert "Done with epoch 2 of 2" in "".join(piece.read_text() for piece in pieces)
     card = Path(report["card"]).read_text()
     assert "CC0-1.0" in card
     assert f"| {tiny_config.seed} |" in card
