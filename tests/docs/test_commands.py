@@ -67,7 +67,7 @@ def _descend(words: Sequence[str]) -> tuple[Any, list[str]]:
     command: Any = SEGCORE
     rest = list(words)
     while hasattr(command, "commands"):
-        if command.name == "bench" and rest[:1] not in (["scale"], ["feed"]):
+        if command.name == "bench" and rest[:1] and rest[0] not in command.commands:
             rest = ["images", *rest]  # see segcore.cli.bench.BenchGroup
         if not rest or rest[0].startswith("--"):
             return command, rest
