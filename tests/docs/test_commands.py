@@ -41,6 +41,7 @@ SCHEMAS = {"train": TrainConfig}  # of commands whose options are not those of a
 KEYS = {*dotted_keys(Config), *dotted_keys(TrainConfig)}
 GROUPS = {key.partition(".")[0] for key in KEYS if "." in key}
 NOT_KEYS = {
+    "log.jsonl",
     "storage.key",
     "ray.init",
     "ray.data",

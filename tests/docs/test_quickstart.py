@@ -17,7 +17,7 @@ from tests.support.paths import PYTHONPATH
 from tests.support.run_without_ray import without_ray
 
 PAGE = "docs/quickstart.md"
-PICTURES = ("demo-output/contact-sheet.png", "nuclei-000000-masks.png", "crowded.png")
+PICTURES = ("demo-output/contact-sheet.png", "nuclei-000000-masks.png", "crowded.png", "one.png")
 
 
 def _shell(line: str, folder: Path) -> None:
