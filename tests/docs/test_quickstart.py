@@ -31,6 +31,7 @@ def _shell(line: str, folder: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_the_page_works_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
