@@ -27,7 +27,8 @@ def print_summary(report: DemoReport) -> None:
     verdict = "all as expected" if not report.unexpected else "NOT AS EXPECTED"
     table.add_row("images", f"{run.images:,} in {plural(report.archive.n_shards, 'tar shard')}")
     table.add_row("  segmented", f"{run.ok:,}")
-    table.add_row("  broken on purpose", f"{run.failed:,}, {verdict} ({reasons})")
+    if reasons or report.archive.broken:
+        table.add_row("  broken on purpose", f"{run.failed:,}, {verdict} ({reasons or 'none'})")
     table.add_row("nuclei drawn", f"{report.archive.n_instances:,}")
     table.add_row("masks found", f"{run.instances:,}")
     table.add_row("mask AP50", f"{scores.mask.ap50:.3f}")

@@ -14,7 +14,7 @@ import numpy as np
 from segcore import masks
 from segcore.instances import Instances
 from segcore.text import join_counts, plural
-from segcore.visualize.labels import draw_labels
+from segcore.visualize.labels import MAX_LABELS, draw_labels
 from segcore.visualize.overlays import overlay
 
 if TYPE_CHECKING:
@@ -126,16 +126,18 @@ class Prediction:
             }
         )
 
-    def plot(self, scale: float = 1.0, labels: bool = True) -> Image:
+    def plot(self, scale: float = 1.0, labels: bool | None = None) -> Image:
         """The masks over the image; a notebook shows the result as a picture.
 
         Args:
             scale: Size of the picture relative to the image.
-            labels: Write category and score beside each instance.
+            labels: Write category and score beside each instance; None: where there are few.
         """
         from PIL import Image
 
         drawn = overlay(self.image, self.instances.counts, scale)
+        if labels is None:
+            labels = len(self) <= MAX_LABELS
         if labels:
             texts = [
                 f"{label} {score:.2f}"

@@ -74,7 +74,9 @@ class OptimizerConfig(_StrictModel):
     lr: float = Field(2e-3, gt=0, description="Highest learning rate.")
     final_lr: float = Field(0.01, ge=0, le=1, description="Last learning rate as a share of lr.")
     weight_decay: float = Field(0.02, ge=0, description="Weight decay of AdamW.")
-    warmup_steps: int = Field(200, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(
+        200, ge=0, description="Steps of linear warm-up; a tenth of all steps where that is less."
+    )
     clip_norm: float = Field(10.0, gt=0, description="Norm to which gradients are clipped.")
     ema_decay: float = Field(
         0.9995, ge=0, lt=1, description="Decay of the moving average of the weights."

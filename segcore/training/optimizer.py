@@ -11,6 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from segcore.training.config import OptimizerConfig
 
+# Of the schedule: a short one, as in fine-tuning on few images, would end before its warm-up.
+_MAX_WARMUP_SHARE = 0.1
+
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with weight decay for convolution kernels only; none for norms and biases."""
@@ -32,7 +35,7 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
         step: Steps done so far.
         progress: How much of the schedule is done, 0 to 1.
     """
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    warmup = min(1.0, max((step + 1) / max(1, config.warmup_steps), progress / _MAX_WARMUP_SHARE))
     decay = config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
     return config.lr * warmup * decay
 

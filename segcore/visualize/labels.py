@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segcore.text import printable
 from segcore.visualize.overlays import COLOURS
 
+MAX_LABELS = 60  # on a picture, unless asked for; more hide the masks
 _MIN_SIZE, _SHARE_OF_IMAGE = 11.0, 1 / 45  # height of the letters, pixels
 _PADDING = 2
 _MAX_LETTERS = 40

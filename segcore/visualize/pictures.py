@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segcore.output.image_rows import ImageRecord, read_instances
 from segcore.output.results import Results
 from segcore.text import plural, printable
-from segcore.visualize.labels import draw_labels
+from segcore.visualize.labels import MAX_LABELS, draw_labels
 from segcore.visualize.originals import iter_originals
 from segcore.visualize.overlays import Tile, brighten, overlay
 
@@ -21,7 +21,7 @@ INSTANCE_COLUMNS = (
     "image_id", "category", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "counts", "height",
     "width",
 )  # fmt: skip
-_MAX_LABELS, _MAX_LABELS_OF_TILE = 60, 8  # more hide the masks
+_MAX_LABELS_OF_TILE = 8  # more hide the masks
 _CARD_SIZE = 640, 480  # width, height of the picture of an image that is not there
 _CARD, _CARD_BORDER, _CARD_TEXT = (238, 238, 238), (190, 60, 50), (40, 40, 40)  # RGB
 _MAX_REASON_CHARS = 400
@@ -100,7 +100,7 @@ def draw_picture(
     scale: float = 1.0,
     labels: bool | None = None,
     as_read: bool = False,
-    max_labels: int = _MAX_LABELS,
+    max_labels: int = MAX_LABELS,
 ) -> np.ndarray:
     """Masks, labels and scores over an image; a card with the reason where there is none.
 

@@ -14,6 +14,7 @@ import typer.main
 
 from segcore.cli import main
 from segcore.config import Config, load_config
+from segcore.config.jobs import SCHEMAS
 from segcore.config.loading import dotted_keys
 from segcore.config.reference import list_options
 from segcore.errors import SegcoreError
@@ -34,22 +35,15 @@ PYTHON_TESTS = {
 }
 SHELL_TESTS = {"docs/quickstart.md": "tests/docs/test_quickstart.py"}
 # Programs of others; what follows their names is not ours to check.
-OTHER_PROGRAMS = {".", "cd", "export", "git", "mkdir", "pip", "pre-commit", "ray", "tar"}
+OTHER_PROGRAMS = frozenset(
+    (".", "cat", "cd", "export", "git", "labelme", "mkdir", "pip", "pre-commit", "ray", "tar")
+)
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # of whichever click typer uses
 SEGCORE = typer.main.get_command(main.app)
-SCHEMAS = {"train": TrainConfig}  # of commands whose options are not those of a segment job
-KEYS = {*dotted_keys(Config), *dotted_keys(TrainConfig)}
+KEYS = {key for schema in SCHEMAS.values() for key in dotted_keys(schema)}
 GROUPS = {key.partition(".")[0] for key in KEYS if "." in key}
-NOT_KEYS = {
-    "storage.key",
-    "ray.init",
-    "ray.data",
-    "model.safetensors",
-    "model.pth",
-    "model.predict",
-    "log.jsonl",
-    "data.yaml",
-}
+NOT_KEYS = {"storage.key", "ray.init", "ray.data", "model.predict"}
+FILES = (".json", ".jsonl", ".parquet", ".png", ".pt", ".pth", ".safetensors", ".yaml")
 
 ALL_BLOCKS = [block for page in markdown.PAGES for block in markdown.blocks(page)]
 
@@ -67,7 +61,7 @@ def _descend(words: Sequence[str]) -> tuple[Any, list[str]]:
     command: Any = SEGCORE
     rest = list(words)
     while hasattr(command, "commands"):
-        if command.name == "bench" and rest[:1] not in (["scale"], ["feed"]):
+        if command.name == "bench" and rest[:1] and rest[0] not in command.commands:
             rest = ["images", *rest]  # see segcore.cli.bench.BenchGroup
         if not rest or rest[0].startswith("--"):
             return command, rest
@@ -150,6 +144,8 @@ def _check_pytest(words: Sequence[str]) -> None:
 @pytest.mark.parametrize("block", ALL_BLOCKS, ids=_id)
 def test_a_block_is_run_or_says_why_not(block: Block) -> None:
     assert block.language in LANGUAGES
+    is_shell = re.search(r"^(?:\$ )?segcore ", block.text, re.MULTILINE)
+    assert block.language or not is_shell, "name its language: console or bash"
     tests = {"python": PYTHON_TESTS} | dict.fromkeys(SHELLS, SHELL_TESTS)
     if block.language in tests and not block.not_run:
         test = tests[block.language].get(block.page, "")
@@ -201,8 +197,9 @@ def test_options_within_sentences_exist(page: str) -> None:
             if code.startswith(("--", "segcore")) and word not in (*flags, "--help"):
                 unknown.append(word)
         named = re.match(r"(?:--set '?)?([a-z]+\.[a-z_.]+)(?=[=: ']|$)", code)
-        if named and named[1].partition(".")[0] in GROUPS and named[1] not in (*KEYS, *NOT_KEYS):
-            unknown.append(named[1])
+        key = named[1] if named and not named[1].endswith(FILES) else ""
+        if key.partition(".")[0] in GROUPS and key not in (*KEYS, *NOT_KEYS):
+            unknown.append(key)
     assert unknown == []
 
 
