@@ -14,6 +14,7 @@ import typer.main
 
 from segcore.cli import main
 from segcore.config import Config, load_config
+from segcore.config.exports import ExportConfig, PrelabelConfig
 from segcore.config.loading import dotted_keys
 from segcore.config.reference import list_options
 from segcore.errors import SegcoreError
@@ -37,8 +38,12 @@ SHELL_TESTS = {"docs/quickstart.md": "tests/docs/test_quickstart.py"}
 OTHER_PROGRAMS = {".", "cd", "export", "git", "mkdir", "pip", "pre-commit", "ray", "tar"}
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # of whichever click typer uses
 SEGCORE = typer.main.get_command(main.app)
-SCHEMAS = {"train": TrainConfig}  # of commands whose options are not those of a segment job
-KEYS = {*dotted_keys(Config), *dotted_keys(TrainConfig)}
+SCHEMAS: dict[str, Any] = {
+    "train": TrainConfig,
+    "export": ExportConfig,
+    "prelabel": PrelabelConfig,
+}  # of commands whose options are not those of a segment job
+KEYS = {*dotted_keys(PrelabelConfig), *dotted_keys(TrainConfig)}  # the first has all of Config
 GROUPS = {key.partition(".")[0] for key in KEYS if "." in key}
 NOT_KEYS = {
     "storage.key",
