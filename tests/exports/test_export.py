@@ -244,3 +244,23 @@ def test_nothing_to_export_is_an_error_and_writes_no_summary(
     with pytest.raises(NothingFound, match="No image"):
         export(results, str(archive / "dest"), ExportOptions(include=("west/*",)))
     assert not (archive / "dest/segcore-summary.json").exists()
+
+
+def test_an_export_to_an_object_store_has_the_same_bytes(
+    results: Results, archive: Path, s3_prefix: str
+) -> None:
+    storage = Storage()
+    for form in ("coco", "labelme"):
+        options = ExportOptions(format=form, images="copy", chunk_images=4)
+        export(results, str(archive / form), options)
+        export(results, f"{s3_prefix}/{form}", options)
+        again = export(results, f"{s3_prefix}/{form}", options)
+        assert (again.images, again.images_before) == (0, len(PICTURES))
+        stored = {
+            info.uri.removeprefix(f"{s3_prefix}/{form}/"): storage.read(info.uri)
+            for info in storage.list(f"{s3_prefix}/{form}")
+        }
+        local = files_of(archive / form)
+        assert stored.keys() == local.keys()
+        stored.pop("segcore-summary.json")
+        assert all(local[name] == data for name, data in stored.items())
