@@ -236,6 +236,11 @@ def test_a_lost_or_damaged_record_is_an_error_and_no_id_is_given_twice(
     (dest / "segcore-state/00002.parquet").unlink()
     with pytest.raises(SegcoreError, match="lacks records"):
         export(results, str(dest), ExportOptions(chunk_images=2))
+    (dest / "segcore-state/00003.parquet").unlink()
+    before = files_of(dest)
+    with pytest.raises(SegcoreError, match=r"instances-00002\.json exists"):
+        export(results, str(dest), ExportOptions(chunk_images=2))
+    assert files_of(dest) == before
 
 
 def test_nothing_to_export_is_an_error_and_writes_no_summary(
