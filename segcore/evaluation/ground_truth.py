@@ -27,6 +27,7 @@ class TruthImage:
         orientation: EXIF orientation (1 to 8) by which masks and boxes are turned from that canvas;
             1 leaves them as they are.
         image_type: The optional key of the same name, which `train` uses.
+        archive_id: Its image id in the archive, as `segcore import` writes it; "" if not known.
     """
 
     id: Id
@@ -35,6 +36,7 @@ class TruthImage:
     height: int | None
     orientation: int = 1
     image_type: str = ""
+    archive_id: str = ""
 
 
 @dataclass(frozen=True)

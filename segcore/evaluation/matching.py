@@ -145,20 +145,34 @@ def match_images(
     """Match by `file_name`: equal to the key or path, or one ends with the other at a slash.
 
     A key without an extension (as some archives have) is matched to the file name without its
-    own. An exact match takes precedence over a partial one; backslashes count as slashes.
+    own. An exact match takes precedence over a partial one; backslashes count as slashes. An image
+    of the ground truth that gives the id of a row (`archive_id`) is that row and no other.
     """
     images = list(images)
     index = PathIndex([image.file_name for image in images])
+    by_id = {image.archive_id: n for n, image in enumerate(images) if image.archive_id}
+    rows_by_id: dict[int, ImageRow] = {}
     rows_by_image: dict[int, list[ImageRow]] = defaultdict(list)
+    undecided: list[str] = []
     match = ImageMatch(exif_labels)
     for row in rows:
+        if row.image_id in by_id:
+            rows_by_id[by_id[row.image_id]] = row
+            continue
         candidates = index.find(row.path)
         if len(candidates) == 1:
             rows_by_image[candidates[0]].append(row)
         elif candidates:
-            match.ambiguous.append(row.path)
+            undecided.append(row.path)
         else:
             match.unknown += 1
+    if len(rows_by_id) == len(images):  # so a name that could be several is none of them
+        match.unknown += len(undecided)
+    else:
+        match.ambiguous += undecided
+    for number, row in rows_by_id.items():
+        match.unknown += len(rows_by_image.get(number, ()))
+        rows_by_image[number] = [row]
     for number, image in enumerate(images):
         rows_of_image = rows_by_image.get(number, [])
         if len(rows_of_image) == 1:

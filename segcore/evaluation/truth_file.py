@@ -117,7 +117,14 @@ def _check_images(rows: list[Any], name: str, remarks: Remarks) -> dict[Id, Trut
         if not isinstance(image_type, str | None):
             raise UsageError(f"{where} has the image_type {shorten(image_type)}, which is no text.")
         size = _check_size(row.get("width"), row.get("height"), where)
-        image = TruthImage(image_id, file_name or "", *size, image_type=image_type or "")
+        archive_id = row.get("segcore_image_id")
+        image = TruthImage(
+            image_id,
+            file_name or "",
+            *size,
+            image_type=image_type or "",
+            archive_id=archive_id if isinstance(archive_id, str) else "",
+        )
         if image_id not in images:
             images[image_id] = image
         elif images[image_id] == image:

@@ -9,13 +9,14 @@ changed and that nobody has edited.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 
-from segcore.errors import ImageError, NothingFound, ObjectNotFound
+from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreError
 from segcore.exports.archive import Archive, ImageRecord
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
@@ -43,6 +44,7 @@ from segcore.storage import normalize
 from segcore.text import json_text, plural, redact
 
 Notify = Callable[[str], None]
+_PROGRESS_S = 10.0  # between two sentences
 _WRITE_THREADS = 8
 _MAX_WRITES_AHEAD = 64
 _ALL_IOU_MASKS = 200_000  # beyond, the IoU is measured in one of eight images
@@ -146,14 +148,16 @@ class _Export:
             for name, data in self._form.extra_files().items():
                 self._storage.write(self._layout.file(name), data)
             encoded = encode_images(self._form, self._images(), workers)
-            number = self._state.n_chunks
+            number, told = self._state.n_chunks, time.monotonic()
             for first in encoded:
                 number += 1
                 chunk = chain([first], islice(encoded, self._options.images_per_chunk - 1))
                 rows = self._write_chunk(number, chunk)
                 summary.images += len(rows)
                 summary.files += 1
-                notify(f"{plural(summary.images, 'image')} written.")
+                if time.monotonic() - told > _PROGRESS_S:
+                    told = time.monotonic()
+                    notify(f"{plural(summary.images, 'image')} written so far.")
         written = self._writer.counts.pop("files_written", 0)
         summary.files = written if self._form.one_file_each else summary.files
         self.tally.counts.update(self._writer.counts)
@@ -174,6 +178,7 @@ class _Export:
     def _write_chunk(
         self, number: int, chunk: Iterable[tuple[ExportImage, Encoded]]
     ) -> list[ExportedImage]:
+        self._refuse_unknown_file(number)
         self._storage.write(self._layout.begun(number), b"")
         rows: list[ExportedImage] = []
 
@@ -196,6 +201,17 @@ class _Export:
         self._writer.finish()
         record_chunk(self._storage, self._layout, number, rows)
         return rows
+
+    def _refuse_unknown_file(self, number: int) -> None:
+        """Never write over a file of a chunk whose record is lost."""
+        if not self._is_continued or self._form.one_file_each:
+            return
+        uri = self._layout.file(self._form.file_name(chunk_name(number)))
+        if self._storage.exists(uri) and not self._storage.exists(self._layout.begun(number)):
+            raise SegcoreError(
+                f"{redact(uri)} exists, and {self._layout.state_folder} has no record of it.",
+                "Restore the record, or export to another DEST: ids could be given twice.",
+            )
 
     def _row(self, image: ExportImage, encoded: Encoded) -> ExportedImage:
         record, digest = self._digests.pop(image.number)

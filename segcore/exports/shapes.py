@@ -103,18 +103,20 @@ def row_runs(bitmap: Bitmap) -> np.ndarray:
 
 def canvas_row_runs(bitmap: Bitmap, height: int, width: int) -> np.ndarray:
     """Run lengths of the whole canvas, row by row, zeros first."""
-    padded = np.zeros((bitmap.height, bitmap.width + 2), np.int8)
-    padded[:, 1:-1] = bitmap.pixels
-    steps = np.diff(padded, axis=1)
-    start_y, start_x = np.nonzero(steps == 1)
-    stop_y, stop_x = np.nonzero(steps == -1)
-    starts = (start_y + bitmap.top) * width + start_x + bitmap.left
-    stops = (stop_y + bitmap.top) * width + stop_x + bitmap.left
+    padded = np.zeros((bitmap.height, bitmap.width + 1), np.uint8)  # an empty column behind
+    padded[:, :-1] = bitmap.pixels
+    flat = padded.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        edges = np.concatenate(([0], edges))
+    rows, columns = np.divmod(edges, bitmap.width + 1)
+    places = (rows + bitmap.top) * width + columns + bitmap.left
+    starts, stops = places[::2], places[1::2]
     joins = starts[1:] == stops[:-1]  # over the right border into the next row
     starts = starts[np.concatenate(([True], ~joins))]
     stops = stops[np.concatenate((~joins, [True]))]
-    edges = np.stack([starts, stops], 1).ravel()
-    return np.diff(edges, prepend=0, append=height * width)
+    borders = np.stack([starts, stops], 1).ravel()
+    return np.diff(borders, prepend=0, append=height * width)
 
 
 def box_png(bitmap: Bitmap) -> bytes:

@@ -26,7 +26,9 @@ from segcore.output.results import open_results
 from segcore.storage import Storage
 from tests.exports.conftest import PICTURES, drawn_masks
 from tests.exports.conftest import archive as archive  # a fixture
-from tests.support.masks_output import HEIGHT, WIDTH
+from tests.support.archives import tar_bytes
+from tests.support.jobs import write_files
+from tests.support.masks_output import HEIGHT, WIDTH, Drawn, picture, write_results
 
 NAMES = {3: "cat", 5: "dog & <b>", 9: "tree"}
 EXACT = {
@@ -259,3 +261,19 @@ def test_truth_is_not_replaced_and_the_export_must_be_known(archive: Path) -> No
         import_corrections(
             Storage(), str(archive / "gone"), str(archive / "t.json"), dest=str(dest)
         )
+
+
+def test_members_of_one_name_in_several_shards_are_told_apart(tmp_path: Path) -> None:
+    """By the ids of the archive: their keys are equal, and keys are all that `evaluate` had."""
+    mask = drawn_masks()["north/a.png"][0].mask
+    shards = {f"{s}.tar": tar_bytes([(f"{i}.png", picture(i)) for i in range(3)]) for s in "abc"}
+    write_files(tmp_path / "in", shards)
+    drawn = {f"{s}.tar#1.png": [Drawn(mask, 3, 0.9)] for s in "abc"}
+    write_results(str(tmp_path / "in"), str(tmp_path / "out"), drawn)
+    dest = exported(tmp_path, "labelme", images="copy")
+    for path in (dest / "images/c").glob("*.json"):
+        path.unlink()  # not corrected yet
+    import_corrections(Storage(), str(dest), str(tmp_path / "truth.json"))
+    report = evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
+    assert (report.images, report.not_in_ground_truth) == (6, 3)
+    assert report.scores.mask.ap == pytest.approx(1.0)

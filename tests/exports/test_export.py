@@ -236,6 +236,11 @@ def test_a_lost_or_damaged_record_is_an_error_and_no_id_is_given_twice(
     (dest / "segcore-state/00002.parquet").unlink()
     with pytest.raises(SegcoreError, match="lacks records"):
         export(results, str(dest), ExportOptions(chunk_images=2))
+    (dest / "segcore-state/00003.parquet").unlink()
+    before = files_of(dest)
+    with pytest.raises(SegcoreError, match=r"instances-00002\.json exists"):
+        export(results, str(dest), ExportOptions(chunk_images=2))
+    assert files_of(dest) == before
 
 
 def test_nothing_to_export_is_an_error_and_writes_no_summary(
@@ -244,3 +249,23 @@ def test_nothing_to_export_is_an_error_and_writes_no_summary(
     with pytest.raises(NothingFound, match="No image"):
         export(results, str(archive / "dest"), ExportOptions(include=("west/*",)))
     assert not (archive / "dest/segcore-summary.json").exists()
+
+
+def test_an_export_to_an_object_store_has_the_same_bytes(
+    results: Results, archive: Path, s3_prefix: str
+) -> None:
+    storage = Storage()
+    for form in ("coco", "labelme"):
+        options = ExportOptions(format=form, images="copy", chunk_images=4)
+        export(results, str(archive / form), options)
+        export(results, f"{s3_prefix}/{form}", options)
+        again = export(results, f"{s3_prefix}/{form}", options)
+        assert (again.images, again.images_before) == (0, len(PICTURES))
+        stored = {
+            info.uri.removeprefix(f"{s3_prefix}/{form}/"): storage.read(info.uri)
+            for info in storage.list(f"{s3_prefix}/{form}")
+        }
+        local = files_of(archive / form)
+        assert stored.keys() == local.keys()
+        stored.pop("segcore-summary.json")
+        assert all(local[name] == data for name, data in stored.items())

@@ -117,6 +117,9 @@ def imports_what_the_server_exported() -> bool:
     folder = BUILD / "label-studio-brush"
     truth = BUILD / "truth.json"
     source = BUILD / "label-studio-brush-exported.json"
+    if not source.exists():
+        print("FAILED  label-studio, brush: the server exported nothing")
+        return False
     import_corrections(Storage(), str(source), str(truth), dest=str(folder))
     coco = COCO(str(truth))
     n_equal = 0

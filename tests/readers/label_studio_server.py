@@ -22,7 +22,7 @@ from expected import build_folder, run_checks
 
 BUILD = build_folder()
 USER, PASSWORD = "reader@localhost.local", "only-on-loopback"
-STARTUP_S = 240
+STARTUP_S = 600
 
 
 class Server:

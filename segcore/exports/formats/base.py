@@ -210,6 +210,12 @@ def number_text(value: float) -> str:
     return f"{value:.10g}"
 
 
+def join_numbers(values: np.ndarray, separator: str, form: str = "%.10g") -> str:
+    """Numbers as one text; a single call, as there are tens of millions of them."""
+    flat = values.ravel().tolist()
+    return separator.join([form] * len(flat)) % tuple(flat)
+
+
 def score_text(value: float) -> str:
     """A float32 score, exact: reading it back as float32 gives the same."""
     return f"{value:.9g}"

@@ -14,6 +14,7 @@ from segcore.exports.formats.base import (
     ExportImage,
     Format,
     Tally,
+    join_numbers,
     number_text,
     score_text,
 )
@@ -40,7 +41,7 @@ class Coco(Format):
         else:
             lines = []
             for place, shape in self.outlines(image, tally):
-                rings = (",".join(map(number_text, ring.ravel())) for ring in shape.rings)
+                rings = (join_numbers(ring, ",") for ring in shape.rings)
                 text = ",".join(f"[{ring}]" for ring in rings)
                 lines.append(self._annotation(image, place, f"[{text}]"))
         return len(lines), (image_entry(image), lines)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, BinaryIO
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from segcore.exports.formats.base import Encoded, ExportImage, Format, Tally
+from segcore.exports.formats.base import Encoded, ExportImage, Format, Tally, score_text
 from segcore.exports.formats.rle_pack import pack_mask
 from segcore.exports.shapes import canvas_row_runs
 from segcore.text import printable
@@ -26,23 +27,22 @@ class LabelStudio(Format):
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """One line of JSON: the task."""
         is_exact = self.context.options.are_exact
-        regions = list(self._brushes(image, tally) if is_exact else self._polygons(image, tally))
-        prediction = {
-            "model_version": f"segcore {self.context.model} {self.context.edition}",
-            "score": min(image.scores, default=0.0),
-            "result": regions,
+        masks = self._brushes(image, tally) if is_exact else self._polygons(image, tally)
+        regions = list(masks)
+        data = {
+            "image": image.link or image.name,
+            "name": image.name,
+            "segcore_image_id": image.image_id,
+            "segcore_number": image.number,
         }
-        task = {
-            "data": {
-                "image": image.link or image.name,
-                "name": image.name,
-                "segcore_image_id": image.image_id,
-                "segcore_number": image.number,
-            },
-            "predictions": [prediction],
-        }
-        n_masks = len({region["meta"]["mask"] for region in regions})
-        return n_masks, json.dumps(task, ensure_ascii=False)
+        version = f"segcore {self.context.model} {self.context.edition}"
+        head = json.dumps({"data": data}, ensure_ascii=False)[:-1]
+        prediction = json.dumps(
+            {"model_version": version, "score": min(image.scores, default=0.0)}, ensure_ascii=False
+        )[:-1]
+        result = ", ".join(chain(*regions))
+        task = f'{head}, "predictions": [{prediction}, "result": [{result}]}}]}}'
+        return len(regions), task
 
     def file_name(self, name: str) -> str:
         """The file of a chunk."""
@@ -71,19 +71,25 @@ class LabelStudio(Format):
         )
         return {"config.xml": text.encode()}
 
-    def _brushes(self, image: ExportImage, tally: Tally) -> Iterable[dict[str, Any]]:
+    def _brushes(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
+        """The region of each mask."""
         for place, bitmap in self.bitmaps(image, tally):
             runs = canvas_row_runs(bitmap, image.height, image.width)
-            value = {"format": "rle", "rle": list(pack_mask(runs))}
-            yield self._region(image, place, "brushlabels", _FROM_BRUSH, value)
+            value = f'"format": "rle", "rle": {list(pack_mask(runs))}'
+            yield [self._region(image, place, "brushlabels", _FROM_BRUSH, value)]
 
-    def _polygons(self, image: ExportImage, tally: Tally) -> Iterable[dict[str, Any]]:
+    def _polygons(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
+        """The regions of each mask, one for each of its parts."""
         size = (image.width, image.height)
         for place, shape in self.outlines(image, tally):
+            regions = []
             for part, ring in enumerate(shape.rings):
-                points = np.clip(ring / size * 100, 0, 100).tolist()
-                value = {"points": points, "closed": True}
-                yield self._region(image, place, "polygonlabels", _FROM_POLYGON, value, part)
+                shares = np.clip(ring / size * 100, 0, 100).ravel().tolist()
+                points = ", ".join(["[%.8g, %.8g]"] * len(ring)) % tuple(shares)
+                value = f'"points": [{points}], "closed": true'
+                region = self._region(image, place, "polygonlabels", _FROM_POLYGON, value, part)
+                regions.append(region)
+            yield regions
 
     def _region(
         self,
@@ -91,20 +97,21 @@ class LabelStudio(Format):
         place: int,
         kind: str,
         from_name: str,
-        value: dict[str, Any],
+        value: str,
         part: int = 0,
-    ) -> dict[str, Any]:
+    ) -> str:
+        """A region as JSON.
+
+        Args:
+            value: The members of its `value` but the label.
+        """
         number = image.first_annotation + place
-        label = printable(self.label_of(image, place).name)
-        return {
-            "id": f"s{number}" + (f"p{part}" if part else ""),
-            "type": kind,
-            "from_name": from_name,
-            "to_name": _TO,
-            "original_width": image.width,
-            "original_height": image.height,
-            "image_rotation": 0,
-            "score": round(float(image.scores[place]), 6),
-            "meta": {"mask": number},
-            "value": {**value, kind: [label]},
-        }
+        label = json.dumps(printable(self.label_of(image, place).name), ensure_ascii=False)
+        suffix = f"p{part}" if part else ""
+        return (
+            f'{{"id": "s{number}{suffix}", "type": "{kind}", "from_name": "{from_name}", '
+            f'"to_name": "{_TO}", "original_width": {image.width}, '
+            f'"original_height": {image.height}, "image_rotation": 0, '
+            f'"score": {score_text(image.scores[place])}, "meta": {{"mask": {number}}}, '
+            f'"value": {{{value}, "{kind}": [{label}]}}}}'
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segcore.exports.formats.base import ExportImage, Format, Tally
+from segcore.exports.formats.base import ExportImage, Format, Tally, join_numbers
 from segcore.exports.names import with_suffix
 from segcore.text import printable
 
@@ -28,7 +28,7 @@ class YoloSeg(Format):
             n_masks += 1
             for ring in shape.rings:
                 shares = np.clip(ring / size, 0, 1)
-                points = " ".join(f"{value:.6g}" for value in shares.ravel().tolist())
+                points = join_numbers(shares, " ", "%.6g")
                 lines.append(f"{image.labels[place]} {points}\n")
         return n_masks, "".join(lines).encode()
 
