@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,13 +15,19 @@ from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, mask_
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
+from segcore.evaluation.objects import Detections
 from segcore.evaluation.remarks import list_names
 from segcore.evaluation.truth_file import load_ground_truth
 from segcore.output.results import Results, open_results
+from segcore.output.schema import INSTANCES_SCHEMA
 from segcore.storage import Storage, normalize
 from segcore.text import plural
 
 _MAX_GROUND_TRUTH_BYTES = 8 << 30
+_COLUMNS = [
+    "image_id", "category_id", "category", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h",
+    "height", "width", "counts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,25 +160,27 @@ def _detections(
     image_ids: Mapping[str, Id],
     categories: Mapping[int, Id],
     other_classes: Counter[str],
-) -> Iterator[dict[str, Any]]:
-    """Instances of matched images as COCO results.
+) -> Detections:
+    """Instances of matched images.
 
     Those of classes without ground truth are counted in `other_classes` and left out.
     """
     matched_ids = pa.array(list(image_ids), pa.string())
-    for table in results.instances():
+    known = pa.array(list(categories), pa.int32())
+    parts = [INSTANCES_SCHEMA.empty_table().select(_COLUMNS)]
+    for table in results.instances(_COLUMNS):
         table = table.filter(pc.is_in(table["image_id"], value_set=matched_ids))
-        for row in table.to_pylist():
-            if row["category_id"] not in categories:
-                other_classes[row["category"]] += 1
-                continue
-            yield {
-                "image_id": image_ids[row["image_id"]],
-                "category_id": categories[row["category_id"]],
-                "score": row["score"],
-                "segmentation": {
-                    "size": [row["height"], row["width"]],
-                    "counts": row["counts"],
-                },
-                "bbox": [row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"]],
-            }
+        has_truth = pc.is_in(table["category_id"], value_set=known)
+        other_classes.update(table["category"].filter(pc.invert(has_truth)).to_pylist())
+        parts.append(table.filter(has_truth))
+    rows = pa.concat_tables(part.cast(parts[0].schema) for part in parts)
+    boxes = [rows[name].to_numpy() for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")]
+    return Detections(
+        [image_ids[image_id] for image_id in rows["image_id"].to_pylist()],
+        [categories[category_id] for category_id in rows["category_id"].to_pylist()],
+        rows["score"].to_numpy().astype(np.float64),
+        np.stack(boxes, axis=1).astype(np.float64),
+        rows["counts"].to_pylist(),
+        rows["height"].to_numpy().astype(np.int64),
+        rows["width"].to_numpy().astype(np.int64),
+    )
