@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, mask_and_box_ap
+from segcore.evaluation.analysis import Analysis, analyse
+from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, measure
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
@@ -40,6 +41,8 @@ class EvaluationReport:
         not_in_ground_truth: Images of the output that the ground truth lacks; left out.
         not_in_output: Images of the ground truth that the output lacks; left out on request.
         other_classes: Detections of classes that the ground truth does not have; left out.
+        analysis: Where the output is wrong.
+        output_ids: Image of the ground truth -> image_id of the output.
         notes: Sentences for people about the above.
         edition_notes: Sentences for people about the edition: whether it is published, and
             whether there is a newer one.
@@ -53,12 +56,21 @@ class EvaluationReport:
     not_in_output: int
     other_classes: int
     scores: Scores
+    analysis: Analysis
+    output_ids: Mapping[Id, str] = field(repr=False, default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     edition_notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON; numbers without ground truth are None."""
-        return asdict(self) | {"scores": self.scores.to_dict(), "notes": list(self.notes)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["output_ids"]
+        return values | {
+            "scores": self.scores.to_dict(),
+            "analysis": self.analysis.to_dict(self.output_ids),
+            "notes": list(self.notes),
+            "edition_notes": list(self.edition_notes),
+        }
 
 
 def evaluate(
@@ -100,7 +112,8 @@ def evaluate(
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
     detections = _detections(results, match.image_ids, categories, other_classes)
-    scores = mask_and_box_ap(truth, match.image_ids.values(), detections, max_dets)
+    measurement = measure(truth, match.image_ids.values(), detections, max_dets)
+    scores = measurement.scores
     known = set(categories.values())
     lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
     if lacking:
@@ -126,6 +139,8 @@ def evaluate(
         not_in_output=len(match.missing),
         other_classes=other_classes.total(),
         scores=scores,
+        analysis=analyse(measurement),
+        output_ids={truth_id: image_id for image_id, truth_id in match.image_ids.items()},
         notes=tuple(notes),
         edition_notes=results.edition_notes,
     )

@@ -54,7 +54,7 @@ class TruthCategory:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """An annotation whose image and class are known; its segmentation is not read yet.
 
@@ -72,7 +72,7 @@ class Annotation:
     is_crowd: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledObject:
     """An object with its mask.
 
