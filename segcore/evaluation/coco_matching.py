@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from segcore.evaluation.contested import match_contested
 from segcore.evaluation.objects import Objects
 from segcore.masks import default_backend
 from segcore.masks.overlap import find_meeting_boxes, iou
@@ -177,51 +178,6 @@ def match_detections(
         columns = (np.ascontiguousarray(column[rest]) for column in (rows, truths, ious))
         _contested()(*columns, is_crowd, np.ascontiguousarray(is_ignored), limits, matches)
     return matches
-
-
-def match_contested(
-    rows: Any,
-    truths: Any,
-    ious: Any,
-    is_crowd: Any,
-    is_ignored: Any,
-    limits: Any,
-    matches: Any,
-) -> None:
-    """Match detections one after another; written so that numba compiles it.
-
-    Args:
-        rows: (P,) int64 places of detections in the last axis of `matches`, ascending.
-        truths: (P,) int64 objects, ascending for each detection.
-        ious: (P,) float64.
-        is_crowd, is_ignored, limits: See `match_detections`; limits are (T,) float64.
-        matches: (A, T, D) int64, written to.
-    """
-    n_ranges, n_truths = is_ignored.shape
-    for a in range(n_ranges):
-        for t in range(limits.size):
-            is_taken = np.zeros(n_truths, np.bool_)
-            start = 0
-            while start < rows.size:
-                row = rows[start]
-                best, best_ignored = -1, -1
-                iou, iou_ignored = limits[t], limits[t]
-                stop = start
-                while stop < rows.size and rows[stop] == row:
-                    g = truths[stop]
-                    if not is_taken[g] or is_crowd[g]:
-                        if is_ignored[a, g]:
-                            if ious[stop] >= iou_ignored:
-                                best_ignored, iou_ignored = g, ious[stop]
-                        elif ious[stop] >= iou:
-                            best, iou = g, ious[stop]
-                    stop += 1
-                if best < 0:
-                    best = best_ignored
-                if best >= 0:
-                    matches[a, t, row] = best
-                    is_taken[best] = True
-                start = stop
 
 
 @cache

@@ -1,10 +1,10 @@
-"""`segcore.evaluation.coco_matching.match_contested`, compiled by numba."""
+"""`segcore.evaluation.contested`, compiled by numba."""
 
 from __future__ import annotations
 
 from numba import types
 
-from segcore.evaluation import coco_matching
+from segcore.evaluation import contested
 from segcore.masks.numba_jit import jit
 
 match_contested = jit(
@@ -17,4 +17,4 @@ match_contested = jit(
         types.float64[::1],
         types.int64[:, :, ::1],
     )
-)(coco_matching.match_contested)
+)(contested.match_contested)
