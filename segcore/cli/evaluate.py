@@ -17,15 +17,18 @@ from segcore.cli.console import (
     open_storage,
     print_json,
     print_table,
+    print_text,
     safe_cell,
 )
 from segcore.evaluation.exif_labels import ExifLabels
+from segcore.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from segcore.evaluation.evaluate import EvaluationReport
 
+_MAX_LINES = 5  # of each kind of error
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -83,6 +86,8 @@ def command(
         print_json(report.to_dict())
     else:
         print_table(scores_table(report))
+        print_table(thresholds_table(report))
+        print_text("\n".join(analysis_lines(report)))
     notify(*report.edition_notes, *report.notes)
 
 
@@ -117,6 +122,55 @@ def scores_table(report: EvaluationReport) -> Table:
     return table
 
 
-def format_score(value: float) -> str:
+def thresholds_table(report: EvaluationReport) -> Table:
+    """From which score on detections of each class are best kept."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="Best score threshold (highest F1 of masks with IoU 0.50 or more)",
+        title_justify="left",
+    )
+    table.add_column("class")
+    for heading in ("score", "F1", "precision", "recall"):
+        table.add_column(heading, justify="right")
+    for one in report.analysis.per_class:
+        if one.best is not None:
+            values = (one.best.score, one.best.f1, one.best.precision, one.best.recall)
+            table.add_row(safe_cell(one.name), *(format_score(value) for value in values))
+    return table
+
+
+def analysis_lines(report: EvaluationReport) -> list[str]:
+    """What goes wrong most: classes that are confused, scores that mislead, the worst images."""
+    analysis = report.analysis
+    lines = []
+    confused = [one for one in analysis.confusions if one.truth != one.found]
+    if confused:
+        lines.append("Errors, with detections from the best score of their class on:")
+    for one in confused[:_MAX_LINES]:
+        if not one.found:
+            what = f"{one.truth} missed"
+        else:
+            what = f"{one.truth} found as {one.found}" if one.truth else f"{one.found} invented"
+        lines.append(f"  {one.n:,}  {printable(what)}")
+    if analysis.calibration_error is not None:
+        lines.append(
+            "Scores differ from the share of detections that is right by "
+            f"{analysis.calibration_error:.2f} on average."
+        )
+    if analysis.worst_images:
+        lines.append("Worst images:")
+    for image in analysis.worst_images[:_MAX_LINES]:
+        image_id = report.output_ids.get(image.image_id, str(image.image_id))
+        lines.append(
+            f"  {image.right:,} right, {image.missed:,} missed, {image.wrong:,} invented  "
+            f"{printable(image_id)}"
+        )
+    return lines
+
+
+def format_score(value: float | None) -> str:
     """Three decimals, or a dash where there is nothing to measure."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

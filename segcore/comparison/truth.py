@@ -58,6 +58,7 @@ class TruthImages:
             notes.append(f"{error.message} All matches count as relabelled.")
         for image_id, (width, height) in match.shown_size.items():
             truth.set_size(image_id, width, height)
+        truth.measure(match.image_ids.values())
         return cls(truth, match.image_ids, names, match.missing, notes)
 
     def never_found(self) -> Iterator[str]:

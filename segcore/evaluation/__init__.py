@@ -1,6 +1,10 @@
 """How good the masks of an output are.
 
-average_precision    COCO AP of detections in memory
+ground_truth         COCO files as every command takes them (truth_file, truth_masks)
 matching             which images and classes of an output are which of the ground truth
-evaluate             average precision of the output of a run
+objects              known objects and detections as columns
+coco_matching        which detection is which known object (contested, numba_matching)
+average_precision    COCO AP of detections in memory
+analysis             curves, best score thresholds, calibration, confusion, worst images
+evaluate             all of it for the output of a run
 """

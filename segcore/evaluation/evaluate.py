@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, mask_and_box_ap
+from segcore.evaluation.analysis import Analysis, analyse
+from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, measure
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
+from segcore.evaluation.objects import Detections
 from segcore.evaluation.remarks import list_names
 from segcore.evaluation.truth_file import load_ground_truth
 from segcore.output.results import Results, open_results
+from segcore.output.schema import INSTANCES_SCHEMA
 from segcore.storage import Storage, normalize
 from segcore.text import plural
 
 _MAX_GROUND_TRUTH_BYTES = 8 << 30
+_COLUMNS = [
+    "image_id", "category_id", "category", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h",
+    "height", "width", "counts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class EvaluationReport:
         not_in_ground_truth: Images of the output that the ground truth lacks; left out.
         not_in_output: Images of the ground truth that the output lacks; left out on request.
         other_classes: Detections of classes that the ground truth does not have; left out.
+        analysis: Where the output is wrong.
+        output_ids: Image of the ground truth -> image_id of the output.
         notes: Sentences for people about the above.
         edition_notes: Sentences for people about the edition: whether it is published, and
             whether there is a newer one.
@@ -46,12 +56,21 @@ class EvaluationReport:
     not_in_output: int
     other_classes: int
     scores: Scores
+    analysis: Analysis
+    output_ids: Mapping[Id, str] = field(repr=False, default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     edition_notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON; numbers without ground truth are None."""
-        return asdict(self) | {"scores": self.scores.to_dict(), "notes": list(self.notes)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["output_ids"]
+        return values | {
+            "scores": self.scores.to_dict(),
+            "analysis": self.analysis.to_dict(self.output_ids),
+            "notes": list(self.notes),
+            "edition_notes": list(self.edition_notes),
+        }
 
 
 def evaluate(
@@ -93,7 +112,8 @@ def evaluate(
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
     detections = _detections(results, match.image_ids, categories, other_classes)
-    scores = mask_and_box_ap(truth, match.image_ids.values(), detections, max_dets)
+    measurement = measure(truth, match.image_ids.values(), detections, max_dets)
+    scores = measurement.scores
     known = set(categories.values())
     lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
     if lacking:
@@ -119,6 +139,8 @@ def evaluate(
         not_in_output=len(match.missing),
         other_classes=other_classes.total(),
         scores=scores,
+        analysis=analyse(measurement),
+        output_ids={truth_id: image_id for image_id, truth_id in match.image_ids.items()},
         notes=tuple(notes),
         edition_notes=results.edition_notes,
     )
@@ -153,25 +175,27 @@ def _detections(
     image_ids: Mapping[str, Id],
     categories: Mapping[int, Id],
     other_classes: Counter[str],
-) -> Iterator[dict[str, Any]]:
-    """Instances of matched images as COCO results.
+) -> Detections:
+    """Instances of matched images.
 
     Those of classes without ground truth are counted in `other_classes` and left out.
     """
     matched_ids = pa.array(list(image_ids), pa.string())
-    for table in results.instances():
+    known = pa.array(list(categories), pa.int32())
+    parts = [INSTANCES_SCHEMA.empty_table().select(_COLUMNS)]
+    for table in results.instances(_COLUMNS):
         table = table.filter(pc.is_in(table["image_id"], value_set=matched_ids))
-        for row in table.to_pylist():
-            if row["category_id"] not in categories:
-                other_classes[row["category"]] += 1
-                continue
-            yield {
-                "image_id": image_ids[row["image_id"]],
-                "category_id": categories[row["category_id"]],
-                "score": row["score"],
-                "segmentation": {
-                    "size": [row["height"], row["width"]],
-                    "counts": row["counts"],
-                },
-                "bbox": [row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"]],
-            }
+        has_truth = pc.is_in(table["category_id"], value_set=known)
+        other_classes.update(table["category"].filter(pc.invert(has_truth)).to_pylist())
+        parts.append(table.filter(has_truth))
+    rows = pa.concat_tables(part.cast(parts[0].schema) for part in parts)
+    boxes = [rows[name].to_numpy() for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")]
+    return Detections(
+        [image_ids[image_id] for image_id in rows["image_id"].to_pylist()],
+        [categories[category_id] for category_id in rows["category_id"].to_pylist()],
+        rows["score"].to_numpy().astype(np.float64),
+        np.stack(boxes, axis=1).astype(np.float64),
+        rows["counts"].to_pylist(),
+        rows["height"].to_numpy().astype(np.int64),
+        rows["width"].to_numpy().astype(np.int64),
+    )

@@ -8,7 +8,16 @@ from typing import Any
 
 from segcore.errors import UsageError
 from segcore.evaluation.remarks import Remarks, shorten
-from segcore.evaluation.truth_masks import Rle, Unusable, mask_area, mask_box, read_mask, turn
+from segcore.evaluation.truth_masks import (
+    Measured,
+    Rle,
+    Unusable,
+    mask_area,
+    mask_box,
+    measure_rles,
+    read_mask,
+    turn,
+)
 
 Id = int | str
 
@@ -47,7 +56,7 @@ class TruthCategory:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """An annotation whose image and class are known; its segmentation is not read yet.
 
@@ -65,7 +74,7 @@ class Annotation:
     is_crowd: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledObject:
     """An object with its mask.
 
@@ -100,6 +109,7 @@ class GroundTruth:
     annotations: dict[Id, list[Annotation]]
     remarks: Remarks
     _objects: dict[Id, list[LabelledObject]] = field(default_factory=dict)
+    _measured: dict[int, Measured] = field(default_factory=dict)  # by the id() of an annotation
 
     def set_size(self, image_id: Id, width: int, height: int, orientation: int = 1) -> None:
         """Set the canvas of the masks of an image, before its objects are read."""
@@ -133,13 +143,33 @@ class GroundTruth:
             self._objects[image_id] = [item for item in found if item is not None]
         return self._objects[image_id]
 
+    def measure(self, image_ids: Iterable[Id]) -> None:
+        """Measure all masks of these images that are compressed RLE at once, which is faster.
+
+        What cannot be measured so is read, and remarked on, by `objects`.
+        """
+        annotations = [
+            annotation
+            for image_id in image_ids
+            if image_id not in self._objects and self.images[image_id].orientation == 1
+            for annotation in self.annotations.get(image_id, ())
+        ]
+        self._measured |= measure_rles(
+            [
+                (id(a), a.segmentation, *self._stored_size(self.images[a.image_id]))
+                for a in annotations
+            ]
+        )
+
     def require_objects(self, image_ids: Iterable[Id]) -> None:
         """Refuse a ground truth whose annotations of these images can all not be used.
 
         Raises:
             UsageError: There are annotations, and none of them is an object of these images.
         """
-        n_objects = sum(len(self.objects(image_id)) for image_id in image_ids)
+        wanted = list(image_ids)
+        self.measure(wanted)
+        n_objects = sum(len(self.objects(image_id)) for image_id in wanted)
         if self.remarks.n_left_out and not n_objects:
             raise UsageError(
                 f"No annotation of {self.name} can be used. "
@@ -150,15 +180,19 @@ class GroundTruth:
     def _read_object(self, annotation: Annotation) -> LabelledObject | None:
         image = self.images[annotation.image_id]
         height, width = self._stored_size(image)
+        measured = self._measured.pop(id(annotation), None)
         try:
-            rle, dropped = read_mask(annotation.segmentation, height, width)
+            if measured is not None:
+                rle, dropped = measured.rle, ""
+            else:
+                rle, dropped = read_mask(annotation.segmentation, height, width)
         except Unusable as error:
             self.remarks.leave_out("annotation", error.reason, annotation.name, error.detail)
             return None
         if dropped:
             reason = "with polygons that cannot be read: only those polygons were left out"
             self.remarks.add("annotation", reason, annotation.name, dropped)
-        n_pixels = mask_area(rle)
+        n_pixels = mask_area(rle) if measured is None else measured.area
         if not n_pixels:
             reason = "with a mask of 0 pixels: counted as an object that nothing can match"
             self.remarks.add("annotation", reason, annotation.name)
@@ -170,5 +204,5 @@ class GroundTruth:
             annotation.is_crowd,
             rle,
             float(n_pixels) if annotation.area is None else annotation.area,
-            mask_box(rle) if bbox is None else bbox,
+            bbox or (mask_box(rle) if measured is None else measured.box),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from segcore import masks
+from segcore.masks.measure import measure_masks
 from segcore.masks.polygons import check_polygon
 
 Rle = dict[str, Any]
@@ -51,6 +53,48 @@ def read_mask(segmentation: Any, height: int, width: int) -> tuple[Rle, str]:
         pieces = [_read_rle(piece, height, width) for piece in segmentation]
         return (pieces[0] if len(pieces) == 1 else coco.merge(pieces)), ""
     return _read_polygons(segmentation, height, width)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A compressed RLE that is well-formed and fills its canvas."""
+
+    rle: Rle
+    area: int
+    box: Box
+
+
+def measure_rles(rows: Sequence[tuple[int, Any, int, int]]) -> dict[int, Measured]:
+    """The masks among segmentations that are plain compressed RLE and valid.
+
+    Args:
+        rows: A key, the segmentation, and height and width of its image.
+
+    Returns:
+        Key -> what `read_mask`, `mask_area` and `mask_box` give; without the others.
+    """
+    keys: list[int] = []
+    texts: list[bytes] = []
+    sizes: list[tuple[int, int]] = []
+    for key, segmentation, height, width in rows:
+        if type(segmentation) is dict and segmentation.get("size") == [height, width]:
+            counts = segmentation.get("counts")
+            if isinstance(counts, str) and counts.isascii():
+                counts = counts.encode()
+            if isinstance(counts, bytes):
+                keys.append(key)
+                texts.append(counts)
+                sizes.append((height, width))
+    heights, widths = np.array(sizes, np.int64).reshape(-1, 2).T
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    measures = measure_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, heights, widths)
+    areas, boxes = measures.areas.tolist(), measures.boxes.astype(np.float64).tolist()
+    return {
+        keys[row]: Measured(
+            {"size": list(sizes[row]), "counts": texts[row]}, areas[row], tuple(boxes[row])
+        )
+        for row in np.flatnonzero(measures.valid).tolist()
+    }
 
 
 def mask_area(rle: Rle) -> int:

@@ -12,12 +12,13 @@ ones in column-major order, zeros first. Nothing here imports Ray, storage or co
     bilinear, edges   the interpolation and the last step that these have in common
     rle               strings <-> runs <-> bitmaps
     measure           area and box of many strings at once
+    overlap           pixels that pairs of masks have in common, and their IoU
     polygons          strings <-> polygons
 """
 
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.from_logits import default_backend, encode_logits
-from segcore.masks.polygons import from_polygons, to_polygons
+from segcore.masks.polygons import from_polygons, to_outlines, to_polygons
 from segcore.masks.rle import (
     area,
     bbox,
@@ -42,5 +43,6 @@ __all__ = [
     "encode_logits",
     "from_polygons",
     "string_to_counts",
+    "to_outlines",
     "to_polygons",
 ]

@@ -18,7 +18,7 @@ from segcore.masks.measure import MaskMeasures, decode_runs, measure_masks, runn
 from segcore.masks.rle import MAX_CANVAS
 
 _MAX_LOOKUPS = 1 << 21  # at once: some 100 MB
-_MAX_BOX_PAIRS = 1 << 22
+_MAX_BOX_PAIRS = 1 << 19  # at once
 _MIN_COMPILED_PAIRS = 256
 _STRIDE = MAX_CANVAS + 1  # between the positions of two masks
 
@@ -91,24 +91,33 @@ def find_meeting_boxes(
     Returns:
         (P, 2) int64 places in `first` and in `second`, sorted.
     """
+    n_others = np.diff(second_offsets)
+    image = np.repeat(np.arange(len(n_others)), np.diff(first_offsets))
+    lengths = n_others[image]
+    ends = np.cumsum(lengths)
     found = [np.zeros((0, 2), np.int64)]
-    for image in np.flatnonzero((np.diff(first_offsets) > 0) & (np.diff(second_offsets) > 0)):
-        start, stop = int(first_offsets[image]), int(first_offsets[image + 1])
-        from_second, to_second = int(second_offsets[image]), int(second_offsets[image + 1])
-        others = second[from_second:to_second]
-        step = max(1, _MAX_BOX_PAIRS // len(others))
-        for begin in range(start, stop, step):
-            meets = _boxes_meet(first[begin : min(begin + step, stop), None], others[None])
-            found.append(np.argwhere(meets) + np.array([begin, from_second]))
+    start = 0
+    while start < len(lengths):
+        base = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, base + _MAX_BOX_PAIRS, "right")))
+        n = lengths[start:stop]
+        rows = np.repeat(np.arange(start, stop), n)
+        shift = second_offsets[image[start:stop]] - (np.cumsum(n) - n)
+        columns = np.arange(len(rows)) + np.repeat(shift, n)
+        meets = _boxes_meet(first[rows], second[columns])
+        found.append(np.stack([rows[meets], columns[meets]], axis=1))
+        start = stop
     return np.concatenate(found)
 
 
 def _boxes_meet(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    x0, y0, w0, h0 = np.moveaxis(first, -1, 0)
-    x1, y1, w1, h1 = np.moveaxis(second, -1, 0)
-    across = np.minimum(x0 + w0, x1 + w1) - np.maximum(x0, x1) > 0
-    result: np.ndarray = across & (np.minimum(y0 + h0, y1 + h1) - np.maximum(y0, y1) > 0)
-    return result
+    meets = np.ones(len(first), bool)
+    for axis in (0, 1):
+        (low, size), (other, other_size) = (
+            (boxes[:, axis], boxes[:, axis + 2]) for boxes in (first, second)
+        )
+        meets &= np.minimum(low + size, other + other_size) - np.maximum(low, other) > 0
+    return meets
 
 
 def intersect_masks(

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from segcore.masks.rle import MAX_CANVAS, bbox, decode
+from segcore.masks.rle import MAX_CANVAS, bbox, decode, decode_columns
 
 _MAX_CANVASES_BEYOND = 8
 _MAX_OUTLINE = 4_000_000  # pixels; pycocotools takes some 100 bytes for each
@@ -119,7 +119,33 @@ def outline_pixels(pixels: np.ndarray) -> list[np.ndarray]:
     return _outer_rings(background != background[0, 0])
 
 
+def to_outlines(counts: bytes | str, height: int, width: int) -> list[np.ndarray]:
+    """All outlines of a mask along pixel edges, those of holes among them.
+
+    Filled by the even-odd rule, as `fill-rule="evenodd"` of SVG, they are the mask itself.
+
+    Returns:
+        One (K, 2) int64 array x, y for each outline, closed without repeating a point, in turns
+        along x and along y.
+
+    Raises:
+        ValueError: The string is malformed or does not fill the canvas.
+    """
+    left, top, w, h = bbox(counts, height, width)
+    if w == 0:
+        return []
+    padded = np.zeros((h + 2, w + 2), bool)
+    columns = decode_columns(counts, height, width, left, left + w)
+    padded[1:-1, 1:-1] = columns[top : top + h]
+    return [np.add(ring, (left, top)) for ring, _ in _rings(padded)]
+
+
 def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
+    """The outlines of `_rings` that are not those of holes."""
+    return [ring for ring, is_outer in _rings(padded) if is_outer]
+
+
+def _rings(padded: np.ndarray) -> list[tuple[np.ndarray, bool]]:
     """Corners of each outline of a bitmap that has a border of one empty pixel.
 
     Corners on a line of the grid are joined in pairs, in each direction; an outline alternates
@@ -127,8 +153,8 @@ def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
     one for each pixel.
 
     Returns:
-        (K, 2) int64 x, y of each outline; (0, 0) is the outer corner of the first pixel inside
-        the border.
+        (K, 2) int64 x, y of each outline, and whether it is that of a part and not of a hole;
+        (0, 0) is the outer corner of the first pixel inside the border.
     """
     # The four pixels around each point of the grid: a b
     #                                                c d
@@ -155,6 +181,7 @@ def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
             is_visited[corner] = is_visited[across] = True
             ring += [corner, across]
             corner = vertical_partner[across]
-        if ring and d[y[start], x[start]]:  # the outline of a hole has an empty pixel there
-            rings.append(np.stack([x[ring], y[ring]], axis=1))
+        if ring:  # the outline of a hole has an empty pixel at its first corner
+            is_outer = bool(d[y[start], x[start]])
+            rings.append((np.stack([x[ring], y[ring]], axis=1), is_outer))
     return rings

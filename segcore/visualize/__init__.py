@@ -1,6 +1,7 @@
 """Pictures of masks.
 
 overlays     masks drawn over an image, and contact sheets of such pictures
+paths        masks as paths of SVG
 labels       categories and scores written on them
 originals    the images behind results, read back from the archive
 selection    which images of an edition to look at

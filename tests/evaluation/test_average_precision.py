@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segcore.errors import UsageError
-from segcore.evaluation.average_precision import mask_and_box_ap
+from segcore.evaluation import coco_matching
+from segcore.evaluation.average_precision import mask_and_box_ap, measure
+from tests.masks.test_overlap import draw_mask
 
 
 def _disc(height: int, width: int, x: float, y: float, radius: float) -> dict:
@@ -98,6 +104,82 @@ def test_equals_pycocotools(seed: int) -> None:
             row_ap = row.mask.ap if kind == "segm" else row.box.ap
             assert row_ap == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
     assert 0.05 < scores.mask.ap < 0.95
+
+
+def _small_scene(seed: int, density: float) -> tuple[dict, list[dict]]:
+    """Masks of every kind on small canvases: many overlap, some are empty or equal, scores tie."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": 5 + k, "name": f"c{k}"} for k in range(3)]
+    truth: dict = {"images": [], "annotations": [], "categories": categories}
+    detections = []
+    for image_id in range(4):
+        height, width = rng.integers(8, 70, 2).tolist()
+        truth["images"].append({"id": image_id, "height": height, "width": width})
+        bitmaps = [draw_mask(rng, height, width) for _ in range(rng.integers(1, 6))]
+        for number in range(rng.integers(0, int(12 * density) + 2)):
+            bitmap = bitmaps[number % len(bitmaps)]
+            if rng.random() < 0.7:
+                bitmap = np.roll(bitmap, rng.integers(-1, 2, 2), (0, 1))
+            rle = coco_mask.encode(np.asfortranarray(bitmap, np.uint8))
+            row = {
+                "image_id": image_id,
+                "category_id": 5 + int(rng.integers(2)),
+                "segmentation": rle,
+                "bbox": [float(v) for v in coco_mask.toBbox(rle) + rng.choice([0, 0.3], 4)],
+            }
+            if rng.random() < 0.4:
+                area = float(coco_mask.area(rle)) * rng.choice([1, 1, 3])
+                truth["annotations"].append(
+                    {**row, "id": len(truth["annotations"]) + 1, "area": area,
+                     "iscrowd": int(rng.random() < 0.2)}
+                )  # fmt: skip
+            if rng.random() < 0.8:
+                detections.append({**row, "score": round(float(rng.random()), 1)})
+    return truth, detections
+
+
+@pytest.mark.parametrize("backend", ["numpy", "compiled"])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    density=st.sampled_from([0.3, 1.0, 4.0]),
+    max_dets=st.sampled_from([1, 3, 100]),
+)
+def test_every_number_equals_pycocotools(
+    backend: str, seed: int, density: float, max_dets: int
+) -> None:
+    truth, detections = _small_scene(seed, density)
+    compiled = pytest.importorskip("numba") and coco_matching._contested()
+    chosen = compiled if backend == "compiled" else coco_matching.match_contested
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coco_matching, "_contested", lambda: chosen)
+        patch.setattr(coco_matching, "_MAX_CHARS", 40)
+        measured = measure(truth, [0, 1, 2, 3], detections, max_dets)
+    for kind, evaluation in (("segm", measured.mask), ("bbox", measured.box)):
+        expected = _pycocotools_arrays(truth, detections, kind, max_dets)
+        np.testing.assert_array_equal(evaluation.precision, expected["precision"][..., 0])
+        np.testing.assert_array_equal(evaluation.recall, expected["recall"][..., 0])
+
+
+def _pycocotools_arrays(
+    truth: dict, detections: list[dict], kind: str, max_dets: int
+) -> dict[str, np.ndarray]:
+    """What COCOeval itself accumulates."""
+    coco, results = COCO(), COCO()
+    coco.dataset, results.dataset = copy.deepcopy(truth), copy.deepcopy(truth)
+    rows = copy.deepcopy(detections)
+    for number, row in enumerate(rows, start=1):
+        box = row["bbox"]
+        area = coco_mask.area(row["segmentation"]) if kind == "segm" else box[2] * box[3]
+        row |= {"id": number, "area": float(area), "iscrowd": 0}
+    results.dataset["annotations"] = rows
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        results.createIndex()
+        evaluation = COCOeval(coco, results, kind)
+        evaluation.params.maxDets = [max_dets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval
 
 
 def test_prints_nothing_and_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
