@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -91,6 +90,8 @@ def scores_table(report: EvaluationReport) -> Table:
     from rich import box
     from rich.table import Table
 
+    from segcore.evaluation.average_precision import format_score
+
     scores = report.scores
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -115,8 +116,3 @@ def scores_table(report: EvaluationReport) -> Table:
         values = (mask.ap, mask.ap50, mask.ap75, *by_size, boxes.ap)
         table.add_row(safe_cell(name), f"{n_objects:,}", *(format_score(value) for value in values))
     return table
-
-
-def format_score(value: float) -> str:
-    """Three decimals, or a dash where there is nothing to measure."""
-    return "-" if math.isnan(value) else f"{value:.3f}"

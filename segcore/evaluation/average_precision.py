@@ -51,6 +51,11 @@ class AveragePrecision:
     recall50: float
 
 
+def format_score(value: float) -> str:
+    """Three decimals, or a dash where there is nothing to measure."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """One category: counts without crowd regions, and both kinds of AP."""

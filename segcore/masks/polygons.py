@@ -112,14 +112,25 @@ def outline_pixels(pixels: np.ndarray) -> list[np.ndarray]:
     Returns:
         One (K, 2) int64 array x, y for each part; (0, 0) is the outer corner of the first pixel.
     """
-    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), bool)
-    padded[1:-1, 1:-1] = pixels
+    padded = np.pad(pixels != 0, 1)
     # Holes are filled first: a part inside a hole would be an outline within another.
     background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
-    return _outer_rings(background != background[0, 0])
+    return [ring for ring, is_outer in _rings(background != background[0, 0]) if is_outer]
 
 
-def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
+def boundary_pixels(pixels: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a bitmap along pixel edges, those of its holes, too.
+
+    Filled by the even-odd rule, all of them together are exactly the set pixels.
+
+    Args, returns:
+        As for `outline_pixels`; each ring begins with a horizontal edge, and its edges alternate
+        between the two directions.
+    """
+    return [ring for ring, _ in _rings(np.pad(pixels != 0, 1))]
+
+
+def _rings(padded: np.ndarray) -> list[tuple[np.ndarray, bool]]:
     """Corners of each outline of a bitmap that has a border of one empty pixel.
 
     Corners on a line of the grid are joined in pairs, in each direction; an outline alternates
@@ -127,8 +138,8 @@ def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
     one for each pixel.
 
     Returns:
-        (K, 2) int64 x, y of each outline; (0, 0) is the outer corner of the first pixel inside
-        the border.
+        (K, 2) int64 x, y of each outline, and whether it is not that of a hole; (0, 0) is the outer
+        corner of the first pixel inside the border.
     """
     # The four pixels around each point of the grid: a b
     #                                                c d
@@ -155,6 +166,7 @@ def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
             is_visited[corner] = is_visited[across] = True
             ring += [corner, across]
             corner = vertical_partner[across]
-        if ring and d[y[start], x[start]]:  # the outline of a hole has an empty pixel there
-            rings.append(np.stack([x[ring], y[ring]], axis=1))
+        if ring:  # the outline of a hole has an empty pixel there
+            is_outer = bool(d[y[start], x[start]])
+            rings.append((np.stack([x[ring], y[ring]], axis=1), is_outer))
     return rings
