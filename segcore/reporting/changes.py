@@ -17,7 +17,7 @@ _ERRORS = {
     Change.MOVED: "found, but not exactly",
     Change.RELABELLED: "found as another class",
     Change.VANISHED: "missed",
-    Change.APPEARED: "too much",
+    Change.APPEARED: "extra",
 }
 
 
@@ -30,7 +30,7 @@ def describe_changes(changes: Mapping[str, int]) -> str:
 
 
 def describe_errors(changes: Mapping[str, int]) -> str:
-    """The same of an image whose masks are known: ``2 missed, 1 too much``."""
+    """The same of an image whose masks are known: ``2 missed, 1 extra``."""
     counts = ((changes[c.word], text) for c, text in _ERRORS.items() if c != Change.SAME)
     return ", ".join(f"{count:,} {text}" for count, text in counts if count)
 
@@ -84,7 +84,8 @@ def changes_section(comparison: Comparison, other: str, max_bytes: int) -> Marku
     ]
     if images:
         caption = "Images with most differences"
-        parts.append(table_within(caption, ("image", "differences"), images, room // 2))
+        whole = table_within(caption, ("image", "differences"), images, room // 2)
+        parts.append(element("details", element("summary", caption), whole))
     notes = (shorten(text, _MAX_NOTE_CHARS) for text in comparison.notes[:_MAX_NOTES])
     parts += [element("p", text, class_="note") for text in notes]
     return join(*parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from segcore.text import plural
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 200, 8, 24, 18  # of a chart
 _MAX_TICKS = 11
 _SMALL_WIDTH, _SMALL_HEIGHT = 100, 22  # of a chart within a table
+_NUMBER = re.compile(r"[-0-9.,%]+")
 _BYTES_OF_TABLE = 400  # its tags and caption
 
 
@@ -110,8 +112,9 @@ def table(
 
 def _row(row: Sequence[Content]) -> Markup:
     first, *others = row
-    cells = [element("td", cell, class_=None if isinstance(cell, Markup) else "n")
-             for cell in others]  # fmt: skip
+    cells = [
+        element("td", cell, class_="n" if _NUMBER.fullmatch(str(cell)) else None) for cell in others
+    ]
     return element("tr", element("th", first, scope="row"), *cells)
 
 

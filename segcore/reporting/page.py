@@ -138,8 +138,9 @@ dt{color:var(--soft);font-size:.85rem}dd{margin:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;margin:.5rem 0;font-size:.92rem}
 caption{text-align:left;color:var(--soft);padding:.25rem 0}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);
-vertical-align:middle;max-width:28rem;overflow-wrap:anywhere}
-tbody th{font-weight:400;min-width:6rem}.n{text-align:right;font-variant-numeric:tabular-nums}
+vertical-align:middle;max-width:28rem;overflow-wrap:break-word}
+tbody th{font-weight:400;min-width:7rem;overflow-wrap:anywhere}
+.n{text-align:right;font-variant-numeric:tabular-nums}
 thead th{vertical-align:bottom}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1rem}
 .chart{background:var(--panel);padding:.25rem 1rem 1rem;border-radius:.5rem;min-width:0}
@@ -161,8 +162,8 @@ scroll-margin-top:9rem}
 figure svg{width:100%;height:auto;max-height:85vh;display:block}
 figcaption{font-size:.88rem;padding-top:.35rem;overflow-wrap:anywhere}
 figcaption>*{display:block}.links a{display:inline-block;margin-right:1rem}
-.smaller,figure:target .enlarge{display:none}
-figure:target{grid-column:1/-1;order:-1}figure:target .smaller{display:inline-block}
+.links .smaller,figure:target .links .enlarge{display:none}
+figure:target{grid-column:1/-1;order:-1}figure:target .links .smaller{display:inline-block}
 .card{border:2px solid var(--warn);border-radius:.4rem;padding:.5rem .75rem;min-height:8rem}
 .masks path{fill:currentColor;fill-opacity:.3;fill-rule:evenodd;stroke:currentColor;
 stroke-width:1.5;vector-effect:non-scaling-stroke}

@@ -21,7 +21,7 @@ from segcore.storage import Storage
 from segcore.text import plural
 
 # Of the 10 MB of a file; what is around the sections takes some 20 kB.
-_RUN_BYTES, _COUNTS_BYTES, _SCORES_BYTES, _CHANGES_BYTES = 500_000, 700_000, 500_000, 500_000
+_RUN_BYTES, _COUNTS_BYTES, _SCORES_BYTES, _CHANGES_BYTES = 300_000, 500_000, 400_000, 400_000
 _GALLERY_BYTES, _FIGURE_BYTES = 7_500_000, 7_000_000
 _HEADINGS: Mapping[Group, tuple[str, str]] = {
     Group.RANDOM: ("Random images", "Segmented images; the same seed gives the same ones."),
