@@ -45,7 +45,7 @@ def command(
 
     Makes an archive of tar shards with a few members broken on purpose; runs the whole pipeline on
     it with the bundled model; checks that every image is accounted for; and leaves the tables, the
-    ground truth and a contact sheet in OUT.
+    ground truth, a contact sheet and the report of `segcore report` in OUT.
     """
     from segcore.demo.folder import claim_folder, copy_results, loopback_bucket
     from segcore.demo.run import DemoOptions, run_demo

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -96,6 +95,8 @@ def scores_table(report: EvaluationReport) -> Table:
     from rich import box
     from rich.table import Table
 
+    from segcore.evaluation.average_precision import format_score
+
     scores = report.scores
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -126,6 +127,8 @@ def thresholds_table(report: EvaluationReport) -> Table:
     """From which score on detections of each class are best kept."""
     from rich import box
     from rich.table import Table
+
+    from segcore.evaluation.average_precision import format_score
 
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -169,8 +172,3 @@ def analysis_lines(report: EvaluationReport) -> list[str]:
             f"{printable(image_id)}"
         )
     return lines
-
-
-def format_score(value: float | None) -> str:
-    """Three decimals, or a dash where there is nothing to measure."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -22,6 +22,7 @@ from segcore.cli import (
     models,
     predict,
     prelabel,
+    report,
     segment,
     show,
     status,
@@ -46,6 +47,7 @@ app.command("compact", epilog=compact.EPILOG)(compact.command)
 app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
+app.command("report", epilog=report.EPILOG)(report.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)

@@ -1,4 +1,4 @@
-"""The demo from its options to its report: draw, segment, check, evaluate, make a contact sheet."""
+"""The demo from its options to its report: draw, segment, check, evaluate, show."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from segcore.demo.contact_sheet import draw_contact_sheet
 from segcore.evaluation.evaluate import EvaluationReport, evaluate
 from segcore.output.report import RunReport
 from segcore.output.results import open_results
+from segcore.reporting.report import ReportOptions, make_report
 from segcore.run.segment import segment
 from segcore.storage import Storage, join
 from segcore.testing.synthetic_archive import SyntheticArchive, write_archive
@@ -46,6 +47,7 @@ class DemoReport:
     """What came out of it.
 
     Attributes:
+        page: The report of `segcore report`, an HTML file.
         tables: Local folder or URI with `images` and `instances` of the edition.
         unexpected: Sentences about rows that are not what the archive must give.
         seconds: Of each step.
@@ -55,6 +57,7 @@ class DemoReport:
     run: RunReport
     evaluation: EvaluationReport
     contact_sheet: Path
+    page: Path
     tables: str
     ap50_floor: float
     unexpected: list[str] = field(default_factory=list)
@@ -79,6 +82,7 @@ class DemoReport:
             "ap50_floor": self.ap50_floor,
             "tables": self.tables,
             "contact_sheet": str(self.contact_sheet),
+            "report": str(self.page),
             "seconds": self.seconds,
         }
 
@@ -88,7 +92,8 @@ def run_demo(
     notify: Callable[[str], None] = lambda message: None,
     run_segment: Callable[[Config], RunReport] | None = None,
 ) -> DemoReport:
-    """Draw an archive, segment it, check every row, measure the masks, draw a contact sheet.
+    """Draw an archive, segment it, check every row, measure the masks, draw a contact sheet,
+    and write a report.
 
     Args:
         notify: Takes messages for people while the demo goes on.
@@ -117,11 +122,17 @@ def run_demo(
     contact_sheet = options.out / "contact-sheet.png"
     contact_sheet.write_bytes(draw_contact_sheet(results, archive))
     timer.end_step("draw_sheet")
+    page = make_report(results, ReportOptions(ground_truth=archive.ground_truth))
+    unexpected += page.problems
+    page_file = options.out / "report.html"
+    page_file.write_bytes(page.html)
+    timer.end_step("report")
     return DemoReport(
         archive=archive,
         run=report,
         evaluation=evaluation,
         contact_sheet=contact_sheet,
+        page=page_file,
         tables=report.prefix,
         ap50_floor=options.ap50_floor,
         unexpected=unexpected,

@@ -39,6 +39,7 @@ def print_summary(report: DemoReport) -> None:
     table.add_row("time", f"{sum(report.seconds.values()):.0f} s ({steps})")
     Console(markup=False, emoji=False).print(table)
     print(f"Contact sheet   {_relative_path(report.contact_sheet)}")
+    print(f"Report          {_relative_path(report.page)}  (open it in a browser)")
     if not is_remote(report.archive.shards):  # a loopback server ends with the demo
         output = EditionLayout(report.tables).output.uri
         print(f"More pictures   segcore show {shlex.quote(_relative_path(output))}")

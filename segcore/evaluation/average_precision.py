@@ -60,6 +60,11 @@ class AveragePrecision:
     recall50: float
 
 
+def format_score(value: float | None) -> str:
+    """Three decimals, or a dash where there is nothing to measure."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """One category: counts without crowd regions, and both kinds of AP."""

@@ -18,7 +18,7 @@ ones in column-major order, zeros first. Nothing here imports Ray, storage or co
 
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.from_logits import default_backend, encode_logits
-from segcore.masks.polygons import from_polygons, to_outlines, to_polygons
+from segcore.masks.polygons import from_polygons, to_polygons
 from segcore.masks.rle import (
     area,
     bbox,
@@ -43,6 +43,5 @@ __all__ = [
     "encode_logits",
     "from_polygons",
     "string_to_counts",
-    "to_outlines",
     "to_polygons",
 ]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from segcore.masks.rle import MAX_CANVAS, bbox, decode, decode_columns
+from segcore.masks.rle import MAX_CANVAS, bbox, decode
 
 _MAX_CANVASES_BEYOND = 8
 _MAX_OUTLINE = 4_000_000  # pixels; pycocotools takes some 100 bytes for each
@@ -112,37 +112,22 @@ def outline_pixels(pixels: np.ndarray) -> list[np.ndarray]:
     Returns:
         One (K, 2) int64 array x, y for each part; (0, 0) is the outer corner of the first pixel.
     """
-    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), bool)
-    padded[1:-1, 1:-1] = pixels
+    padded = np.pad(pixels != 0, 1)
     # Holes are filled first: a part inside a hole would be an outline within another.
     background = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=8)[1]
-    return _outer_rings(background != background[0, 0])
+    return [ring for ring, is_outer in _rings(background != background[0, 0]) if is_outer]
 
 
-def to_outlines(counts: bytes | str, height: int, width: int) -> list[np.ndarray]:
-    """All outlines of a mask along pixel edges, those of holes among them.
+def boundary_pixels(pixels: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a bitmap along pixel edges, those of its holes, too.
 
-    Filled by the even-odd rule, as `fill-rule="evenodd"` of SVG, they are the mask itself.
+    Filled by the even-odd rule, all of them together are exactly the set pixels.
 
-    Returns:
-        One (K, 2) int64 array x, y for each outline, closed without repeating a point, in turns
-        along x and along y.
-
-    Raises:
-        ValueError: The string is malformed or does not fill the canvas.
+    Args, returns:
+        As for `outline_pixels`; each ring begins with a horizontal edge, and its edges alternate
+        between the two directions.
     """
-    left, top, w, h = bbox(counts, height, width)
-    if w == 0:
-        return []
-    padded = np.zeros((h + 2, w + 2), bool)
-    columns = decode_columns(counts, height, width, left, left + w)
-    padded[1:-1, 1:-1] = columns[top : top + h]
-    return [np.add(ring, (left, top)) for ring, _ in _rings(padded)]
-
-
-def _outer_rings(padded: np.ndarray) -> list[np.ndarray]:
-    """The outlines of `_rings` that are not those of holes."""
-    return [ring for ring, is_outer in _rings(padded) if is_outer]
+    return [ring for ring, _ in _rings(np.pad(pixels != 0, 1))]
 
 
 def _rings(padded: np.ndarray) -> list[tuple[np.ndarray, bool]]:
@@ -153,8 +138,8 @@ def _rings(padded: np.ndarray) -> list[tuple[np.ndarray, bool]]:
     one for each pixel.
 
     Returns:
-        (K, 2) int64 x, y of each outline, and whether it is that of a part and not of a hole;
-        (0, 0) is the outer corner of the first pixel inside the border.
+        (K, 2) int64 x, y of each outline, and whether it is not that of a hole; (0, 0) is the outer
+        corner of the first pixel inside the border.
     """
     # The four pixels around each point of the grid: a b
     #                                                c d
@@ -181,7 +166,7 @@ def _rings(padded: np.ndarray) -> list[tuple[np.ndarray, bool]]:
             is_visited[corner] = is_visited[across] = True
             ring += [corner, across]
             corner = vertical_partner[across]
-        if ring:  # the outline of a hole has an empty pixel at its first corner
+        if ring:  # the outline of a hole has an empty pixel there
             is_outer = bool(d[y[start], x[start]])
             rings.append((np.stack([x[ring], y[ring]], axis=1), is_outer))
     return rings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -63,46 +63,56 @@ def select_images(results: Results, selection: Selection) -> Selected:
     Raises:
         UsageError: There is no image of this name; the message names some that are like it.
     """
-    parts = _rank_of(selection.choice, selection.seed)(
-        _named(results, selection.name) if selection.name else _all(results)
-    )
-    best: pa.Table | None = None
-    n_matching = 0
-    for part in parts:
-        n_matching += part.num_rows
-        best = part if best is None else pa.concat_tables([best, part])
-        order = np.argsort(best["rank"].to_numpy(), kind="stable")[: selection.limit]
-        best = best.take(pa.array(order))
-    if best is None:
-        return Selected((), 0)
-    return Selected(tuple(to_records(best)), n_matching)
+    best = BestImages(selection.limit)
+    for table in _named(results, selection.name) if selection.name else _all(results):
+        best.add(*rank_images(table, selection.choice, selection.seed))
+    return best.selected()
+
+
+class BestImages:
+    """Keeps the images of the lowest ranks among all that are added; of equal ones the first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._best: pa.Table | None = None
+        self._n_matching = 0
+
+    def add(self, images: pa.Table, ranks: np.ndarray) -> None:
+        """Add rows of the `images` table, at least `RECORD_COLUMNS`, and (N,) their ranks."""
+        self._n_matching += images.num_rows
+        part = images.select(list(RECORD_COLUMNS))
+        part = part.append_column("rank", pa.array(ranks, pa.float64()))
+        if self._best is not None:
+            part = pa.concat_tables([self._best, part])
+        order = np.argsort(part["rank"].to_numpy(), kind="stable")[: self.limit]
+        self._best = part.take(pa.array(order))
+
+    def selected(self) -> Selected:
+        """What was kept, the lowest rank first, and how many images were added."""
+        records = to_records(self._best) if self._best is not None else []
+        return Selected(tuple(records), self._n_matching)
 
 
 def _all(results: Results) -> Iterator[pa.Table]:
     return results.images(list(RECORD_COLUMNS))
 
 
-def _rank_of(choice: Choice, seed: int) -> Callable[[Iterator[pa.Table]], Iterator[pa.Table]]:
-    """Gives each table a column `rank`, of which the lowest are taken; leaves out other images."""
-
-    def add_ranks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for table in tables:
-            if choice == Choice.FAILED:
-                table = table.filter(pc.not_equal(table["status"], "ok"))
-            elif choice != Choice.FIRST:
-                table = table.filter(pc.equal(table["status"], "ok"))
-            if choice == Choice.EMPTY:
-                table = table.filter(pc.equal(table["n_instances"], 0))
-            ranks = np.zeros(table.num_rows)
-            if choice == Choice.CROWDED:
-                ranks = -table["n_instances"].to_numpy().astype(np.float64)
-            elif choice == Choice.RANDOM and table.num_rows:
-                # By unit, so that the choice does not depend on the order in which units are read.
-                unit = int(table["unit"][0].as_py(), 16)
-                ranks = np.random.default_rng([seed, unit]).random(table.num_rows)
-            yield table.append_column("rank", pa.array(ranks))
-
-    return add_ranks
+def rank_images(images: pa.Table, choice: Choice, seed: int) -> tuple[pa.Table, np.ndarray]:
+    """The images of one unit that a choice is about, and (N,) their ranks: the lowest are taken."""
+    if choice == Choice.FAILED:
+        images = images.filter(pc.not_equal(images["status"], "ok"))
+    elif choice != Choice.FIRST:
+        images = images.filter(pc.equal(images["status"], "ok"))
+    if choice == Choice.EMPTY:
+        images = images.filter(pc.equal(images["n_instances"], 0))
+    ranks = np.zeros(images.num_rows)
+    if choice == Choice.CROWDED:
+        ranks = -images["n_instances"].to_numpy().astype(np.float64)
+    elif choice == Choice.RANDOM and images.num_rows:
+        # By unit, so that the choice does not depend on the order in which units are read.
+        unit = int(images["unit"][0].as_py(), 16)
+        ranks = np.random.default_rng([seed, unit]).random(images.num_rows)
+    return images, ranks
 
 
 def _named(results: Results, name: str) -> Iterator[pa.Table]:

@@ -46,6 +46,7 @@ def test_the_whole_demo_on_s3_fails_for_bad_masks_only(tmp_path: Path) -> None:
     assert sum(table.num_rows for table in copied.images()) == 24
     assert sum(t.num_rows for t in copied.instances()) == document["run"]["instances"]
     assert Path(document["contact_sheet"]).exists()
+    assert Path(document["report"]).exists()
     assert not (tmp_path / "out" / "s3-server").exists()
 
 

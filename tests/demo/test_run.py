@@ -26,6 +26,7 @@ def test_a_correct_run_has_no_problems(demo_report: DemoReport) -> None:
     assert 0.3 < ap50 < AP50_FLOOR  # a threshold cannot reach the floor
     assert demo_report.evaluation.images == 60 - demo_report.run.failed
     assert demo_report.contact_sheet.read_bytes().startswith(b"\x89PNG")
+    assert b"Most errors" in demo_report.page.read_bytes()
     document = json.loads(json.dumps(demo_report.to_dict(), allow_nan=False))
     assert document["ok"] is True
 

@@ -26,6 +26,7 @@ def test_the_printed_commands_work(
     print_summary(demo_report)
     printed = capsys.readouterr().out
     assert str(demo_report.contact_sheet) in printed
+    assert str(demo_report.page) in printed
     commands = one_liners(demo_report.tables)
     for command, word in zip(commands, ("score", "nucleus"), strict=True):
         assert command in printed
