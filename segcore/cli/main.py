@@ -26,6 +26,7 @@ from segcore.cli import (
     prelabel,
     prune,
     publish,
+    reprocess,
     segment,
     show,
     status,
@@ -47,6 +48,7 @@ app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
+app.command("reprocess", cls=reprocess.Command, epilog=reprocess.EPILOG)(reprocess.command)
 app.command("editions", epilog=editions.EPILOG)(editions.command)
 app.command("history", epilog=history.EPILOG)(history.command)
 app.command("publish", epilog=publish.EPILOG)(publish.command)
