@@ -51,6 +51,7 @@ options: $(VENV)/.run ## write configs/segment.yaml, configs/train.yaml and docs
 	$(BIN)/python -m segcore config train > configs/train.yaml
 	$(BIN)/python -m segcore config export > configs/export.yaml
 	$(BIN)/python -m segcore config prelabel > configs/prelabel.yaml
+	$(BIN)/python -m segcore config reprocess > configs/reprocess.yaml
 	$(BIN)/python -c 'from segcore.config.jobs import options_page; print(options_page(), end="")' > docs/options.md
 
 .PHONY: lint

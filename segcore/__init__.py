@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from segcore.api import import_corrections as import_corrections
     from segcore.api import open_results as open_results
     from segcore.api import prelabel as prelabel
+    from segcore.api import reprocess as reprocess
     from segcore.api import segment as segment
     from segcore.config import Config as Config
     from segcore.config import load_config as load_config
     from segcore.config.exports import PrelabelConfig as PrelabelConfig
+    from segcore.config.reprocess import ReprocessConfig as ReprocessConfig
     from segcore.errors import SegcoreError as SegcoreError
     from segcore.prediction import load_model as load_model
     from segcore.storage import Storage as Storage
@@ -48,6 +50,7 @@ __version__ = "0.1.0"  # pyproject.toml takes it from here
 _MODULES = {
     "Config": "segcore.config",
     "PrelabelConfig": "segcore.config.exports",
+    "ReprocessConfig": "segcore.config.reprocess",
     "SegcoreError": "segcore.errors",
     "Storage": "segcore.storage",
     "StorageOptions": "segcore.storage",
@@ -60,12 +63,14 @@ _MODULES = {
     "load_model": "segcore.prediction",
     "open_results": "segcore.api",
     "prelabel": "segcore.api",
+    "reprocess": "segcore.api",
     "segment": "segcore.api",
     "train": "segcore.training.train",
 }
 __all__ = [
     "Config",
     "PrelabelConfig",
+    "ReprocessConfig",
     "SegcoreError",
     "Storage",
     "StorageOptions",
@@ -78,6 +83,7 @@ __all__ = [
     "load_model",
     "open_results",
     "prelabel",
+    "reprocess",
     "segment",
     "train",
 ]

@@ -15,6 +15,7 @@ from segcore.comparison.compare import CompareOptions, Comparison
 from segcore.comparison.matching import MatchLimits
 from segcore.config import Config, load_config
 from segcore.config.exports import ExportConfig, PrelabelConfig
+from segcore.config.reprocess import ReprocessConfig
 from segcore.corrections import import_corrections as corrections
 from segcore.corrections.import_corrections import ImportReport
 from segcore.errors import UsageError
@@ -27,8 +28,10 @@ from segcore.exports.summary import ExportSummary
 from segcore.output import results
 from segcore.output.report import RunReport
 from segcore.run import prelabel as prelabel_job
+from segcore.run import reprocess as reprocess_job
 from segcore.run import segment as job
 from segcore.run.prelabel import PrelabelReport
+from segcore.run.reprocess_report import ReprocessReport
 from segcore.storage import Storage, StorageOptions
 
 if TYPE_CHECKING:
@@ -327,6 +330,27 @@ def prelabel(
         SegcoreError: The job broke off; call it again to continue.
     """
     return prelabel_job.prelabel(config, notify=notify)
+
+
+def reprocess(
+    config: ReprocessConfig,
+    *,
+    logical_date: str = "",
+    notify: Callable[[str], None] = lambda text: None,
+) -> ReprocessReport:
+    """Bring an output up to date with its archive; publish it if it passes the gates::
+
+        config = segcore.load_config("nightly.yaml", schema=segcore.ReprocessConfig)
+        segcore.reprocess(config, logical_date="2026-11-01", notify=print)
+
+    Args:
+        logical_date: The date that a scheduler means; only recorded.
+
+    Raises:
+        UsageError: The configuration, a gate or the golden set is wrong.
+        SegcoreError: The job broke off; call it again to continue.
+    """
+    return reprocess_job.reprocess(config, logical_date=logical_date, notify=notify)
 
 
 def _whole_config(

@@ -27,7 +27,7 @@ MEANINGS = {
     ExitCode.INCOMPLETE: "work left, infrastructure failed, or no image found",
     ExitCode.USAGE: "usage error",
     ExitCode.TOO_MANY_FAILED: "too many images failed",
-    ExitCode.REFUSED: "over a limit that was asked for",
+    ExitCode.REFUSED: "over a limit that was asked for, or refused by a gate",
     ExitCode.NOTHING_TO_DO: "nothing to do, with --exit-99-if-nothing-to-do",
     ExitCode.INTERRUPTED: "interrupted",
 }

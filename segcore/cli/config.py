@@ -18,12 +18,12 @@ EPILOG = """
 Delete the lines that you do not change: what a file does not set keeps its default.
 """
 
-Job = Literal["segment", "train", "export", "prelabel"]
+Job = Literal["segment", "train", "export", "prelabel", "reprocess"]
 
 
 def command(
     job: Annotated[
-        Job, typer.Argument(metavar="[JOB]", help="segment, train, export or prelabel.")
+        Job, typer.Argument(metavar="[JOB]", help="segment, train, export, prelabel or reprocess.")
     ] = "segment",
 ) -> None:
     """Print a configuration file with every option of a job, its default, and what it does."""

@@ -15,14 +15,19 @@ from segcore.cli import (
     console,
     convert,
     demo,
+    editions,
     evaluate,
     export,
     failures,
+    history,
     import_corrections,
     models,
     predict,
     prelabel,
+    prune,
+    publish,
     report,
+    reprocess,
     segment,
     show,
     status,
@@ -44,6 +49,11 @@ app.command("status", epilog=status.EPILOG)(status.command)
 app.command("verify", epilog=verify.EPILOG)(verify.command)
 app.command("failures", epilog=failures.EPILOG)(failures.command)
 app.command("compact", epilog=compact.EPILOG)(compact.command)
+app.command("reprocess", cls=reprocess.Command, epilog=reprocess.EPILOG)(reprocess.command)
+app.command("editions", epilog=editions.EPILOG)(editions.command)
+app.command("history", epilog=history.EPILOG)(history.command)
+app.command("publish", epilog=publish.EPILOG)(publish.command)
+app.command("prune", epilog=prune.EPILOG)(prune.command)
 app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from segcore.config.exports import ExportConfig, PrelabelConfig
 from segcore.config.reference import to_markdown, to_yaml
+from segcore.config.reprocess import ReprocessConfig
 from segcore.config.schema import Config
 from segcore.training.config import TrainConfig
 
@@ -38,6 +39,13 @@ No file is needed, and one needs only the lines that you change. Precedence:
 No file is needed, and one needs only the lines that you change. Precedence:
   defaults  <  this file  <  --set group.key=value  <  flags such as --format
 `null` is an option that is not set. Relative paths start at the working directory.""",
+    "reprocess": """Every option of `segcore reprocess`, with defaults (`segcore config reprocess`).
+
+  segcore reprocess FILE
+
+`input` and `output` must be set; other options have defaults. Precedence:
+  defaults  <  this file  <  --set group.key=value  <  flags such as --quiet
+`null` is an option that is not set. Relative paths start at the working directory.""",
 }
 _PAGE_HEADING = """# Options
 
@@ -51,6 +59,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "export": ExportConfig,
     "prelabel": PrelabelConfig,
+    "reprocess": ReprocessConfig,
 }
 
 

@@ -153,6 +153,18 @@ class RunOptions(BaseModel):
         description="An image that takes more seconds to decode, or to segment, fails as "
         "timed_out.",
     )
+    max_images: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after about so many images (whole units, at least one); the next run "
+        "goes on.",
+    )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Stop so many seconds after the run began, when the next unit is done; the "
+        "next run goes on.",
+    )
     publish: bool | None = Field(
         default=None,
         description="Let latest.json point to this edition when the run is complete. By default if "

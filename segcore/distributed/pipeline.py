@@ -117,7 +117,7 @@ class Pipeline:
             return []
         return entries
 
-    def run(self, units: Units) -> Iterator[UnitOutcome]:
+    def run(self, units: Units) -> Generator[UnitOutcome]:
         """Segment `units`, yielding outcomes as they come; one whose process died yields nothing.
 
         Raises:

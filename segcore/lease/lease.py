@@ -105,7 +105,7 @@ class Lease:
             started = self._clock.now()
             self._holder = self._holder.model_copy(update={"beats": self._holder.beats + 1})
             try:
-                self.storage.write(self._uri(), self._holder.to_json())
+                self.storage.write(self.uri, self._holder.to_json())
                 self._detect_takeover()
             except StorageError as error:
                 self._last_error = error.message
@@ -152,10 +152,10 @@ class Lease:
         try:
             self._released = True
             if self._is_superseded():
-                self.storage.delete(self._uri())
+                self.storage.delete(self.uri)
             else:
                 released = self._holder.model_copy(update={"released": True})
-                self.storage.write(self._uri(), released.to_json())
+                self.storage.write(self.uri, released.to_json())
         except (StorageError, OSError):
             pass
         finally:
@@ -168,7 +168,7 @@ class Lease:
             Whether this lease is held now; False if another process was faster.
         """
         started = self._clock.now()
-        if not self.storage.write_if_absent(self._uri(), self._holder.to_json()):
+        if not self.storage.write_if_absent(self.uri, self._holder.to_json()):
             return False
         self._expires_at = started + self.ttl_s
         try:
@@ -187,7 +187,9 @@ class Lease:
             raise
         return True
 
-    def _uri(self) -> str:
+    @property
+    def uri(self) -> str:
+        """The file of this generation."""
         return join(self._folder, generation_file_name(self._generation))
 
     def _is_superseded(self) -> bool:

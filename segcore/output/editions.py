@@ -78,6 +78,12 @@ def newest_edition(storage: Storage, output: OutputLayout, *, without: str = "")
     return _newest(dated)
 
 
+def edition_layouts(storage: Storage, output: OutputLayout) -> list[EditionLayout]:
+    """The editions of an output, by name."""
+    layouts = _edition_folders(storage, output)
+    return [layout for layout in layouts if storage.exists(layout.edition_json)]
+
+
 def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
     """An edition that a person named. Only its own folder need be readable."""
     try:
@@ -157,8 +163,7 @@ def _edition_folders(storage: Storage, output: OutputLayout) -> list[EditionLayo
 
 def _editions(storage: Storage, output: OutputLayout) -> list[str]:
     """Names of the editions of an output."""
-    layouts = _edition_folders(storage, output)
-    return [layout.name for layout in layouts if storage.exists(layout.edition_json)]
+    return [layout.name for layout in edition_layouts(storage, output)]
 
 
 def _describe_editions(editions: list[str]) -> str:

@@ -17,6 +17,10 @@
 <output>/<edition>/compacted/<generation>/   parts of many units in few files: see `compaction`
 <output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
 <output>/lease/                              who publishes, prunes or compacts
+<output>/reprocess/calls/<id>.json           what each call of `segcore reprocess` came to
+<output>/reprocess/decisions/<key>.json      whether an edition may be published in place of another
+<output>/reprocess/models/<edition>.json     the options with which an edition was made
+<output>/reprocess/lease/                    which call of `segcore reprocess` is at work
 """
 
 from __future__ import annotations
@@ -241,6 +245,28 @@ class OutputLayout:
     def index(self, key: str) -> str:
         """The index of a large tar shard; see `segcore.sources.tar_index`."""
         return join(self.uri, "indexes", f"{key}.parquet")
+
+    @property
+    def reprocess_calls(self) -> str:
+        """Holds the record of each call of `segcore reprocess`."""
+        return join(self.uri, "reprocess", "calls")
+
+    def reprocess_call(self, call: str) -> str:
+        """The record of a call, by its id."""
+        return join(self.reprocess_calls, f"{call}.json")
+
+    def reprocess_decision(self, key: str) -> str:
+        """Whether an edition may be published; see `segcore.output.reprocess_records`."""
+        return join(self.uri, "reprocess", "decisions", f"{key}.json")
+
+    def reprocess_model(self, edition: str) -> str:
+        """The options of model and decoding with which an edition was made."""
+        return join(self.uri, "reprocess", "models", f"{edition}.json")
+
+    @property
+    def reprocess_lease(self) -> str:
+        """Holds the lease of the call of `segcore reprocess` that is at work."""
+        return join(self.uri, "reprocess", "lease")
 
     def edition(self, name: str) -> EditionLayout:
         """The edition of this name."""

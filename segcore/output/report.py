@@ -28,6 +28,7 @@ RUNNING, SUCCESS, INCOMPLETE, TOO_MANY_FAILED, NOTHING_FOUND = (
     "too_many_failed",
     "nothing_found",
 )
+BUDGET_REACHED = "budget_reached"  # units are left for the next run, as was asked for
 COMPLETE = (SUCCESS, TOO_MANY_FAILED)  # every input is accounted for
 _EXIT_CODES = {SUCCESS: ExitCode.DONE, TOO_MANY_FAILED: ExitCode.TOO_MANY_FAILED}
 
@@ -95,7 +96,8 @@ class RunReport:
 
     Attributes:
         status: ``running`` while it is in progress, then ``success``, ``incomplete``,
-            ``too_many_failed`` or ``nothing_found`` (the input holds no image).
+            ``too_many_failed``, ``budget_reached`` (units are left, as was asked for) or
+            ``nothing_found`` (the input holds no image).
         execution: Id of this execution; "" if it found nothing to do and wrote nothing.
         log: Folder of the log of this execution, a URI; "" as above.
         sequence: 1 for the first run in this edition, and so on; orders runs without clocks.
@@ -224,6 +226,13 @@ class RunReport:
 
     def _advice(self) -> list[str]:
         lines = self._left_out_lines()
+        if self.status == BUDGET_REACHED:
+            left = f"{self.units_missing:,} of {plural(self.units, 'unit')}"
+            return [
+                *lines,
+                f"The budget of this run (run.max_images, run.max_seconds) is used up: {left} are "
+                "left. Run the same command again to go on.",
+            ]
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)
         if self.warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from segcore.logs.relay import LogRelay
 from segcore.output.report import RunReport
 from segcore.output.unit_counts import UnitCounts
 from segcore.planning.plan import Units, remaining_units, select_units
+from segcore.run.budget import Budget
 from segcore.run.job import Job
 from segcore.sources import SourceOptions
 from segcore.text import plural
@@ -56,6 +57,7 @@ class RunState:
         check_lease: Raises once this run may not go on.
         warn: Says what is wrong, to people and to the log.
         relay: Logs what the workers log.
+        budget: How much this run may do.
     """
 
     retry_failed: bool = False
@@ -74,6 +76,7 @@ class RunState:
     check_lease: Callable[[], None] = lambda: None
     warn: Notify = lambda text: None
     relay: LogRelay = field(default_factory=LogRelay)
+    budget: Budget = field(default_factory=Budget)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -181,16 +184,21 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
             watched = watch(pipeline, goal, state.relay, job.config.log)
             with watched, state.timed("segment"):
                 _run_attempts(job, current, pipeline, state)
+            if state.budget.is_over():
+                break
 
 
 def _run_attempts(job: Job, current: Pass, pipeline: Pipeline, state: RunState) -> None:
     units = current.units
     for _ in range(job.config.run.attempts):
         units_with_error = set()
-        for outcome in pipeline.run(units):
-            _record(job, state, outcome)
-            if outcome.error:
-                units_with_error.add(outcome.unit)
+        with closing(pipeline.run(units)) as outcomes:
+            for outcome in outcomes:
+                _record(job, state, outcome)
+                if outcome.error:
+                    units_with_error.add(outcome.unit)
+                if state.budget.is_over():
+                    return
         state.check_lease()
         units = current.units_left(job, state)
         lost_units = select_units(units, set(units.ids()) - units_with_error)

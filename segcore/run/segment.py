@@ -8,7 +8,7 @@ dies in between, running the same command again resumes from what exists.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.left_out import describe_left_out
 from segcore.output.preview import Preview
 from segcore.output.report import (
+    BUDGET_REACHED,
     COMPLETE,
     INCOMPLETE,
     NOTHING_FOUND,
@@ -38,6 +39,7 @@ from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import write_plan
 from segcore.run.account import MAX_ERRORS_KEPT, new_report, take_account
+from segcore.run.budget import Budget
 from segcore.run.carry_over import carry_over
 from segcore.run.history import log_and_tell, log_end, open_log, record_early_end, utc_now
 from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
@@ -74,6 +76,7 @@ def segment(
     overwrite: bool = False,
     retry_failed: bool = False,
     remove_unlisted: bool = False,
+    check_job: Callable[[Job], None] = lambda job: None,
     notify: Notify = lambda text: None,
 ) -> RunReport:
     """Segment an archive; resume where an earlier run of the same edition stopped.
@@ -83,6 +86,7 @@ def segment(
         overwrite: Delete the results of this edition first.
         retry_failed: Also segment the failed images of units that are done already.
         remove_unlisted: Once all is done, delete the results of images that the input lacks today.
+        check_job: Called with what the run is to do before anything is written; may raise.
         notify: Takes sentences for people while the run is in progress.
 
     Returns:
@@ -100,17 +104,23 @@ def segment(
         )
     with collect_log(config.log) as log:
         state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
+        state.budget = Budget.of(config.run.max_images, config.run.max_seconds)
         state.warn = log_and_tell(notify, logging.WARNING)
-        return _segment(config, state, log_and_tell(notify), log, overwrite=overwrite)
+        job = _prepare(config, state, notify, overwrite=overwrite)
+        check_job(job)
+        return _segment(job, state, log_and_tell(notify), log, overwrite=overwrite)
+
+
+def _prepare(config: Config, state: RunState, notify: Notify, *, overwrite: bool) -> Job:
+    with state.timed("prepare"):
+        check_paths_reachable(config)
+        keep = partial(index_shards, options=config.ray, notify=log_and_tell(notify))
+        return prepare_job(config, overwrite=overwrite, index_shards=keep)
 
 
 def _segment(
-    config: Config, state: RunState, notify: Notify, log: ExecutionLog, *, overwrite: bool
+    job: Job, state: RunState, notify: Notify, log: ExecutionLog, *, overwrite: bool
 ) -> RunReport:
-    with state.timed("prepare"):
-        check_paths_reachable(config)
-        keep = partial(index_shards, options=config.ray, notify=notify)
-        job = prepare_job(config, overwrite=overwrite, index_shards=keep)
     planned = job.preview(remove_unlisted=state.remove_unlisted)
     for sentence in (*planned.notes(), planned.summary_line()):
         notify(sentence)
@@ -173,6 +183,10 @@ def _run_job(
         passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
     if state.retry_failed:
         passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
+    passes = [
+        replace(candidate, units=state.budget.cut(candidate.units, job.config.plan.images))
+        for candidate in passes
+    ]
     passes = [candidate for candidate in passes if candidate.units]
     if passes:
         run_passes(job, passes, state, notify)
@@ -244,6 +258,8 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     report = replace(report, started=started.started, execution=started.execution, log=started.log)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
         report = replace(report, status=NOTHING_FOUND)
+    if state.budget.reached and report.status == INCOMPLETE and not report.errors:
+        report = replace(report, status=BUDGET_REACHED)
     if unread := state.reread.keys() - state.done:
         error = f"{plural(len(unread), 'shard')} could not be read again for more images."
         report = replace(report, status=INCOMPLETE, errors=(error, *report.errors))

@@ -82,7 +82,7 @@ def _count_from_end_of_heartbeat(lease: Lease) -> None:
         if not (lease._released or lease.lost):
             beats = lease._holder.beats + 1
             lease._holder = lease._holder.model_copy(update={"beats": beats})
-            lease.storage.write(lease._uri(), lease._holder.to_json())
+            lease.storage.write(lease.uri, lease._holder.to_json())
             lease._detect_takeover()
             lease._expires_at = lease._clock.now() + lease.ttl_s
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +139,15 @@ def _instances(mask: np.ndarray) -> Instances:
         areas=np.array([int(mask.sum())], np.int64),
         counts=[rle["counts"]],
     )
+
+
+class BlindModel(BrightModel):
+    """Another edition, which finds nothing anywhere."""
+
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        super().__init__(options)
+        self.info = replace(self.info, name="blind", weights_sha256="1" * 64)
+
+    def postprocess(self, raw: list[np.ndarray], prepared: Sequence[Any]) -> list[Instances]:
+        """No instance, whatever there is."""
+        return [Instances.empty(*mask.shape) for mask in raw]

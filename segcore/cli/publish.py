@@ -1,0 +1,46 @@
+"""segcore publish: let readers of an output find an edition."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segcore.cli.console import (
+    JsonFlag,
+    RunOutput,
+    StorageSets,
+    notify,
+    open_storage,
+    print_json,
+    print_text,
+)
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  segcore publish out/ nuclei-yolo11n-0123456789ab
+
+`segcore editions` lists the editions. An edition that lacks results is refused. To go back to an
+earlier edition, publish that one.
+
+Exit codes: 0 done, or published already; 1 the edition is not complete, or the lease of the output
+is held; 2 usage error; 130 interrupted.
+"""
+
+
+def command(
+    output: RunOutput,
+    edition: Annotated[
+        str, typer.Argument(metavar="EDITION", help="Name of the edition in OUTPUT.")
+    ],
+    sets: StorageSets = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let latest.json name an edition, if that is complete; readers find it from then on."""
+    from segcore.run.publish import publish_edition
+
+    report = publish_edition(open_storage(sets), output, edition, notify)
+    print_json(report.to_dict()) if as_json else print_text(report.summary())
+    if report.newer_run:
+        notify(f"Its newest run, {report.newer_run}, is not complete: readers find the one before.")

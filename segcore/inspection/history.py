@@ -1,0 +1,66 @@
+"""The executions of all editions of an output, newest first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segcore.errors import UsageError
+from segcore.inspection.editions import DIED, is_at_work
+from segcore.output.editions import edition_layouts
+from segcore.output.executions import Execution, read_recent_executions
+from segcore.output.layout import EditionLayout, OutputLayout
+from segcore.output.report import RUNNING
+from segcore.output.run_records import read_newest_run
+from segcore.storage import Storage, normalize
+
+
+@dataclass(frozen=True)
+class PastExecution:
+    """An execution and the edition that it wrote into."""
+
+    edition: str
+    execution: Execution
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"edition": self.edition, **asdict(self.execution)}
+
+
+def read_history(storage: Storage, output: str, count: int) -> list[PastExecution]:
+    """The newest executions of an output, with those that have not ended.
+
+    Args:
+        output: What a run was given as output.
+        count: How many at most.
+
+    Raises:
+        UsageError: There is no edition.
+        StorageError: The history cannot be listed.
+    """
+    layout = OutputLayout(normalize(output))
+    layouts = edition_layouts(storage, layout)
+    if not layouts:
+        raise UsageError(
+            f"{layout.uri} is not the output of a run: it holds no edition.",
+            "Give the folder or URI that was the OUTPUT of `segcore segment`.",
+        )
+    found = []
+    for edition in layouts:
+        ended = read_recent_executions(storage, edition, count)
+        found += [PastExecution(edition.name, execution) for execution in ended]
+        known = {execution.execution for execution in ended}
+        if (current := _unfinished(storage, edition)) and current.execution not in known:
+            found.append(PastExecution(edition.name, current))
+    found.sort(key=lambda past: past.execution.execution, reverse=True)  # ids begin with the time
+    return found[:count]
+
+
+def _unfinished(storage: Storage, layout: EditionLayout) -> Execution | None:
+    """The execution of the newest run if it goes on, or died; None otherwise."""
+    record = read_newest_run(storage, layout)
+    if record is None or record.status != RUNNING:
+        return None
+    state = RUNNING if is_at_work(storage, layout) else DIED
+    values = {**record.values, "status": state, "images_this_time": None}
+    return Execution.of_record(str(record.values.get("execution", "")), values)
