@@ -65,7 +65,7 @@ def changes_section(comparison: Comparison, other: str, max_bytes: int) -> Marku
     room = max_bytes // 4
     parts: list[Content] = [
         element("p", intro),
-        table("All objects", ("", "objects", "share"), rows),
+        table("All objects", ("outcome", "objects", "share"), rows),
         table_within("By class", ("class", *texts), _rows(by_class), room),
     ]
     if not is_truth:

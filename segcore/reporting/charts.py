@@ -68,7 +68,7 @@ def bar_chart(title: str, histogram: Histogram) -> Markup:
         "svg", *shapes, role="img", aria_label=summary, viewBox=f"0 0 {_WIDTH} {_HEIGHT}"
     )
     rows = [(labels[i], f"{n:,}", share(n, total)) for i, n in enumerate(counts.tolist())]
-    numbers = table(title, ("", f"{histogram.unit}s", "share"), rows, caption_is_shown=False)
+    numbers = table(title, ("range", f"{histogram.unit}s", "share"), rows, caption_is_shown=False)
     details = element("details", element("summary", "Numbers"), numbers)
     return element("div", element("h3", title), picture, details, class_="chart")
 
@@ -106,7 +106,7 @@ def table(
     name = element("caption", caption, class_=None if caption_is_shown else "hidden")
     whole = element("table", name, element("thead", element("tr", *head)), element("tbody", *body))
     # It may be wider than the screen: then it is scrolled, by keyboard as well.
-    frame = element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    frame = element("div", whole, class_="scroll", tabindex=0, role="group", aria_label=caption)
     return join(frame, element("p", note, class_="note") if note else Markup(""))
 
 

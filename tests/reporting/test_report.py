@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -169,6 +170,25 @@ def test_all_budgets_together_are_less_than_a_file() -> None:
     shared = report._FIGURE_BYTES - report._CHANGES_BYTES
     assert sum(budgets) - shared + len(write_page("t", "s", [])) < MAX_BYTES
     assert report._FIGURE_BYTES < report._GALLERY_BYTES
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2 of #rgb or #rrggbb."""
+    digits = "".join(2 * d for d in colour[1:]) if len(colour) == 4 else colour[1:]
+    channels = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_stands_out_in_both_themes(theme: int) -> None:
+    style = Page(write_page("t", "s", [])).code["style"]
+    rule = re.findall(r":root\{(.*?)\}", style, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([a-z]+):(#[0-9a-f]{3,6})", rule))
+    for name, least in {"ink": 4.5, "soft": 4.5, "accent": 4.5, "warn": 4.5, "bar": 3.0}.items():
+        for ground in ("paper", "panel"):
+            pair = sorted((_luminance(colours[name]), _luminance(colours[ground])))
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least, (name, ground)
 
 
 def test_thumbnails_are_small() -> None:
