@@ -26,7 +26,7 @@ EPILOG = """
 
   segcore editions s3://bucket/masks --json
 
-Exit codes: 0 done; 1 storage failed; 2 usage error: there is no output; 130 interrupted.
+Exit codes: 0 done; 1 storage failed; 2 usage error; 130 interrupted.
 """
 _DAY_S = 86_400
 

@@ -23,7 +23,7 @@ EPILOG = """
 
   segcore history s3://bucket/masks --count 100 --json
 
-Exit codes: 0 done; 1 storage failed; 2 usage error: there is no output; 130 interrupted.
+Exit codes: 0 done; 1 storage failed; 2 usage error; 130 interrupted.
 """
 
 

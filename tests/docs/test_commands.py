@@ -18,7 +18,6 @@ from segcore.config.jobs import SCHEMAS
 from segcore.config.loading import dotted_keys
 from segcore.config.reference import list_options
 from segcore.errors import SegcoreError
-from segcore.training.config import TrainConfig
 from tests.support import markdown
 from tests.support.markdown import Block
 from tests.support.paths import ROOT
@@ -163,7 +162,7 @@ def test_commands_of_a_block_would_be_accepted(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in ALL_BLOCKS if b.language == "yaml"], ids=_id)
 def test_configurations_would_be_accepted(block: Block, tmp_path: Any) -> None:
-    schema = TrainConfig if block.info == "yaml train" else Config
+    schema = SCHEMAS[block.info.removeprefix("yaml ")] if " " in block.info else Config
     (tmp_path / "job.yaml").write_text(block.text)
     load_config(tmp_path / "job.yaml", schema=schema)
 
