@@ -71,8 +71,8 @@ test: lint ## lint, then run all tests but those of faults and chaos (under 10 m
 	$(PYTEST) -m "ray and not faults and not chaos"
 
 .PHONY: faults
-faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (30 minutes; CI)
-	$(PYTEST) -m "faults and not chaos"
+faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (20 minutes; CI)
+	$(PYTEST) $(PARALLEL) -m "faults and not chaos"
 
 .PHONY: floors
 floors: ## run the fast tests with the oldest versions of the dependencies that are allowed
