@@ -246,37 +246,20 @@ def report(
     ground_truth: str = "",
     against: str = "",
     images: int = 8,
-    seed: int = 0,
-    include_unlisted: bool = False,
     storage: AnyStorage = None,
 ) -> Report:
     """Write one HTML file about an output: run, counts, histograms, images with masks, scores::
 
         segcore.report("masks/", "report.html", ground_truth="instances_val.json").problems
 
-    Args:
-        output: The OUTPUT of a run, or the prefix of one edition in it.
-        out: The file, local or in an object store.
-        edition: Name of the edition; default the published one, else the only one.
-        ground_truth: A COCO instances file to measure against.
-        against: What to compare with: an edition of the output by its name, or another output or
-            the prefix of an edition, with a slash in it.
-        images: Most images of each kind in the gallery.
-        seed: Of the random images.
-        include_unlisted: Also the results of images that the newest listing lacked.
-        storage: How object stores are accessed.
-
-    Returns:
-        The file; its `problems` say what is missing in it.
+    The rest is as for `segcore report`; `problems` of the result say what is missing in the file.
 
     Raises:
         SegcoreError: The output cannot be read, or the file cannot be written.
     """
-    store = _storage(storage)
-    read = results.open_results(store, output, edition, include_unlisted=include_unlisted)
-    options = ReportOptions(ground_truth, against, images, seed, include_unlisted)
-    made = make_report(read, options)
-    store.write(out, made.html)
+    read = results.open_results(_storage(storage), output, edition)
+    made = make_report(read, ReportOptions(ground_truth, against, images))
+    read.storage.write(out, made.html)
     return made
 
 
