@@ -11,6 +11,7 @@ These are the public names; everything else may change between versions:
     results.plot("photo.jpg")                                # a picture of the masks of an image
     scores = segcore.evaluate("masks/", "instances_val.json").scores
     segcore.compare("masks/", "other-masks/").totals.changes
+    segcore.report("masks/", "report.html")                  # one HTML file about all of it
 
     config = segcore.load_config("job.yaml", sets=["input=photos/", "output=masks/"])
     report = segcore.segment(config)
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from segcore.api import import_corrections as import_corrections
     from segcore.api import open_results as open_results
     from segcore.api import prelabel as prelabel
+    from segcore.api import report as report
     from segcore.api import reprocess as reprocess
     from segcore.api import segment as segment
     from segcore.config import Config as Config
@@ -63,6 +65,7 @@ _MODULES = {
     "load_model": "segcore.prediction",
     "open_results": "segcore.api",
     "prelabel": "segcore.api",
+    "report": "segcore.api",
     "reprocess": "segcore.api",
     "segment": "segcore.api",
     "train": "segcore.training.train",
@@ -83,6 +86,7 @@ __all__ = [
     "load_model",
     "open_results",
     "prelabel",
+    "report",
     "reprocess",
     "segment",
     "train",

@@ -27,6 +27,7 @@ from segcore.exports import export as export_job
 from segcore.exports.summary import ExportSummary
 from segcore.output import results
 from segcore.output.report import RunReport
+from segcore.reporting.report import Report, ReportOptions, make_report
 from segcore.run import prelabel as prelabel_job
 from segcore.run import reprocess as reprocess_job
 from segcore.run import segment as job
@@ -235,6 +236,31 @@ def compare(
         first_edition=first_edition,
         second_edition=second_edition,
     )
+
+
+def report(
+    output: str,
+    out: str,
+    edition: str | None = None,
+    *,
+    ground_truth: str = "",
+    against: str = "",
+    images: int = 8,
+    storage: AnyStorage = None,
+) -> Report:
+    """Write one HTML file about an output: run, counts, histograms, images with masks, scores::
+
+        segcore.report("masks/", "report.html", ground_truth="instances_val.json").problems
+
+    The rest is as for `segcore report`; `problems` of the result say what is missing in the file.
+
+    Raises:
+        SegcoreError: The output cannot be read, or the file cannot be written.
+    """
+    read = results.open_results(_storage(storage), output, edition)
+    made = make_report(read, ReportOptions(ground_truth, against, images))
+    read.storage.write(out, made.html)
+    return made
 
 
 def export(

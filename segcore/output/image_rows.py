@@ -119,4 +119,6 @@ def read_instances(
         rows = read_unit_rows(results, unit, ("image_id", "n_instances"))
         places = {name: row for row, name in enumerate(rows.images["image_id"].to_pylist())}
         for record in of_unit:
-            yield record, rows.instances_of(places[record.image_id])
+            of_image = rows.instances_of(places[record.image_id])
+            # Copied: a slice would keep the masks of the whole unit in memory.
+            yield record, of_image.take(pa.array(np.arange(of_image.num_rows)))

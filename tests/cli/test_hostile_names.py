@@ -77,6 +77,9 @@ def test_names_from_archives(run: Run, tmp_path: Path, kind: str) -> None:
     assert run("segment", source + NASTY, output)[0] == 2
 
     layout = choose_edition(Storage(), output).layout
+    page = str(tmp_path / "report.html")
+    assert run("report", output, "--out", page, "--against", NASTY, "--ground-truth", NASTY)[0] == 1
+    assert all(c.isprintable() or c == "\n" for c in Path(page).read_text())
     for path in Path(layout.parts_folder("images")).iterdir():  # every row contradicts another
         table = pq.read_table(path)
         wrong = pa.array([7] * table.num_rows, pa.int32())

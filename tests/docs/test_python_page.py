@@ -42,6 +42,7 @@ def test_the_examples_of_the_page_run(
     assert re.search(r"\d% of all objects changed", printed)
     assert Image.open("found.png").size == (256, 256)
     assert min(Image.open("shown.png").size) > 100
+    assert b"Most errors" in Path("report.html").read_bytes()
 
 
 @pytest.mark.slow
