@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from segcore.output.committed import CommittedParts
 from segcore.output.report import (
+    BUDGET_REACHED,
+    INCOMPLETE,
     RUNNING,
     TOO_MANY_FAILED,
     Account,
@@ -73,7 +75,7 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
     seconds = state.timings.get("segment", 0.0)
     return replace(
         new_report(job),
-        status=final_status(account, job.config.run.max_failed_fraction),
+        status=_status(account, state, job.config.run.max_failed_fraction),
         timings=state.timings,
         images=account.images,
         ok=account.ok,
@@ -96,12 +98,25 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
     )
 
 
+def _status(account: Account, state: RunState, max_failed_fraction: float) -> str:
+    """How the run ended; units that its budget left are no failure."""
+    status = final_status(account, max_failed_fraction)
+    is_sound = not state.errors and not account.unbalanced
+    return BUDGET_REACHED if status == INCOMPLETE and state.budget.reached and is_sound else status
+
+
 def _describe_errors(
     account: Account, state: RunState, max_failed_fraction: float
 ) -> tuple[str, ...]:
     """What is wrong: nothing only where the run is a success."""
     errors = list(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT]
-    if lost := [unit for unit in account.missing if unit not in state.errors]:
+    lost = [unit for unit in account.missing if unit not in state.errors]
+    if lost and state.budget.reached:
+        errors.append(
+            f"{plural(len(lost), 'unit')} left for the next run: the budget of this one "
+            "(run.max_images, run.max_seconds) is used up."
+        )
+    elif lost:
         errors.append(
             f"{plural(len(lost), 'unit')} got no result, for example {lost[0]}: the worker "
             "processes died on them, or were lost with their nodes."

@@ -258,11 +258,12 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     report = replace(report, started=started.started, execution=started.execution, log=started.log)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
         report = replace(report, status=NOTHING_FOUND)
-    if state.budget.reached and report.status == INCOMPLETE and not report.errors:
-        report = replace(report, status=BUDGET_REACHED)
     if unread := state.reread.keys() - state.done:
-        error = f"{plural(len(unread), 'shard')} could not be read again for more images."
-        report = replace(report, status=INCOMPLETE, errors=(error, *report.errors))
+        is_left = state.budget.reached and report.status in (BUDGET_REACHED, *COMPLETE)
+        verb = "are left to be" if is_left else "could not be"
+        error = f"{plural(len(unread), 'shard')} {verb} read again for more images."
+        status = BUDGET_REACHED if is_left else INCOMPLETE
+        report = replace(report, status=status, errors=(error, *report.errors))
     state.check_lease()
     if report.status in COMPLETE:
         report = _settle(job, state, report, committed)

@@ -343,7 +343,7 @@ def test_a_call_that_dies_between_its_steps_is_finished_by_the_next(
 @pytest.mark.faults
 @pytest.mark.parametrize("model", [BRIGHT_MODEL, BLIND_MODEL], ids=["accepted", "refused"])
 def test_a_call_that_dies_anywhere_is_finished_by_the_next(tmp_path: Path, model: str) -> None:
-    assert 4 < _die_and_call_again(tmp_path, model, 4, lambda uri: True) < 25
+    assert 4 < _die_and_call_again(tmp_path, model, 3, lambda uri: True) < 30
 
 
 @pytest.mark.slow
