@@ -91,5 +91,6 @@ def test_as_json(monkeypatch):
 
 @pytest.mark.parametrize("options", [LogOptions(quiet=True), LogOptions(level="warning")])
 def test_quietly(monkeypatch, caplog, options):
-    assert _watch(monkeypatch, options, io.StringIO()) == ""
+    with caplog.at_level(logging.INFO):  # whatever level another test left behind
+        assert _watch(monkeypatch, options, io.StringIO()) == ""
     assert "careful" in caplog.text

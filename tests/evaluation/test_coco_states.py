@@ -255,6 +255,6 @@ def test_many_annotations_and_classes_take_linear_time() -> None:
         segcore_ap(document)
         return time.process_time() - started
 
-    seconds(100)
+    seconds(5_000)  # many are matched by compiled code, which is imported once
     small = seconds(1_000)
     assert seconds(5_000) < 10 * small + 0.5
