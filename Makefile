@@ -72,7 +72,7 @@ test: lint ## lint, then run all tests but those of faults and chaos (under 10 m
 
 .PHONY: faults
 faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (20 minutes; CI)
-	$(PYTEST) $(PARALLEL) -m "faults and not chaos"
+	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos"
 
 .PHONY: floors
 floors: ## run the fast tests with the oldest versions of the dependencies that are allowed

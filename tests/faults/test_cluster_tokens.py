@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
 
 _CONNECT = """
 import sys
@@ -59,16 +60,22 @@ def _head(environment: dict[str, str], port: int, log: Path) -> Iterator[None]:
         process.wait(60)
 
 
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Ray's sockets lie below it, and their paths may have 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.parametrize("has_token", [True, False], ids=["token", "no-token"])
 def test_a_new_cluster_is_reached_at_once(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, has_token: bool
+    tmp_path: Path, short_folder: str, has_token: bool
 ) -> None:
     """A local run leaves a token before the cluster begins, or only afterwards."""
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    temporary = tmp_path_factory.mktemp("t")  # a short path: Ray's sockets are below it
-    environment |= {"HOME": str(tmp_path), "RAY_TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    environment |= {"HOME": str(tmp_path), "RAY_TMPDIR": short_folder, "PYTHONPATH": str(ROOT)}
     if has_token:
         token.write_text("0" * 32)
     port = _free_port()
