@@ -59,6 +59,7 @@ def test_other_pixels_are_an_error(monkeypatch):
         feed.bench_feed(64, "64x48")
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_a_whole_measurement():
     done = call_segcore("bench", "feed", "--images", "96", "--size", "64x48", "--json",
