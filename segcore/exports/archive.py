@@ -15,7 +15,7 @@ from segcore.images import DecodeOptions
 from segcore.output.results import Results
 from segcore.output.run_records import read_plan
 from segcore.planning.plan import Plan
-from segcore.sources import SourceOptions, file_image_id, read_unit
+from segcore.sources import file_image_id, read_unit, reading_options
 from segcore.worker.pages import image_bytes, split_pages
 
 _IMAGE_COLUMNS = ("image_id", "etag", "shard", "width", "height", "status", "page")
@@ -129,7 +129,7 @@ class Archive:
         wanted_files = {place[0] for place in places}
         planned = self._plan.units[self._rows[unit]]
         skipped = {m.image_id for m in planned.members if m.image_id not in wanted_files}
-        options = SourceOptions(max_image_bytes=_MAX_PICTURE_BYTES)
+        options = reading_options(planned, _MAX_PICTURE_BYTES)
         exclude = skipped if planned.kind == "objects" else ()
         samples = read_unit(planned, self.results.storage, options, exclude=exclude)
         for sample in split_pages(samples, pages):

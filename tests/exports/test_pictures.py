@@ -14,6 +14,7 @@ from segcore.exports.export import export
 from segcore.exports.names import UniqueNames, archive_path, safe_name, split_extension
 from segcore.exports.options import ExportOptions
 from segcore.output.results import Results, open_results
+from segcore.sources import SourceOptions
 from segcore.storage import Storage
 from tests.exports.conftest import FAMILY, PICTURES
 from tests.support.archives import parquet_bytes, tar_bytes
@@ -111,6 +112,19 @@ def test_members_of_shards_are_extracted_under_unique_names(tmp_path: Path, kind
     contents = {path.read_bytes() for path in written}
     assert contents <= set(pictures)
     assert len({image["file_name"] for image in images}) == len(images)
+
+
+def test_members_are_found_by_the_options_of_the_job(tmp_path: Path) -> None:
+    """Here .gif are images, too, and of the PNG files only those with one suffix."""
+    members = [("a.gif", picture(1, "GIF")), ("b.photo.png", picture(2)), ("b.mask.png", b"")]
+    write_files(tmp_path / "in", {"one.tar": tar_bytes(members)})
+    options = SourceOptions(extensions=("gif", "png"), suffixes=("gif", "photo.png"))
+    write_results(str(tmp_path / "in"), str(tmp_path / "out"), {}, options=options)
+    results = open_results(Storage(), str(tmp_path / "out"))
+    summary = export(results, str(tmp_path / "dest"), ExportOptions(images="copy"))
+    assert summary.counts["pictures_written"] == summary.images == 2
+    written = {p.read_bytes() for p in (tmp_path / "dest/images").rglob("*") if p.is_file()}
+    assert written == {members[0][1], members[1][1]}
 
 
 @pytest.mark.parametrize(

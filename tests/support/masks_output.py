@@ -93,7 +93,11 @@ def picture(seed: int, kind: str = "PNG", orientation: int = 1) -> bytes:
 
 
 def write_results(
-    source: str, output: str, drawn: Mapping[str, Sequence[Drawn]], sequence: int = 1
+    source: str,
+    output: str,
+    drawn: Mapping[str, Sequence[Drawn]],
+    sequence: int = 1,
+    options: SourceOptions = SourceOptions(),
 ) -> EditionLayout:
     """Write the output of a finished run over the archive `source`.
 
@@ -104,7 +108,6 @@ def write_results(
     info = ModelInfo("drawn", "none", "1" * 64, "CC0-1.0", CATEGORIES)
     edition = make_edition(info, DecodeOptions())
     layout = OutputLayout(normalize(output)).edition(edition.name)
-    options = SourceOptions()
     plan = make_plan(open_source(source, options, storage), UnitLimits(images=4))
     names = tuple((category.id, category.name) for category in CATEGORIES)
     parts = Parts(storage, layout.prefix, edition.name, plan.run, edition.licence, names)
