@@ -294,6 +294,19 @@ def _fill_with_readers(cpus_left: Sequence[float]) -> tuple[int, float]:
     return max(1, counts[cpus]), float(cpus)
 
 
+def uses_gpus(options: RayOptions, device: str, nodes: Sequence[NodeResources]) -> bool:
+    """Whether actors take GPUs; `nodes` matter only where neither option tells.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, as asked for.
+    """
+    if device != "auto":
+        return device.startswith("cuda")
+    if options.gpus_per_actor is not None:
+        return options.gpus_per_actor > 0
+    return any(node.gpus >= 1 for node in nodes)
+
+
 def _gpus_per_actor(options: RayOptions, device: str, nodes: Sequence[NodeResources]) -> float:
     """GPUs that each actor takes; 0 for CPUs.
 
@@ -310,9 +323,7 @@ def _gpus_per_actor(options: RayOptions, device: str, nodes: Sequence[NodeResour
         if wants_cuda and not options.gpus_per_actor:
             raise UsageError("The device is `cuda`, but ray.gpus_per_actor is 0.")
         return options.gpus_per_actor
-    if wants_cuda:
-        return 1.0
-    return 1.0 if device == "auto" and any(node.gpus >= 1 for node in nodes) else 0.0
+    return 1.0 if uses_gpus(options, device, nodes) else 0.0
 
 
 def _actor_device(device: str, gpus: float) -> str:

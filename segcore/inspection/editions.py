@@ -11,7 +11,7 @@ from segcore.output.completeness import NotComplete, find_complete_run
 from segcore.output.documents import read_document
 from segcore.output.edition import document_of
 from segcore.output.edition_changes import describe_differences
-from segcore.output.editions import edition_layouts
+from segcore.output.editions import require_editions
 from segcore.output.latest import read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.report import RUNNING
@@ -75,12 +75,7 @@ def list_editions(storage: Storage, output: str) -> list[EditionState]:
         StorageError: The output cannot be listed.
     """
     layout = OutputLayout(normalize(output))
-    layouts = edition_layouts(storage, layout)
-    if not layouts:
-        raise UsageError(
-            f"{layout.uri} is not the output of a run: it holds no edition.",
-            "Give the folder or URI that was the OUTPUT of `segcore segment`.",
-        )
+    layouts = require_editions(storage, layout)
     published = read_published(storage, layout).edition
     documents = {item.name: _read_edition(storage, item) for item in layouts}
     states = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segcore.errors import UsageError
 from segcore.inspection.editions import DIED, is_at_work
-from segcore.output.editions import edition_layouts
+from segcore.output.editions import require_editions
 from segcore.output.executions import Execution, read_recent_executions
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.report import RUNNING
@@ -39,14 +38,8 @@ def read_history(storage: Storage, output: str, count: int) -> list[PastExecutio
         StorageError: The history cannot be listed.
     """
     layout = OutputLayout(normalize(output))
-    layouts = edition_layouts(storage, layout)
-    if not layouts:
-        raise UsageError(
-            f"{layout.uri} is not the output of a run: it holds no edition.",
-            "Give the folder or URI that was the OUTPUT of `segcore segment`.",
-        )
     found = []
-    for edition in layouts:
+    for edition in require_editions(storage, layout):
         ended = read_recent_executions(storage, edition, count)
         found += [PastExecution(edition.name, execution) for execution in ended]
         known = {execution.execution for execution in ended}

@@ -84,6 +84,18 @@ def edition_layouts(storage: Storage, output: OutputLayout) -> list[EditionLayou
     return [layout for layout in layouts if storage.exists(layout.edition_json)]
 
 
+def require_editions(storage: Storage, output: OutputLayout) -> list[EditionLayout]:
+    """As `edition_layouts`.
+
+    Raises:
+        UsageError: There is no edition.
+    """
+    layouts = edition_layouts(storage, output)
+    if not layouts:
+        raise _no_output(output)
+    return layouts
+
+
 def _chosen(storage: Storage, layout: EditionLayout) -> EditionChoice:
     """An edition that a person named. Only its own folder need be readable."""
     try:
@@ -140,10 +152,7 @@ def _published_or_only_edition(storage: Storage, output: OutputLayout) -> Editio
                 f"{output.uri} holds {len(editions)} editions, and none of them is published.",
                 f"Choose one with --edition. {_describe_editions(editions)}",
             ) from None
-        raise UsageError(
-            f"{output.uri} is not the output of a run: it holds no edition.",
-            "Give the folder or URI that was the OUTPUT of `segcore segment`.",
-        ) from None
+        raise _no_output(output) from None
     if not isinstance(latest.get("edition"), str):
         raise UsageError(
             f"{output.latest_json} does not name an edition.", "Choose one with --edition."
@@ -159,6 +168,13 @@ def _published_or_only_edition(storage: Storage, output: OutputLayout) -> Editio
 
 def _edition_folders(storage: Storage, output: OutputLayout) -> list[EditionLayout]:
     return [EditionLayout(uri) for uri in storage.folders(output.uri)]
+
+
+def _no_output(output: OutputLayout) -> UsageError:
+    return UsageError(
+        f"{output.uri} is not the output of a run: it holds no edition.",
+        "Give the folder or URI that was the OUTPUT of `segcore segment`.",
+    )
 
 
 def _editions(storage: Storage, output: OutputLayout) -> list[str]:

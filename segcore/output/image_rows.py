@@ -98,16 +98,6 @@ def read_unit_rows(
     return UnitRows(unit, images, instances, offsets)
 
 
-def iter_unit_rows(
-    results: Results,
-    image_columns: Sequence[str] = RECORD_COLUMNS,
-    instance_columns: Sequence[str] = tuple(INSTANCES_SCHEMA.names),
-) -> Iterator[UnitRows]:
-    """All units of an edition; arguments and errors as for `read_unit_rows`."""
-    for unit in results.units:
-        yield read_unit_rows(results, unit, image_columns, instance_columns)
-
-
 def read_instances(
     results: Results, records: Iterable[ImageRecord]
 ) -> Iterator[tuple[ImageRecord, pa.Table]]:

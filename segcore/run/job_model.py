@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from segcore.config import Config
 from segcore.distributed import cluster
+from segcore.distributed.cluster import NodeResources
+from segcore.distributed.pool import uses_gpus
 from segcore.errors import CheckpointError
 from segcore.models.base import Model, ModelInfo, ModelOptions, Precision
 from segcore.models.downloads import MAX_BYTES
@@ -100,16 +102,14 @@ def _choose_precision(
 
 
 def _has_gpu(config: Config) -> bool:
-    """Whether the workers will have GPUs; see `segcore.distributed.pool.size_pool`."""
-    device, gpus_per_actor = config.model.device, config.ray.gpus_per_actor
-    if device != "auto":
-        return device.startswith("cuda")
-    if gpus_per_actor is not None:
-        return gpus_per_actor > 0
-    if cluster.find_target(config.ray).is_local:
-        return cuda_device_count() > 0
-    with cluster.connected(config.ray):
-        return any(node.gpus >= 1 for node in cluster.live_nodes())
+    """Whether the workers will have GPUs; a cluster is asked only where no option tells."""
+    device, ray = config.model.device, config.ray
+    if device != "auto" or ray.gpus_per_actor is not None:
+        return uses_gpus(ray, device, ())
+    if cluster.find_target(ray).is_local:
+        return uses_gpus(ray, device, [NodeResources(cpus=0, gpus=cuda_device_count())])
+    with cluster.connected(ray):
+        return uses_gpus(ray, device, cluster.live_nodes())
 
 
 def _may_have_gpu(config: Config) -> bool:
