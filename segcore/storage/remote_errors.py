@@ -20,6 +20,7 @@ from segcore.errors import (
     SegcoreError,
     StorageError,
     StorageFull,
+    TooManyRequests,
 )
 from segcore.storage.uris import split
 from segcore.text import redact
@@ -112,7 +113,7 @@ def describe_response(uri: str, status: str, code: str, reason: str) -> StorageE
             f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
         )
     if is_throttled_response(status, code):
-        return StorageError(
+        return TooManyRequests(
             f"{safe_uri}: the store goes on refusing requests because there are too many "
             f"({code or status}).",
             _THROTTLED_HINT,

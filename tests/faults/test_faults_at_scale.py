@@ -186,6 +186,7 @@ def test_a_prefix_that_stays_throttled_fails_no_image(
     """An outage: units are left undone, and the same command does them later."""
     undisturbed = segment(_config(server, "undisturbed"))
     monkeypatch.setattr("segcore.storage.retries._PATIENCE_S_PER_RETRY", 0.1)
+    monkeypatch.setattr("segcore.storage.retries._MAX_DELAY_S", 0.1)
     config = _config(server, "throttled", "storage.retries=2")
     server.refuse = lambda method, key: (
         (503, "SlowDown") if method == "GET" and (key or "").startswith("in/0000/") else None
