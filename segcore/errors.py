@@ -128,6 +128,10 @@ class ObjectChanged(StorageError):
         super().__init__(message, hint or "Rerun the same command to plan it again.")
 
 
+class TooManyRequests(StorageError):
+    """The store went on refusing a request because there are too many; no object is to blame."""
+
+
 class StorageFull(StorageError):
     """There is no room left, or no quota; trying again does not help."""
 

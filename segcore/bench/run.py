@@ -25,13 +25,15 @@ from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model
 from segcore.sources import SourceOptions
 from segcore.storage import Storage, join
+from segcore.text import format_duration, plural
 
 _MIN_JOB_UNITS = 24  # enough to see the steady state of the job
 _MIN_UNITS_PER_PROCESS = 3
 _STAGE_UNIT_IMAGES = 20  # images of a unit where stages are measured
-# Unless the user says how many images the job runs on:
-_PASS_SECONDS = 15  # what a pass over them should take
+# Unless the user says how many images the job runs on, or for how long:
+_JOB_SECONDS = 45.0
 _MAX_JOB_IMAGES = 2000
+_PASSES = 3  # over the same images: plain loop, job, plain loop
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class BenchOptions:
         model: What `load_model` takes.
         input: Archive whose images are used; None: synthetic ones of `sizes`.
         sizes: WIDTHxHEIGHT or names; the job runs on the first.
-        images: Images of the job; None: as many as take about a quarter of a minute.
+        images: Images of the job; None: as many as fit into `seconds`.
+        seconds: What the three passes over them shall take about, besides their starts; None: 45,
+            for at most 2,000 images.
         stage_images: Images of each size for the stages; `stage_seconds` is another limit.
         whole_job: False skips the job.
         price_per_hour: Of this machine, in any currency.
@@ -54,6 +58,7 @@ class BenchOptions:
     input: str | None = None
     sizes: tuple[str, ...] = ("640x480", "1920x1080", "4000x3000")
     images: int | None = None
+    seconds: float | None = None
     stage_images: int = 48
     stage_seconds: float = 5.0
     whole_job: bool = True
@@ -68,6 +73,8 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
     """
     if options.price_per_hour is not None and not options.whole_job:
         raise UsageError("--price-per-hour needs the whole job, which --stages-only skips.")
+    if options.images is not None and options.seconds is not None:
+        raise UsageError("--images and --seconds both say how long the job is; give one of them.")
     sizes = [parse_size(size) for size in options.sizes]
     model = load_model(options.model, options.model_options)
     device = str(getattr(model, "device", "cpu"))
@@ -84,7 +91,13 @@ def run_bench(options: BenchOptions, notify: Notify = lambda text: None) -> Benc
         del model  # the job loads its own; on a GPU there may be room for one only
         job = None
         if options.whole_job:
-            images = options.images or choose_job_images(stages[0].total_ms, processes)
+            ms_per_image = stages[0].total_ms
+            images = options.images or choose_job_images(ms_per_image, processes, options.seconds)
+            seconds = _PASSES * images * ms_per_image / 1e3 / processes
+            notify(
+                f"Three passes over {plural(images, 'image')}, plain loop, job, plain loop: about "
+                f"{format_duration(seconds)}, besides their starts."
+            )
             archive = _job_archive(options, sizes[0], images, processes, folder)
             job = _measure_job(options, archive, processes, folder, device, notify)
     return BenchReport(
@@ -117,10 +130,16 @@ def _stage_archives(
     ]
 
 
-def choose_job_images(ms_per_image: float, processes: int) -> int:
-    """How many images the job runs on, from the time that one takes in each of its processes."""
-    affordable = int(1e3 * _PASS_SECONDS * processes / ms_per_image)
-    return max(_min_units(processes), min(affordable, _MAX_JOB_IMAGES))
+def choose_job_images(ms_per_image: float, processes: int, seconds: float | None = None) -> int:
+    """How many images the job runs on.
+
+    Args:
+        ms_per_image: What one takes in each of the processes.
+        seconds: See `BenchOptions`.
+    """
+    affordable = int(1e3 * (seconds or _JOB_SECONDS) / _PASSES * processes / ms_per_image)
+    limit = affordable if seconds else min(affordable, _MAX_JOB_IMAGES)
+    return max(_min_units(processes), limit)
 
 
 def _min_units(processes: int) -> int:

@@ -17,6 +17,8 @@ EPILOG = """
 
   segcore bench photos/ --images 1000 --price-per-hour 1.2 --plot bench.png
 
+  segcore bench --size 640x480 --seconds 240
+
   segcore bench --size 12mp --stages-only --json
 
   segcore bench scale --units 10000 --json
@@ -69,7 +71,16 @@ def command(
         int | None,
         typer.Option(
             min=48,
-            help="Images that the job runs on. Default: as many as take about 15 s.",
+            help="Images that the job runs on. Default: as many as --seconds allow.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="What the three passes of the whole job may take, besides their starts: the plain "
+            "loop, the job, the plain loop. Default: 45, for at most 2,000 images.",
             show_default=False,
         ),
     ] = None,
@@ -116,6 +127,7 @@ def command(
         input=input,
         sizes=tuple(size) if size else BenchOptions.sizes,
         images=images,
+        seconds=seconds,
         whole_job=not stages_only,
         price_per_hour=price_per_hour,
     )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from segcore.errors import SegcoreError
 from segcore.inspection.image_checks import PlannedPart
 from segcore.output.layout import EditionLayout
+from segcore.output.plan_columns import read_plan_columns
 from segcore.planning.plan import Units, run_name
 from segcore.planning.plan_files import PLAN_VERSION
 from segcore.sources.unit_tables import STORED_UNIT_SCHEMA, UNIT_SCHEMA, from_stored_batch
@@ -81,7 +82,7 @@ def open_stored_plan(storage: Storage, layout: EditionLayout, run: str) -> Store
             )
         if not file.schema_arrow.equals(STORED_UNIT_SCHEMA):
             raise SegcoreError(f"{uri} does not have the columns of a plan.")
-        ids = file.read(["unit"], use_threads=False)
+        ids = read_plan_columns(storage, uri, ["unit"])
         ids.validate(full=True)
     stated = metadata.get(b"segcore.run", b"").decode("utf-8", "replace")
     if run_name(ids) != stated:

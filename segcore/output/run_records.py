@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from segcore.errors import SegcoreError, StorageError, UsageError, describe_error
 from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
+from segcore.output.plan_columns import read_plan_columns
 from segcore.planning.plan import Plan, run_name
 from segcore.planning.plan_files import decode_plan
 from segcore.storage import ObjectTooLarge, Storage
 
 _REQUEST_THREADS = 16
-_PLAN_BUFFER_BYTES = 256 << 10  # the columns that are left out lie between those that are read
 _MAX_PLAN_IN_MEMORY_BYTES = 32 << 20
 
 
@@ -153,8 +153,7 @@ def read_planned_sizes(storage: Storage, layout: EditionLayout, run: str) -> pa.
     """
     uri = layout.plan(run)
     try:
-        with storage.open(uri, _PLAN_BUFFER_BYTES) as file:
-            units = pq.ParquetFile(file).read(["unit", "n_images", "n_bytes"])
+        units = read_plan_columns(storage, uri, ["unit", "n_images", "n_bytes"])
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise StorageError(f"{uri} cannot be read: {describe_error(error, 200)}") from None
     if run_name(units) != run:

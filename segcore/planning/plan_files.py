@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 
 from segcore.errors import SegcoreError
 from segcore.planning.plan import Plan, Units, run_name
+from segcore.sources.parallel import map_in_order
 from segcore.sources.unit_tables import (
     BATCH_UNITS,
     STORED_UNIT_SCHEMA,
     UnitTableBuilder,
     from_stored_batch,
-    to_stored_tables,
+    to_stored_table,
+    unit_batches,
 )
 from segcore.text import redact
 
@@ -45,7 +47,7 @@ def write_plan(plan: Plan, sink: BinaryIO) -> None:
         use_dictionary=["kind", "shard", "etag", "reader"],
         column_encoding={"members.list.element.uri": "DELTA_BYTE_ARRAY"},
     ) as writer:
-        for table in to_stored_tables(plan.units.table):
+        for table in map_in_order(to_stored_table, unit_batches(plan.units.table)):
             writer.write_table(table.replace_schema_metadata(metadata))
 
 
@@ -73,8 +75,9 @@ def decode_plan(data: bytes | BinaryIO, name: str = "the plan") -> Plan:
             )
         if not file.schema_arrow.equals(STORED_UNIT_SCHEMA):
             raise SegcoreError(f"{name} does not have the columns of a plan.")
-        for batch in file.iter_batches(BATCH_UNITS, use_threads=False):
-            builder.add_batch(from_stored_batch(batch))
+        stored_batches = file.iter_batches(BATCH_UNITS, use_threads=False)
+        for batch in map_in_order(from_stored_batch, stored_batches):
+            builder.add_batch(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SegcoreError(f"{name} cannot be read: {error}") from error
     units = builder.finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -19,10 +19,11 @@ from segcore.planning.lost import (
     find_lost_shards,
 )
 from segcore.sources.base import Entries
-from segcore.sources.objects import add_objects_unit
+from segcore.sources.objects import pack_objects_unit
 from segcore.sources.packed_members import MemberColumns, unpack_members
+from segcore.sources.parallel import map_in_order
 from segcore.sources.unit_tables import UnitTableBuilder, units_to_table
-from segcore.sources.units import Member, make_objects_unit
+from segcore.sources.units import Member, Unit, make_objects_unit
 from segcore.storage.listing import Listing
 
 _BATCH_UNITS = 512
@@ -110,38 +111,69 @@ class _Reduction:
     def reduce(self, previous_units: pa.Table) -> np.ndarray:
         """(number of units,) bool: the units that are kept as they are."""
         is_kept = np.zeros(previous_units.num_rows, bool)
-        start = 0
-        for batch in previous_units.select(["unit", "kind", "members"]).to_batches(_BATCH_UNITS):
-            numbers = np.flatnonzero(pc.equal(batch["kind"], "objects").to_numpy(False))
-            loose = batch.take(pa.array(numbers))
-            ids, packed = loose["unit"].to_pylist(), loose["members"].to_pylist()
-            is_kept[start + numbers] = self._reduce_batch(ids, [*map(unpack_members, packed)])
-            start += batch.num_rows
+        batches = previous_units.select(["unit", "kind", "members"]).to_batches(_BATCH_UNITS)
+        remainders = self._compare(map_in_order(self._look_up, batches), is_kept)
+        for previous_id, (unit, packed) in map_in_order(_pack_remainder, remainders):
+            self.builder.add_packed(unit, packed)
+            self.carried[unit.unit] = previous_id
         return is_kept
 
-    def _reduce_batch(self, ids: list[str], parts: list[MemberColumns]) -> np.ndarray:
+    def _look_up(self, batch: pa.RecordBatch) -> _LookedUp:
+        """The units of loose images in a batch of the previous plan, and where their images are."""
+        numbers = np.flatnonzero(pc.equal(batch["kind"], "objects").to_numpy(False))
+        loose = batch.take(pa.array(numbers))
+        parts = [*map(unpack_members, loose["members"].to_pylist())]
         images = MemberColumns.concat(parts)
-        sizes = images.sizes.to_numpy()
-        rows = self._index.find(object_digests(images.uris, sizes, images.etags))
-        self.unmatched.total += len(images)
-        self.unmatched.add(images.uris.filter(pa.array(rows < 0)))
-        is_kept = np.zeros(len(ids), bool)
-        stop = 0
-        for number, (previous_id, part) in enumerate(zip(ids, parts, strict=True)):
-            start, stop = stop, stop + len(part)
-            unit_rows = rows[start:stop]
-            is_unchanged = (unit_rows >= 0) & ~self.is_covered[unit_rows]
-            self.is_covered[unit_rows[is_unchanged]] = True
-            if is_unchanged.all():
-                is_kept[number] = True
-            elif is_unchanged.any():
-                unchanged = part.take(np.flatnonzero(is_unchanged))
-                unit = add_objects_unit(
-                    self.builder,
-                    MemberColumns.of_images(unchanged.uris, unchanged.etags, unchanged.sizes),
-                )
-                self.carried[unit] = previous_id
-        return is_kept
+        digests = object_digests(images.uris, images.sizes.to_numpy(), images.etags)
+        rows = self._index.find(digests)
+        uris = images.uris.filter(pa.array(rows < 0))
+        return _LookedUp(batch.num_rows, numbers, loose["unit"].to_pylist(), parts, rows, uris)
+
+    def _compare(
+        self, batches: Iterable[_LookedUp], is_kept: np.ndarray
+    ) -> Iterator[tuple[str, MemberColumns]]:
+        """Mark in `is_kept` what is unchanged; of other units, yield the unchanged images."""
+        first_unit = 0
+        for batch in batches:
+            self.unmatched.total += len(batch.rows)
+            self.unmatched.add(batch.unmatched_uris)
+            stop = 0
+            for number, unit, part in zip(batch.numbers, batch.units, batch.parts, strict=True):
+                start, stop = stop, stop + len(part)
+                unit_rows = batch.rows[start:stop]
+                is_unchanged = (unit_rows >= 0) & ~self.is_covered[unit_rows]
+                self.is_covered[unit_rows[is_unchanged]] = True
+                if is_unchanged.all():
+                    is_kept[first_unit + number] = True
+                elif is_unchanged.any():
+                    yield unit, part.take(np.flatnonzero(is_unchanged))
+            first_unit += batch.n_units
+
+
+@dataclass(frozen=True)
+class _LookedUp:
+    """A batch of the previous plan.
+
+    Attributes:
+        n_units: All of its units.
+        numbers: Which of them are of loose images.
+        units, parts: These units and their images.
+        rows: The rows of all these images in the index; -1 where they are not.
+        unmatched_uris: Of the latter.
+    """
+
+    n_units: int
+    numbers: np.ndarray
+    units: list[str]
+    parts: list[MemberColumns]
+    rows: np.ndarray
+    unmatched_uris: pa.Array
+
+
+def _pack_remainder(remainder: tuple[str, MemberColumns]) -> tuple[str, tuple[Unit, bytes]]:
+    previous_id, part = remainder
+    images = MemberColumns.of_images(part.uris, part.etags, part.sizes)
+    return previous_id, pack_objects_unit(images)
 
 
 def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
@@ -193,5 +225,8 @@ def _version_digests(uris: pa.Array, etags: pa.Array) -> Digests:
 
 
 def _entry_digests(entries: Listing) -> Iterator[Digests]:
-    for batch in entries.to_batches():
-        yield object_digests(batch["uri"], batch["size"].to_numpy(), batch["etag"])
+    return map_in_order(_batch_digests, entries.to_batches())
+
+
+def _batch_digests(batch: pa.RecordBatch) -> Digests:
+    return object_digests(batch["uri"], batch["size"].to_numpy(), batch["etag"])

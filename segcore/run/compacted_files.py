@@ -11,7 +11,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +30,7 @@ from segcore.output.part_counts import PartCounts, reader_of_metadata
 from segcore.output.parts import decode_part
 from segcore.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from segcore.output.tables import parquet_options
+from segcore.run.sorted_rows import RowSorter
 from segcore.storage import Storage
 
 _ROW_GROUP_ROWS = 65_536
@@ -122,28 +123,29 @@ class UnitReader:
         )
 
 
-@dataclass
 class _TableSink:
-    """One file that grows, in memory."""
+    """One file that grows, in memory; rows that are to be sorted are set aside until it ends."""
 
-    schema: pa.Schema
-    sort: SortOrder = "image"
-    waiting: list[pa.Table] = field(default_factory=list)
-    rows: int = 0
-    bytes_waiting: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, schema: pa.Schema, sort: SortOrder = "image") -> None:
+        self.rows = 0
+        self.bytes_waiting = 0  # of rows that are not in the file yet
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
+        self._sorter = RowSorter(schema, _SORT_KEYS) if sort != "image" else None
         self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, self.schema, **parquet_options(self.schema))
+        self._writer = pq.ParquetWriter(self._sink, schema, **parquet_options(schema))
 
     def add(self, rows: pa.Table) -> None:
         """Append rows; whole row groups are encoded, unless all are to be sorted first."""
-        self.waiting.append(rows)
         self.rows += rows.num_rows
-        self._rows_waiting += rows.num_rows
         self.bytes_waiting += rows.nbytes
-        if self.sort == "image" and self._rows_waiting >= _ROW_GROUP_ROWS:
+        if self._sorter is not None:
+            self._sorter.add(rows)
+            return
+        self._waiting.append(rows)
+        self._rows_waiting += rows.num_rows
+        if self._rows_waiting >= _ROW_GROUP_ROWS:
             self._flush(2 * _ROW_GROUP_ROWS)  # a group is of whole units, unless they are huge
 
     def size(self, compression: float) -> int:
@@ -152,19 +154,19 @@ class _TableSink:
 
     def finish(self) -> memoryview:
         """The bytes of the file."""
+        if self._sorter is not None:
+            for rows in self._sorter.sorted_pieces(_ROW_GROUP_ROWS):
+                self._writer.write_table(rows)
         self._flush(_ROW_GROUP_ROWS)
         self._writer.close()
         return memoryview(self._sink.getvalue()).cast("B")  # of bytes, as stores want it
 
     def _flush(self, row_group_rows: int) -> None:
-        if self.waiting:
-            rows = pa.concat_tables(self.waiting)
-            self.waiting.clear()
-            if self.sort != "image":
-                rows = rows.sort_by(_SORT_KEYS)
+        if self._waiting:
+            rows = pa.concat_tables(self._waiting)
+            self._waiting.clear()
             if rows.num_rows:
-                schema = self.schema
-                self._writer.write_table(rows.cast(schema), row_group_size=row_group_rows)
+                self._writer.write_table(rows.cast(self._schema), row_group_size=row_group_rows)
         self._rows_waiting = self.bytes_waiting = 0
 
 

@@ -26,6 +26,7 @@ from segcore.sources.outages import (
     may_be_outage,
 )
 from segcore.sources.packed_members import MemberColumns, pack_members
+from segcore.sources.parallel import map_in_order
 from segcore.sources.unit_tables import UnitTableBuilder, units_from_table
 from segcore.sources.units import Member, Unit, UnitLimits, describe_objects_unit
 from segcore.sources.versions import with_versions
@@ -69,18 +70,24 @@ class ObjectsSource(Source):
     def cut_table(self, entries: Entries, limits: UnitLimits) -> pa.Table:
         """As `cut`; a hundred million images are cut column by column."""
         builder = UnitTableBuilder()
-        rest = MemberColumns.concat([])
-        for batch in entries.to_batches():
-            columns = (batch.column(name) for name in ("uri", "etag", "size"))
-            images = MemberColumns.concat([rest, MemberColumns.of_images(*columns)])
-            start = 0
-            for stop in _find_cuts(images.sizes, limits):
-                add_objects_unit(builder, images.slice(start, stop - start))
-                start = stop
-            rest = images.slice(start, len(images) - start)
-        if len(rest):
-            add_objects_unit(builder, rest)
+        for unit, packed in map_in_order(pack_objects_unit, _cut_images(entries, limits)):
+            builder.add_packed(unit, packed)
         return builder.finish()
+
+
+def _cut_images(entries: Entries, limits: UnitLimits) -> Iterator[MemberColumns]:
+    """The images of each unit."""
+    rest = MemberColumns.concat([])
+    for batch in entries.to_batches():
+        columns = (batch.column(name) for name in ("uri", "etag", "size"))
+        images = MemberColumns.concat([rest, MemberColumns.of_images(*columns)])
+        start = 0
+        for stop in _find_cuts(images.sizes, limits):
+            yield images.slice(start, stop - start)
+            start = stop
+        rest = images.slice(start, len(images) - start)
+    if len(rest):
+        yield rest
 
 
 def _find_cuts(sizes: pa.Array, limits: UnitLimits) -> Iterator[int]:
@@ -96,13 +103,11 @@ def _find_cuts(sizes: pa.Array, limits: UnitLimits) -> Iterator[int]:
         n_bytes = int(ends[stop - 1])
 
 
-def add_objects_unit(builder: UnitTableBuilder, images: MemberColumns) -> str:
-    """Add the unit of these loose images to a table; returns its id."""
+def pack_objects_unit(images: MemberColumns) -> tuple[Unit, bytes]:
+    """The unit of these loose images without its members, and these packed."""
     versions = list(zip(images.uris.to_pylist(), images.etags.to_pylist(), strict=True))
     n_bytes = int(np.maximum(images.sizes.to_numpy(), 0).sum())
-    unit = describe_objects_unit(versions, n_bytes)
-    builder.add_packed(unit, pack_members(images))
-    return unit.unit
+    return describe_objects_unit(versions, n_bytes), pack_members(images)
 
 
 def read_objects(

@@ -18,6 +18,7 @@ from segcore.errors import (
     ObjectChanged,
     ObjectNotFound,
     StorageError,
+    TooManyRequests,
 )
 from segcore.sources.units import Member
 from segcore.storage import ObjectTooLarge, Storage, is_remote
@@ -159,8 +160,9 @@ def _raise_if_about_unit(result: ReadResult) -> None:
     Raises:
         CredentialsRejected: The credentials have expired or are wrong.
         ObjectChanged: The image is not the planned version.
+        TooManyRequests: Images of another prefix could be read perhaps, but these will be, too.
     """
-    if isinstance(result, CredentialsRejected | ObjectChanged):
+    if isinstance(result, CredentialsRejected | ObjectChanged | TooManyRequests):
         raise result
 
 

@@ -141,23 +141,27 @@ def _to_members(columns: MemberColumns) -> tuple[Member, ...]:
     )
 
 
-def to_stored_tables(table: pa.Table) -> Iterator[pa.Table]:
-    """A table of `UNIT_SCHEMA` as tables of `STORED_UNIT_SCHEMA`, some units at a time."""
-    stored_field = STORED_UNIT_SCHEMA.field("members")
+def unit_batches(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows of a table of `UNIT_SCHEMA`, some units at a time."""
     for start in range(0, table.num_rows, BATCH_UNITS):
-        batch = table.slice(start, BATCH_UNITS)
-        parts = [unpack_members(packed) for packed in batch["members"].to_pylist()]
-        offsets = [0]
-        for part in parts:
-            offsets.append(offsets[-1] + len(part))
-        arrays = MemberColumns.concat(parts).columns()
-        members = pa.StructArray.from_arrays(list(arrays), fields=list(_MEMBER_TYPE))
-        nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
-        yield batch.set_column(_MEMBERS, stored_field, nested.cast(stored_field.type))
+        yield table.slice(start, BATCH_UNITS)
+
+
+def to_stored_table(batch: pa.Table) -> pa.Table:
+    """One of `unit_batches` as a table of `STORED_UNIT_SCHEMA`."""
+    stored_field = STORED_UNIT_SCHEMA.field("members")
+    parts = [unpack_members(packed) for packed in batch["members"].to_pylist()]
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part))
+    arrays = MemberColumns.concat(parts).columns()
+    members = pa.StructArray.from_arrays(list(arrays), fields=list(_MEMBER_TYPE))
+    nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
+    return batch.set_column(_MEMBERS, stored_field, nested.cast(stored_field.type))
 
 
 def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Inverse of `to_stored_tables` for one batch, which must have `STORED_UNIT_SCHEMA`."""
+    """Inverse of `to_stored_table` for one batch, which must have `STORED_UNIT_SCHEMA`."""
     nested = batch["members"]
     offsets = nested.offsets.to_pylist()
     columns = MemberColumns(

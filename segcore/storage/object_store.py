@@ -18,8 +18,13 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, Prec
 
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.storage.local_disk import translate_errors as translate_disk_errors
-from segcore.storage.remote_errors import is_transient, short_reason, translate_errors
-from segcore.storage.retries import sleep_before_retry
+from segcore.storage.remote_errors import (
+    is_throttled,
+    is_transient,
+    short_reason,
+    translate_errors,
+)
+from segcore.storage.retries import Patience, repeat_while_throttled, sleep_before_retry
 from segcore.storage.s3_session import open_session
 from segcore.storage.uris import split
 
@@ -106,17 +111,25 @@ def _with_retries(store: Any, action: Callable[[], _Result]) -> _Result:
     obstore itself retries the requests that HTTP calls safe, and GET bodies that break off. It does
     not retry a listing or an error response that breaks off, nor a POST (delete) or a conditional
     PUT whose connection is lost. Those are retried here, at most as often as obstore retries one
-    request.
+    request. Where the store asks for fewer requests, there is more `Patience`.
     """
-    retries = int((store.retry_config or {}).get("max_retries", 0))
-    for attempt in range(retries):
-        try:
-            return action()
-        except GenericError as error:
-            if not is_transient(error, retries):
-                raise
-        sleep_before_retry(attempt)
-    return action()
+    retries = _retries(store)
+
+    def retry() -> _Result:
+        for attempt in range(retries):
+            try:
+                return action()
+            except GenericError as error:
+                if not is_transient(error, retries):
+                    raise
+            sleep_before_retry(attempt)
+        return action()
+
+    return repeat_while_throttled(retry, is_throttled, retries)
+
+
+def _retries(store: Any) -> int:
+    return int((store.retry_config or {}).get("max_retries", 0))
 
 
 def clean_etag(meta: Any) -> str:
@@ -139,9 +152,9 @@ def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
     In the order of the store; times are in seconds since 1970 by its clock.
     """
     scheme, bucket, key = split(uri)
-    retries = int((store.retry_config or {}).get("max_retries", 0))
+    retries = _retries(store)
     last_key: str | None = None
-    attempt = 0
+    attempt, patience = 0, Patience(retries)
     with translate_errors(uri):
         while True:
             try:
@@ -154,9 +167,11 @@ def walk(store: Any, uri: str) -> Iterator[tuple[str, int, str, float]]:
                         changed_s = meta["last_modified"].timestamp()
                         yield object_uri, int(meta["size"]), clean_etag(meta), changed_s
                         last_key = meta["path"]
-                    attempt = 0
+                    attempt, patience = 0, Patience(retries)
                 return
             except GenericError as error:  # a page broke off: continue after the last key
+                if is_throttled(error) and patience.wait():
+                    continue
                 if attempt >= retries or not is_transient(error, retries):
                     raise
             sleep_before_retry(attempt)

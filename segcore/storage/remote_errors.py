@@ -6,7 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 
 from segcore.errors import (
     AccessDenied,
@@ -15,6 +20,7 @@ from segcore.errors import (
     SegcoreError,
     StorageError,
     StorageFull,
+    TooManyRequests,
 )
 from segcore.storage.uris import split
 from segcore.text import redact
@@ -55,6 +61,17 @@ _TRANSIENT_CODES = {
     "SlowDown",
     "Throttling",
 }
+_THROTTLED_CODES = {  # of S3 and its like, and of Azure
+    "RequestLimitExceeded",
+    "ServerBusy",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+_THROTTLED_HINT = (
+    "Use fewer workers or fewer source.read_threads, or wait; the same command resumes."
+)
 _ERROR_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
@@ -95,6 +112,12 @@ def describe_response(uri: str, status: str, code: str, reason: str) -> StorageE
         return WrongRegion(
             f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
         )
+    if is_throttled_response(status, code):
+        return TooManyRequests(
+            f"{safe_uri}: the store goes on refusing requests because there are too many "
+            f"({code or status}).",
+            _THROTTLED_HINT,
+        )
     return StorageError(f"{safe_uri}: {code or reason}")
 
 
@@ -111,6 +134,21 @@ def is_transient_response(status: str, code: str) -> bool:
     if status == "507" or code in _FULL_CODES:
         return False
     return status.startswith("5") or status == "429" or code in _TRANSIENT_CODES
+
+
+def is_throttled_response(status: str, code: str) -> bool:
+    """Whether a response says that there are too many requests.
+
+    For HEAD there is no code, and S3 says so by 503.
+    """
+    return code in _THROTTLED_CODES or status == "429" or (status == "503" and not code)
+
+
+def is_throttled(error: Exception) -> bool:
+    """The same of an error of obstore."""
+    return isinstance(error, GenericError) and is_throttled_response(
+        *_response_of(str(error).partition("Debug source:")[0])
+    )
 
 
 @contextmanager

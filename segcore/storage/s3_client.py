@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from segcore.errors import ObjectNotFound, StorageError
 from segcore.storage import remote_errors
-from segcore.storage.retries import sleep_before_retry
+from segcore.storage.retries import repeat_while_throttled, sleep_before_retry
 from segcore.storage.s3_pages import read_entries
 from segcore.storage.s3_session import open_session
 from segcore.storage.uris import split
@@ -130,7 +130,16 @@ def _response_of(error: Any) -> tuple[str, str]:
 
 
 def with_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
-    """Run an action that only reads, and retry it after transient failures."""
+    """Run an action that only reads, and retry it after transient failures.
+
+    Where the store asks for fewer requests, there is more `Patience`.
+    """
+    return repeat_while_throttled(
+        lambda: _with_few_retries(client, action), _is_throttled, client.retries
+    )
+
+
+def _with_few_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
     import botocore.exceptions
     import botocore.parsers
 
@@ -148,6 +157,14 @@ def with_retries(client: S3Client, action: Callable[[], _Result]) -> _Result:
             pass
         sleep_before_retry(attempt)
     return action()
+
+
+def _is_throttled(error: Exception) -> bool:
+    import botocore.exceptions
+
+    return isinstance(
+        error, botocore.exceptions.ClientError
+    ) and remote_errors.is_throttled_response(*_response_of(error))
 
 
 def clean_etag(item: dict[str, Any]) -> str:

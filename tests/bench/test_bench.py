@@ -196,6 +196,18 @@ def test_a_pass_takes_about_a_quarter_of_a_minute(ms, processes, n_images):
     assert choose_job_images(ms, processes) == n_images
 
 
+@pytest.mark.parametrize(
+    ("seconds", "n_images"), [(1, 24), (300, 2 * 100 * 10), (3000, 2 * 1000 * 10)]
+)
+def test_a_stated_time_says_on_how_many_images_the_job_runs(seconds, n_images):
+    assert choose_job_images(100.0, 2, seconds) == n_images
+
+
+def test_a_number_of_images_and_a_time_contradict_each_other():
+    with pytest.raises(UsageError, match="--seconds"):
+        run_bench(BenchOptions(MODEL, images=100, seconds=10))
+
+
 def test_contradicting_options_are_refused():
     with pytest.raises(UsageError, match="--size"):
         command(input="photos", size=["vga"])

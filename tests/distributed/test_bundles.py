@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.distributed.bundles import MAX_BUNDLE_UNITS, bundle_sizes, cut_bundles
+from segcore.distributed.bundles import (
+    MAX_BUNDLE_UNITS,
+    Bundles,
+    bundle_sizes,
+    max_bundle_units,
+)
 
 
 @given(st.integers(0, 5000), st.integers(1, 200), st.integers(1, 64))
@@ -30,11 +35,28 @@ def test_few_units_go_one_by_one(n_units: int, slots: int) -> None:
 
 
 def test_many_units_cost_few_tasks() -> None:
-    assert len(bundle_sizes(100_000, 64, MAX_BUNDLE_UNITS)) < 100_000 / 10
+    assert len(bundle_sizes(100_000, 64, 16)) < 100_000 / 10
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 10_000)), max_size=20))
+def test_large_bundles_hold_few_images(images: list[int | None]) -> None:
+    most = max_bundle_units(pa.table({"n_images": pa.array(images, pa.int64())}))
+    assert 16 <= most <= MAX_BUNDLE_UNITS
+    if most > 16:
+        known = [count for count in images if count is not None]
+        assert known
+        assert len(known) == len(images)
+        assert most * max(known) <= 256
+
+
+def test_units_of_one_image_come_in_large_bundles() -> None:
+    assert max_bundle_units(pa.table({"n_images": [1, 1, 1]})) == MAX_BUNDLE_UNITS
+    assert max_bundle_units(pa.table({"n_images": [1, 256, 1]})) == 16
 
 
 def test_bundles_hold_all_rows_in_order() -> None:
     table = pa.table({"unit": [f"{i}" for i in range(100)], "members": [b""] * 100})
-    bundles = cut_bundles(table, bundle_sizes(100, 2, 16))
-    assert pa.concat_tables(bundles).equals(table)
-    assert len(bundles) > 16
+    bundles = Bundles(table, bundle_sizes(100, 2, 16))
+    assert len(list(bundles)) == len(bundles) > 16
+    for _ in range(2):  # Ray Data takes them twice
+        assert pa.concat_tables(bundles).equals(table)

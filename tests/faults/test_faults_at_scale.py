@@ -140,8 +140,7 @@ def _rows(server: FakeS3, report: RunReport) -> list[tuple[object, ...]]:
 class _Throttle:
     """Refuses requests below hot prefixes for a while, again and again, as S3 does.
 
-    A while is counted in requests, not in seconds, so that nothing depends on the machine. It is
-    longer than a single request is patient.
+    A while is counted in requests, not in seconds, so that nothing depends on the machine.
     """
 
     ACCEPTED, REFUSED = 40, 12  # requests in turn, for each prefix
@@ -174,8 +173,32 @@ def test_a_run_that_is_throttled_equals_one_that_is_not(server: FakeS3, n_units:
     server.refuse = lambda *_: None
     assert throttle.refused.keys() == set(hot)
     assert throttle.refused.total() >= n_units // 3
+    assert len(reports) == 1  # requests are patient, so no unit is left
     assert reports[-1].failures == undisturbed.failures
     assert _parts(server, reports[-1]) == _parts(server, undisturbed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("n_units", [FEW])
+def test_a_prefix_that_stays_throttled_fails_no_image(
+    server: FakeS3, n_units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage: units are left undone, and the same command does them later."""
+    undisturbed = segment(_config(server, "undisturbed"))
+    monkeypatch.setattr("segcore.storage.retries._PATIENCE_S_PER_RETRY", 0.1)
+    monkeypatch.setattr("segcore.storage.retries._MAX_DELAY_S", 0.1)
+    config = _config(server, "throttled", "storage.retries=2")
+    server.refuse = lambda method, key: (
+        (503, "SlowDown") if method == "GET" and (key or "").startswith("in/0000/") else None
+    )
+    report = segment(config)
+    assert (report.exit_code, report.units_missing) == (1, _IMAGES_PER_FOLDER)
+    assert any("there are too many" in error for error in report.errors)
+    assert report.failed == 1  # that of the other folder, which is no image
+    server.refuse = lambda *_: None
+    report = segment(config)
+    assert (report.exit_code, report.failures) == (0, undisturbed.failures)
+    assert _parts(server, report) == _parts(server, undisturbed)
 
 
 @scales

@@ -28,7 +28,7 @@ from segcore.sources.tar import TarSource
 from segcore.sources.unit_tables import (
     UNIT_SCHEMA,
     from_stored_batch,
-    to_stored_tables,
+    to_stored_table,
     units_from_table,
     units_to_table,
 )
@@ -162,7 +162,7 @@ def test_units_survive_tables(members: list[Member], n_images: int | None) -> No
                      members=members, reader="r")  # fmt: skip
     table = units_to_table([unit] * 3)
     assert list(units_from_table(table)) == [unit] * 3
-    (stored,) = to_stored_tables(table)
+    stored = to_stored_table(table)
     restored = [from_stored_batch(batch) for batch in stored.to_batches()]
     assert list(units_from_table(pa.Table.from_batches(restored))) == [unit] * 3
 

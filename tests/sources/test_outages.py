@@ -17,6 +17,7 @@ from segcore.errors import (
     ObjectChanged,
     ObjectNotFound,
     StorageError,
+    TooManyRequests,
 )
 from segcore.sources import Sample, SourceOptions, open_source, read_unit
 from segcore.sources.units import Unit, UnitLimits
@@ -55,7 +56,8 @@ def _read(storage: Storage, unit: Unit, exclude: tuple[str, ...] = ()) -> list[S
         (403, "RequestTimeTooSkewed", CredentialsRejected),
         (403, "AccessDenied", AccessDenied),
         (404, "NoSuchKey", ObjectNotFound),
-        (503, "SlowDown", StorageError),
+        (503, "SlowDown", TooManyRequests),
+        (500, "InternalError", StorageError),
     ],
 )
 @pytest.mark.parametrize("n_served", [1, 70, N_IMAGES - 1])

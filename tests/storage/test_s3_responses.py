@@ -12,8 +12,9 @@ from segcore.errors import (
     ObjectNotFound,
     StorageError,
     StorageFull,
+    TooManyRequests,
 )
-from segcore.storage import Storage, StorageOptions
+from segcore.storage import Storage, StorageOptions, retries
 from segcore.storage.remote_errors import WrongRegion, translate_errors
 from tests.support.fake_s3 import FakeS3
 
@@ -82,3 +83,73 @@ def test_a_key_that_reads_like_a_response_is_not_taken_for_one() -> None:
         translate_errors(f"s3://bucket/{key}"),
     ):
         raise FileNotFoundError(f"Object at location {key} not found: status code: 404 Not Found")
+
+
+THROTTLED = [(503, "SlowDown"), (429, "TooManyRequests"), (503, "ThrottlingException")]
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The longest delay of each wait; nothing sleeps, but the clock of patience goes on."""
+    delays: list[float] = []
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(retries, "time", _Clock(delays))
+    return delays
+
+
+class _Clock:
+    def __init__(self, delays: list[float]) -> None:
+        self._delays = delays
+
+    def monotonic(self) -> float:
+        return sum(self._delays)
+
+    def sleep(self, seconds: float) -> None:
+        self._delays.append(seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(("status", "code"), THROTTLED)
+def test_a_throttled_request_is_repeated_for_long(
+    fake: FakeS3, slept: list[float], key: str, status: int, code: str
+) -> None:
+    storage = Storage(StorageOptions(endpoint_url=fake.endpoint, retries=2))
+    n_refused = 9  # three times as many as are sent for any other failure
+    fake.refuse = lambda *_: (status, code) if len(fake.requests) <= n_refused else None
+    assert storage.read(f"s3://bucket/{key}") == b"1"
+    assert max(slept) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(("status", "code"), THROTTLED)
+def test_a_request_that_stays_throttled_ends(
+    fake: FakeS3, slept: list[float], key: str, status: int, code: str
+) -> None:
+    storage = Storage(StorageOptions(endpoint_url=fake.endpoint, retries=2))
+    fake.refuse = lambda *_: (status, code)
+    for call in (storage.read, storage.stat):
+        slept.clear()
+        with pytest.raises(TooManyRequests, match="there are too many"):
+            call(f"s3://bucket/{key}")
+        assert 30 <= sum(slept) <= 60
+
+
+def test_a_heartbeat_does_not_wait_for_a_store_that_throttles(
+    fake: FakeS3, slept: list[float]
+) -> None:
+    storage = Storage(StorageOptions(endpoint_url=fake.endpoint, retries=1))
+    fake.refuse = lambda *_: (503, "SlowDown")
+    with pytest.raises(StorageError):
+        storage.read("s3://bucket/plain.png")
+    assert sum(slept) < 1
+
+
+def test_a_server_that_fails_otherwise_is_given_up_soon(fake: FakeS3, slept: list[float]) -> None:
+    storage = Storage(StorageOptions(endpoint_url=fake.endpoint, retries=2))
+    fake.refuse = lambda *_: (500, "InternalError")
+    for key in KEYS:
+        with pytest.raises(StorageError):
+            storage.read(f"s3://bucket/{key}")
+    assert sum(slept) < 2
