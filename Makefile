@@ -97,6 +97,7 @@ exports: $(VENV)/.test ## read exports with the libraries and tools of others, i
 .PHONY: grid
 grid: $(VENV)/.test ## compare the pixels of a generated grid of images with those of independent readers
 	$(BIN)/python -m tests.grid
+	$(BIN)/python -m tests.grid coco
 
 .PHONY: clean
 clean: ## remove environments, caches and demo output

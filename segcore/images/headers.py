@@ -65,12 +65,8 @@ def _identify_format(data: bytes) -> str:
     """Name of the format whose signature the data begin with."""
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the image has no bytes")
-    if data[4:8] == b"ftyp":
-        brands = _media_brands(data)
-        if not brands.isdisjoint(_AVIF_BRANDS):
-            return "avif"
-        if not brands.isdisjoint(HEIC_BRANDS):
-            return "heic"
+    if data[4:8] == b"ftyp" and (media_format := _media_format(data)):
+        return media_format
     for name, (offset, magic) in _UNSUPPORTED_FORMATS.items():
         if data[offset : offset + len(magic)] == magic:
             raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{name} is not decoded")
@@ -90,10 +86,13 @@ def _identify_format(data: bytes) -> str:
     )
 
 
-def _media_brands(data: bytes) -> set[bytes]:
-    """The brands that an ISO media file names, the kinds that it keeps to."""
+def _media_format(data: bytes) -> str:
+    """The format of an ISO media file by the brands that it names; empty if it is another."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 1024)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+    if not brands.isdisjoint(_AVIF_BRANDS):
+        return "avif"
+    return "heic" if not brands.isdisjoint(HEIC_BRANDS) else ""
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def decode_jp2(data: bytes, options: DecodeOptions) -> StoredPixels:
 
 
 def _stretched(shifted: np.ndarray, bits: int) -> np.ndarray:
-    """Samples of fewer than 8 bits, which Pillow shifts up: white becomes 255 as in other formats."""
+    """Samples of fewer than 8 bits, which Pillow shifts up: white becomes 255, as elsewhere."""
     levels = np.arange(256) >> (8 - bits)
     return (levels * 255 // ((1 << bits) - 1)).astype(np.uint8)[shifted]
 

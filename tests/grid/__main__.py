@@ -2,6 +2,7 @@
 
     python -m tests.grid             # the first run makes an environment (300 MB)
     python -m tests.grid png tiff    # these formats only
+    python -m tests.grid coco        # scores of odd ground truth against hotcoco
 
 For each format the rows hold each possible pair of layout, samples, compression, colours,
 orientation and container once. The readers (OpenCV, Pillow, tifffile, imagecodecs) and the encoders
@@ -19,7 +20,13 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("tifffile==2026.*", "imagecodecs==2026.*", "pillow-heif==1.*", "pi-heif==1.*")
+PACKAGES = (
+    "tifffile==2026.*",
+    "imagecodecs==2026.*",
+    "pillow-heif==1.*",
+    "pi-heif==1.*",
+    "hotcoco==1.*",
+)
 
 
 def environment() -> Path:

@@ -12,7 +12,6 @@ from segcore.errors import ImageError
 from segcore.images import DecodeOptions, decode_with_warnings
 from tests.grid.files import GridFile
 
-
 RESULTS = {
     "same": "as all readers",
     "as two": "as at least two readers; others differ",

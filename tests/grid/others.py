@@ -333,8 +333,9 @@ def _jp2(row: Row) -> GridFile:
     if row["writer"] == "imagecodecs":
         image = np.ascontiguousarray(pixels[..., 0] if row["channels"] == 1 else pixels)
         data = imagecodecs.jpeg2k_encode(
-            image, 0 if row["reversible"] else 90, codecformat=row["container"], bitspersample=bits,
-            reversible=row["reversible"], mct=row["colour transform"], resolutions=row["resolutions"],
+            image, 0 if row["reversible"] else 90, codecformat=row["container"],
+            bitspersample=bits, reversible=row["reversible"], mct=row["colour transform"],
+            resolutions=row["resolutions"],
         )  # fmt: skip
         return GridFile("jp2", row, data, drawn, 0 if is_whole else 2)
     data = saved(

@@ -73,13 +73,13 @@ def _png(row: Row) -> GridFile:
         order, value = ("MM", 6) if orientation == "MM 6" else ("II", orientation)
         chunks.append(_chunk(b"eXIf", exif(value, order)))
         drawn = turned(drawn, value)
-    text = {"tEXt": _chunk(b"tEXt", b"k\0v"), "zTXt": _chunk(b"zTXt", b"k\0\0" + zlib.compress(b"v")),
-            "private": _chunk(b"prVt", b"x")}  # fmt: skip
+    text = {
+        "tEXt": _chunk(b"tEXt", b"k\0v"),
+        "zTXt": _chunk(b"zTXt", b"k\0\0" + zlib.compress(b"v")),
+        "private": _chunk(b"prVt", b"x"),
+    }
     chunks.append(text.get(row["text"], b""))
-    if row["interlace"]:
-        parts = [samples[y::dy, x::dx] for y, x, dy, dx in _PASSES]
-    else:
-        parts = [samples]
+    parts = [samples[y::dy, x::dx] for y, x, dy, dx in _PASSES] if row["interlace"] else [samples]
     raw = b"".join(_filtered(part, bits, row["filter"]) for part in parts if part.size)
     packed = zlib.compress(raw)
     pieces = [packed]

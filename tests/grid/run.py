@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.grid import coco
 from tests.grid.compare import RESULTS, Verdict, judge
 from tests.grid.files import GridFile
 from tests.grid.others import WRITERS
@@ -44,6 +45,8 @@ def quiet() -> Iterator[None]:
 def main() -> int:
     """Compare all files; returns the exit code."""
     wanted = sys.argv[1:] or list(FORMATS)
+    if wanted == ["coco"]:
+        return coco.main()
     verdicts: list[Verdict] = []
     print(f"{'format':8}{'files':>6}" + "".join(f"{result:>13}" for result in RESULTS))
     for name in wanted:

@@ -8,6 +8,7 @@ files were drawn by the writers of tests/grid, whose readers agree with these pi
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -62,7 +63,5 @@ def test_heic_cut_or_damaged_is_an_image_error() -> None:
         copy = bytearray(data)
         for at in rng.integers(0, len(data), 3):
             copy[at] = rng.integers(256)
-        try:
+        with contextlib.suppress(ImageError):
             assert decode_image(bytes(copy)).dtype == np.uint8
-        except ImageError as error:
-            assert error.message
