@@ -12,6 +12,8 @@ from PIL import Image
 
 from segcore.errors import ErrorCode, ImageError, ImageWarning
 from segcore.images.headers import ImageHeader, probe
+from segcore.images.heic import decode_heic
+from segcore.images.jp2 import decode_jp2
 from segcore.images.jpeg import ContentSize, decode_jpeg
 from segcore.images.memory import decoding_bytes
 from segcore.images.options import DecodeOptions
@@ -62,8 +64,8 @@ def decode_image(data: bytes, options: DecodeOptions | None = None) -> np.ndarra
     """Decode one image at full size.
 
     Args:
-        data: The encoded image: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or JPEG 2000, recognised by
-            its content.
+        data: The encoded image: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or, with the
+            extra, HEIC, recognised by its content.
         options: Limits; None for the defaults.
 
     Returns:
@@ -209,4 +211,8 @@ def _decode_stored(
         return decode_tiff(data, options)
     if header.format == "png":
         return decode_png(data, options)
+    if header.format == "jp2":
+        return decode_jp2(data, options)
+    if header.format == "heic":
+        return decode_heic(data, options)
     return decode_with_pillow(header.format, data, options)

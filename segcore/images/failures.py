@@ -18,6 +18,7 @@ _UNSUPPORTED_PHRASES = (
     "unsupported jpeg process",
     "unknown raw mode",
     "sof type",
+    "unsupported color conversion",
 )
 _TRUNCATED_PHRASES = ("truncated", "premature end of jpeg", "not enough data", "end of file", "eof")
 _OUT_OF_MEMORY_PHRASES = (

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from segcore.errors import ErrorCode, ImageError
 from segcore.images import tiff_directory as tags
 from segcore.images.failures import decoder_errors
+from segcore.images.heic import BRANDS as HEIC_BRANDS
+from segcore.images.heic import heic_size
 from segcore.images.jpeg_structure import read_frame
 from segcore.images.pillow_formats import PLUGINS
 from segcore.images.png import SIGNATURE as PNG_SIGNATURE
@@ -51,7 +53,7 @@ _SIGNATURES = {  # format, offset and bytes
 _UNSUPPORTED_FORMATS = {  # images that are not decoded
     "JPEG XL": (0, b"\xff\x0a"),
     "JPEG XL container": (4, b"JXL \r\n"),
-    "HEIF or another ISO media file": (4, b"ftyp"),
+    "an ISO media file that is neither AVIF nor HEIC": (4, b"ftyp"),
     "Photoshop": (0, b"8BPS"),
     "DICOM": (128, b"DICM"),
     "OpenEXR": (0, b"\x76\x2f\x31\x01"),
@@ -63,8 +65,8 @@ def _identify_format(data: bytes) -> str:
     """Name of the format whose signature the data begin with."""
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the image has no bytes")
-    if data[4:8] == b"ftyp" and _has_avif_brand(data):
-        return "avif"
+    if data[4:8] == b"ftyp" and (media_format := _media_format(data)):
+        return media_format
     for name, (offset, magic) in _UNSUPPORTED_FORMATS.items():
         if data[offset : offset + len(magic)] == magic:
             raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{name} is not decoded")
@@ -84,11 +86,13 @@ def _identify_format(data: bytes) -> str:
     )
 
 
-def _has_avif_brand(data: bytes) -> bool:
-    """Whether an ISO media file names AVIF among the brands that it keeps to."""
+def _media_format(data: bytes) -> str:
+    """The format of an ISO media file by the brands that it names; empty if it is another."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 1024)
-    brands = [data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))]
-    return any(brand in _AVIF_BRANDS for brand in brands)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+    if not brands.isdisjoint(_AVIF_BRANDS):
+        return "avif"
+    return "heic" if not brands.isdisjoint(HEIC_BRANDS) else ""
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -156,4 +160,5 @@ _SIZE_READERS: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "gif": _plugin_size("gif"),
     "avif": _plugin_size("avif"),
     "jp2": _plugin_size("jp2"),
+    "heic": heic_size,
 }

@@ -18,7 +18,8 @@ _WIDE_COLOUR_BYTES = 17  # Pillow's pixels, OpenCV's samples, their turned copy
 
 # Bytes of a pixel that the decoder holds beside the result, measured. WebP: two canvases, the
 # frame as bytes and as an image. AVIF: planes of several frames. JPEG 2000: 32-bit coefficients.
-_DECODER_BYTES = {"webp": 14, "bmp": 4, "gif": 5, "avif": 17, "jp2": 23}
+# HEIC: planes, the same as colours, and as bytes.
+_DECODER_BYTES = {"webp": 14, "bmp": 4, "gif": 5, "avif": 17, "jp2": 23, "heic": 17}
 _PNG_DECODER_BYTES = {0: 1, 2: 4, 3: 1, 4: 4, 6: 4}  # by colour type
 _COPIES = {"webp": 2, "avif": 1, "jp2": 1, "png": 1, "tiff": 1}  # of the encoded bytes
 

@@ -42,7 +42,7 @@ def decode_png(data: bytes, options: DecodeOptions) -> StoredPixels:
         ImageError: See `segcore.images.decode_image`.
     """
     png = read_png(data)
-    with _load("png", png.pixel_file) as image:
+    with load_with_pillow("png", png.pixel_file) as image:
         rgb, is_narrow = _to_rgb(image, options, png.pixel_file if png.bits == 16 else None)
     warnings = (*frame_warnings(png.n_frames), *range_warnings(is_narrow, options))
     return StoredPixels(rgb, exif_orientation(png.exif), warnings)
@@ -54,7 +54,7 @@ def decode_with_pillow(image_format: str, data: bytes, options: DecodeOptions) -
     Raises:
         ImageError: See `segcore.images.decode_image`.
     """
-    with _load(image_format, data) as image:
+    with load_with_pillow(image_format, data) as image:
         rgb, is_narrow = _to_rgb(image, options, None)
         exif = image.info.get("exif", b"")
         n_frames = getattr(image, "n_frames", 1) if image_format != "gif" else _count_gif(data)
@@ -62,7 +62,12 @@ def decode_with_pillow(image_format: str, data: bytes, options: DecodeOptions) -
     return StoredPixels(rgb, exif_orientation(exif), warnings)
 
 
-def _load(image_format: str, data: bytes) -> Image.Image:
+def load_with_pillow(image_format: str, data: bytes) -> Image.Image:
+    """A loaded image of Pillow's plugin for this format.
+
+    Raises:
+        ImageError: See `segcore.images.decode_image`.
+    """
     with decoder_errors(image_format, data):
         image = PLUGINS[image_format](BytesIO(data))
         image.load()

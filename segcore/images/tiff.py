@@ -18,11 +18,13 @@ from segcore.images.options import DecodeOptions
 from segcore.images.pixels import StoredPixels, grey_to_rgb, pillow_to_rgb
 from segcore.images.samples import is_narrow_8_bits, to_8_bits
 from segcore.images.tiff_directory import TiffDirectory, count_more_pages, read_directory
+from segcore.images.tiff_pages import write_page
 from segcore.images.wide_colours import wide_colours
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INKS = 0, 1, 2, 3, 5  # PHOTOMETRIC
 _UNCOMPRESSED, _WEBP = 1, 50001  # COMPRESSION
 _ASSOCIATED_ALPHA = 1
+_REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 class TiffLayout(NamedTuple):
@@ -96,10 +98,9 @@ def decode_tiff(data: bytes, options: DecodeOptions) -> StoredPixels:
         samples = _read_samples(directory, layout)
         rgb, is_narrow = _samples_to_rgb(samples, layout, options)
         orientation = _orientation(directory)
-    elif directory.is_big and directory.order == ">":
-        message = "compressed BigTIFF with big-endian numbers is not decoded"
-        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, message)
     else:
+        if directory.is_big and directory.order == ">":  # Pillow cannot read these
+            data = write_page(directory, is_big=False)
         rgb, is_narrow = _decode_with_pillow(data, directory, layout, options)
         orientation = 1  # Pillow has turned it
     n_left_out = count_more_pages(directory) if options.pages == "first" else 0
@@ -183,20 +184,22 @@ class _Chunk(NamedTuple):
 def _read_samples(directory: TiffDirectory, layout: TiffLayout) -> np.ndarray:
     """(H, W, colours + alpha) uint8 or uint16 of an uncompressed page.
 
+    A reversed order of bits applies to each byte, as in libtiff, also of samples of 16 bits.
+
     Raises:
-        ImageError: truncated, corrupt or unsupported_format.
+        ImageError: truncated or corrupt.
     """
-    if layout.bits % 8 and directory.value(tags.FILL_ORDER, 1) != 1:
-        message = f"tiff with samples of {layout.bits} bits in reversed order"
-        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, message)
     has_alpha = layout.extra_samples[:1] == (_ASSOCIATED_ALPHA,)
     n_kept = min(layout.n_colours + has_alpha, layout.n_samples)
     dtype = np.uint8 if layout.bits == 8 else np.uint16
     samples = np.zeros((layout.height, layout.width, n_kept), dtype)
+    is_reversed = directory.value(tags.FILL_ORDER, 1) == 2
     for chunk in _chunks(directory, layout):
         if chunk.plane >= n_kept:
             continue
         per_pixel = 1 if layout.is_planar else layout.n_samples
+        if is_reversed:
+            chunk = chunk._replace(data=memoryview(bytes(chunk.data).translate(_REVERSED_BITS)))
         values = _unpack(chunk, per_pixel, layout.bits, directory.order)
         rows = slice(chunk.top, min(chunk.top + chunk.height, layout.height))
         columns = slice(chunk.left, min(chunk.left + chunk.width, layout.width))

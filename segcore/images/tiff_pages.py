@@ -22,6 +22,7 @@ from segcore.images.tiff_directory import (
 
 _UNCOMPRESSED, _OLD_JPEG = 1, 6  # COMPRESSION
 _LONG, _LONG8 = 4, 16  # types
+_LONG8_KINDS = (16, 17, 18)  # whole numbers of 8 bytes
 _POINTERS = (330, 34665, 34853, 40965)  # tags that lead to other directories: none is of the pixels
 _MAX_VALUE_BYTES = 1 << 20  # a palette has 384 KiB at most; what is larger says nothing of pixels
 _CHUNK_TAGS = (
@@ -87,10 +88,19 @@ def cut_page(data: bytes, offset: int) -> bytes:
     if offset == first_offset(data):
         return data
     page = read_directory_at(data, offset)
+    return write_page(page, page.is_big)
+
+
+def write_page(page: TiffDirectory, is_big: bool) -> bytes:
+    """A page as a TIFF without other pages, in its byte order; a BigTIFF if `is_big`.
+
+    Raises:
+        ImageError: corrupt, truncated or unsupported_format.
+    """
     if page.value(tags.COMPRESSION, _UNCOMPRESSED) == _OLD_JPEG:
         message = "tiff with the old kind of JPEG, which is decoded in the first page only"
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, message)
-    writer = _PageWriter(page)
+    writer, data = _PageWriter(page, is_big), page.data
     for offsets_tag, counts_tag in _CHUNK_TAGS:
         if offsets_tag in page.entries:
             writer.add_chunks(offsets_tag, counts_tag, _chunk_ranges(page, offsets_tag, counts_tag))
@@ -98,7 +108,7 @@ def cut_page(data: bytes, offset: int) -> bytes:
         n_bytes = count * TYPE_BYTES.get(kind, 0)
         is_readable = 0 < n_bytes <= min(len(data) - start, _MAX_VALUE_BYTES)
         if is_readable and tag not in _POINTERS and tag not in writer.entries:
-            writer.entries[tag] = kind, count, data[start : start + n_bytes]
+            writer.add_values(tag, kind, count, data[start : start + n_bytes])
     return writer.finish()
 
 
@@ -146,9 +156,9 @@ class _PageWriter:
         entries: Tag -> (type, number of values, their bytes).
     """
 
-    def __init__(self, page: TiffDirectory) -> None:
+    def __init__(self, page: TiffDirectory, is_big: bool) -> None:
         self.entries: dict[int, tuple[int, int, bytes]] = {}
-        self._page = page
+        self._page, self._is_big = page, is_big
         self._body = bytearray(16)  # the header comes last; one of a TIFF that is not big ends at 8
         self._copied: dict[tuple[int, int], int] = {}  # range of the file -> its new offset
 
@@ -166,12 +176,20 @@ class _PageWriter:
             if len(self._body) > 2 * len(self._page.data) + (1 << 16):
                 message = "tiff whose strips or tiles overlap, so that they are more than the file"
                 raise ImageError(ErrorCode.CORRUPT, message)
-        kind, code = (_LONG8, "Q") if self._page.is_big else (_LONG, "I")
+        kind, code = (_LONG8, "Q") if self._is_big else (_LONG, "I")
         places = [self._copied[place] if place[1] else 0 for place in ranges]
         packing = f"{self._page.order}{len(ranges)}{code}"
         counts = [n_bytes for _, n_bytes in ranges]
         self.entries[offsets_tag] = kind, len(ranges), struct.pack(packing, *places)
         self.entries[counts_tag] = kind, len(ranges), struct.pack(packing, *counts)
+
+    def add_values(self, tag: int, kind: int, count: int, values: bytes) -> None:
+        """Copy the values of a tag; those of 8 bytes become shorter where 8 are not allowed."""
+        if kind in _LONG8_KINDS and not self._is_big:
+            order = self._page.order
+            wide = struct.unpack(f"{order}{count}Q", values)
+            kind, values = _LONG, struct.pack(f"{order}{count}I", *(n & 0xFFFFFFFF for n in wide))
+        self.entries[tag] = kind, count, values
 
     def _append(self, data: bytes | memoryview) -> int:
         """Add bytes; returns their offset, which is even."""
@@ -182,7 +200,7 @@ class _PageWriter:
 
     def finish(self) -> bytes:
         """The file."""
-        order, is_big = self._page.order, self._page.is_big
+        order, is_big = self._page.order, self._is_big
         pointer, count_code = ("Q", "Q") if is_big else ("I", "H")
         pointer_bytes = 8 if is_big else 4
         directory = struct.pack(f"{order}{count_code}", len(self.entries))
@@ -193,8 +211,9 @@ class _PageWriter:
                 field = values.ljust(pointer_bytes, b"\0")
             directory += struct.pack(f"{order}HH{pointer}", tag, kind, count) + field
         offset = self._append(directory + struct.pack(f"{order}{pointer}", 0))
+        magic = self._page.data[:2]
         if is_big:
-            self._body[:16] = self._page.data[:8] + struct.pack(f"{order}Q", offset)
+            self._body[:16] = magic + struct.pack(f"{order}HHHQ", 43, 8, 0, offset)
         else:
-            self._body[:8] = self._page.data[:4] + struct.pack(f"{order}I", offset)
+            self._body[:8] = magic + struct.pack(f"{order}HI", 42, offset)
         return bytes(self._body)

@@ -283,7 +283,7 @@ def test_a_run_length_bmp_with_too_few_bytes_is_refused_before_decoding():
         (b"hello, this is no image", ErrorCode.NOT_AN_IMAGE),
         (b"BMW is not a bitmap, whatever it starts with", ErrorCode.NOT_AN_IMAGE),
         (b"\0" * 1000, ErrorCode.NOT_AN_IMAGE),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ErrorCode.UNSUPPORTED_FORMAT),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", ErrorCode.UNSUPPORTED_FORMAT),
         (b"\xff\x0a and the rest of a JPEG XL", ErrorCode.UNSUPPORTED_FORMAT),
         (save(np.zeros((9, 9), np.float32), "TIFF"), ErrorCode.UNSUPPORTED_FORMAT),
         (save(np.zeros((9, 9), np.int32), "TIFF"), ErrorCode.UNSUPPORTED_FORMAT),
