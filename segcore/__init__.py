@@ -11,6 +11,7 @@ These are the public names; everything else may change between versions:
     results.plot("photo.jpg")                                # a picture of the masks of an image
     scores = segcore.evaluate("masks/", "instances_val.json").scores
     segcore.compare("masks/", "other-masks/").totals.changes
+    segcore.rank("masks/", "uncertain").ranking.rows         # which images to look at first
     segcore.report("masks/", "report.html")                  # one HTML file about all of it
 
     config = segcore.load_config("job.yaml", sets=["input=photos/", "output=masks/"])
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from segcore.api.jobs import segment as segment
     from segcore.api.quality import compare as compare
     from segcore.api.quality import evaluate as evaluate
+    from segcore.api.quality import rank as rank
     from segcore.api.quality import report as report
     from segcore.api.results import open_results as open_results
     from segcore.config import Config as Config
@@ -65,6 +67,7 @@ _MODULES = {
     "load_model": "segcore.prediction",
     "open_results": "segcore.api.results",
     "prelabel": "segcore.api.jobs",
+    "rank": "segcore.api.quality",
     "report": "segcore.api.quality",
     "reprocess": "segcore.api.jobs",
     "segment": "segcore.api.jobs",
@@ -86,6 +89,7 @@ __all__ = [
     "load_model",
     "open_results",
     "prelabel",
+    "rank",
     "report",
     "reprocess",
     "segment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from segcore.api.storage import AnyStorage, open_storage
@@ -14,6 +15,9 @@ from segcore.evaluation.average_precision import DEFAULT_MAX_DETS
 from segcore.evaluation.evaluate import EvaluationReport
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.output import results
+from segcore.ranking import rank as ranking_job
+from segcore.ranking.methods import STRATA, RankBy
+from segcore.ranking.rank import RankOptions, RankReport
 from segcore.reporting.report import Report, ReportOptions, make_report
 
 
@@ -110,6 +114,7 @@ def report(
     ground_truth: str = "",
     against: str = "",
     images: int = 8,
+    ranking: str = "",
     storage: AnyStorage = None,
 ) -> Report:
     """Write one HTML file about an output: run, counts, histograms, images with masks, scores::
@@ -122,9 +127,54 @@ def report(
         SegcoreError: The output cannot be read, or the file cannot be written.
     """
     read = results.open_results(open_storage(storage), output, edition)
-    made = make_report(read, ReportOptions(ground_truth, against, images))
+    made = make_report(read, ReportOptions(ground_truth, against, images, ranking=ranking))
     read.storage.write(out, made.html)
     return made
+
+
+def rank(
+    output: str,
+    by: RankBy | str,
+    edition: str | None = None,
+    *,
+    name: str = "",
+    limit: int | None = None,
+    seed: int = 0,
+    strata: Sequence[str] = STRATA,
+    overwrite: bool = False,
+    storage: AnyStorage = None,
+    include_unlisted: bool = False,
+) -> RankReport:
+    """Rank images: which to look at, correct or label first; writes ``rankings/<name>.parquet``::
+
+        segcore.rank("masks/", "uncertain").ranking.rows.to_pandas()
+
+    Args:
+        output: The OUTPUT of a run, or the prefix of one edition in it.
+        by: ``uncertain``, ``crowded``, ``diverse``, ``random`` or ``stratified``.
+        edition: Name of the edition; default the published one, else the only one.
+        name: Of the ranking; default what it is by.
+        limit: Most images in it; default 100,000, or 1,000 where they are to be diverse.
+        seed: The same seed gives the same ranking.
+        strata: What tells the kinds of images of a stratified ranking apart: ``category``,
+            ``size``, ``score``.
+        overwrite: Replace a ranking of this name that was made with other options.
+        storage: How object stores are accessed.
+        include_unlisted: Also rank images that the newest listing lacked.
+
+    Raises:
+        UsageError: An option is wrong, or there is another ranking of this name.
+        NothingFound: There is no image to rank.
+    """
+    try:
+        method = RankBy(by)
+    except ValueError:
+        raise UsageError(f"by is {by!r}; it is one of {', '.join(RankBy)}.") from None
+    read = results.open_results(
+        open_storage(storage), output, edition, include_unlisted=include_unlisted
+    )
+    options = RankOptions(method, name, limit, seed, tuple(strata), overwrite)
+    return ranking_job.rank(read, options)
 
 
 def _exif_labels(value: ExifLabels | str) -> ExifLabels:
