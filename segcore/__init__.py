@@ -11,6 +11,7 @@ These are the public names; everything else may change between versions:
     results.plot("photo.jpg")                                # a picture of the masks of an image
     scores = segcore.evaluate("masks/", "instances_val.json").scores
     segcore.compare("masks/", "other-masks/").totals.changes
+    segcore.rank("masks/", "uncertain").ranking.rows         # which images to look at first
     segcore.report("masks/", "report.html")                  # one HTML file about all of it
 
     config = segcore.load_config("job.yaml", sets=["input=photos/", "output=masks/"])
@@ -27,15 +28,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segcore.api import compare as compare
-    from segcore.api import evaluate as evaluate
-    from segcore.api import export as export
-    from segcore.api import import_corrections as import_corrections
-    from segcore.api import open_results as open_results
-    from segcore.api import prelabel as prelabel
-    from segcore.api import report as report
-    from segcore.api import reprocess as reprocess
-    from segcore.api import segment as segment
+    from segcore.api.exchange import export as export
+    from segcore.api.exchange import import_corrections as import_corrections
+    from segcore.api.jobs import prelabel as prelabel
+    from segcore.api.jobs import reprocess as reprocess
+    from segcore.api.jobs import segment as segment
+    from segcore.api.quality import compare as compare
+    from segcore.api.quality import evaluate as evaluate
+    from segcore.api.quality import rank as rank
+    from segcore.api.quality import report as report
+    from segcore.api.results import open_results as open_results
     from segcore.config import Config as Config
     from segcore.config import load_config as load_config
     from segcore.config.exports import PrelabelConfig as PrelabelConfig
@@ -57,17 +59,18 @@ _MODULES = {
     "Storage": "segcore.storage",
     "StorageOptions": "segcore.storage",
     "TrainConfig": "segcore.training.config",
-    "compare": "segcore.api",
-    "evaluate": "segcore.api",
-    "export": "segcore.api",
-    "import_corrections": "segcore.api",
+    "compare": "segcore.api.quality",
+    "evaluate": "segcore.api.quality",
+    "export": "segcore.api.exchange",
+    "import_corrections": "segcore.api.exchange",
     "load_config": "segcore.config",
     "load_model": "segcore.prediction",
-    "open_results": "segcore.api",
-    "prelabel": "segcore.api",
-    "report": "segcore.api",
-    "reprocess": "segcore.api",
-    "segment": "segcore.api",
+    "open_results": "segcore.api.results",
+    "prelabel": "segcore.api.jobs",
+    "rank": "segcore.api.quality",
+    "report": "segcore.api.quality",
+    "reprocess": "segcore.api.jobs",
+    "segment": "segcore.api.jobs",
     "train": "segcore.training.train",
 }
 __all__ = [
@@ -86,6 +89,7 @@ __all__ = [
     "load_model",
     "open_results",
     "prelabel",
+    "rank",
     "report",
     "reprocess",
     "segment",

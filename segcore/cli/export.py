@@ -30,6 +30,8 @@ EPILOG = """
 
   segcore export s3://bucket/masks s3://bucket/tasks --format label-studio --image-list next.txt
 
+  segcore export out/ next/ --format cvat --ranking uncertain --top 200
+
 Rerun the same command to continue an export that was stopped, or to add the images by which the
 archive has grown: ids stay, and what was written is not written again. docs/annotation.md says how
 each tool takes the files.
@@ -47,6 +49,7 @@ KEYS = {
     "include": "export.include",
     "exclude": "export.exclude",
     "image_list": "export.image_list",
+    "ranking": "export.ranking",
     "top": "export.top",
     "skip_empty": "export.skip_empty",
     "chunk_images": "export.chunk_images",
@@ -85,6 +88,8 @@ Categories = Annotated[list[str] | None, typer.Option("--category", show_default
 Include = Annotated[list[str] | None, typer.Option("--include", metavar="PATTERN")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="PATTERN")]
 ImageList = Annotated[str | None, typer.Option("--image-list", metavar="FILE", show_default=False)]
+RankingName = Annotated[str | None, typer.Option("--ranking", metavar="NAME", show_default=False)]
+Top = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False)]
 Workers = Annotated[int | None, typer.Option(min=1, show_default=False)]
 
 
@@ -103,7 +108,8 @@ def command(
     include: Include = None,
     exclude: Exclude = None,
     image_list: ImageList = None,
-    top: Annotated[int | None, typer.Option(show_default=False)] = None,
+    ranking: RankingName = None,
+    top: Top = None,
     skip_empty: Annotated[bool, typer.Option("--skip-empty")] = False,
     chunk_images: Annotated[int | None, typer.Option(show_default=False)] = None,
     workers: Workers = None,
@@ -130,6 +136,7 @@ def command(
         "--tolerance": ("export.tolerance", tolerance),
         "--min-area": ("export.min_area", min_area),
         "--max-per-image": ("export.max_per_image", max_per_image),
+        "--ranking": ("export.ranking", ranking),
         "--top": ("export.top", top),
         "--skip-empty": ("export.skip_empty", skip_empty or None),
         "--chunk-images": ("export.chunk_images", chunk_images),

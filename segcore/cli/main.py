@@ -26,8 +26,10 @@ from segcore.cli import (
     prelabel,
     prune,
     publish,
+    rank,
     report,
     reprocess,
+    sample_size,
     segment,
     show,
     status,
@@ -58,6 +60,8 @@ app.command("show", epilog=show.EPILOG)(show.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("report", epilog=report.EPILOG)(report.command)
+app.command("rank", epilog=rank.EPILOG)(rank.command)
+app.command("sample-size", epilog=sample_size.EPILOG)(sample_size.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)

@@ -16,7 +16,9 @@ from segcore.cli.export import (
     Images,
     Include,
     MinScores,
+    RankingName,
     Renames,
+    Top,
     Workers,
     common_flags,
     cores,
@@ -30,6 +32,11 @@ EPILOG = f"""
   segcore prelabel photos/ tasks/ --format label-studio --model yolo11m-seg.pt
 
   segcore prelabel s3://bucket/shards cvat/ --format cvat --images copy --min-score 0.5
+
+  segcore prelabel photos/ tasks/ --format cvat --ranking diverse --top 200
+
+--ranking uncertain, crowded, diverse, random or stratified ranks the images as `segcore rank` does,
+if there is no such ranking yet or it is of an older state; any other name must be there already.
 
 The tables of masks go to DEST-masks unless --output says otherwise; they are what `segcore export`
 reads. Rerun the same command to resume, or to add the images by which the archive has grown.
@@ -48,6 +55,8 @@ KEYS = {
     "include": "export.include",
     "exclude": "export.exclude",
     "image_list": "export.image_list",
+    "ranking": "export.ranking",
+    "top": "export.top",
     "categories": "export.categories",
     "workers": "export.workers",
 }
@@ -76,6 +85,8 @@ def command(
     include: Include = None,
     exclude: Exclude = None,
     image_list: ImageList = None,
+    ranking: RankingName = None,
+    top: Top = None,
     workers: Workers = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
@@ -95,6 +106,8 @@ def command(
         "--output": ("output", output),
         "--device": ("model.device", device),
         "--images": ("export.images", images),
+        "--ranking": ("export.ranking", ranking),
+        "--top": ("export.top", top),
         "--workers": ("export.workers", workers),
         **common_flags(form, categories, renames, min_scores, include, exclude, image_list),
     }

@@ -71,6 +71,14 @@ def command(
     images: Annotated[
         int, typer.Option(min=1, max=50, help="Most images of each kind in the gallery.")
     ] = 8,
+    ranking: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Also show the first images of this ranking, which `segcore rank` made.",
+            show_default=False,
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     include_unlisted: IncludeUnlisted = False,
     sets: StorageSets = None,
@@ -90,7 +98,7 @@ def command(
         if interval.is_over():
             notify(f"{done:,} of {units:,} units read.")
 
-    options = ReportOptions(ground_truth, against, images, seed, include_unlisted)
+    options = ReportOptions(ground_truth, against, images, seed, include_unlisted, ranking)
     report = make_report(results, options, notify_progress)
     target = out or f"{results.name}-report.html"
     storage.write(target, report.html)
@@ -102,7 +110,7 @@ def command(
             "section_bytes": dict(report.section_bytes),
             "problems": list(report.problems),
         })  # fmt: skip
-    notify(*results.edition_notes, *results.remarks())
+    notify(*results.edition_notes, *results.remarks(), *report.remarks)
     notify(*report.problems[:_MAX_PROBLEMS])
     if (more := len(report.problems) - _MAX_PROBLEMS) > 0:
         notify(f"{more:,} more; the report lists them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from segcore.exit_codes import ExitCode
 from segcore.text import plural
 
 if TYPE_CHECKING:
+    from segcore.output.rankings import Ranking
     from segcore.output.results import Results
     from segcore.visualize.selection import Selected, Selection
     from segcore.visualize.sheet import Drawing, ShownImage
@@ -36,6 +38,8 @@ EPILOG = """
   segcore show out/ photo7.jpg
 
   segcore show out/ '2024/*.png' --out pictures/
+
+  segcore show out/ --ranking uncertain --limit 40
 
   segcore show s3://bucket/masks --crowded --limit 20 --out crowded.png
 
@@ -63,6 +67,14 @@ def command(
     empty: Annotated[
         bool, typer.Option("--empty", help="Images in which nothing was found.")
     ] = False,
+    ranking: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The first images of this ranking, which `segcore rank` made.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Most images. Default: 12.", show_default=False),
@@ -97,25 +109,30 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Draw masks, labels and scores over images of an output, as one picture or a contact sheet."""
+    from segcore.output.rankings import read_ranking
     from segcore.output.results import open_results
     from segcore.visualize.selection import select_images
     from segcore.visualize.sheet import Drawing
 
-    selection = make_selection(image, random, failed, crowded, empty, limit, seed)
+    selection = make_selection(image, random, failed, crowded, empty, ranking, limit, seed)
     results = open_results(open_storage(sets), output, edition, include_unlisted=include_unlisted)
+    notes = [*results.edition_notes, *results.remarks()]
+    if ranking is not None:
+        ranked = read_ranking(results, ranking)
+        selection = replace(selection, ranking=ranked)
+        notes.append(ranked.remark(results))
     selected = select_images(results, selection)
     if not selected.records:
-        notify(*results.edition_notes)
-        raise UsageError(
-            f"{results.prefix} has no {_what(selection)} to show.", "; ".join(results.remarks())
-        )
-    shown = _write(results, selected, selection, out, Drawing(labels, as_read))
+        notify(*notes)
+        raise UsageError(f"{results.prefix} has no {_what(selection)} to show.")
+    drawing = Drawing(labels, as_read, why=_reasons(selection.ranking, selected))
+    shown = _write(results, selected, selection, out, drawing)
     files = list(dict.fromkeys(one.file for one in shown))
     if as_json:
         rows = [one.to_dict() for one in shown]
         print_json({"edition": results.name, "matching": selected.n_matching,
                     "files": files, "images": rows})  # fmt: skip
-    notify(*results.edition_notes, *results.remarks())
+    notify(*notes)
     if (left := selected.n_matching - len(shown)) > 0 and random is None:
         notify(f"{plural(left, 'more image')} like these; --limit shows more.")
     missing = [one for one in shown if one.problem]
@@ -135,6 +152,7 @@ def make_selection(
     failed: bool,
     crowded: bool,
     empty: bool,
+    ranking: str | None,
     limit: int | None,
     seed: int,
 ) -> Selection:
@@ -150,11 +168,13 @@ def make_selection(
         (Choice.FAILED, failed),
         (Choice.CROWDED, crowded),
         (Choice.EMPTY, empty),
+        (Choice.RANKED, ranking is not None),
     ]
     choices = [choice for choice, is_chosen in chosen if is_chosen]
     if len(choices) > 1:
+        flags = [f"--{'ranking' if one == Choice.RANKED else one}" for one in choices]
         raise UsageError(
-            f"Choose one of {' and '.join(f'--{choice}' for choice in choices)}.",
+            f"Choose one of {' and '.join(flags)}.",
             "Each can be joined with the name or pattern of images.",
         )
     if random is not None and limit is not None:
@@ -163,6 +183,17 @@ def make_selection(
     return Selection(
         choices[0] if choices else default, image, random or limit or _DEFAULT_LIMIT, seed
     )
+
+
+def _reasons(ranking: Ranking | None, selected: Selected) -> dict[str, str]:
+    """image_id -> why an image was ranked."""
+    if ranking is None:
+        return {}
+    wanted = {record.image_id for record in selected.records}
+    ids = ranking.rows["image_id"].to_pylist()
+    rows = [row for row, image_id in enumerate(ids) if image_id in wanted]
+    why = ranking.rows["why"].take(rows).to_pylist()
+    return {ids[row]: text for row, text in zip(rows, why, strict=True)}
 
 
 def open_in_viewer(file: str) -> bool:
@@ -215,6 +246,7 @@ def _what(selection: Selection) -> str:
         Choice.FAILED: "failed images",
         Choice.CROWDED: "segmented images, the most crowded first",
         Choice.EMPTY: "images without instances",
+        Choice.RANKED: "ranked images, the first of them first",
     }
     named = f" like {selection.name}" if selection.name else ""
     return f"{words[selection.choice]}{named}"

@@ -39,6 +39,7 @@ from segcore.exports.state import (
     record_chunk,
 )
 from segcore.exports.summary import ExportSummary
+from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.storage import normalize
 from segcore.text import json_text, plural, redact
@@ -70,7 +71,9 @@ def export(
     check_destination(options, layout)
     categories = {int(c["id"]): str(c["name"]) for c in results.edition["model"]["categories"]}
     listed = read_image_list(storage, options)
-    selection = Selection(options, categories, listed)
+    ranking = read_ranking(results, options.ranking) if options.ranking else None
+    ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
+    selection = Selection(options, categories, listed, ranked)
     context = _context(results, options, selection)
     manifest = {
         "format": str(options.format),
@@ -85,7 +88,8 @@ def export(
     summary = ExportSummary(str(options.format), layout.uri, results.name, context.model)
     run.write(summary, options.workers or 1, notify)
     summary.add(run.tally, selection.left_out, options.tolerance)
-    summary.notes = (*results.remarks(), *run.notes(listed is None))
+    remarks = [*results.remarks(), *filter(None, [ranking.remark(results) if ranking else ""])]
+    summary.notes = (*remarks, *run.notes(listed is None and ranked is None))
     summary.edition_notes = results.edition_notes
     if not summary.images and not len(state):
         raise NothingFound(

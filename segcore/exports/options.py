@@ -78,8 +78,11 @@ class ExportOptions(BaseModel):
         description="Only the images in this file: one id, path or file name a line, or a CSV "
         "whose first column has them.",
     )
+    ranking: str | None = Field(
+        None, description="Only the images of this ranking, which `segcore rank` made."
+    )
     top: int | None = Field(
-        None, ge=1, description="Only the first so many of `image_list`, as of a ranking."
+        None, ge=1, description="Only the first so many of `ranking` or `image_list`."
     )
     skip_empty: bool = Field(False, description="Leave out images without a mask.")
     chunk_images: int | None = Field(
@@ -118,8 +121,10 @@ class ExportOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> ExportOptions:
-        if self.top is not None and self.image_list is None:
-            raise ValueError("top needs image_list")
+        if self.ranking is not None and self.image_list is not None:
+            raise ValueError("ranking and image_list exclude each other")
+        if self.top is not None and self.image_list is None and self.ranking is None:
+            raise ValueError("top needs ranking or image_list")
         if self.max_area is not None and self.max_area < self.min_area:
             raise ValueError(f"max_area ({self.max_area}) is under min_area ({self.min_area})")
         return self
@@ -155,7 +160,7 @@ class ExportOptions(BaseModel):
 
     def stated(self) -> dict[str, Any]:
         """What decides the content of the files: a later export into one DEST must agree."""
-        return self.model_dump(mode="json", exclude={"workers", "top", "image_list"})
+        return self.model_dump(mode="json", exclude={"workers", "top", "image_list", "ranking"})
 
     def fingerprint(self) -> str:
         """16 hex digits of a hash of `stated`."""

@@ -38,17 +38,25 @@ class ImageMasks:
 class Selection:
     """The filters of an export.
 
+    Args:
+        listed: Ids, paths or file names of the images to export; None for all.
+        ranked: Ids of the images to export; None for all.
+
     Attributes:
         labels: The classes of the export, in the order of the model.
         left_out: What was left out, by reason.
     """
 
     def __init__(
-        self, options: ExportOptions, categories: Mapping[int, str], listed: frozenset[str] | None
+        self,
+        options: ExportOptions,
+        categories: Mapping[int, str],
+        listed: frozenset[str] | None,
+        ranked: frozenset[str] | None = None,
     ) -> None:
         self.options = options
         self.left_out: Counter[str] = Counter()
-        self._listed = listed
+        self._listed, self._ranked = listed, ranked
         self._unmatched = set(listed or ())
         self._include = _patterns(options.include)
         self._exclude = _patterns(options.exclude)
@@ -81,6 +89,9 @@ class Selection:
             return False
         if self._exclude and self._exclude.match(record.path):
             self.left_out["images_excluded"] += 1
+            return False
+        if self._ranked is not None and record.image_id not in self._ranked:
+            self.left_out["images_not_ranked"] += 1
             return False
         if self._listed is not None:
             names = {record.image_id, record.path, record.path.rpartition("/")[2]}

@@ -16,6 +16,7 @@ MEANINGS: Mapping[str, str] = {
     "images_not_included": "images match none of the patterns to include",
     "images_excluded": "images match a pattern to exclude",
     "images_not_listed": "images are not in the image list",
+    "images_not_ranked": "images are not in the ranking, or not among its first (--top)",
     "images_without_masks": "images have no mask in the export",
     "empty_images_skipped": "images without a mask left out (--skip-empty)",
     "masks_of_other_classes": "masks of classes that were not asked for left out",

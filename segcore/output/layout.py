@@ -15,6 +15,7 @@
 <output>/<edition>/lease/                    which run may write into the edition
 <output>/<edition>/compacted/current.json    which generation of compacted files is read
 <output>/<edition>/compacted/<generation>/   parts of many units in few files: see `compaction`
+<output>/<edition>/rankings/<name>.parquet   which images to look at first: see `rankings`
 <output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
 <output>/lease/                              who publishes, prunes or compacts
 <output>/reprocess/calls/<id>.json           what each call of `segcore reprocess` came to
@@ -168,6 +169,15 @@ class EditionLayout:
     def registered_folder(self) -> str:
         """Holds lists of the files that tables outside of segcore refer to."""
         return join(self.prefix, "registered")
+
+    @property
+    def rankings_folder(self) -> str:
+        """Holds rankings of the images."""
+        return join(self.prefix, "rankings")
+
+    def ranking(self, name: str) -> str:
+        """A ranking of the images; see `segcore.output.rankings`."""
+        return join(self.rankings_folder, f"{name}.parquet")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from segcore.comparison.compare import CompareOptions, Comparison, compare
 from segcore.errors import SegcoreError
 from segcore.evaluation.evaluate import evaluate
 from segcore.output.image_rows import ImageRecord
+from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.output.run_records import RunRecord, read_run_records
 from segcore.reporting.changes import changes_section, describe_changes, describe_errors
@@ -43,6 +44,7 @@ class ReportOptions:
             edition, to compare with; "" for none.
         images: Most images of each group of the gallery.
         seed: Of the random images.
+        ranking: Whose first images are shown; "" for none.
     """
 
     ground_truth: str = ""
@@ -50,6 +52,7 @@ class ReportOptions:
     images: int = 8
     seed: int = 0
     include_unlisted: bool = False
+    ranking: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Report:
     Attributes:
         html: Its bytes.
         problems: Sentences about what is missing in it.
+        remarks: Sentences about what is in it.
     """
 
     edition: str
     html: bytes
     problems: tuple[str, ...]
     section_bytes: Mapping[str, int]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,11 +78,15 @@ class _Comparisons:
 
     Attributes:
         notes: Heading of a group -> image_id -> what is said of the image.
+        explanations: Heading of a group -> what is said of all of them.
+        remarks: Sentences for people about what is not as they may think.
     """
 
     sections: list[Section] = field(default_factory=list)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
+    explanations: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def make_report(
@@ -123,7 +132,7 @@ def make_report(
     subtitle = f"{plural(n_images, 'image')}, {plural(contents.instances, 'instance')}"
     page = write_page(f"Report on {results.name}", subtitle, sections)
     sizes = {section.name: len(section.to_markup().encode()) for section in sections}
-    return Report(results.name, page, tuple(problems), sizes)
+    return Report(results.name, page, tuple(problems), sizes, tuple(compared.remarks))
 
 
 def _groups(
@@ -133,7 +142,8 @@ def _groups(
     groups: list[tuple[str, str, Sequence[ImageRecord], Mapping[str, str]]] = []
     for heading, notes in compared.notes.items():
         members = [contents.records[name] for name in notes if name in contents.records]
-        groups.append((heading, "Those with most differences first.", members, notes))
+        explanation = compared.explanations.get(heading, "Those with most differences first.")
+        groups.append((heading, explanation, members, notes))
     for group, best in contents.groups.items():
         selected = best.selected()
         heading, explanation = _HEADINGS[group]
@@ -160,7 +170,7 @@ def _find_run(results: Results) -> RunRecord | None:
 
 def _compare(results: Results, options: ReportOptions) -> _Comparisons:
     compared = _Comparisons()
-    for step in (_add_scores, _add_errors, _add_changes):
+    for step in _STEPS:
         try:
             step(compared, results, options)
         except SegcoreError as error:
@@ -205,7 +215,24 @@ def _add_changes(compared: _Comparisons, results: Results, options: ReportOption
         _note_damage(compared, comparison)
 
 
-_STEPS = {_add_scores: "Scores", _add_errors: "Errors", _add_changes: "What changed:"}
+def _add_ranking(compared: _Comparisons, results: Results, options: ReportOptions) -> None:
+    if options.ranking:
+        ranking = read_ranking(results, options.ranking)
+        first = ranking.rows.slice(0, options.images)
+        reasons = zip(first["image_id"].to_pylist(), first["why"].to_pylist(), strict=True)
+        heading = f"First of the ranking {ranking.name}"
+        remark = ranking.remark(results)
+        compared.notes[heading] = dict(reasons)
+        compared.explanations[heading] = remark or "What `segcore rank` put first, and why."
+        compared.remarks += filter(None, [remark])
+
+
+_STEPS = {
+    _add_ranking: "The ranking",
+    _add_scores: "Scores",
+    _add_errors: "Errors",
+    _add_changes: "What changed:",
+}
 
 
 def _compare_with(

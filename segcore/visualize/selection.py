@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from segcore.errors import UsageError
 from segcore.output.image_rows import RECORD_COLUMNS, ImageRecord, to_records
+from segcore.output.rankings import Ranking
 from segcore.output.results import Results
 from segcore.text import plural
 
@@ -30,6 +31,7 @@ class Choice(StrEnum):
     FAILED = "failed"
     CROWDED = "crowded"  # those with the most instances, the most crowded one first
     EMPTY = "empty"  # segmented, and nothing was found
+    RANKED = "ranked"  # in the order of a ranking
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Selection:
             stand for any letters and for one. "" for all.
         limit: Most images.
         seed: Of a random choice; the same seed gives the same images.
+        ranking: Which images are ranked, and how; for `Choice.RANKED` alone.
     """
 
     choice: Choice = Choice.RANDOM
     name: str = ""
     limit: int = 12
     seed: int = 0
+    ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ def select_images(results: Results, selection: Selection) -> Selected:
     """
     best = BestImages(selection.limit)
     for table in _named(results, selection.name) if selection.name else _all(results):
-        best.add(*rank_images(table, selection.choice, selection.seed))
+        if selection.ranking is not None:
+            best.add(*rank_by(selection.ranking, table))
+        else:
+            best.add(*rank_images(table, selection.choice, selection.seed))
     return best.selected()
 
 
@@ -113,6 +120,13 @@ def rank_images(images: pa.Table, choice: Choice, seed: int) -> tuple[pa.Table, 
         unit = int(images["unit"][0].as_py(), 16)
         ranks = np.random.default_rng([seed, unit]).random(images.num_rows)
     return images, ranks
+
+
+def rank_by(ranking: Ranking, images: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The images of one unit that are ranked, and (N,) their ranks."""
+    places = ranking.places(images["image_id"])
+    is_ranked = pc.is_valid(places)
+    return images.filter(is_ranked), places.filter(is_ranked).to_numpy().astype(np.float64)
 
 
 def _named(results: Results, name: str) -> Iterator[pa.Table]:

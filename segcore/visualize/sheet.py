@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ _SHEET_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn; see `draw_picture`."""
+    """How pictures are drawn; see `draw_picture`.
+
+    Attributes:
+        why: image_id -> what is said below an image on a sheet, in place of its instances.
+    """
 
     labels: bool | None = None
     as_read: bool = False
     side: int = 340  # of a picture of a sheet, pixels
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def draw_tiles(
     for picture in read_pictures(results, records):
         tile = draw_tile(picture, drawing.side, labels=drawing.labels, as_read=drawing.as_read)
         if subtitle is not None and picture.image is not None:
-            tile = Tile(tile.image, [], tile.title, subtitle(picture), is_drawn=True)
+            tile = replace(tile, subtitle=subtitle(picture))
+        if (why := drawing.why.get(picture.record.image_id)) is not None:
+            tile = replace(tile, subtitle=why)
         tiles[picture.record.image_id] = tile, picture.problem
     ordered = [tiles[record.image_id] for record in records]
     return [tile for tile, _ in ordered], [problem for _, problem in ordered]

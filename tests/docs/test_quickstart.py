@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from segcore.api import open_results
+from segcore.api.results import open_results
 from tests.support import markdown
 from tests.support.paths import PYTHONPATH
 from tests.support.run_without_ray import without_ray

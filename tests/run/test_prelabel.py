@@ -55,3 +55,27 @@ def test_a_wrong_destination_is_refused_before_anything_is_segmented(tmp_path: P
     with pytest.raises(UsageError, match="no links"):
         segcore.prelabel(links)
     assert not (tmp_path / "dest-masks").exists()
+
+
+def test_a_way_to_rank_is_ranked_and_the_next_ones_are_added(tmp_path: Path) -> None:
+    pictures = bright_pngs(6)
+    names = sorted(pictures)
+    write_files(tmp_path / "in", {name: pictures[name] for name in names[:5]})
+    sets = ["export.ranking=random", "export.top=2"]
+    with without_ray():
+        first = segcore.prelabel(config(tmp_path, *sets))
+        write_files(tmp_path / "in", {names[5]: pictures[names[5]]})
+        said: list[str] = []
+        second = segcore.prelabel(config(tmp_path, *sets), notify=said.append)
+        with pytest.raises(UsageError, match="has no ranking mine"):
+            segcore.prelabel(config(tmp_path, "export.ranking=mine"))
+    assert first.export is not None
+    assert second.export is not None
+    assert first.export.images == 2
+    assert any(sentence.startswith("Ranked 6 images: ") for sentence in said)
+    ranking = segcore.rank(str(tmp_path / "dest-masks"), "random").ranking
+    assert ranking.rows.num_rows == 6
+    document = [json.loads(file.read_bytes()) for file in (tmp_path / "dest").glob("instances-*")]
+    exported = {image["file_name"] for part in document for image in part["images"]}
+    wanted = {name.rpartition("/")[2] for name in ranking.rows["image_id"].to_pylist()[:2]}
+    assert wanted <= exported
