@@ -96,6 +96,6 @@ exports: $(VENV)/.test ## read exports with the libraries and tools of others, i
 
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers .venv-exports-cvat build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

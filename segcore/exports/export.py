@@ -20,7 +20,7 @@ from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreErro
 from segcore.exports.archive import Archive, ImageRecord
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
-from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally
+from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, model_text
 from segcore.exports.names import UniqueNames, extension_of
 from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
@@ -29,7 +29,7 @@ from segcore.exports.pictures import (
     needs_bytes,
     write_picture,
 )
-from segcore.exports.selection import ImageMasks, Selection, read_image_list
+from segcore.exports.selection import NO_MASKS, ImageMasks, Selection, read_image_list
 from segcore.exports.state import (
     DestLayout,
     ExportedImage,
@@ -49,7 +49,6 @@ _WRITE_THREADS = 8
 _MAX_WRITES_AHEAD = 64
 _ALL_IOU_MASKS = 200_000  # beyond, the IoU is measured in one of eight images
 _IOU_EVERY = 8
-_NO_MASKS = ImageMasks([], [], [], [], [])  # type: ignore[arg-type]
 
 
 def export(
@@ -97,8 +96,7 @@ def export(
 
 
 def _context(results: Results, options: ExportOptions, selection: Selection) -> Context:
-    model = results.edition["model"]
-    name = f"{model['name']} {str(model['weights_sha256'])[:12]}"
+    name = model_text(results.edition["model"])
     n_masks = 0
     for unit in results.units:
         part = results.read_rows("images", unit, ["n_instances"])
@@ -254,7 +252,7 @@ class _Export:
             sizes = {r.image_id: (r.width or 0, r.height or 0) for r in new}
             masks = self._selection.choose(self._archive.masks(unit), sizes)
             for record, data in self._with_pictures(unit, new):
-                image = self._make_image(record, masks.get(record.image_id, _NO_MASKS), data)
+                image = self._make_image(record, masks.get(record.image_id, NO_MASKS), data)
                 if image is not None:
                     yield image
 

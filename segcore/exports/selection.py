@@ -35,6 +35,9 @@ class ImageMasks:
     areas: list[int]
 
 
+NO_MASKS = ImageMasks([], [], [], np.zeros((0, 4), np.float32), [])
+
+
 class Selection:
     """The filters of an export.
 
