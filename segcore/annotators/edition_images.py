@@ -12,7 +12,7 @@ import numpy as np
 from segcore.annotators.task_names import TaskName, upload_name
 from segcore.errors import NothingFound, UsageError
 from segcore.evaluation.paths import PathIndex
-from segcore.exports.archive import Archive, ImageRecord, MaskColumns
+from segcore.exports.archive import Archive, ArchivedImage, MaskColumns
 from segcore.exports.formats.base import Context, ExportImage, Tally, model_text
 from segcore.exports.options import ExportOptions
 from segcore.exports.selection import NO_MASKS, Selection, read_image_list
@@ -38,7 +38,7 @@ class NoAnswer(Exception):
 
 
 class _Unit(NamedTuple):
-    records: dict[str, ImageRecord]
+    records: dict[str, ArchivedImage]
     masks: MaskColumns
 
 

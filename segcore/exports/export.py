@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain, islice
 
 from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreError
-from segcore.exports.archive import Archive, ImageRecord
+from segcore.exports.archive import Archive, ArchivedImage
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
 from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, model_text
@@ -70,7 +70,8 @@ def export(
     categories = {int(c["id"]): str(c["name"]) for c in results.edition["model"]["categories"]}
     listed = read_image_list(storage, options)
     selection = Selection(options, categories, listed)
-    context = _context(results, options, selection)
+    archive = Archive(results)
+    context = _context(archive, options, selection)
     manifest = {
         "format": str(options.format),
         "edition": results.name,
@@ -80,7 +81,7 @@ def export(
         "options": options.stated(),
     }
     state, is_continued = open_dest(storage, layout, manifest)
-    run = _Export(Archive(results), selection, state, make_format(context), layout, is_continued)
+    run = _Export(archive, selection, state, make_format(context), layout, is_continued)
     summary = ExportSummary(str(options.format), layout.uri, results.name, context.model)
     run.write(summary, options.workers or 1, notify)
     summary.add(run.tally, selection.left_out, options.tolerance)
@@ -95,7 +96,8 @@ def export(
     return summary
 
 
-def _context(results: Results, options: ExportOptions, selection: Selection) -> Context:
+def _context(archive: Archive, options: ExportOptions, selection: Selection) -> Context:
+    results = archive.results
     name = model_text(results.edition["model"])
     n_masks = 0
     for unit in results.units:
@@ -104,7 +106,7 @@ def _context(results: Results, options: ExportOptions, selection: Selection) -> 
         if n_masks > _ALL_IOU_MASKS:
             break
     every = 1 if n_masks <= _ALL_IOU_MASKS else _IOU_EVERY
-    return Context(options, selection.labels, name, results.name, every)
+    return Context(options, selection.labels, name, results.name, every, archive.decoding)
 
 
 class _Export:
@@ -135,7 +137,9 @@ class _Export:
         self._writer = _FileWriter()
         self._next_number, self._next_annotation = state.next_number, state.next_annotation
         self._names = UniqueNames()
-        self._digests: dict[int, tuple[ImageRecord, str]] = {}  # of images between read and written
+        self._digests: dict[
+            int, tuple[ArchivedImage, str]
+        ] = {}  # of images between read and written
         self._n_seen = 0
         for image in state.images():
             self._names.reserve(image.name)
@@ -256,15 +260,15 @@ class _Export:
                 if image is not None:
                     yield image
 
-    def _is_known(self, record: ImageRecord) -> bool:
+    def _is_known(self, record: ArchivedImage) -> bool:
         known = self._state.find(record.image_id)
         is_same = known is not None and known.etag == record.etag
         self._n_seen += is_same
         return is_same
 
     def _with_pictures(
-        self, unit: str, records: list[ImageRecord]
-    ) -> Iterator[tuple[ImageRecord, bytes | None]]:
+        self, unit: str, records: list[ArchivedImage]
+    ) -> Iterator[tuple[ArchivedImage, bytes | None]]:
         """Images with their encoded bytes, as far as these are needed and there."""
         needed = [r for r in records if needs_bytes(self._options, self._form, r)]
         left = {record.image_id: record for record in records}
@@ -276,7 +280,7 @@ class _Export:
             yield record, None
 
     def _make_image(
-        self, record: ImageRecord, masks: ImageMasks, data: bytes | None
+        self, record: ArchivedImage, masks: ImageMasks, data: bytes | None
     ) -> ExportImage | None:
         known = self._state.find(record.image_id)
         facts = masks.labels, masks.scores, record.width, record.height
@@ -318,7 +322,7 @@ class _Export:
         self._next_annotation += len(masks.counts)
         return image
 
-    def _write_picture(self, record: ImageRecord, name: str, data: bytes | None) -> None:
+    def _write_picture(self, record: ArchivedImage, name: str, data: bytes | None) -> None:
         is_needed = needs_bytes(self._options, self._form, record)
         if is_needed and data is None:
             self.tally.counts["pictures_missing"] += 1

@@ -100,6 +100,7 @@ def write_results(
     sequence: int = 1,
     options: SourceOptions = SourceOptions(),
     failed: Sequence[str] = (),
+    decode: DecodeOptions = DecodeOptions(),
 ) -> EditionLayout:
     """Write the output of a finished run over the archive `source`.
 
@@ -109,7 +110,7 @@ def write_results(
     """
     storage = Storage()
     info = ModelInfo("drawn", "none", "1" * 64, "CC0-1.0", CATEGORIES)
-    edition = make_edition(info, DecodeOptions())
+    edition = make_edition(info, decode)
     layout = OutputLayout(normalize(output)).edition(edition.name)
     plan = make_plan(open_source(source, options, storage), UnitLimits(images=4))
     names = tuple((category.id, category.name) for category in CATEGORIES)
