@@ -101,6 +101,6 @@ grid: $(VENV)/.test ## compare the pixels of a generated grid of images with tho
 
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers .venv-grid build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

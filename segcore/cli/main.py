@@ -21,6 +21,7 @@ from segcore.cli import (
     failures,
     history,
     import_corrections,
+    label_studio,
     models,
     predict,
     prelabel,
@@ -66,6 +67,9 @@ app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
 app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
+app.command("label-studio", cls=label_studio.Command, epilog=label_studio.EPILOG)(
+    label_studio.command
+)
 app.command("models", epilog=models.EPILOG)(models.command)
 app.command("convert", epilog=convert.EPILOG)(convert.command)
 app.command("config", epilog=config.EPILOG)(config.command)

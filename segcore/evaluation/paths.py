@@ -33,13 +33,16 @@ class PathIndex:
 
         Equal ones, else those that end with the path, or with which the path ends.
         """
+        if equal := self.find_whole(path):
+            return equal
         whole = _join(path)
-        for equal in (self._as_written.get(path), self._whole.get(whole)):
-            if equal:
-                return equal
         shorter = [number for end in _ends(whole) for number in self._whole.get(end, ())]
         longer = self._ends.get(whole)
         return shorter + ([] if longer is None else [longer] * (2 if longer == _SEVERAL else 1))
+
+    def find_whole(self, path: str) -> list[int]:
+        """Numbers of the names that are this path as a whole."""
+        return self._as_written.get(path) or self._whole.get(_join(path)) or []
 
 
 def _join(path: str) -> str:

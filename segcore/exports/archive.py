@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from segcore.errors import ImageError, ObjectNotFound
 from segcore.exports.names import archive_path
-from segcore.images import DecodeOptions
 from segcore.output.results import Results
 from segcore.output.run_records import read_plan
 from segcore.planning.plan import Plan
 from segcore.sources import file_image_id, read_unit, reading_options
+from segcore.visualize.originals import recorded_decoding
 from segcore.worker.pages import image_bytes, split_pages
 
 _IMAGE_COLUMNS = ("image_id", "etag", "shard", "width", "height", "status", "page")
@@ -23,10 +23,9 @@ _INSTANCE_COLUMNS = (
     "image_id", "category_id", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "area", "height",
     "width", "counts", "window_x", "window_y",
 )  # fmt: skip
-_MAX_PICTURE_BYTES = 1 << 30
 
 
-class ImageRecord(NamedTuple):
+class ArchivedImage(NamedTuple):
     """A row of `images`, and where the image is in the archive; see `archive_path`."""
 
     image_id: str
@@ -64,10 +63,12 @@ class Archive:
 
     Attributes:
         unit_ids: All units to read, in the order of the plan.
+        decoding: How the job read and decoded the images.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
+        self.decoding = recorded_decoding(results)
         self._plan = _plan_of(results)
         known = set(results.units)
         planned = self._plan.units.ids() if self._plan else []
@@ -80,7 +81,7 @@ class Archive:
         """URI of the archive; "" if the plan is gone."""
         return self._plan.input if self._plan else ""
 
-    def images(self, unit: str) -> list[ImageRecord]:
+    def images(self, unit: str) -> list[ArchivedImage]:
         """The images of a unit, in order."""
         table = self.results.read_rows("images", unit, _IMAGE_COLUMNS)
         records = []
@@ -88,7 +89,7 @@ class Archive:
             image_id, etag, shard, width, height, status, page = values
             path = archive_path(image_id, shard, page, self.input)
             is_ok = status == "ok"
-            records.append(ImageRecord(image_id, etag, shard, width, height, is_ok, page, path))
+            records.append(ArchivedImage(image_id, etag, shard, width, height, is_ok, page, path))
         return records
 
     def masks(self, unit: str) -> MaskColumns:
@@ -113,8 +114,8 @@ class Archive:
         )
 
     def pictures(
-        self, unit: str, records: Sequence[ImageRecord]
-    ) -> Iterator[tuple[ImageRecord, bytes | ImageError]]:
+        self, unit: str, records: Sequence[ArchivedImage]
+    ) -> Iterator[tuple[ArchivedImage, bytes | ImageError]]:
         """The encoded bytes of these images, as the job read them, in the order of the archive.
 
         Those that are not found any more are left out.
@@ -124,15 +125,14 @@ class Archive:
         """
         if self._plan is None or unit not in self._rows:
             return
-        pages = DecodeOptions(pages="all")
         places = {(file_image_id(r.image_id, r.page), r.page or 1): r for r in records}
         wanted_files = {place[0] for place in places}
         planned = self._plan.units[self._rows[unit]]
         skipped = {m.image_id for m in planned.members if m.image_id not in wanted_files}
-        options = reading_options(planned, _MAX_PICTURE_BYTES)
+        options = reading_options(planned, self.decoding.max_bytes)
         exclude = skipped if planned.kind == "objects" else ()
         samples = read_unit(planned, self.results.storage, options, exclude=exclude)
-        for sample in split_pages(samples, pages):
+        for sample in split_pages(samples, self.decoding):
             place = (file_image_id(sample.image_id, sample.page), sample.page or 1)
             record = places.pop(place, None)
             if record is None:

@@ -17,10 +17,10 @@ from functools import partial
 from itertools import chain, islice
 
 from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreError
-from segcore.exports.archive import Archive, ImageRecord
+from segcore.exports.archive import Archive, ArchivedImage
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
-from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally
+from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, model_text
 from segcore.exports.names import UniqueNames, extension_of
 from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
@@ -29,7 +29,7 @@ from segcore.exports.pictures import (
     needs_bytes,
     write_picture,
 )
-from segcore.exports.selection import ImageMasks, Selection, read_image_list
+from segcore.exports.selection import NO_MASKS, ImageMasks, Selection, read_image_list
 from segcore.exports.state import (
     DestLayout,
     ExportedImage,
@@ -50,7 +50,6 @@ _WRITE_THREADS = 8
 _MAX_WRITES_AHEAD = 64
 _ALL_IOU_MASKS = 200_000  # beyond, the IoU is measured in one of eight images
 _IOU_EVERY = 8
-_NO_MASKS = ImageMasks([], [], [], [], [])  # type: ignore[arg-type]
 
 
 def export(
@@ -74,7 +73,8 @@ def export(
     ranking = read_ranking(results, options.ranking) if options.ranking else None
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
     selection = Selection(options, categories, listed, ranked)
-    context = _context(results, options, selection)
+    archive = Archive(results)
+    context = _context(archive, options, selection)
     manifest = {
         "format": str(options.format),
         "edition": results.name,
@@ -84,7 +84,7 @@ def export(
         "options": options.stated(),
     }
     state, is_continued = open_dest(storage, layout, manifest)
-    run = _Export(Archive(results), selection, state, make_format(context), layout, is_continued)
+    run = _Export(archive, selection, state, make_format(context), layout, is_continued)
     summary = ExportSummary(str(options.format), layout.uri, results.name, context.model)
     run.write(summary, options.workers or 1, notify)
     summary.add(run.tally, selection.left_out, options.tolerance)
@@ -100,9 +100,9 @@ def export(
     return summary
 
 
-def _context(results: Results, options: ExportOptions, selection: Selection) -> Context:
-    model = results.edition["model"]
-    name = f"{model['name']} {str(model['weights_sha256'])[:12]}"
+def _context(archive: Archive, options: ExportOptions, selection: Selection) -> Context:
+    results = archive.results
+    name = model_text(results.edition["model"])
     n_masks = 0
     for unit in results.units:
         part = results.read_rows("images", unit, ["n_instances"])
@@ -110,7 +110,7 @@ def _context(results: Results, options: ExportOptions, selection: Selection) -> 
         if n_masks > _ALL_IOU_MASKS:
             break
     every = 1 if n_masks <= _ALL_IOU_MASKS else _IOU_EVERY
-    return Context(options, selection.labels, name, results.name, every)
+    return Context(options, selection.labels, name, results.name, every, archive.decoding)
 
 
 class _Export:
@@ -141,7 +141,9 @@ class _Export:
         self._writer = _FileWriter()
         self._next_number, self._next_annotation = state.next_number, state.next_annotation
         self._names = UniqueNames()
-        self._digests: dict[int, tuple[ImageRecord, str]] = {}  # of images between read and written
+        self._digests: dict[
+            int, tuple[ArchivedImage, str]
+        ] = {}  # of images between read and written
         self._n_seen = 0
         for image in state.images():
             self._names.reserve(image.name)
@@ -258,19 +260,19 @@ class _Export:
             sizes = {r.image_id: (r.width or 0, r.height or 0) for r in new}
             masks = self._selection.choose(self._archive.masks(unit), sizes)
             for record, data in self._with_pictures(unit, new):
-                image = self._make_image(record, masks.get(record.image_id, _NO_MASKS), data)
+                image = self._make_image(record, masks.get(record.image_id, NO_MASKS), data)
                 if image is not None:
                     yield image
 
-    def _is_known(self, record: ImageRecord) -> bool:
+    def _is_known(self, record: ArchivedImage) -> bool:
         known = self._state.find(record.image_id)
         is_same = known is not None and known.etag == record.etag
         self._n_seen += is_same
         return is_same
 
     def _with_pictures(
-        self, unit: str, records: list[ImageRecord]
-    ) -> Iterator[tuple[ImageRecord, bytes | None]]:
+        self, unit: str, records: list[ArchivedImage]
+    ) -> Iterator[tuple[ArchivedImage, bytes | None]]:
         """Images with their encoded bytes, as far as these are needed and there."""
         needed = [r for r in records if needs_bytes(self._options, self._form, r)]
         left = {record.image_id: record for record in records}
@@ -282,7 +284,7 @@ class _Export:
             yield record, None
 
     def _make_image(
-        self, record: ImageRecord, masks: ImageMasks, data: bytes | None
+        self, record: ArchivedImage, masks: ImageMasks, data: bytes | None
     ) -> ExportImage | None:
         known = self._state.find(record.image_id)
         facts = masks.labels, masks.scores, record.width, record.height
@@ -324,7 +326,7 @@ class _Export:
         self._next_annotation += len(masks.counts)
         return image
 
-    def _write_picture(self, record: ImageRecord, name: str, data: bytes | None) -> None:
+    def _write_picture(self, record: ArchivedImage, name: str, data: bytes | None) -> None:
         is_needed = needs_bytes(self._options, self._form, record)
         if is_needed and data is None:
             self.tally.counts["pictures_missing"] += 1

@@ -6,7 +6,7 @@ import os
 from urllib.parse import quote
 
 from segcore.errors import UsageError
-from segcore.exports.archive import ImageRecord
+from segcore.exports.archive import ArchivedImage
 from segcore.exports.formats.base import Format
 from segcore.exports.names import is_local
 from segcore.exports.options import ExportOptions
@@ -29,19 +29,19 @@ def check_destination(options: ExportOptions, layout: DestLayout) -> None:
         )
 
 
-def needs_bytes(options: ExportOptions, form: Format, record: ImageRecord) -> bool:
+def needs_bytes(options: ExportOptions, form: Format, record: ArchivedImage) -> bool:
     """Whether the encoded image must be read from the archive."""
     if form.needs_pictures or options.images == "copy":
         return True
     return options.images == "link" and not _is_linkable(record)
 
 
-def _is_linkable(record: ImageRecord) -> bool:
+def _is_linkable(record: ArchivedImage) -> bool:
     is_file = not record.shard and (record.page or 1) == 1
     return is_file and is_local(record.image_id)
 
 
-def link_of(options: ExportOptions, record: ImageRecord, name: str) -> str:
+def link_of(options: ExportOptions, record: ArchivedImage, name: str) -> str:
     """The link to an image; "" where there is none."""
     uri = record.shard or record.image_id
     template = options.url_template
@@ -64,7 +64,7 @@ def link_of(options: ExportOptions, record: ImageRecord, name: str) -> str:
 
 
 def write_picture(
-    storage: Storage, layout: DestLayout, options: ExportOptions, record: ImageRecord, name: str,
+    storage: Storage, layout: DestLayout, options: ExportOptions, record: ArchivedImage, name: str,
     data: bytes | None,
 ) -> bool:  # fmt: skip
     """Write an image below DEST or link to it; returns whether it is there."""

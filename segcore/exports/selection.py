@@ -13,7 +13,7 @@ from fnmatch import translate
 import numpy as np
 
 from segcore.errors import UsageError
-from segcore.exports.archive import ImageRecord, MaskColumns
+from segcore.exports.archive import ArchivedImage, MaskColumns
 from segcore.exports.formats.base import Label
 from segcore.exports.options import ExportOptions
 from segcore.storage import Storage, normalize
@@ -33,6 +33,9 @@ class ImageMasks:
     counts: list[str]
     boxes: np.ndarray
     areas: list[int]
+
+
+NO_MASKS = ImageMasks([], [], [], np.zeros((0, 4), np.float32), [])
 
 
 class Selection:
@@ -79,7 +82,7 @@ class Selection:
             for id_, name in categories.items()
         }
 
-    def takes(self, record: ImageRecord) -> bool:
+    def takes(self, record: ArchivedImage) -> bool:
         """Whether an image is exported; failed images never are."""
         if not record.is_ok or not record.width or not record.height:
             self.left_out["failed_images"] += 1

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,13 +14,17 @@ from segcore.errors import UsageError
 from segcore.exports.export import export
 from segcore.exports.names import UniqueNames, archive_path, safe_name, split_extension
 from segcore.exports.options import ExportOptions
+from segcore.images import DecodeOptions, decode_image
 from segcore.output.results import Results, open_results
 from segcore.sources import SourceOptions
 from segcore.storage import Storage
+from segcore.visualize.overlays import brighten, overlay
 from tests.exports.conftest import FAMILY, PICTURES
+from tests.support import serial_run
 from tests.support.archives import parquet_bytes, tar_bytes
-from tests.support.jobs import write_files
-from tests.support.masks_output import Drawn, picture, write_results
+from tests.support.jobs import job_config, write_files
+from tests.support.masks_output import HEIGHT, WIDTH, Drawn, picture, write_results
+from tests.support.tiff_files import Page, tiff_file
 
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "a//b.png", "CON.png", "con", "x" * 300 + ".jpg", "",
@@ -163,3 +168,43 @@ def test_scores_are_as_in_the_archive(results: Results, archive: Path) -> None:
     scores = {np.float32(a["score"]) for a in document["annotations"]}
     stored = set(results.to_arrow("instances", ["score"])["score"].to_numpy())
     assert scores == stored
+
+
+def _deep_tiff(low: int, seed: int) -> Page:
+    samples = np.random.default_rng(seed).integers(low, low + 800, (HEIGHT, WIDTH, 1), np.uint16)
+    return Page(samples)
+
+
+@pytest.mark.parametrize("options", [{"wide_range": "min_max"}, {"wide_range": (100, 3000)}, {}])
+def test_overlays_show_the_pixels_that_the_job_read(tmp_path: Path, options: dict) -> None:
+    """Here samples of 16 bits, made to 8 as the edition says."""
+    data = tiff_file([_deep_tiff(200, 1)])
+    write_files(tmp_path / "in", {"deep.tif": data})
+    decode = DecodeOptions(**options)
+    drawn = {"deep.tif": [Drawn(FAMILY["rows"], 3, 1)]}
+    write_results(str(tmp_path / "in"), str(tmp_path / "out"), drawn, decode=decode)
+    results = open_results(Storage(), str(tmp_path / "out"))
+    export(results, str(tmp_path / "dest"), ExportOptions(format="overlays"))
+    (picture_file,) = (tmp_path / "dest/overlays").rglob("*.jpg")
+    shown = cv2.imread(str(picture_file))[..., ::-1].astype(int)
+    counts = results.to_arrow("instances", ["counts"])["counts"].to_pylist()
+    wanted = overlay(brighten(decode_image(data, decode)), counts).astype(int)
+    assert np.abs(shown - wanted).mean() < 12  # JPEG of noise
+
+
+@pytest.mark.parametrize("pages", ["first", "all"])
+def test_copies_of_a_file_of_two_pages(tmp_path: Path, pages: str) -> None:
+    """The file itself where its first page was read alone; otherwise each page as a file."""
+    two = [_deep_tiff(1000, seed) for seed in (1, 2)]
+    data = tiff_file(two)
+    write_files(tmp_path / "in", {"two.tif": data})
+    serial_run.segment(job_config(tmp_path / "in", tmp_path / "out", f"decode.pages={pages}"))
+    results = open_results(Storage(), str(tmp_path / "out"))
+    summary = export(results, str(tmp_path / "dest"), ExportOptions(images="copy"))
+    files = sorted((tmp_path / "dest/images").iterdir())
+    assert summary.counts["pictures_written"] == len(files) == (1 if pages == "first" else 2)
+    if pages == "first":
+        assert files[0].read_bytes() == data
+        return
+    for file, page in zip(sorted(files, key=lambda file: len(file.name)), two, strict=True):
+        assert (decode_image(file.read_bytes()) == decode_image(tiff_file([page]))).all()

@@ -11,12 +11,18 @@ a line for each reader; the exit code is 1 if one of them reads something else t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -36,6 +42,7 @@ LIBRARIES = (
     "pycocotools", "supervision==0.31.*", "datumaro==1.13.*", "cvat-sdk[masks]",
     "label-studio-sdk", "datasets==5.*", "opencv-python-headless<4.13",
 )  # fmt: skip
+BESIDE = ("cvat-sdk[masks]", "cvat-cli")  # beside segcore: the extra `cvat`
 PEERS = ("label-studio", "labelme==6.3.1")
 CATEGORIES = {3: "cat", 5: "dog & <b>", 9: "tree"}
 EXPORTS: dict[str, dict[str, object]] = {
@@ -53,7 +60,10 @@ EXPORTS: dict[str, dict[str, object]] = {
 
 
 def environment(name: str, packages: tuple[str, ...]) -> Path:
-    """Python of an environment with these packages, made on first use."""
+    """Python of an environment with these packages, made on first use.
+
+    That of `BESIDE` also has the packages of the one that this runs in.
+    """
     folder = ROOT / name
     python = folder / "bin" / "python"
     complete = folder / "complete"
@@ -61,6 +71,9 @@ def environment(name: str, packages: tuple[str, ...]) -> Path:
         print(f"making {name} (some minutes)", file=sys.stderr)
         if not python.exists():
             venv.create(folder, with_pip=True)
+            if packages == BESIDE:
+                path = "{}/lib/python{}.{}/site-packages".format(folder, *sys.version_info[:2])
+                Path(path, "segcore.pth").write_text(sysconfig.get_path("purelib") + "\n")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for package in packages if "peers" in name else (" ".join(packages),):
             subprocess.run([*pip, *package.split()], check=True)
@@ -98,18 +111,47 @@ def main() -> int:
     parser.add_argument("--no-server", action="store_true", help="only the libraries")
     arguments = parser.parse_args()
     write_exports()
-    scripts = [("libraries.py", ".venv-exports", LIBRARIES)]
+    scripts = [
+        ("libraries.py", ".venv-exports", LIBRARIES),
+        ("cvat_function.py", ".venv-exports-cvat", BESIDE),
+    ]
     if not arguments.no_server:
         scripts.append(("label_studio_server.py", ".venv-exports-peers", PEERS))
         scripts.append(("labelme_loader.py", ".venv-exports-peers", PEERS))
     failed = 0
-    for script, name, packages in scripts:
-        python = environment(name, packages)
-        command = [str(python), str(Path(__file__).parent / script), str(BUILD)]
-        failed |= subprocess.run(command, check=False).returncode
+    with label_studio_backend() as url:
+        for script, name, packages in scripts:
+            python = environment(name, packages)
+            command = [str(python), str(Path(__file__).parent / script), str(BUILD), url]
+            paths = os.environ | {"PYTHONPATH": str(ROOT) if packages == BESIDE else ""}
+            failed |= subprocess.run(command, env=paths, check=False).returncode
     if not arguments.no_server:
         failed |= not imports_what_the_server_exported()
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def label_studio_backend() -> Iterator[str]:
+    """`segcore label-studio` on a free port; its URL."""
+    command = [sys.executable, "-m", "segcore", "label-studio", str(BUILD / "out"), "--port", "0"]
+    command += ["--dest", str(BUILD / "label-studio"), "--set", "export.tolerance=0"]
+    with (BUILD / "backend.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                log.write(line)
+                if found := re.search(r"at (http://\S+);", line):
+                    break
+            else:
+                raise SystemExit(f"segcore label-studio ended; see {BUILD}/backend.log")
+            Thread(target=lambda: log.writelines(process.stderr or ()), daemon=True).start()
+            yield found[1]
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def imports_what_the_server_exported() -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from segcore import masks
+from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.instances import Instances
 from segcore.models.base import Category, ModelInfo
@@ -98,15 +99,18 @@ def write_results(
     drawn: Mapping[str, Sequence[Drawn]],
     sequence: int = 1,
     options: SourceOptions = SourceOptions(),
+    failed: Sequence[str] = (),
+    decode: DecodeOptions = DecodeOptions(),
 ) -> EditionLayout:
     """Write the output of a finished run over the archive `source`.
 
     Args:
         drawn: End of the image id -> its masks; images without an entry have none.
+        failed: Ends of the ids of images that are corrupt.
     """
     storage = Storage()
     info = ModelInfo("drawn", "none", "1" * 64, "CC0-1.0", CATEGORIES)
-    edition = make_edition(info, DecodeOptions())
+    edition = make_edition(info, decode)
     layout = OutputLayout(normalize(output)).edition(edition.name)
     plan = make_plan(open_source(source, options, storage), UnitLimits(images=4))
     names = tuple((category.id, category.name) for category in CATEGORIES)
@@ -119,8 +123,11 @@ def write_results(
         for sample in read_unit(unit, storage, options):
             found = [d for end, ds in drawn.items() if sample.image_id.endswith(end) for d in ds]
             row = ImageResult(sample.image_id, sample.uri, sample.etag, WIDTH, HEIGHT)
-            if sample.error is not None:
-                results.append(replace(row, error=sample.error, width=None, height=None))
+            error = sample.error
+            if any(sample.image_id.endswith(end) for end in failed):
+                error = ImageError(ErrorCode.CORRUPT, "It was drawn so.")
+            if error is not None:
+                results.append(replace(row, error=error, width=None, height=None))
                 continue
             results.append(replace(row, instances=instances_of(found)))
             n_masks += len(found)

@@ -13,6 +13,7 @@ import numpy as np
 
 from segcore.exports.options import ExportOptions
 from segcore.exports.shapes import Outline, outline, outline_iou
+from segcore.images import DecodeOptions
 from segcore.masks.bitmaps import Bitmap, to_bitmaps
 
 _IOU_STEPS = 1000
@@ -38,6 +39,7 @@ class Context:
         model: Name of the model with the beginning of its weights' sha256.
         edition: Name of the edition.
         iou_every: The IoU of polygons is measured in one of so many images.
+        decoding: How pixels are made of pictures.
     """
 
     options: ExportOptions
@@ -45,6 +47,12 @@ class Context:
     model: str
     edition: str
     iou_every: int = 1
+    decoding: DecodeOptions = field(default_factory=DecodeOptions)
+
+
+def model_text(model: Mapping[str, Any]) -> str:
+    """Name of the model of an edition, with the beginning of its weights' sha256."""
+    return f"{model['name']} {str(model['weights_sha256'])[:12]}"
 
 
 @dataclass(frozen=True)

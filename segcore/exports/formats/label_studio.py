@@ -26,23 +26,30 @@ class LabelStudio(Format):
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """One line of JSON: the task."""
-        is_exact = self.context.options.are_exact
-        masks = self._brushes(image, tally) if is_exact else self._polygons(image, tally)
-        regions = list(masks)
+        n_masks, prediction = self._prediction(image, tally)
         data = {
             "image": image.link or image.name,
             "name": image.name,
             "segcore_image_id": image.image_id,
             "segcore_number": image.number,
         }
-        version = f"segcore {self.context.model} {self.context.edition}"
         head = json.dumps({"data": data}, ensure_ascii=False)[:-1]
-        prediction = json.dumps(
+        return n_masks, f'{head}, "predictions": [{prediction}]}}'
+
+    def prediction(self, image: ExportImage, tally: Tally) -> dict[str, Any]:
+        """The prediction of a task alone; also without an export."""
+        return dict(json.loads(self._prediction(image, tally)[1]))
+
+    def _prediction(self, image: ExportImage, tally: Tally) -> tuple[int, str]:
+        """How many masks were written, and the prediction as JSON."""
+        is_exact = self.context.options.are_exact
+        masks = self._brushes(image, tally) if is_exact else self._polygons(image, tally)
+        regions = list(masks)
+        version = f"segcore {self.context.model} {self.context.edition}"
+        head = json.dumps(
             {"model_version": version, "score": min(image.scores, default=0.0)}, ensure_ascii=False
         )[:-1]
-        result = ", ".join(chain(*regions))
-        task = f'{head}, "predictions": [{prediction}, "result": [{result}]}}]}}'
-        return len(regions), task
+        return len(regions), f'{head}, "result": [{", ".join(chain(*regions))}]}}'
 
     def file_name(self, name: str) -> str:
         """The file of a chunk."""

@@ -10,7 +10,7 @@ import numpy as np
 from segcore.errors import ImageError
 from segcore.exports.formats.base import ExportImage, Format, Tally
 from segcore.exports.names import with_suffix
-from segcore.images import DecodeOptions, decode_image
+from segcore.images import decode_image
 from segcore.visualize.overlays import brighten, overlay
 
 _QUALITY = 85
@@ -26,7 +26,7 @@ class Overlays(Format):
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The bytes of the picture."""
         try:
-            pixels = decode_image(image.picture or b"", DecodeOptions())
+            pixels = decode_image(image.picture or b"", self.context.decoding)
         except ImageError:
             pixels = np.zeros((0, 0, 3), np.uint8)
         if pixels.shape[:2] != (image.height, image.width):
