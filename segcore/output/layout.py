@@ -16,6 +16,7 @@
 <output>/<edition>/compacted/current.json    which generation of compacted files is read
 <output>/<edition>/compacted/<generation>/   parts of many units in few files: see `compaction`
 <output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
+<output>/<edition>/registered/<table>/       rows for such a table, copied out of compacted files
 <output>/lease/                              who publishes, prunes or compacts
 <output>/reprocess/calls/<id>.json           what each call of `segcore reprocess` came to
 <output>/reprocess/decisions/<key>.json      whether an edition may be published in place of another
@@ -168,6 +169,14 @@ class EditionLayout:
     def registered_folder(self) -> str:
         """Holds lists of the files that tables outside of segcore refer to."""
         return join(self.prefix, "registered")
+
+    def registered(self, name: str) -> str:
+        """The files that one table refers to; see `segcore.output.registered`."""
+        return join(self.registered_folder, f"{name}.json")
+
+    def table_copy(self, table: Table, name: str) -> str:
+        """Rows for a table, copied from a compacted file that holds others, too."""
+        return join(self.registered_folder, table, f"{name}.parquet")
 
 
 @dataclass(frozen=True)

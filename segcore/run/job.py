@@ -24,6 +24,7 @@ from segcore.output.latest import Published, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.preview import Preview
+from segcore.output.registered import refuse_to_overwrite
 from segcore.output.report import NOTHING_FOUND
 from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
@@ -227,6 +228,8 @@ def open_edition(
         UsageError: The newest was on another input, and its results are not to be overwritten.
     """
     records = tuple(read_run_records(storage, layout))
+    if overwrite:
+        refuse_to_overwrite(storage, layout)
     if not records or records[-1].input == input_uri or overwrite:
         return records
     if _holds_results(storage, layout, records[-1]):
