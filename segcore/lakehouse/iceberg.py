@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -52,16 +52,7 @@ class IcebergTable:
         if self._opened is None:
             return set()
         with self._translated("read"):
-            manifests = {
-                manifest.manifest_path: manifest
-                for snapshot in self._opened.snapshots()
-                for manifest in snapshot.manifests(self._opened.io)
-            }
-            return {
-                _to_uri(entry.data_file.file_path)
-                for manifest in manifests.values()
-                for entry in manifest.fetch_manifest_entry(self._opened.io)
-            }
+            return set(map(_to_uri, _data_files(self._opened, self._opened.snapshots())))
 
     def stage(self, files: TableFiles, marks: Mapping[str, str]) -> None:
         """Commit these files, and no others, to the branch of the candidate."""
@@ -106,19 +97,14 @@ class IcebergTable:
     @staticmethod
     def _commit(table: Any, files: TableFiles, marks: Mapping[str, str], main: Any) -> None:
         pyarrow_io = import_library("pyiceberg.io.pyarrow")
-        known = {}
-        if main is not None:
-            tasks = table.scan(snapshot_id=main.snapshot_id).plan_files()
-            known = {task.file.file_path: task.file for task in tasks}
+        known = _data_files(table, [main])
         wanted = {_to_location(uri) for uri in files.uris}
         new = sorted(wanted - known.keys())
         executor = import_library("pyiceberg.utils.concurrent").ExecutorFactory.get_or_create()
         read = pyarrow_io.parquet_file_to_data_file
         data_files = list(executor.map(lambda path: read(table.io, table.metadata, path), new))
         with table.transaction() as transaction:
-            update = transaction.update_snapshot(
-                snapshot_properties=dict(marks), branch=CANDIDATE
-            )
+            update = transaction.update_snapshot(snapshot_properties=dict(marks), branch=CANDIDATE)
             with update.overwrite() as producer:
                 for data_file in data_files:
                     producer.append_data_file(data_file)
@@ -173,8 +159,10 @@ class IcebergTable:
         owner = table.properties.get(_OUTPUT)
         if owner != self._output and (owner is not None or table.current_snapshot() is not None):
             rows = f"the rows of {redact(owner)}" if owner else "rows that segcore did not publish"
-            raise UsageError(f"The table {name} holds {rows}.",
-                             "One pair of tables holds one output: choose another name.")  # fmt: skip
+            raise UsageError(
+                f"The table {name} holds {rows}.",
+                "One pair of tables holds one output: choose another name.",
+            )
 
     @staticmethod
     def _marks(snapshot: Any) -> Mapping[str, str]:
@@ -199,6 +187,23 @@ class IcebergTable:
                 "See whether the catalog is there (pyiceberg --catalog NAME list), then run the "
                 "same command again.",
             ) from None
+
+
+def _data_files(table: Any, snapshots: Iterable[Any]) -> dict[str, Any]:
+    """Location -> DataFile of all that these snapshots refer to.
+
+    From the manifests: a scan leaves out files without rows.
+    """
+    manifests = {
+        manifest.manifest_path: manifest
+        for snapshot in snapshots
+        for manifest in snapshot.manifests(table.io)
+    }
+    return {
+        entry.data_file.file_path: entry.data_file
+        for manifest in manifests.values()
+        for entry in manifest.fetch_manifest_entry(table.io)
+    }
 
 
 def _to_location(uri: str) -> str:

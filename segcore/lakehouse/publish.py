@@ -119,9 +119,7 @@ def publish_tables(
             tables[table].forward()
     n_files = sum(len(files[table].uris) for table in TABLES)
     n_rows = {table: files[table].n_rows for table in TABLES}
-    return TablesReport(
-        target.url, bool(stale), n_rows["images"], n_rows["instances"], n_files
-    )
+    return TablesReport(target.url, bool(stale), n_rows["images"], n_rows["instances"], n_files)
 
 
 def _marks(layout: EditionLayout, record: RunRecord) -> dict[str, str]:

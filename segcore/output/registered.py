@@ -35,9 +35,7 @@ def pinned_files(storage: Storage, layout: EditionLayout) -> frozenset[str]:
     return frozenset(pinned)
 
 
-def pin_files(
-    storage: Storage, layout: EditionLayout, table: str, files: Collection[str]
-) -> None:
+def pin_files(storage: Storage, layout: EditionLayout, table: str, files: Collection[str]) -> None:
     """Say which files of an edition a table refers to, in place of what was said before.
 
     Args:

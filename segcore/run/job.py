@@ -130,12 +130,17 @@ class Job:
 
 
 def prepare_job(
-    config: Config, *, overwrite: bool = False, index_shards: IndexShards | None = None
+    config: Config,
+    *,
+    overwrite: bool = False,
+    index_shards: IndexShards | None = None,
+    model: JobModel | None = None,
 ) -> Job:
     """Check everything that can be wrong and find out what there is to do.
 
     Args:
         index_shards: Keeps the indexes of large tar shards; None: they are only read.
+        model: What the configuration names, if that is known without loading it.
 
     Raises:
         UsageError: Input or output is missing, one lies in the other's way, the output belongs to
@@ -144,7 +149,7 @@ def prepare_job(
     """
     storage = Storage(config.storage)
     input_uri, output = locate_input_and_output(config)
-    model = open_model(config, storage, output, input_uri)
+    model = model or open_model(config, storage, output, input_uri)
     layout = output.edition(model.edition.name)
     records = open_edition(storage, layout, input_uri, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
@@ -175,6 +180,18 @@ def prepare_job(
         changes=compare_with_older(storage, output, model.edition, published.edition),
     )
     return _with_committed(job, overwrite)
+
+
+def load_model_of(job: Job) -> Job:
+    """The job with its model loaded, which was only recalled before.
+
+    Raises:
+        SegcoreError: It cannot be loaded.
+    """
+    model = open_model(job.config, job.storage, job.output, job.plan.input)
+    if model.edition.name != job.edition.name:
+        return prepare_job(job.config)
+    return replace(job, model=model)
 
 
 def refresh_job(job: Job, *, overwrite: bool = False) -> Job:

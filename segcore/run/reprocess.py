@@ -39,6 +39,7 @@ from segcore.run.gates import check_gates, check_listing_size, measure
 from segcore.run.history import log_and_tell, utc_now
 from segcore.run.job import Job, locate_input_and_output
 from segcore.run.publish import publish_to_tables
+from segcore.run.recalled_model import model_facts, recall_model
 from segcore.run.reprocess_report import (
     BUSY,
     DAMAGED,
@@ -49,7 +50,7 @@ from segcore.run.reprocess_report import (
 )
 from segcore.run.segment import segment
 from segcore.storage import Storage
-from segcore.text import join_counts, redact_link
+from segcore.text import join_counts
 
 _WAIT_S = 5.0  # between two looks at a lease that is held
 Notify = Callable[[str], None]
@@ -85,10 +86,13 @@ class _Call:
         values |= {"model": model, "decode": decode, "run": run.model_copy(update=changes)}
         return Config(**values)
 
-    def segment(self, config: Config, check_job: Callable[[Job], None]) -> RunReport:
+    def segment(
+        self, config: Config, published: str, check_job: Callable[[Job], None]
+    ) -> RunReport:
         """Segment what is left; see `segcore.run.segment.segment`."""
         report = segment(
             config,
+            model=recall_model(config, self.storage, self.output, published),
             remove_unlisted=self.config.schedule.removed == "prune",
             check_job=check_job,
             notify=self.notify,
@@ -170,7 +174,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
         REFUSED, call.output.uri, before=published.edition, published=published.edition
     )
     try:
-        run = call.segment(config, check)
+        run = call.segment(config, published.edition, check)
     except ListingShrank as error:
         return replace(empty, reasons=(error.message,))
     _remember_model(call, config, jobs[0])
@@ -209,15 +213,8 @@ def _read_published(call: _Call) -> Published:
 
 def _remember_model(call: _Call, config: Config, job: Job) -> None:
     """Write with which options the edition is made, so that it can grow once it is published."""
-    name = config.model.name
-    if redact_link(name) != name:
-        return  # the link is a secret
-    model = config.model.model_copy(update={"precision": job.model.options.precision})
-    options = {
-        "model": model.model_dump(mode="json"),
-        "decode": config.decode.model_dump(mode="json"),
-    }
-    write_model_options(call.storage, call.output, job.edition.name, options)
+    if job.model.is_loaded and (facts := model_facts(config, job.model)) is not None:
+        write_model_options(call.storage, call.output, job.edition.name, facts)
 
 
 def _decide(
@@ -360,4 +357,4 @@ def _segment_published(call: _Call, published: Published) -> RunReport:
             )
 
     call.say(f"Bringing new images into the published edition, {published.edition}.")
-    return call.segment(config, check)
+    return call.segment(config, published.edition, check)

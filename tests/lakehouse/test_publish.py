@@ -102,7 +102,8 @@ def test_parts_are_registered_as_they_are_and_twice_is_once(folder: Path) -> Non
     assert lake.data_files(lake.lake_table("images")) == sorted(map(str, before))
     assert {p: p.read_bytes() for p in before} == before
     again = _publish(folder)
-    assert again.tables is not None and not again.tables.changed
+    assert again.tables is not None
+    assert not again.tables.changed
     for table in lake.TABLE_NAMES:
         assert len(lake.lake_table(table).snapshots()) == 2  # one is of the empty table
         assert list(lake.lake_table(table).metadata.refs) == ["main"]
@@ -158,9 +159,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
-def test_no_registered_file_changes_underneath(
-    folder: Path, change: Callable[[Path], str]
-) -> None:
+def test_no_registered_file_changes_underneath(folder: Path, change: Callable[[Path], str]) -> None:
     _publish(folder)
     rows, kept = lake.lake_rows(), {table: _hashes(table) for table in lake.TABLE_NAMES}
     edition = change(folder)
@@ -202,7 +201,7 @@ def test_a_run_at_work_makes_no_part_while_files_are_registered(folder: Path) ->
 
 def test_overwriting_is_refused_while_a_table_has_the_files(folder: Path) -> None:
     _publish(folder)
-    with pytest.raises(UsageError, match="12 files.*would change them underneath"):
+    with pytest.raises(UsageError, match=r"6 files.*would change them underneath"):
         _segment(folder, overwrite=True)
     _check(folder)
 
@@ -238,9 +237,10 @@ def test_a_death_at_each_gap_is_finished_by_the_next_call(
     assert night(folder, *sets).status == "published"
     before = published_rows(folder)
     write_files(folder / "in", {"new.png": bright_png(31)})
-    with monkeypatch.context() as patch, pytest.raises(ProcessKilled):
+    with monkeypatch.context() as patch:
         _gaps(patch, lambda name, of: (name, of) == step)
-        night(folder, *sets, "model.conf=0.5")
+        with pytest.raises(ProcessKilled):
+            night(folder, *sets, "model.conf=0.5")
     assert published_rows(folder) == before
     found = lake.lake_rows()
     expected_instances_moved = step == ("forward", "images")
@@ -309,9 +309,7 @@ def test_a_catalog_that_nobody_defined(folder: Path, monkeypatch: pytest.MonkeyP
     _refuses(folder, TableError, "of the catalog lake could not be opened")
 
 
-def test_a_catalog_that_may_not_be_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_catalog_that_may_not_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyiceberg.exceptions import ForbiddenError
 
     def refuse(self: object, *args: object) -> None:
