@@ -1,8 +1,7 @@
 """What the URL of tables means.
 
 ``iceberg://CATALOG/NAMESPACE.NAME`` names the tables ``NAMESPACE.NAME_instances`` and
-``NAMESPACE.NAME_images`` of a catalog that pyiceberg's own configuration defines. ``delta://FOLDER``
-and ``delta+s3://BUCKET/FOLDER`` name the Delta tables in the folders ``instances`` and ``images``.
+``NAMESPACE.NAME_images`` of a catalog that pyiceberg's own configuration defines.
 """
 
 from __future__ import annotations
@@ -10,19 +9,14 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.output.layout import Table
-from segcore.storage import normalize
-from segcore.storage.uris import is_remote, join
 from segcore.text import redact
 
-FORMS = (
-    "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration, or "
-    "delta:///FOLDER, or delta+s3://BUCKET/FOLDER."
-)
+FORM = "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration."
 _ICEBERG = re.compile(r"iceberg://([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+)")
 
 
@@ -37,19 +31,18 @@ class TableTarget:
     """Where the two tables are.
 
     Attributes:
-        url: As it was given, without a slash at its end.
-        catalog: Name of the catalog; "" for Delta.
-        place: Identifier of the tables without ``_images``, or the folder that holds both.
+        url: As it was given.
+        catalog: Name of the catalog.
+        place: Identifier of the tables without ``_images``.
     """
 
     url: str
-    kind: Literal["iceberg", "delta"]
+    catalog: str
     place: str
-    catalog: str = ""
 
     def name(self, table: Table) -> str:
-        """Identifier or folder of one of the two."""
-        return f"{self.place}_{table}" if self.kind == "iceberg" else join(self.place, table)
+        """Identifier of one of the two."""
+        return f"{self.place}_{table}"
 
 
 def parse_target(url: str) -> TableTarget:
@@ -58,16 +51,10 @@ def parse_target(url: str) -> TableTarget:
     Raises:
         UsageError: It names none.
     """
-    if match := _ICEBERG.fullmatch(url):
-        return TableTarget(url, "iceberg", match[2], match[1])
-    if url.startswith("delta:///"):
-        folder = normalize(url.removeprefix("delta://"))
-    elif url.startswith("delta+s3://"):
-        folder = normalize(url.removeprefix("delta+"))
-    else:
-        raise UsageError(f"{redact(url)[:200]} names no table.", FORMS)
-    scheme = "delta+" if is_remote(folder) else "delta://"
-    return TableTarget(f"{scheme}{folder}", "delta", folder)
+    match = _ICEBERG.fullmatch(url)
+    if match is None:
+        raise UsageError(f"{redact(url)[:200]!r} names no table.", FORM)
+    return TableTarget(url, match[1], match[2])
 
 
 def import_library(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The model of the published edition, known by the hash of its weights without loading it.
 
-A night with nothing to do needs no more of the model than the name of its edition. That follows from
+A night with nothing to do needs no more of the model than the name of its edition. It follows from
 the weights, the options and this version of segcore; where all of them are those with which the
 published edition was made, what the model said then is what it would say now.
 """
@@ -61,10 +61,9 @@ def recall_model(
     if made.name != edition:
         return None
     name = config.model.name
-    if name in bundled_names():
-        weights, data = None, (BUNDLED / f"{name}.safetensors").read_bytes()
-    else:
-        weights = data = read_weights(name, storage)
+    is_bundled = name in bundled_names()
+    weights = None if is_bundled else read_weights(name, storage)
+    data = (BUNDLED / f"{name}.safetensors").read_bytes() if is_bundled else weights
     if data is None or hashlib.sha256(data).hexdigest() != info.weights_sha256:
         return None
     options = options.model_copy(update={"device": config.model.device})
