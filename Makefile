@@ -99,6 +99,10 @@ grid: $(VENV)/.test ## compare the pixels of a generated grid of images with tho
 	$(BIN)/python -m tests.grid
 	$(BIN)/python -m tests.grid coco
 
+.PHONY: lakehouse
+lakehouse: $(VENV)/.test ## publish to Iceberg tables, in an environment of its own (100 MB)
+	$(BIN)/python -m tests.lakehouse
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

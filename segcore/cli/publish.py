@@ -21,11 +21,16 @@ EPILOG = """
 
   segcore publish out/ nuclei-yolo11n-0123456789ab
 
+  segcore publish out/ nuclei-yolo11n-0123456789ab --to iceberg://prod/vision.nuclei
+
 `segcore editions` lists the editions. An edition that lacks results is refused. To go back to an
 earlier edition, publish that one.
 
-Exit codes: 0 done, or published already; 1 the edition is not complete, or the lease of the output
-is held; 2 usage error; 130 interrupted.
+With --to, the tables vision.nuclei_instances and vision.nuclei_images hold this edition before
+latest.json names it: the files stay where they are and are registered.
+
+Exit codes: 0 done, or published already; 1 the edition is not complete, the tables or their catalog
+cannot be used, or a lease is held; 2 usage error; 130 interrupted.
 """
 
 
@@ -34,13 +39,21 @@ def command(
     edition: Annotated[
         str, typer.Argument(metavar="EDITION", help="Name of the edition in OUTPUT.")
     ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            help="Tables to publish it to as well: iceberg://CATALOG/NAMESPACE.NAME.",
+        ),
+    ] = None,
     sets: StorageSets = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let latest.json name an edition, if that is complete; readers find it from then on."""
     from segcore.run.publish import publish_edition
 
-    report = publish_edition(open_storage(sets), output, edition, notify)
+    report = publish_edition(open_storage(sets), output, edition, notify, to=to)
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     if report.newer_run:
         notify(f"Its newest run, {report.newer_run}, is not complete: readers find the one before.")

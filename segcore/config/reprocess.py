@@ -86,6 +86,12 @@ class ScheduleOptions(BaseModel):
         description="While another call or run is at work. fail: exit code 1; skip: exit code 0; "
         "wait: until it has ended.",
     )
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="Tables that hold the published edition, too, before latest.json names it: "
+        "iceberg://CATALOG/NAMESPACE.NAME.",
+    )
     verify: bool = Field(
         True, description="Check all results as `segcore verify` does before they are published."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from segcore.output.compacted_rows import CompactedParts
 from segcore.output.compaction import NOTHING_COMPACTED, CompactedUnits, CoveredUnit
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.parts import merge_generations
+from segcore.output.registered import pinned_files
 from segcore.output.run_records import RunRecord
 from segcore.output.unlisted import read_unlisted
 from segcore.storage import Storage
@@ -95,6 +96,42 @@ def list_parts(
         unlisted=unlisted,
         compacted=compacted,
         reader=reader,
+    )
+
+
+def without_kept_for_tables(
+    storage: Storage,
+    layout: EditionLayout,
+    plan: StoredPlan | None,
+    parts: PartListing,
+    result: Verification,
+) -> PartListing:
+    """The listing without parts that exist only because a table refers to them."""
+    try:
+        pinned = pinned_files(storage, layout)
+    except SegcoreError as error:
+        result.add([Problem("bad_registered", layout.registered_folder, error.message)])
+        return parts
+    if not pinned:
+        return parts
+
+    def unpinned(table: Table, names: Iterable[PartName]) -> frozenset[PartName]:
+        return frozenset(name for name in names if layout.part(table, *name) not in pinned)
+
+    planned = parts.generations.keys() if plan is None else plan.ids
+    generations = {
+        unit: number
+        for unit, number in parts.generations.items()
+        if unit in planned
+        or unit in parts.unlisted
+        or layout.part("images", unit, number) not in pinned
+    }
+    return replace(
+        parts,
+        generations=generations,
+        older=unpinned("images", parts.older),
+        orphans=unpinned("instances", parts.orphans),
+        without_instances=parts.without_instances & generations.keys(),
     )
 
 

@@ -25,6 +25,7 @@ KINDS = {
     "missing_instances": "a committed unit has no `instances` part",
     "orphan_instance": "instances of an image that has no row",
     "orphan_part": "an `instances` part without its `images` part",
+    "bad_registered": "a list of the files that a table refers to is damaged",
     "older_part": "a newer generation of a part exists beside it",
     "report_differs": "the run record's counts differ from those of the parts",
     "unbalanced": "counts of images or instances do not agree",

@@ -26,7 +26,12 @@ from segcore.inspection.document_checks import (
 )
 from segcore.inspection.duplicates import ImageIdHashes, find_duplicates
 from segcore.inspection.input_checks import find_unread_images
-from segcore.inspection.part_listings import PartListing, compare_listings, list_parts
+from segcore.inspection.part_listings import (
+    PartListing,
+    compare_listings,
+    list_parts,
+    without_kept_for_tables,
+)
 from segcore.inspection.problems import Problem, Verification
 from segcore.inspection.stored_plan import StoredPlan, open_stored_plan
 from segcore.inspection.unit_checks import CommittedUnit, UnitCheck, UnitChecker, hash_names
@@ -95,6 +100,7 @@ def verify_output(
     result.add(check_history(storage, layout))
     plan = _open_plan(storage, layout, record, result)
     parts = list_parts(storage, layout, record, result)
+    parts = without_kept_for_tables(storage, layout, plan, parts, result)
     compare_listings(layout, plan, parts, result)
     compacted = parts.reader or CompactedParts(storage, layout)
     checker = UnitChecker(storage, layout, facts, compacted)

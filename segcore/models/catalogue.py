@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from segcore.errors import UsageError
-from segcore.models.registry import BUNDLED, PUBLISHED, bundled_names, read_checkpoint
+from segcore.models.bundled_weights import BUNDLED, bundled_names
+from segcore.models.registry import PUBLISHED, read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from segcore.errors import CheckpointError, SegcoreError, UsageError
 from segcore.models import downloads
 from segcore.models.base import Category, Model, ModelInfo, ModelOptions
+from segcore.models.bundled_weights import BUNDLED, bundled_names
 from segcore.models.checkpoints import (
     Checkpoint,
     CheckpointFile,
@@ -30,16 +31,10 @@ from segcore.text import redact_link
 FAMILIES: tuple[ModelFamily, ...] = (YOLO11_SEG, MASK_RCNN)
 MARKS = tuple(mark for family in FAMILIES for mark in family.marks)
 PUBLISHED = {model.name: model for family in FAMILIES for model in family.published}
-BUNDLED = Path(__file__).parent / "bundled"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:Class
 _HTTP_LINK = re.compile(r"https?://", re.IGNORECASE)
 _OBJECT_URI = re.compile(r"(s3|gs|az)://")
-
-
-def bundled_names() -> list[str]:
-    """Models whose weights are in this package."""
-    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
 
 
 def known_names() -> list[str]:

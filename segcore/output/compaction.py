@@ -303,25 +303,6 @@ def withdraw_units(storage: Storage, layout: EditionLayout, units: Collection[st
         marked |= folders
 
 
-def pinned_files(storage: Storage, layout: EditionLayout) -> frozenset[str]:
-    """URIs of the files that a table outside of segcore refers to: they are never deleted.
-
-    Each document of ``registered/`` names them as ``files``, from the folder of the edition.
-
-    Raises:
-        UsageError: A document is not a list of files; then nothing may be deleted.
-    """
-    pinned: set[str] = set()
-    for info in storage.list(layout.registered_folder):
-        if not info.uri.endswith(".json"):
-            continue
-        files = read_document(storage, info.uri).get("files")
-        if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-            raise UsageError(f"{info.uri} does not list the files that a table refers to.")
-        pinned.update(f"{layout.prefix}/{name}" for name in files)
-    return frozenset(pinned)
-
-
 def covered_units(table: pa.Table) -> Iterator[CoveredUnit]:
     """The rows of a table of `COVERED_SCHEMA`."""
     for batch in table.to_batches(4096):

@@ -17,6 +17,7 @@
 <output>/<edition>/compacted/<generation>/   parts of many units in few files: see `compaction`
 <output>/<edition>/rankings/<name>.parquet   which images to look at first: see `rankings`
 <output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
+<output>/<edition>/registered/<table>/       rows for such a table, copied out of compacted files
 <output>/lease/                              who publishes, prunes or compacts
 <output>/reprocess/calls/<id>.json           what each call of `segcore reprocess` came to
 <output>/reprocess/decisions/<key>.json      whether an edition may be published in place of another
@@ -178,6 +179,14 @@ class EditionLayout:
     def ranking(self, name: str) -> str:
         """A ranking of the images; see `segcore.output.rankings`."""
         return join(self.rankings_folder, f"{name}.parquet")
+
+    def registered(self, name: str) -> str:
+        """The files that one table refers to; see `segcore.output.registered`."""
+        return join(self.registered_folder, f"{name}.json")
+
+    def table_copy(self, table: Table, name: str) -> str:
+        """Rows for a table, copied from a compacted file that holds others, too."""
+        return join(self.registered_folder, table, f"{name}.parquet")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from segcore.output.compacted_rows import CompactedParts
 from segcore.output.compaction import CompactedUnits, withdraw_units
 from segcore.output.layout import EditionLayout, PartName, Table, part_of_file
 from segcore.output.part_counts import PartCounts, WrittenPart
+from segcore.output.registered import pinned_files
 from segcore.output.schema import (
     IMAGES_SCHEMA,
     INSTANCES_SCHEMA,
@@ -230,7 +231,13 @@ class Parts:
             committed: All ``images`` parts besides these, if the caller has listed them.
         """
         committed = committed or self.list_committed()
-        images = [name for name in committed.names() if kept.get(name.unit) != name.generation]
+        pinned = pinned_files(self.storage, self.layout)
+        images = [
+            name
+            for name in committed.names()
+            if kept.get(name.unit) != name.generation
+            and self.layout.part("images", *name) not in pinned
+        ]
         self.delete_parts("images", images)
         instances = list_part_names(self.storage, self.layout, "instances")
         self.delete_parts(
@@ -242,8 +249,15 @@ class Parts:
         return len(gone)
 
     def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
-        """Delete these files; those that do not exist are no error."""
-        self.storage.delete_all(self.layout.part(table, *name) for name in names)
+        """Delete these files, but not those that a table outside of segcore refers to.
+
+        Those that do not exist are no error.
+        """
+        if not names:
+            return
+        pinned = pinned_files(self.storage, self.layout)
+        uris = (self.layout.part(table, *name) for name in names)
+        self.storage.delete_all(uri for uri in uris if uri not in pinned)
 
     def _metadata(self, counts: PartCounts) -> dict[str, str]:
         return {

@@ -111,6 +111,17 @@ def read_newest_run(storage: Storage, layout: EditionLayout) -> RunRecord | None
     return records[-1] if records else None
 
 
+def read_run_record(storage: Storage, layout: EditionLayout, run: str) -> RunRecord:
+    """The record of one run, by its name; `changed` is 0.
+
+    Raises:
+        ObjectNotFound: There is none.
+        UsageError: It is not a run record.
+    """
+    uri = layout.run_record(run)
+    return RunRecord.parse(uri, 0.0, storage.read(uri, MAX_DOCUMENT_BYTES))
+
+
 def read_plan(storage: Storage, layout: EditionLayout, run: str) -> Plan:
     """The stored plan of a run.
 

@@ -24,6 +24,7 @@ from segcore.output.latest import Published, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.output.parts import Parts
 from segcore.output.preview import Preview
+from segcore.output.registered import refuse_to_overwrite
 from segcore.output.report import NOTHING_FOUND
 from segcore.output.rereads import read_reread_marks
 from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
@@ -129,12 +130,17 @@ class Job:
 
 
 def prepare_job(
-    config: Config, *, overwrite: bool = False, index_shards: IndexShards | None = None
+    config: Config,
+    *,
+    overwrite: bool = False,
+    index_shards: IndexShards | None = None,
+    model: JobModel | None = None,
 ) -> Job:
     """Check everything that can be wrong and find out what there is to do.
 
     Args:
         index_shards: Keeps the indexes of large tar shards; None: they are only read.
+        model: What the configuration names, if that is known without loading it.
 
     Raises:
         UsageError: Input or output is missing, one lies in the other's way, the output belongs to
@@ -143,7 +149,7 @@ def prepare_job(
     """
     storage = Storage(config.storage)
     input_uri, output = locate_input_and_output(config)
-    model = open_model(config, storage, output, input_uri)
+    model = model or open_model(config, storage, output, input_uri)
     layout = output.edition(model.edition.name)
     records = open_edition(storage, layout, input_uri, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
@@ -174,6 +180,18 @@ def prepare_job(
         changes=compare_with_older(storage, output, model.edition, published.edition),
     )
     return _with_committed(job, overwrite)
+
+
+def load_model_of(job: Job) -> Job:
+    """The job with its model loaded, which was only recalled before.
+
+    Raises:
+        SegcoreError: It cannot be loaded.
+    """
+    model = open_model(job.config, job.storage, job.output, job.plan.input)
+    if model.edition.name != job.edition.name:
+        return prepare_job(job.config)
+    return replace(job, model=model)
 
 
 def refresh_job(job: Job, *, overwrite: bool = False) -> Job:
@@ -227,6 +245,8 @@ def open_edition(
         UsageError: The newest was on another input, and its results are not to be overwritten.
     """
     records = tuple(read_run_records(storage, layout))
+    if overwrite:
+        refuse_to_overwrite(storage, layout)
     if not records or records[-1].input == input_uri or overwrite:
         return records
     if _holds_results(storage, layout, records[-1]):

@@ -11,6 +11,7 @@ from segcore.distributed.cluster import NodeResources
 from segcore.distributed.pool import uses_gpus
 from segcore.errors import CheckpointError
 from segcore.models.base import Model, ModelInfo, ModelOptions, Precision
+from segcore.models.bundled_weights import bundled_names
 from segcore.models.downloads import MAX_BYTES
 from segcore.models.torch_runtime import cuda_device_count
 from segcore.output.edition import Edition, make_edition
@@ -31,6 +32,8 @@ class JobModel:
             worker has the same; None when its name is enough.
         options: Those of the configuration, with the precision that was chosen.
         precision_reason: Why it was chosen, as a sentence for people; "" where there was no choice.
+        is_loaded: False if what it is was recalled, see `segcore.run.recalled_model`; then it has
+            to be opened before it is used.
     """
 
     weights: bytes | None = field(repr=False)
@@ -38,6 +41,7 @@ class JobModel:
     edition: Edition
     options: ModelOptions
     precision_reason: str = ""
+    is_loaded: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ def open_model(config: Config, storage: Storage, output: OutputLayout, input_uri
         SegcoreError: It cannot be loaded.
     """
     # Here, because it imports PyTorch: what is wrong with a command is said before that.
-    from segcore.models.registry import bundled_names, probe_model
+    from segcore.models.registry import probe_model
 
     name, options = config.model.name, config.model.options()
-    weights = None if name in bundled_names() else _read_weights(name, storage)
+    weights = None if name in bundled_names() else read_weights(name, storage)
     model = probe_model(name, options, weights)
     Preprocessor(model.preprocess, config.decode)  # raises if the two do not fit together
     choice = _choose_precision(config, storage, output, input_uri, model)
@@ -118,7 +122,7 @@ def _may_have_gpu(config: Config) -> bool:
     return _has_gpu(config) if is_local or config.model.device != "auto" else True
 
 
-def _read_weights(name: str, storage: Storage) -> bytes | None:
+def read_weights(name: str, storage: Storage) -> bytes | None:
     """The checkpoint's bytes when `name` is a file or an object; see `JobModel.weights`."""
     if os.path.isfile(name):
         return storage.read(name, MAX_BYTES)

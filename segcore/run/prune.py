@@ -16,9 +16,9 @@ from segcore.errors import SegcoreError, UsageError
 from segcore.inspection.editions import EditionState, list_editions
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import LeaseHeld
-from segcore.output.compaction import pinned_files
 from segcore.output.latest import read_published
 from segcore.output.layout import EditionLayout, OutputLayout
+from segcore.output.registered import pinned_files
 from segcore.storage import Storage, normalize
 from segcore.storage.uris import parent
 from segcore.text import format_bytes, plural

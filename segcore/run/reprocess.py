@@ -18,6 +18,8 @@ from segcore.config.schema import Config, ModelConfig
 from segcore.errors import ListingShrank, UsageError
 from segcore.images import DecodeOptions
 from segcore.inspection.verify import verify_output
+from segcore.lakehouse.publish import hold_execution, open_tables
+from segcore.lakehouse.target import TableTarget, parse_target
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import LeaseHeld
 from segcore.output.executions import new_execution_id
@@ -32,9 +34,12 @@ from segcore.output.reprocess_records import (
     write_decision,
     write_model_options,
 )
+from segcore.output.run_records import read_run_record
 from segcore.run.gates import check_gates, check_listing_size, measure
 from segcore.run.history import log_and_tell, utc_now
 from segcore.run.job import Job, locate_input_and_output
+from segcore.run.publish import publish_to_tables
+from segcore.run.recalled_model import model_facts, recall_model
 from segcore.run.reprocess_report import (
     BUSY,
     DAMAGED,
@@ -45,7 +50,7 @@ from segcore.run.reprocess_report import (
 )
 from segcore.run.segment import segment
 from segcore.storage import Storage
-from segcore.text import join_counts, redact_link
+from segcore.text import join_counts
 
 _WAIT_S = 5.0  # between two looks at a lease that is held
 Notify = Callable[[str], None]
@@ -62,6 +67,7 @@ class _Call:
     check_lease: Callable[[], None] = lambda: None
     began: float = field(default_factory=time.monotonic)
     images_begun: int = 0
+    tables: TableTarget | None = None
 
     def say(self, sentence: str) -> None:
         """Log a sentence, and tell it."""
@@ -80,10 +86,13 @@ class _Call:
         values |= {"model": model, "decode": decode, "run": run.model_copy(update=changes)}
         return Config(**values)
 
-    def segment(self, config: Config, check_job: Callable[[Job], None]) -> RunReport:
+    def segment(
+        self, config: Config, published: str, check_job: Callable[[Job], None]
+    ) -> RunReport:
         """Segment what is left; see `segcore.run.segment.segment`."""
         report = segment(
             config,
+            model=recall_model(config, self.storage, self.output, published),
             remove_unlisted=self.config.schedule.removed == "prune",
             check_job=check_job,
             notify=self.notify,
@@ -116,6 +125,9 @@ def reprocess(
     """
     _, output = locate_input_and_output(config)
     call = _Call(config, Storage(config.storage), output, notify)
+    if config.schedule.table is not None:
+        call.tables = parse_target(config.schedule.table)
+        open_tables(call.tables, output)  # what is wrong with them is said before anything runs
     is_told = False
     while True:
         try:
@@ -162,7 +174,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
         REFUSED, call.output.uri, before=published.edition, published=published.edition
     )
     try:
-        run = call.segment(config, check)
+        run = call.segment(config, published.edition, check)
     except ListingShrank as error:
         return replace(empty, reasons=(error.message,))
     _remember_model(call, config, jobs[0])
@@ -174,7 +186,10 @@ def _reprocess(call: _Call) -> ReprocessReport:
         return replace(report, status=run.status, reasons=reasons)
     is_current = published == (run.edition, run.run)
     if run.nothing_to_do and is_current and run.status != "too_many_failed":
-        return replace(report, status=NOTHING_TO_DO)
+        if not _tables_lag(call, run):
+            return replace(report, status=NOTHING_TO_DO)
+        _publish(call, run)
+        return replace(report, status=PUBLISHED)
     return _decide(call, report, run, published)
 
 
@@ -198,15 +213,8 @@ def _read_published(call: _Call) -> Published:
 
 def _remember_model(call: _Call, config: Config, job: Job) -> None:
     """Write with which options the edition is made, so that it can grow once it is published."""
-    name = config.model.name
-    if redact_link(name) != name:
-        return  # the link is a secret
-    model = config.model.model_copy(update={"precision": job.model.options.precision})
-    options = {
-        "model": model.model_dump(mode="json"),
-        "decode": config.decode.model_dump(mode="json"),
-    }
-    write_model_options(call.storage, call.output, job.edition.name, options)
+    if job.model.is_loaded and (facts := model_facts(config, job.model)) is not None:
+        write_model_options(call.storage, call.output, job.edition.name, facts)
 
 
 def _decide(
@@ -255,16 +263,36 @@ def _verify(call: _Call, edition: str) -> str:
     )
 
 
+def _tables_lag(call: _Call, run: RunReport) -> bool:
+    """Whether the tables that are asked for lack this run: they are new, or another call died."""
+    if call.tables is None:
+        return False
+    layout = call.output.edition(run.edition)
+    record = read_run_record(call.storage, layout, run.run)
+    return not hold_execution(call.tables, layout, record)
+
+
 def _publish(call: _Call, run: RunReport) -> None:
-    """Move the pointer, under the lease of the output."""
+    """Bring the edition into its tables, and then move the pointer, under the lease of the output.
+
+    Raises:
+        SegcoreError: A table could not be written; the pointer is where it was.
+    """
     ttl_s = call.config.run.lease_ttl_s
     heartbeats = Storage(heartbeat_options(call.config.storage, ttl_s))
     with hold_lease(
         call.storage, call.output.lease_folder, ttl_s, call.notify, heartbeats, what="output"
     ) as lease:
         call.check_lease()
+        layout = call.output.edition(run.edition)
+        if call.tables is not None:
+            record = read_run_record(call.storage, layout, run.run)
+            report = publish_to_tables(
+                call.storage, layout, record, call.tables, lease.check, call.notify
+            )
+            call.say(report.summary())
         lease.check()
-        publish(call.storage, call.output.edition(run.edition), run.run, run.status)
+        publish(call.storage, layout, run.run, run.status)
 
 
 def _update_published(
@@ -289,7 +317,7 @@ def _update_published(
         what = "the budget is used up" if run.status == BUDGET_REACHED else run.status
         note = f"Not all new images are in the published edition {published.edition} yet: {what}."
         return replace(report, notes=(note, *run.errors), updated=False)
-    if published != (run.edition, run.run):
+    if published != (run.edition, run.run) or _tables_lag(call, run):
         _publish(call, run)
     return replace(report, updated=True)
 
@@ -329,4 +357,4 @@ def _segment_published(call: _Call, published: Published) -> RunReport:
             )
 
     call.say(f"Bringing new images into the published edition, {published.edition}.")
-    return call.segment(config, check)
+    return call.segment(config, published.edition, check)

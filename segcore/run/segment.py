@@ -42,7 +42,14 @@ from segcore.run.account import MAX_ERRORS_KEPT, new_report, take_account
 from segcore.run.budget import Budget
 from segcore.run.carry_over import carry_over
 from segcore.run.history import log_and_tell, log_end, open_log, record_early_end, utc_now
-from segcore.run.job import Job, check_paths_reachable, prepare_job, refresh_job
+from segcore.run.job import (
+    Job,
+    check_paths_reachable,
+    load_model_of,
+    prepare_job,
+    refresh_job,
+)
+from segcore.run.job_model import JobModel
 from segcore.run.passes import Notify, Pass, RunState, connect_workers, run_passes
 from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
@@ -76,6 +83,7 @@ def segment(
     overwrite: bool = False,
     retry_failed: bool = False,
     remove_unlisted: bool = False,
+    model: JobModel | None = None,
     check_job: Callable[[Job], None] = lambda job: None,
     notify: Notify = lambda text: None,
 ) -> RunReport:
@@ -86,6 +94,7 @@ def segment(
         overwrite: Delete the results of this edition first.
         retry_failed: Also segment the failed images of units that are done already.
         remove_unlisted: Once all is done, delete the results of images that the input lacks today.
+        model: What the configuration names, recalled; it is loaded only if there is work.
         check_job: Called with what the run is to do before anything is written; may raise.
         notify: Takes sentences for people while the run is in progress.
 
@@ -106,16 +115,21 @@ def segment(
         state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
         state.budget = Budget.of(config.run.max_images, config.run.max_seconds)
         state.warn = log_and_tell(notify, logging.WARNING)
-        job = _prepare(config, state, notify, overwrite=overwrite)
+        job = _prepare(config, state, notify, model, overwrite=overwrite)
         check_job(job)
         return _segment(job, state, log_and_tell(notify), log, overwrite=overwrite)
 
 
-def _prepare(config: Config, state: RunState, notify: Notify, *, overwrite: bool) -> Job:
+def _prepare(
+    config: Config, state: RunState, notify: Notify, model: JobModel | None, *, overwrite: bool
+) -> Job:
     with state.timed("prepare"):
         check_paths_reachable(config)
         keep = partial(index_shards, options=config.ray, notify=log_and_tell(notify))
-        return prepare_job(config, overwrite=overwrite, index_shards=keep)
+        job = prepare_job(config, overwrite=overwrite, index_shards=keep, model=model)
+        if job.model.is_loaded or _nothing_to_do(job, state):
+            return job
+        return load_model_of(job)
 
 
 def _segment(

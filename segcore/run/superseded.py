@@ -16,10 +16,10 @@ from segcore.output.compaction import (
     CompactedPointer,
     CompactedUnits,
     is_generation,
-    pinned_files,
     read_covered,
 )
 from segcore.output.layout import EditionLayout, Table, part_of_file
+from segcore.output.registered import pinned_files
 from segcore.storage import ObjectInfo, Storage
 
 _TABLES: tuple[Table, Table] = ("images", "instances")  # so that no unit is without its instances

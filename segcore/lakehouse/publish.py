@@ -1,0 +1,168 @@
+"""Publishing an edition to its two tables, in an order that a death cannot harm.
+
+First it is written down which files are registered, so that nothing deletes them; then each table
+gets a candidate that readers do not see; the rows of both are counted; then readers find the new
+instances, and last the new images. The next call finds what is done by marks in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from segcore.lakehouse.files import TABLES, TableFiles, list_table_files
+from segcore.lakehouse.iceberg import IcebergTable
+from segcore.lakehouse.target import TableError, TableTarget
+from segcore.output.layout import EditionLayout, OutputLayout, Table
+from segcore.output.registered import pin_files
+from segcore.output.run_records import RunRecord
+from segcore.storage import Storage
+from segcore.storage.uris import basename
+
+
+class LakeTable(Protocol):
+    """A table of any format."""
+
+    def head(self) -> Mapping[str, str]:
+        """What `stage` was told of the rows that readers find now; empty without any."""
+
+    def referenced(self) -> set[str]:
+        """URIs of all files that any version refers to that can still be read."""
+
+    def stage(self, files: TableFiles, marks: Mapping[str, str]) -> None:
+        """Prepare that the table holds these files, and no others; readers do not see it."""
+
+    def staged_rows(self) -> int:
+        """Rows of what is prepared."""
+
+    def discard(self) -> None:
+        """Drop what is prepared."""
+
+    def forward(self) -> None:
+        """Let readers find what is prepared."""
+
+
+@dataclass(frozen=True)
+class TablesReport:
+    """What became of the tables.
+
+    Attributes:
+        url: Of both.
+        changed: False if they held this execution of this edition already.
+        images, instances: Rows.
+        files: Files that they refer to.
+    """
+
+    url: str
+    changed: bool
+    images: int
+    instances: int
+    files: int
+
+    def summary(self) -> str:
+        """For people, one sentence."""
+        verb = "hold" if self.changed else "held already"
+        return (
+            f"The tables {self.url} {verb} {self.images:,} images and {self.instances:,} "
+            f"instances, in {self.files:,} files."
+        )
+
+
+def open_tables(target: TableTarget, output: OutputLayout) -> dict[Table, LakeTable]:
+    """Both tables, checked; those that do not exist are created by the first commit.
+
+    Raises:
+        UsageError: One of them cannot hold the rows of this output.
+        TableError: They cannot be reached.
+        AccessDenied: They may not be read.
+    """
+    return {table: IcebergTable(target, table, output.uri) for table in TABLES}
+
+
+def hold_execution(target: TableTarget, layout: EditionLayout, record: RunRecord) -> bool:
+    """Whether readers of both tables find this execution of this edition; nothing is listed."""
+    wanted = _marks(layout, record)
+    tables = open_tables(target, layout.output).values()
+    return all(wanted.items() <= table.head().items() for table in tables)
+
+
+def publish_tables(
+    storage: Storage,
+    layout: EditionLayout,
+    record: RunRecord,
+    target: TableTarget,
+    check_lease: Callable[[], None],
+) -> TablesReport:
+    """Let both tables hold the rows of a complete run; doing it twice changes nothing.
+
+    The leases of the output and of the edition must be held.
+
+    Raises:
+        SegcoreError: It did not come so far; the next call goes on.
+    """
+    tables = open_tables(target, layout.output)
+    files = list_table_files(storage, layout, record)
+    marks = {
+        table: {**_marks(layout, record), "segcore.files": files[table].digest} for table in TABLES
+    }
+    stale = [table for table in TABLES if tables[table].head() != marks[table]]
+    check_lease()
+    _pin(storage, layout, target, tables, files)
+    if stale:
+        for table in stale:
+            check_lease()
+            tables[table].stage(files[table], marks[table])
+        _check_rows(target, {table: tables[table] for table in stale}, files)
+        for table in stale:
+            check_lease()
+            tables[table].forward()
+    n_files = sum(len(files[table].uris) for table in TABLES)
+    n_rows = {table: files[table].n_rows for table in TABLES}
+    return TablesReport(target.url, bool(stale), n_rows["images"], n_rows["instances"], n_files)
+
+
+def _marks(layout: EditionLayout, record: RunRecord) -> dict[str, str]:
+    return {
+        "segcore.edition": layout.name,
+        "segcore.run": record.run,
+        "segcore.execution": str(record.values.get("execution", "")),
+    }
+
+
+def _pin(
+    storage: Storage,
+    layout: EditionLayout,
+    target: TableTarget,
+    tables: Mapping[Table, LakeTable],
+    files: Mapping[Table, TableFiles],
+) -> None:
+    """Write down which files the tables refer to, or will; those that no version has are free."""
+    uris = {uri for table in TABLES for uri in files[table].uris}
+    for table in tables.values():
+        uris |= table.referenced()
+    output = layout.output
+    by_edition: dict[str, list[str]] = {
+        basename(folder): [] for folder in storage.folders(output.uri)
+    }
+    prefix = f"{output.uri}/"
+    for uri in uris:
+        if uri.startswith(prefix):
+            by_edition.setdefault(uri.removeprefix(prefix).partition("/")[0], []).append(uri)
+    for edition, pinned in by_edition.items():
+        pin_files(storage, output.edition(edition), target.url, pinned)
+
+
+def _check_rows(
+    target: TableTarget, tables: Mapping[Table, LakeTable], files: Mapping[Table, TableFiles]
+) -> None:
+    for table, staged in tables.items():
+        if staged.staged_rows() != files[table].n_rows:
+            found = staged.staged_rows()
+            for candidate in tables.values():
+                candidate.discard()
+            raise TableError(
+                f"The candidate of {target.name(table)} has {found:,} rows, but the run counted "
+                f"{files[table].n_rows:,} {table}. Nothing was published.",
+                "See what `segcore verify` says of the edition.",
+            )

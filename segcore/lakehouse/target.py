@@ -1,0 +1,72 @@
+"""What the URL of tables means.
+
+``iceberg://CATALOG/NAMESPACE.NAME`` names the tables ``NAMESPACE.NAME_instances`` and
+``NAMESPACE.NAME_images`` of a catalog that pyiceberg's own configuration defines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from segcore.errors import SegcoreError, UsageError
+from segcore.exit_codes import ExitCode
+from segcore.output.layout import Table
+from segcore.text import redact
+
+FORM = "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration."
+_ICEBERG = re.compile(r"iceberg://([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+)")
+
+
+class TableError(SegcoreError):
+    """A table or its catalog cannot be used now; the next call goes on."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+@dataclass(frozen=True)
+class TableTarget:
+    """Where the two tables are.
+
+    Attributes:
+        url: As it was given.
+        catalog: Name of the catalog.
+        place: Identifier of the tables without ``_images``.
+    """
+
+    url: str
+    catalog: str
+    place: str
+
+    def name(self, table: Table) -> str:
+        """Identifier of one of the two."""
+        return f"{self.place}_{table}"
+
+
+def parse_target(url: str) -> TableTarget:
+    """The tables that a URL names.
+
+    Raises:
+        UsageError: It names none.
+    """
+    match = _ICEBERG.fullmatch(url)
+    if match is None:
+        raise UsageError(f"{redact(url)[:200]!r} names no table.", FORM)
+    return TableTarget(url, match[1], match[2])
+
+
+def import_library(name: str) -> Any:
+    """A module of the extra ``lakehouse``.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"Publishing to tables needs {name.partition('.')[0]}: {error}.",
+            "pip install 'segcore[lakehouse]'",
+        ) from None
