@@ -32,6 +32,7 @@ from segcore.cli import (
     show,
     status,
     stderr_log,
+    submit,
     train,
     verify,
 )
@@ -60,6 +61,7 @@ app.command("compare", epilog=compare.EPILOG)(compare.command)
 app.command("report", epilog=report.EPILOG)(report.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
+app.command("submit", context_settings=submit.SETTINGS, epilog=submit.EPILOG)(submit.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
 app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
 app.command("models", epilog=models.EPILOG)(models.command)
