@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segcore.cli.console import JsonFlag, notify, print_json
-from segcore.errors import UsageError
+from segcore.errors import ClusterError, UsageError
 from segcore.exit_codes import EXIT_CODES, ExitCode
 from segcore.text import printable_lines
 
@@ -157,17 +157,23 @@ def _check_places(prepared: SubmittedCommand, server: JobServer, shared: bool) -
 
     Raises:
         UsageError: There is one.
+        ClusterError: The cluster has no nodes yet.
     """
     if not prepared.places or shared or prepared.shares_paths:
         return
+    if not server.nodes:
+        raise ClusterError(
+            f"The cluster at {server.address} has no node yet, so it cannot be told whether it "
+            "sees local paths.",
+            hint="Try again in a minute, or add --shared-paths if it does.",
+        )
     others = server.elsewhere()
-    if server.nodes and not others:
+    if not others:
         return
     what, path = prepared.places[0]
-    where = f", such as {others[0].label()}" if others else ""
     raise UsageError(
         f"{path} ({what}) is a local path, and the cluster at {server.address} has other "
-        f"machines{where}.",
+        f"machines, such as {others[0].label()}.",
         hint="Use s3:// URIs, or --shared-paths when every machine sees the same files there.",
     )
 
@@ -207,7 +213,9 @@ def _follow_to_end(server: JobServer, job_id: str, as_json: bool) -> JobEnd | No
 
     def show(text: str) -> None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(printable_lines(text).encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(
+            printable_lines(text.expandtabs()).encode(encoding, "backslashreplace").decode(encoding)
+        )
         stream.flush()
 
     try:

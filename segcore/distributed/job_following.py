@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,25 +62,25 @@ def follow(
             f"The cluster at {server.address} has no job {job_id}.",
             hint="`ray job list` shows those that it has.",
         )
-    tail = _OutputTail(server.client, job_id)
-    answered_at = asked_at = time.monotonic()
-    while status.status not in _ENDED:
-        tail.show_next(show, _WAIT_S)
-        if time.monotonic() - asked_at < _STATUS_INTERVAL_S:
-            continue
-        asked_at = time.monotonic()
-        try:
-            newest = _read_status(server, job_id)
-        except (OSError, RuntimeError) as error:
-            silence_s = time.monotonic() - answered_at
-            if silence_s > max_silence_s:
-                raise _lost(server, job_id, silence_s, error) from None
-            continue
-        if newest is None:
-            raise _forgotten(server, job_id)
-        answered_at, status = time.monotonic(), newest
-    tail.show_rest(show)
-    return _end(status, tail.lacks_segcore)
+    with closing(_OutputTail(server.client, job_id)) as tail:
+        answered_at = asked_at = time.monotonic()
+        while status.status not in _ENDED:
+            tail.show_next(show, _WAIT_S)
+            if time.monotonic() - asked_at < _STATUS_INTERVAL_S:
+                continue
+            asked_at = time.monotonic()
+            try:
+                newest = _read_status(server, job_id)
+            except (OSError, RuntimeError) as error:
+                silence_s = time.monotonic() - answered_at
+                if silence_s > max_silence_s:
+                    raise _lost(server, job_id, silence_s, error) from None
+                continue
+            if newest is None:
+                raise _forgotten(server, job_id)
+            answered_at, status = time.monotonic(), newest
+        tail.show_rest(show)
+        return _end(status, tail.lacks_segcore)
 
 
 def ask_to_stop(server: JobServer, job_id: str) -> None:
@@ -107,6 +108,7 @@ class _OutputTail:
         self._pieces: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._n_shown = 0
         self._last = ""
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="job-output", daemon=True)
         self._thread.start()
 
@@ -114,6 +116,10 @@ class _OutputTail:
     def lacks_segcore(self) -> bool:
         """Whether the command did not find segcore, as far as its last output tells."""
         return "No module named segcore" in self._last
+
+    def close(self) -> None:
+        """Connect no more."""
+        self._closed.set()
 
     def show_next(self, show: Callable[[str], None], timeout_s: float) -> None:
         """Show the next piece; returns at the latest after the timeout."""
@@ -134,12 +140,12 @@ class _OutputTail:
 
     def _run(self) -> None:
         pause_s = _WAIT_S
-        while True:
+        while not self._closed.is_set():
             try:
                 asyncio.run(self._read())
                 return
             except Exception:  # the main thread finds out whether the server is gone
-                time.sleep(pause_s)
+                self._closed.wait(pause_s)
                 pause_s = min(2 * pause_s, _MAX_RETRY_PAUSE_S)
 
     async def _read(self) -> None:

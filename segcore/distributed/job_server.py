@@ -118,9 +118,8 @@ def _checked_url(address: str) -> str:
     Raises:
         UsageError: It is none of a job server.
     """
-    url = address.strip().rstrip("/")
-    if "://" not in url:
-        url = f"http://{url}"
+    url = address.strip()
+    url = (url if "://" in url else f"http://{url}").rstrip("/")
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
