@@ -35,6 +35,7 @@ from segcore.cli import (
     show,
     status,
     stderr_log,
+    submit,
     train,
     verify,
 )
@@ -65,6 +66,7 @@ app.command("rank", epilog=rank.EPILOG)(rank.command)
 app.command("sample-size", epilog=sample_size.EPILOG)(sample_size.command)
 app.command("train", cls=train.Command, epilog=train.EPILOG)(train.command)
 app.command("prelabel", cls=prelabel.Command, epilog=prelabel.EPILOG)(prelabel.command)
+app.command("submit", context_settings=submit.SETTINGS, epilog=submit.EPILOG)(submit.command)
 app.command("export", cls=export.Command, epilog=export.EPILOG)(export.command)
 app.command("import", epilog=import_corrections.EPILOG)(import_corrections.command)
 app.command("label-studio", cls=label_studio.Command, epilog=label_studio.EPILOG)(

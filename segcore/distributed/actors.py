@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from segcore.distributed import cluster
+from segcore.distributed.code_version import code_version
 from segcore.distributed.prepared_units import objects_from_table, objects_to_table
 from segcore.distributed.progress import ProgressReporter
 from segcore.distributed.worker_logs import collect_log
@@ -61,6 +62,7 @@ class ActorSpec:
         max_processes: Most processes of the pool.
         gpu_share: GPUs of each process; below 1 it takes no more than that share of the memory.
         log_level: Least severe records that the log of the run wants.
+        code: The driver's `code_version`.
     """
 
     model: str
@@ -75,6 +77,7 @@ class ActorSpec:
     max_processes: int = 1
     gpu_share: float = 0.0
     log_level: int = logging.INFO
+    code: str = field(default_factory=code_version)
 
     def reporter(self, progress: Any) -> ProgressReporter:
         """The way of this process to the `ProgressActor`, for its progress and its log."""
@@ -315,10 +318,16 @@ def load_worker_model(spec: ActorSpec, *, only_preprocess: bool = False) -> Mode
         only_preprocess: The process needs no GPU, and does not call the network.
 
     Raises:
-        ClusterError: The edition differs from the driver's: other weights, another version, ...
+        ClusterError: The code of segcore differs from the driver's, or the edition does: other
+            weights, ...
     """
     import cv2
 
+    if code_version() != spec.code:
+        raise ClusterError(
+            f"This worker runs segcore {code_version()}, the driver {spec.code}.",
+            hint="Install the same version everywhere, or send the driver's by ray.ship_code=true.",
+        )
     # Sums that are split over another number of threads round differently: always one thread, so
     # that results do not depend on the actors or cores of a run. More actors use more cores.
     use_one_thread()

@@ -303,7 +303,10 @@ class Pipeline:
                 for row in batch.to_pylist():  # `iter_rows` takes ten times as long
                     yield UnitOutcome(**row)
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"The actor pool failed: {_last_line(error)}") from error
+            raise ClusterError(
+                f"The actor pool failed: {_last_line(error)}",
+                hint="Does every machine have the same versions of segcore, Ray and Python?",
+            ) from error
         finally:
             self._kill_actors()
 
