@@ -63,16 +63,16 @@ lint: $(VENV)/.test ## check style, types and import rules
 
 .PHONY: quick
 quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (two minutes on 2 cores)
-	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos"
+	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos and not cluster"
 
 .PHONY: test
 test: lint ## lint, then run all tests but those of faults and chaos (under 10 minutes on 2 cores)
-	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos"
-	$(PYTEST) -m "ray and not faults and not chaos"
+	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos and not cluster"
+	$(PYTEST) -m "ray and not faults and not chaos and not cluster"
 
 .PHONY: faults
 faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (20 minutes; CI)
-	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos"
+	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos and not cluster"
 
 .PHONY: floors
 floors: ## run the fast tests with the oldest versions of the dependencies that are allowed
