@@ -69,6 +69,20 @@ def _ignored(path: str, patterns: list[str]) -> bool:
     return ignored
 
 
+def _python_for_all(copy: Path) -> str:
+    """A Python that any user may run; a copy of this one, if it lies in somebody's home."""
+    program = os.path.realpath(sys._base_executable)
+    try:
+        subprocess.run([program, "-V"], user=NOBODY, check=True, capture_output=True)
+    except PermissionError:
+        shutil.copytree(
+            sys.base_prefix, copy, symlinks=True,
+            ignore=shutil.ignore_patterns("site-packages", "test", "__pycache__"),
+        )  # fmt: skip
+        program = str(copy / Path(program).relative_to(sys.base_prefix))
+    return program
+
+
 class HandBuild:
     """Runs the steps of stages below a folder, as a user without rights.
 
@@ -81,7 +95,7 @@ class HandBuild:
         self.folder = folder
         self.directory = folder
         (folder / "bin").mkdir()
-        (folder / "bin" / "python").symlink_to(os.path.realpath(sys._base_executable))
+        (folder / "bin" / "python").symlink_to(_python_for_all(folder / "python"))
         for path in self.PATHS:
             self.place(path).mkdir(parents=True)
         self.variables = {

@@ -103,13 +103,13 @@ def test_a_job_runs_to_its_end_on_all_nodes(whole: Path) -> None:
     assert len(rows) == IMAGES
     assert all(row["status"] == "ok" and row["n_instances"] == 1 for row in rows.values())
     log = (whole / "job.log").read_text()
-    assert "Ray has 3 of 3 nodes" in log
+    assert "6379: 3 of 3 nodes" in log
     assert "3 nodes with 3 CPUs and 6 GPUs" in log
 
 
 def test_ports_are_below_10000_and_the_token_is_nowhere(whole: Path) -> None:
     log = (whole / "job.log").read_text()
-    assert re.search(r"nodes at [\d.]+:6379", log)
+    assert re.search(r"Ray at [\d.]+:6379", log)
     everything = "".join(path.read_text() for path in whole.glob("*.log"))
     records = "".join(path.read_text() for path in (whole / "out").glob("**/*.json"))
     assert not re.search(r"\b[0-9a-f]{64}\b", everything + records.replace("0" * 64, ""))
@@ -158,7 +158,7 @@ def test_term_to_the_steps_takes_ray_away_and_loses_nothing(
 def test_a_cancelled_job_stays_cancelled(slurm: SlurmMachine, archive: str, tmp_path: Path) -> None:
     log, output = tmp_path / "job.log", tmp_path / "out"
     job = submit(slurm, log, *segment(archive, output), environment=_SLOW)
-    wait_for(lambda: "Ray has" in log.read_text() if log.exists() else False, "Ray",
+    wait_for(lambda: "nodes" in log.read_text() if log.exists() else False, "Ray",
              lambda: describe(slurm, job, log), _JOB_S)  # fmt: skip
     slurm.call("scancel", job)
     state = wait_for_the_end(slurm, job, log)
