@@ -9,7 +9,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
+
+from tests.support.commands import kill_trees
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "srun")
 _GIVE_UP_S = 60
@@ -86,7 +91,17 @@ class SlurmMachine:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        kill_trees(self._orphans())
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _orphans(self) -> list[psutil.Process]:
+        """What jobs left behind: without cgroups, Slurm ends only what it can still find."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    found.append(process)
+        return found
 
     def _start(self) -> None:
         folder, host = self.folder, socket.gethostname()
