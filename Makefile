@@ -94,8 +94,12 @@ bench-peers: $(VENV)/.test ## compare speed with the peers', in the same environ
 exports: $(VENV)/.test ## read exports with the libraries and tools of others, in environments of their own (some GB)
 	$(BIN)/python -m tests.readers
 
+.PHONY: cluster
+cluster: $(VENV)/.test ## run cluster/ before validators of others and on a real Slurm (root; half an hour)
+	$(PYTEST) --timeout 3600 -m cluster
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers .venv-cluster build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,7 +35,24 @@ PYTHON_TESTS = {
 SHELL_TESTS = {"docs/quickstart.md": "tests/docs/test_quickstart.py"}
 # Programs of others; what follows their names is not ours to check.
 OTHER_PROGRAMS = frozenset(
-    (".", "cat", "cd", "export", "git", "labelme", "mkdir", "pip", "pre-commit", "ray", "tar")
+    (
+        ".",
+        "argo",
+        "cat",
+        "cd",
+        "docker",
+        "export",
+        "git",
+        "kubectl",
+        "labelme",
+        "mkdir",
+        "pip",
+        "pre-commit",
+        "ray",
+        "sbatch",
+        "scancel",
+        "tar",
+    )
 )
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # of whichever click typer uses
 SEGCORE = typer.main.get_command(main.app)
