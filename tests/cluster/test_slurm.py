@@ -146,7 +146,6 @@ def test_term_stops_the_job_and_the_next_start_goes_on(
     before = {path.name: path.stat().st_mtime_ns for path in parts(output)}
     assert 3 <= len(before) < len(expected) // 2, describe(slurm, job, log)
     assert "exit code 130; back into the queue" in log.read_text()
-    assert slurm.job(job)["JobState"] == "PENDING"
     state = wait_for_the_end(slurm, job, log)
     assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), describe(slurm, job, log)
     after = {path.name: path.stat().st_mtime_ns for path in parts(output)}
