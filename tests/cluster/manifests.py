@@ -22,7 +22,8 @@ _MARKET = "karpenter.sh/capacity-type"
 @cache
 def documents(path: Path) -> list[dict[str, Any]]:
     """The documents of a YAML file."""
-    return [one for one in yaml.safe_load_all(path.read_text()) if one]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as fast
+    return [one for one in yaml.load_all(path.read_text(), loader) if one]
 
 
 def kubernetes_files() -> list[Path]:
