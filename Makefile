@@ -103,6 +103,10 @@ grid: $(VENV)/.test ## compare the pixels of a generated grid of images with tho
 lakehouse: $(VENV)/.test ## publish to Iceberg tables, in an environment of its own (100 MB)
 	$(BIN)/python -m tests.lakehouse
 
+.PHONY: cluster
+cluster: $(VENV)/.test ## run cluster/ before validators of others and on a real Slurm (root; half an hour)
+	$(PYTEST) --timeout 3600 -m cluster
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

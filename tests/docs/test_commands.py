@@ -37,16 +37,21 @@ SHELL_TESTS = {"docs/quickstart.md": "tests/docs/test_quickstart.py"}
 OTHER_PROGRAMS = frozenset(
     (
         ".",
+        "argo",
         "cat",
         "cd",
         "cvat-cli",
+        "docker",
         "export",
         "git",
+        "kubectl",
         "labelme",
         "mkdir",
         "pip",
         "pre-commit",
         "ray",
+        "sbatch",
+        "scancel",
         "tar",
     )
 )

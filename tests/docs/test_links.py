@@ -67,7 +67,7 @@ def test_paths_that_are_named_exist(page: str) -> None:
     for code in markdown.inline_code(page):
         for word in code.split():
             path = word.partition("::")[0]
-            is_path = re.fullmatch(r"(?:segcore|tests|docs|configs|jobs)/[\w./*-]*", path)
+            is_path = re.fullmatch(r"(?:segcore|tests|docs|configs|jobs|cluster)/[\w./*-]*", path)
             if is_path and not list(ROOT.glob(path)):
                 missing.append(word)
         module = re.search(r"python -m (tests[\w.]+)", code)

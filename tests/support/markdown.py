@@ -10,7 +10,14 @@ from tests.support.paths import ROOT
 
 PAGES = tuple(
     str(path.relative_to(ROOT))
-    for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("segcore/**/*.md")))
+    for path in sorted(
+        (
+            *ROOT.glob("*.md"),
+            *ROOT.glob("docs/*.md"),
+            *ROOT.glob("segcore/**/*.md"),
+            *ROOT.glob("cluster/**/*.md"),
+        )
+    )
 )
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
