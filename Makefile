@@ -94,8 +94,12 @@ bench-peers: $(VENV)/.test ## compare speed with the peers', in the same environ
 exports: $(VENV)/.test ## read exports with the libraries and tools of others, in environments of their own (some GB)
 	$(BIN)/python -m tests.readers
 
+.PHONY: triton
+triton: $(VENV)/.test ## run the kernels for GPUs in Triton's interpreter, in an environment of its own (1 GB)
+	$(BIN)/python -m tests.triton_kernels
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
-	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-floors .venv-peers .venv-exports .venv-exports-peers .venv-triton build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache demo-output demo-output-s3
 	find segcore tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,8 +16,12 @@ BOXES = 1024  # that a program compares at a time; the result does not depend on
 @triton.jit
 def _overlap(x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2):
     """Intersection over union; NaN where torch's is."""
-    width = tl.minimum(x2, other_x2, propagate_nan=NAN) - tl.maximum(x1, other_x1, propagate_nan=NAN)
-    height = tl.minimum(y2, other_y2, propagate_nan=NAN) - tl.maximum(y1, other_y1, propagate_nan=NAN)
+    width = tl.minimum(x2, other_x2, propagate_nan=NAN) - tl.maximum(
+        x1, other_x1, propagate_nan=NAN
+    )
+    height = tl.minimum(y2, other_y2, propagate_nan=NAN) - tl.maximum(
+        y1, other_y1, propagate_nan=NAN
+    )
     inter = tl.maximum(width, 0.0, propagate_nan=NAN) * tl.maximum(height, 0.0, propagate_nan=NAN)
     area = (x2 - x1) * (y2 - y1)
     other_area = (other_x2 - other_x1) * (other_y2 - other_y1)

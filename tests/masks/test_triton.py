@@ -52,7 +52,7 @@ def check(scenes: list[Any], tiles: Tiles | None = None, byte_limit: int = BYTE_
 def test_equals_numpy_in_many_scenes(kind: str) -> None:
     rng = np.random.default_rng(KINDS.index(kind))
     scenes = [draw_scene(rng, kind, 200) for _ in range(8)]
-    assert check(scenes) > 10
+    assert check(scenes) > 3
     assert check(scenes[:3], byte_limit=1) >= 0  # a chunk for each crop
 
 

@@ -33,21 +33,21 @@ def check(boxes: torch.Tensor, logits: torch.Tensor, iou: float, max_det: int, a
     assert torch.equal(expected.scores, found.scores)
     used = torch.isfinite(expected.scores)
     for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a[used], b[used])
+        torch.testing.assert_close(a[used], b[used], rtol=0, atol=0, equal_nan=True)
     return int(used.sum())
 
 
-@pytest.mark.parametrize("spread", [5, 40, 300])
-@pytest.mark.parametrize("iou", [0.3, 0.7, 1.0])
-@pytest.mark.parametrize(("max_det", "at_once"), [(1, 64), (7, 16), (300, 1024), (300, 32)])
+@pytest.mark.parametrize(("spread", "iou"), [(5, 0.3), (40, 0.7), (40, 1.0), (300, 0.5)])
+@pytest.mark.parametrize(("max_det", "at_once"), [(3, 16), (300, 1024), (300, 16)])
 def test_equals_torch(spread: int, iou: float, max_det: int, at_once: int) -> None:
-    boxes, logits = random_scene(spread, 3, 120, 2, spread)
+    anchors = 900 if ON_CUDA else 40
+    boxes, logits = random_scene(spread, 3, anchors, 2, spread)
     logits[1] = -40  # an image without a candidate
     assert check(boxes, logits, iou, max_det, at_once) > 0
 
 
 def test_boxes_without_area_or_that_are_not_numbers_suppress_nothing() -> None:
-    boxes, logits = random_scene(4, 2, 60, 1, 20)
+    boxes, logits = random_scene(4, 2, 35, 1, 20)
     boxes[0, ::3, 2:] = boxes[0, ::3, :2]
     boxes[0, 1::7] = float("nan")
     boxes[1, ::5, 0] = float("inf")
@@ -60,7 +60,7 @@ def test_boxes_without_area_or_that_are_not_numbers_suppress_nothing() -> None:
 def test_overlaps_are_rounded_as_by_torch() -> None:
     """Thresholds at the very overlaps of the boxes, and one step beside them."""
     generator = torch.Generator().manual_seed(7)
-    corners = torch.rand((1, 40, 2), generator=generator) * 30
+    corners = torch.rand((1, 40, 2), generator=generator) * 20
     boxes = torch.cat((corners, corners + torch.rand((1, 40, 2), generator=generator) * 40), -1)
     logits = torch.rand((1, 40, 1), generator=generator) * 5
     a, b = boxes[0, :20], boxes[0, 20:]
@@ -68,7 +68,7 @@ def test_overlaps_are_rounded_as_by_torch() -> None:
     inter = sides.prod(1)
     areas = [(c[:, 2:] - c[:, :2]).prod(1) for c in (a, b)]
     overlaps = inter / (areas[0] + areas[1] - inter)
-    for overlap in overlaps[overlaps > 0][:6]:
+    for overlap in overlaps[overlaps > 0][: 6 if ON_CUDA else 2]:
         for iou in (overlap, torch.nextafter(overlap, torch.tensor(0.0))):
             check(boxes, logits, float(iou), 300, 64)
 

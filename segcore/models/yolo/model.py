@@ -12,7 +12,7 @@ import torch
 from segcore.errors import NotFinite
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
-from segcore.masks.device.automatic import pick_encoding
+from segcore.masks.device.automatic import MASK_KERNELS, pick_encoding
 from segcore.masks.device.encode import ImageMasks, encode_images
 from segcore.masks.device.transfers import download
 from segcore.models.base import InputShape, ModelOptions, Precision
@@ -21,7 +21,7 @@ from segcore.models.checks import check_batch, check_computed_weights
 from segcore.models.devices import PROBE_DEVICE, exact, pick_device, pick_precision
 from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
-from segcore.models.nms_kernels import pick_find_kept
+from segcore.models.nms_kernels import NMS_KERNELS, pick_find_kept
 from segcore.models.yolo.checkpoint import MARKS, PUBLISHED, describe, load_network
 from segcore.models.yolo.fusion import fuse, fuse_for_cpu
 from segcore.models.yolo.letterbox import PADDING_VALUE, Letterbox
@@ -149,6 +149,11 @@ class YoloSegModel:
     def batch_key(self, prepared: PreparedImage) -> tuple[int, ...]:
         """Images with canvases of the same shape go through the network together."""
         return prepared.pixels.shape
+
+    def describe_kernels(self) -> str:
+        """What follows the network on CUDA, for people; compiles and checks it on first use."""
+        choices = (MASK_KERNELS.describe(self.device), NMS_KERNELS.describe(self.device))
+        return ", ".join(filter(None, choices))
 
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
