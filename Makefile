@@ -107,6 +107,10 @@ lakehouse: $(VENV)/.test ## publish to Iceberg tables, in an environment of its 
 cluster: $(VENV)/.test ## run cluster/ before validators of others and on a real Slurm (root; half an hour)
 	$(PYTEST) --timeout 3600 -m cluster
 
+.PHONY: triton
+triton: $(VENV)/.test ## run the kernels for GPUs in Triton's interpreter, in an environment of its own (1 GB)
+	$(BIN)/python -m tests.triton_kernels
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -133,7 +133,7 @@ class UnitActor:
 
     def _make_worker(self, spec: ActorSpec) -> UnitWorker:
         model = load_worker_model(spec)
-        self._runtime = describe_runtime(spec.options.device, model.batch_size)
+        self._runtime = describe_runtime(spec.options.device, model)
         return UnitWorker(model, spec.read_options, spec.parts, spec.max_concurrent_batches)
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from segcore.errors import NotFinite
 
 BoxesOfAnchors = Callable[[Tensor], Tensor]  # (B, K) int64 -> (B, K, 4) x1 y1 x2 y2
+# Boxes, counts, iou, row length -> columns, counts; see `segcore.models.triton_nms.find_kept`.
+FindKept = Callable[[Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 MAX_CANDIDATES = 30_000  # boxes of one image that take part, those with the best scores
 # Boxes of different classes are shifted this far apart, so that they never overlap (input pixels;
 # boxes extend at most a few hundred pixels beyond the input). The value is that of the published
@@ -106,22 +108,29 @@ def detect_batch(
     max_det: int,
     max_candidates: int = MAX_CANDIDATES,
     class_offset: float = CLASS_OFFSET,
+    find_kept: FindKept | None = None,
 ) -> BatchDetections:
     """The same as `detect`, bit for bit, without synchronizing for each image.
 
     The host waits for the largest number of candidates, and then for each block of `suppress`:
     twice in total for a usual batch. D is `max_det` or that number, whichever is less.
+
+    Args:
+        find_kept: Used in place of `suppress`, where it is given: the host waits once.
     """
     candidates = _find_candidates(boxes, class_logits, conf, max_candidates)
-    batch, num_candidates = candidates.scores.shape
+    num_candidates = candidates.scores.shape[1]
     row_length = min(num_candidates, max_det)
     if row_length == 0:
         return BatchDetections(*(tensor[:, :0] for tensor in candidates))
-    kept = _suppress_by_class(candidates, iou, max_det, class_offset)
-    ordinals = torch.arange(1, row_length + 1, device=kept.device).repeat(batch, 1)
-    # Column of the first, second, ... kept candidate; `num_candidates` after the last.
-    columns = torch.searchsorted(kept.cumsum(1), ordinals)
-    is_kept, columns = columns < num_candidates, columns.clamp(max=num_candidates - 1)
+    if find_kept is None:
+        kept = _suppress_by_class(candidates, iou, max_det, class_offset)
+        columns, kept_counts = _list_kept(kept, row_length)
+    else:
+        boxes_by_class = _shift_by_class(candidates, class_offset)
+        counts = torch.isfinite(candidates.scores).sum(dim=1)
+        columns, kept_counts = find_kept(boxes_by_class, counts, iou, row_length)
+    is_kept = torch.arange(row_length, device=columns.device) < kept_counts.unsqueeze(1)
     return BatchDetections(
         candidates.anchors.gather(1, columns),
         torch.where(is_kept, candidates.scores.gather(1, columns), -torch.inf),
@@ -156,8 +165,21 @@ def _suppress_by_class(
     candidates: BatchDetections, iou: float, max_det: int, class_offset: float
 ) -> Tensor:
     """(B, K) bool: what `suppress` keeps if boxes of different classes never overlap."""
-    shifted = candidates.boxes + candidates.classes.unsqueeze(-1) * class_offset
+    shifted = _shift_by_class(candidates, class_offset)
     return suppress(shifted, torch.isfinite(candidates.scores), iou, max_det)
+
+
+def _shift_by_class(candidates: BatchDetections, class_offset: float) -> Tensor:
+    """(B, K, 4) boxes that overlap only within a class."""
+    return candidates.boxes + candidates.classes.unsqueeze(-1) * class_offset
+
+
+def _list_kept(kept: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
+    """(B, K) bool -> (B, row_length) places of the first that are kept; (B,) how many are."""
+    batch, num_candidates = kept.shape
+    ordinals = torch.arange(1, row_length + 1, device=kept.device).repeat(batch, 1)
+    columns = torch.searchsorted(kept.cumsum(1), ordinals)  # num_candidates after the last
+    return columns.clamp(max=num_candidates - 1), (columns < num_candidates).sum(dim=1)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float, max_det: int) -> Tensor:

@@ -10,6 +10,8 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from segcore.models.base import Model
+
 
 def use_one_thread() -> None:
     """Let torch compute every operation on one CPU thread in this process from now on."""
@@ -45,10 +47,14 @@ def cuda_device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
 
 
-def describe_runtime(device: str, batch_size: int) -> str:
+def describe_runtime(device: str, model: Model) -> str:
     """What decides the last bits of a network's outputs besides the edition, for people.
 
-    For example ``NVIDIA H200, torch 2.11.0+cu130, batches of 32``.
+    For example ``NVIDIA H200, torch 2.11.0+cu130, batches of 32, masks by Triton 3.6.0``.
+
+    Args:
+        device: As in `ModelOptions.device`.
+        model: On this device; its `describe_kernels`, if it has one, adds what it says.
     """
     import torch
 
@@ -56,7 +62,9 @@ def describe_runtime(device: str, batch_size: int) -> str:
     name = cuda_device_name() if on_cuda else device
     if device == "cpu":
         name += f" ({torch.backends.cpu.get_cpu_capability()})"
-    return f"{name}, torch {torch.__version__}, batches of {batch_size:,}"
+    kernels = model.describe_kernels() if hasattr(model, "describe_kernels") else ""
+    text = f"{name}, torch {torch.__version__}, batches of {model.batch_size:,}"
+    return f"{text}, {kernels}" if kernels else text
 
 
 def limit_device_memory(share: float) -> None:

@@ -6,9 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +23,6 @@ from segcore.worker.watchdog import Watchdog
 Batch = list[tuple[int, PreparedSample]]  # each image with its position in the unit
 Outcomes = list[Instances | ImageError]  # one for each image of a batch, in order
 
-_MAX_WAITING_BATCHES = 4
 _OUT_OF_MEMORY_MESSAGE = "memory ran out for this image alone"
 _PAUSES_S = (0.5, 2.0, 5.0)  # in which other processes may give memory of a GPU back
 # After these each call in this process fails: CUDA's errors stay, as do those of its libraries.
@@ -148,77 +145,6 @@ class ConcurrentBatches:
         """
         with self._free_slots, self._watchdog.guard(len(batch)):
             return self.runner.run([image.value for _, image in batch])
-
-
-class Batcher:
-    """Collects the prepared images of a unit into batches of like ones and runs these.
-
-    Images wait until a batch of those with the same `Model.batch_key` is full, but no more than
-    `_MAX_WAITING_BATCHES` batches wait in all. Outcomes are delivered in the order in which their
-    batches were started. Used as a context manager: a normal exit runs all that still wait, an
-    exception drops them.
-
-    Args:
-        deliver: Gets each batch with its outcomes, in the thread that calls `add` or leaves the
-            block.
-    """
-
-    def __init__(
-        self, concurrent_batches: ConcurrentBatches, deliver: Callable[[Batch, Outcomes], None]
-    ) -> None:
-        self._batch_key = concurrent_batches.batch_key
-        self._runner = concurrent_batches.runner
-        self._run = concurrent_batches.run
-        self._deliver = deliver
-        self._max_running = concurrent_batches.max_batches
-        self._pool = (
-            ThreadPoolExecutor(self._max_running, "forward") if self._max_running > 1 else None
-        )
-        self._waiting: dict[Hashable, Batch] = {}
-        self._running: deque[tuple[Batch, Future[Outcomes]]] = deque()
-
-    def add(self, position: int, image: PreparedSample) -> None:
-        """Add an image; `deliver` may be called for earlier ones.
-
-        Raises:
-            DeviceLost: See `BatchRunner`.
-        """
-        key = self._batch_key(image.value)
-        self._waiting.setdefault(key, []).append((position, image))
-        batch_size = self._runner.batch_size
-        if len(self._waiting[key]) >= batch_size:
-            self._start(key)
-        elif sum(map(len, self._waiting.values())) >= _MAX_WAITING_BATCHES * batch_size:
-            self._start(max(self._waiting, key=lambda name: len(self._waiting[name])))
-
-    def __enter__(self) -> Batcher:
-        return self
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        try:
-            if kind is None:
-                for key in list(self._waiting):
-                    self._start(key)
-                while self._running:
-                    self._deliver_oldest()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-
-    def _start(self, key: Hashable) -> None:
-        """Start the waiting batch of `key`."""
-        batch = self._waiting.pop(key)
-        if self._pool is None:
-            self._deliver(batch, self._run(batch))
-            return
-        self._running.append((batch, self._pool.submit(self._run, batch)))
-        if len(self._running) > self._max_running:
-            self._deliver_oldest()
-
-    def _deliver_oldest(self) -> None:
-        """Wait for the batch that was started first, and deliver its outcomes."""
-        batch, outcomes = self._running.popleft()
-        self._deliver(batch, outcomes.result())
 
 
 @dataclass(frozen=True)

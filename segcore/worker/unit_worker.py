@@ -15,7 +15,8 @@ from segcore.output.parts import Parts
 from segcore.output.tables import ImageResult
 from segcore.sources import read_unit
 from segcore.sources.units import Unit
-from segcore.worker.batching import Batch, Batcher, ConcurrentBatches, Outcomes
+from segcore.worker.batcher import Batcher, BatchQueue
+from segcore.worker.batching import Batch, ConcurrentBatches, Outcomes
 from segcore.worker.pages import split_pages
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.read_options import ReadOptions
@@ -121,6 +122,7 @@ class UnitWorker:
         self._parts = parts
         self._watchdog = Watchdog(read_options.image_timeout_s)  # a process has only one
         self._concurrent_batches = ConcurrentBatches(model, max_concurrent_batches, self._watchdog)
+        self._batch_queue = BatchQueue(self._concurrent_batches)
 
     def segment(
         self,
@@ -180,7 +182,7 @@ class UnitWorker:
                 rows[position] = progress.count(make_row(image, outcome))
             progress.report_when_due()
 
-        with Batcher(self._concurrent_batches, store_outcomes) as batcher:
+        with Batcher(self._batch_queue, store_outcomes) as batcher:
             for image in images:
                 if image.error is not None:
                     rows.append(progress.count(make_row(image, image.error)))

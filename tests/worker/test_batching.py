@@ -12,7 +12,8 @@ from segcore.instances import Instances
 from segcore.models.base import ModelOptions
 from segcore.sources import Sample
 from segcore.worker import batching
-from segcore.worker.batching import Batcher, BatchRunner, ConcurrentBatches, DeviceLost
+from segcore.worker.batcher import Batcher, BatchQueue
+from segcore.worker.batching import BatchRunner, ConcurrentBatches, DeviceLost
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.watchdog import Watchdog
 from tests.support.fake_models import HUNGRY, RAISES, BrightModel
@@ -187,7 +188,7 @@ def _run_batcher(
 
     sample = Sample("", "", "", b"")
     concurrent_batches = ConcurrentBatches(model, max_concurrent_batches, Watchdog(60))
-    with Batcher(concurrent_batches, deliver) as batcher:
+    with Batcher(BatchQueue(concurrent_batches), deliver) as batcher:
         for position, image in enumerate(images):
             batcher.add(position, PreparedSample(sample, model.preprocess(image)))
             max_pending = max(max_pending, position + 1 - len(outcomes_by_position))

@@ -117,8 +117,8 @@ class Scan(NamedTuple):
         block: (S,) float32 samples of each crop, column by column.
         candidates_so_far: (G,) int64 candidates up to and including each grid position.
         lines: Result columns.
-        totals: (3,) int64 candidates, candidates summed over all result columns, and 1 where all
-            samples are finite, else 0.
+        totals: (3,) int64 candidates summed over all result columns, 1 where all samples are
+            finite, else 0, and candidates.
     """
 
     block: Tensor
@@ -174,7 +174,7 @@ def scan_samples(logits: Tensor, axes: DeviceAxes, crops: DeviceCrops, sizes: Ch
     candidates_so_far = (any_positive & ~all_positive).cumsum(0)
     lines = _list_lines(candidates_so_far, axes, crops, sizes)
     is_finite = torch.isfinite(block).all().long()
-    totals = torch.stack((candidates_so_far[-1], lines.candidate_ends[-1], is_finite))
+    totals = torch.stack((lines.candidate_ends[-1], is_finite, candidates_so_far[-1]))
     return Scan(block, candidates_so_far, lines, totals)
 
 
@@ -186,7 +186,7 @@ def find_edges(
     Args:
         scan: Of the same chunk.
         axes, crops: Of the chunk.
-        totals: First two of `Scan.totals`, both at least 1.
+        totals: Candidates, and these summed over all result columns, both at least 1.
         halvings: `ChunkSizes.halvings`.
 
     Returns:

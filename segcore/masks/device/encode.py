@@ -2,30 +2,32 @@
 
 Definition and method are those of `segcore.masks.from_logits`; the same logits give the same
 strings. All instances of a batch are encoded together, in chunks of bounded memory. The host waits
-twice for each chunk and once for the result, however many images there are. The device needs
-float64, which MPS lacks. CPU tensors work too, for tests: `segcore.masks.encode_logits` is faster
-there.
+once or twice for each chunk and once for the result, however many images there are. The device
+needs float64, which MPS lacks. CPU tensors work too, for tests: `segcore.masks.encode_logits` is
+faster there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segcore.errors import NotFinite
-from segcore.masks.device.edges import DeviceAxes, DeviceCrops, find_edges, scan_samples
+from segcore.masks.device.edges import DeviceAxes
 from segcore.masks.device.plan import DevicePlan
-from segcore.masks.device.strings import DeviceStrings, empty_strings, write_strings
+from segcore.masks.device.strings import DeviceStrings, empty_strings
+from segcore.masks.device.torch_encode import TorchChunk
+from segcore.masks.device.transfers import download, upload
 from segcore.masks.edges import EncodedMasks
 from segcore.masks.window import NOT_FINITE, Window, resolve_window
 
 BYTE_LIMIT = 1 << 29
-_EDGE_BYTES = 288  # held at most for each entry of the ragged array of `find_edges`
+StartChunk = Callable[..., Any]  # begins a chunk: see `TorchChunk` and `TritonChunk`
 
 
 class ImageMasks(NamedTuple):
@@ -53,13 +55,16 @@ class ImageMasks(NamedTuple):
         return (len(instances), *self.prototypes.shape[1:])
 
 
-def encode_images(images: Sequence[ImageMasks], byte_limit: int = BYTE_LIMIT) -> list[EncodedMasks]:
+def encode_images(
+    images: Sequence[ImageMasks], byte_limit: int = BYTE_LIMIT, start_chunk: StartChunk = TorchChunk
+) -> list[EncodedMasks]:
     """RLE strings of the instances of each image, as `segcore.masks.encode_logits` returns them.
 
     Args:
         images: All on one device; canvases, windows and sizes may differ.
         byte_limit: Most memory taken at once on the device, about: for the logits, and again for
             what is computed from them. One image's logits and one instance's steps may take more.
+        start_chunk: What computes them: `TorchChunk`, or on CUDA `TritonChunk`, which is faster.
 
     Raises:
         NotFinite: A logit is not.
@@ -81,30 +86,12 @@ def encode_images(images: Sequence[ImageMasks], byte_limit: int = BYTE_LIMIT) ->
         )
         masks.append(plan.mask + n_masks)
         if len(plan.mask):
-            encoder = _GroupEncoder(plan, group, byte_limit)
+            encoder = _GroupEncoder(plan, group, byte_limit, start_chunk)
             for span in plan.chunks(byte_limit):
                 chunks += encoder.encode(*span)
         n_masks += sum(image.shape[0] for image in group)
         start = stop
     return _split_by_image(chunks, np.concatenate(masks), [image.shape[0] for image in images])
-
-
-def download(tensor: Tensor) -> np.ndarray:
-    """A copy on the host, through pinned memory; waits for what it needs and for nothing later."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu().numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(tensor.device))
-    ready.synchronize()
-    return host.numpy()
-
-
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; on CUDA through pinned memory, without waiting."""
-    host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _checked_window(image: ImageMasks) -> Window:
@@ -164,15 +151,20 @@ def _split_by_image(
     none = np.zeros(0, np.int64)
     if not chunks:
         return [EncodedMasks([], none, none) for _ in counts]
-    numbers = torch.cat([torch.stack((c.lengths, c.areas), dim=1).flatten() for c in chunks])
+    chunk_starts = np.cumsum([0] + [len(c.chars) for c in chunks])[:-1].tolist()
+    numbers = torch.cat(
+        [
+            torch.stack((c.starts + first, c.lengths, c.areas), dim=1).flatten()
+            for c, first in zip(chunks, chunk_starts, strict=True)
+        ]
+    )
     # One transfer: numbers first, where they are aligned, then the strings.
     data = download(torch.cat([numbers.view(torch.uint8), *(c.chars for c in chunks)]))
-    lengths, areas = data[: 8 * len(numbers)].view(np.int64).reshape(-1, 2).T
+    starts, lengths, areas = data[: 8 * len(numbers)].view(np.int64).reshape(-1, 3).T
     text = data[8 * len(numbers) :].tobytes()
-    ends = np.cumsum(lengths)
     kept = np.flatnonzero(lengths)
     kept = kept[np.argsort(mask[kept], kind="stable")]
-    spans = zip((ends - lengths)[kept].tolist(), ends[kept].tolist(), strict=True)
+    spans = zip(starts[kept].tolist(), (starts + lengths)[kept].tolist(), strict=True)
     strings = [text[start:end] for start, end in spans]
     first_masks = np.cumsum([0, *counts])
     borders = np.searchsorted(mask[kept], first_masks).tolist()
@@ -187,27 +179,29 @@ def _split_by_image(
 class _GroupEncoder:
     """A plan, its tables and its logits on the device."""
 
-    def __init__(self, plan: DevicePlan, images: Sequence[ImageMasks], byte_limit: int) -> None:
+    def __init__(
+        self,
+        plan: DevicePlan,
+        images: Sequence[ImageMasks],
+        byte_limit: int,
+        start_chunk: StartChunk,
+    ) -> None:
         self._plan = plan
         self._byte_limit = byte_limit
+        self._start_chunk = start_chunk
         self._logits = _compute_logits(images)
         self._axes = DeviceAxes(*(upload(table, self._logits.device) for table in plan.tables))
 
     def encode(self, start: int, stop: int) -> list[DeviceStrings]:
         """Strings of crops [start, stop)."""
-        fields, sizes = self._plan.chunk(start, stop)
-        crops = DeviceCrops(*upload(fields, self._logits.device).unbind())
-        scan = scan_samples(self._logits, self._axes, crops, sizes)
-        n_candidates, n_line_candidates, is_finite = download(scan.totals).tolist()
+        chunk = self._start_chunk(self._logits, self._axes, *self._plan.chunk(start, stop))
+        n_entries, is_finite, *others = download(chunk.totals).tolist()
         if not is_finite:
             raise NotFinite(NOT_FINITE)
-        if not n_line_candidates:
+        if not n_entries:
             return [empty_strings(stop - start, self._logits.device)]
-        if n_line_candidates * _EDGE_BYTES > self._byte_limit and stop - start > 1:
-            del scan  # these masks are more ragged than usual: halve the chunk
+        if n_entries * chunk.entry_bytes > self._byte_limit and stop - start > 1:
+            del chunk  # these masks are more ragged than usual: halve the chunk
             middle = (start + stop) // 2
             return self.encode(start, middle) + self.encode(middle, stop)
-        totals = n_candidates, n_line_candidates
-        keys = find_edges(scan, self._axes, crops, totals, sizes.halvings)
-        del scan
-        return [write_strings(keys, crops, sizes.pixels)]
+        return [chunk.write_strings(n_entries, *others)]

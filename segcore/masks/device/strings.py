@@ -15,12 +15,14 @@ class DeviceStrings(NamedTuple):
     """Strings of M masks, on the device.
 
     Attributes:
-        chars: (B,) uint8, the strings one after another.
+        chars: (B,) uint8, the strings in order; there may be gaps between them.
+        starts: (M,) int64 places of their first characters.
         lengths: (M,) int64; 0 for a mask without a pixel.
         areas: (M,) int64 set pixels.
     """
 
     chars: Tensor
+    starts: Tensor
     lengths: Tensor
     areas: Tensor
 
@@ -36,7 +38,12 @@ class _Numbers(NamedTuple):
 def empty_strings(n_masks: int, device: torch.device) -> DeviceStrings:
     """Of masks without a pixel."""
     zeros = torch.zeros(n_masks, dtype=torch.int64, device=device)
-    return DeviceStrings(torch.zeros(0, dtype=torch.uint8, device=device), zeros, zeros)
+    return DeviceStrings(torch.zeros(0, dtype=torch.uint8, device=device), *[zeros] * 3)
+
+
+def max_chars_of_numbers(pixels: int) -> int:
+    """Most characters of a number in the string of a mask with so many pixels."""
+    return 1 + sum(pixels >= 1 << (5 * k - 1) for k in range(1, MAX_CHARS))
 
 
 def write_strings(keys: Tensor, crops: DeviceCrops, max_pixels: int) -> DeviceStrings:
@@ -74,14 +81,13 @@ def write_strings(keys: Tensor, crops: DeviceCrops, max_pixels: int) -> DeviceSt
     numbers = (_Numbers(value, length, at), _Numbers(tail_value, tail_length, start + before_tail))
     total = int(lengths.sum())
     chars = _write_chars(_Numbers(*map(torch.cat, zip(*numbers, strict=True))), total, max_pixels)
-    return DeviceStrings(chars, lengths, areas)
+    return DeviceStrings(chars, start, lengths, areas)
 
 
 def _write_chars(numbers: _Numbers, total: int, max_pixels: int) -> Tensor:
     """(total,) uint8: groups of five bits, each with a bit that says whether more follow."""
     chars = torch.zeros(total + 1, dtype=torch.uint8, device=numbers.at.device)
-    max_groups = 1 + sum(max_pixels >= 1 << (5 * k - 1) for k in range(1, MAX_CHARS))
-    for group in range(max_groups):
+    for group in range(max_chars_of_numbers(max_pixels)):
         digit = (numbers.value >> (5 * group)) & 0x1F
         digit += torch.where(group < numbers.length - 1, 0x20 + 48, 48)
         has_group = group < numbers.length

@@ -12,13 +12,16 @@ import torch
 from segcore.errors import NotFinite
 from segcore.instances import Instances
 from segcore.masks import EncodedMasks, encode_logits
-from segcore.masks.device.encode import ImageMasks, download, encode_images
+from segcore.masks.device.automatic import MASK_KERNELS, pick_encoding
+from segcore.masks.device.encode import ImageMasks, encode_images
+from segcore.masks.device.transfers import download
 from segcore.models.base import InputShape, ModelOptions, Precision
 from segcore.models.checkpoints import Checkpoint
 from segcore.models.checks import check_batch, check_computed_weights
 from segcore.models.devices import PROBE_DEVICE, exact, pick_device, pick_precision
 from segcore.models.families import ModelFamily
 from segcore.models.nms import CLASS_OFFSET, MAX_CANDIDATES, Detections, detect, detect_batch
+from segcore.models.nms_kernels import NMS_KERNELS, pick_find_kept
 from segcore.models.yolo.checkpoint import MARKS, PUBLISHED, describe, load_network
 from segcore.models.yolo.fusion import fuse, fuse_for_cpu
 from segcore.models.yolo.letterbox import PADDING_VALUE, Letterbox
@@ -147,6 +150,11 @@ class YoloSegModel:
         """Images with canvases of the same shape go through the network together."""
         return prepared.pixels.shape
 
+    def describe_kernels(self) -> str:
+        """What follows the network on CUDA, for people; compiles and checks it on first use."""
+        choices = (MASK_KERNELS.describe(self.device), NMS_KERNELS.describe(self.device))
+        return ", ".join(filter(None, choices))
+
     @torch.inference_mode()
     def forward(self, prepared: Sequence[PreparedImage]) -> list[RawGroup]:
         """Raw outputs on the device, for these images only.
@@ -229,6 +237,7 @@ class YoloSegModel:
         jobs: list[ImageMasks] = []
         for group in raw:
             padded_tables, coefficients = self._detect_on_device(group.outputs)
+            prototypes = group.outputs.prototypes.float()
             for row, index in enumerate(group.indices):
                 table = padded_tables[row][np.isfinite(padded_tables[row, :, 4])]
                 letterbox = letterboxes[index]
@@ -239,7 +248,7 @@ class YoloSegModel:
                 tables.append((index, table))
                 jobs.append(
                     ImageMasks(
-                        group.outputs.prototypes[row].float(),
+                        prototypes[row],
                         coefficients[row, : len(table)],
                         table[:, :4],
                         (letterbox.height, letterbox.width),
@@ -247,7 +256,7 @@ class YoloSegModel:
                     )
                 )
         with exact(self.device):
-            encoded = encode_images(jobs)
+            encoded = encode_images(jobs, start_chunk=pick_encoding(self.device))
         for (index, table), masks in zip(tables, encoded, strict=True):
             boxes, scores, classes = table[:, :4], table[:, 4], table[:, 5].astype(np.int64)
             yield index, self._assemble(letterboxes[index], boxes, scores, classes, masks)
@@ -260,7 +269,11 @@ class YoloSegModel:
             (B, D, 32) float32 on the device.
         """
         detections = detect_batch(
-            outputs.boxes, outputs.class_logits, *self._thresholds, class_offset=self._class_offset
+            outputs.boxes,
+            outputs.class_logits,
+            *self._thresholds,
+            class_offset=self._class_offset,
+            find_kept=pick_find_kept(self.device),
         )
         columns = (
             detections.boxes,

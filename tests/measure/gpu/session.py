@@ -6,7 +6,8 @@
 The parts (`--parts`, all by default) are independent: where one fails, its error is recorded and
 the next part runs.
 
-    masks       realistic instances: strings made on the device against NumPy's, same logits
+    masks       realistic instances: strings made on the device against NumPy's, same logits; by
+                torch, and on a GPU by Triton
     parity      mask and box AP of each precision on a labelled set (`--data`: a folder with
                 instances_val.json and images/; synthetic images without it)
     throughput  images/s from uint8 batches on the device: the forward pass; then NMS and masks, one
@@ -45,7 +46,9 @@ from segcore import masks
 from segcore.evaluation.average_precision import mask_and_box_ap
 from segcore.images import DecodeOptions, decode_image
 from segcore.masks import EncodedMasks, Window
+from segcore.masks.device.automatic import pick_encoding
 from segcore.masks.device.encode import ImageMasks, encode_images
+from segcore.masks.device.torch_encode import TorchChunk
 from segcore.models.base import Precision
 from segcore.models.yolo.model import YoloSegModel
 from segcore.training.validate import to_coco_results
@@ -53,7 +56,13 @@ from tests.measure.gpu.peer import encode_bitmaps, make_checkpoint, require_ultr
 from tests.measure.gpu.speed import Session, graph, labelled, throughput
 from tests.support.paths import ROOT
 
-TESTS = ("masks/test_device.py", "models/test_nms.py", "models/yolo/test_model.py")
+TESTS = (
+    "masks/test_device.py",
+    "masks/test_triton.py",
+    "models/test_nms.py",
+    "models/test_triton_nms.py",
+    "models/yolo/test_model.py",
+)
 
 
 def machine(session: Session) -> dict[str, Any]:
@@ -109,20 +118,20 @@ def compare_masks(session: Session) -> dict[str, Any]:
         ((300, 200), Window.of_letterbox(0, 106, 640, 533)),
     ]
     noise = draw_logits(rng, "smooth", 100, 160, 160)
-    total = different = 0
+    device = torch.device(session.device)
+    ways = {pick_encoding(device), TorchChunk}
+    total, different = 0, dict.fromkeys((way.__name__ for way in ways), 0)
     while total < (200 if session.quick else 20_000):
         scenes = [blobs(rng, noise, 50, *shape) for shape in shapes]
-        results = encode_images(
-            [
-                ImageMasks(torch.from_numpy(planes).to(session.device), None, *rest)
-                for planes, *rest in scenes
-            ]
-        )
-        for result, scene in zip(results, scenes, strict=True):
-            expected = masks.encode_logits(*scene)
-            pairs = itertools.zip_longest(_instances(result), _instances(expected))
-            different += sum(a != b for a, b in pairs)
-            total += len(expected.counts)
+        images = [
+            ImageMasks(torch.from_numpy(planes).to(device), None, *rest) for planes, *rest in scenes
+        ]
+        expected = [masks.encode_logits(*scene) for scene in scenes]
+        total += sum(len(encoded.counts) for encoded in expected)
+        for way in ways:
+            for pair in zip(encode_images(images, start_chunk=way), expected, strict=True):
+                pairs = itertools.zip_longest(*map(_instances, pair))
+                different[way.__name__] += sum(a != b for a, b in pairs)
     return {"instances": total, "different": different}
 
 

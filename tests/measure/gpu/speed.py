@@ -12,14 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from segcore import masks
 from segcore.images import DecodeOptions, decode_image
+from segcore.masks.device.torch_encode import TorchChunk
 from segcore.models.base import ModelOptions, Precision
 from segcore.models.registry import load_model
+from segcore.models.yolo import model as yolo_model
 from segcore.models.yolo.model import RawGroup, YoloSegModel
 from segcore.testing.synthetic import render_scene
 
@@ -60,6 +64,16 @@ class Session:
             self.wait()
             times.append(time.perf_counter() - started)
         return statistics.median(times[1:])
+
+    def launches(self, work: Callable[[], Any]) -> int | None:
+        """Kernels that a call launches; None where there is no GPU."""
+        if not self.on_gpu:
+            return None
+        work()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            work()
+            self.wait()
+        return sum("LaunchKernel" in event.name for event in profiler.events())
 
     def model(self, name: str = MODEL, **options: Any) -> YoloSegModel:
         """A model on the device."""
@@ -151,7 +165,7 @@ def throughput(session: Session) -> dict[str, Any]:
     return out
 
 
-def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, float]:
+def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, Any]:
     """Images/s of each step, alone and together."""
     size, repeats, batches = len(prepared), *((1, 2) if session.quick else (10, 40))
     places = tuple(range(size))
@@ -161,6 +175,12 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
     def after(outputs: Any) -> list:
         return model.postprocess([RawGroup(places, outputs)], prepared)
 
+    def after_by_torch() -> list:
+        with mock.patch.multiple(
+            yolo_model, pick_encoding=lambda _: TorchChunk, pick_find_kept=lambda _: None
+        ):
+            return after(raw)
+
     def copied() -> torch.Tensor:
         return torch.from_numpy(np.stack([p.pixels for p in prepared])).to(session.device)
 
@@ -169,6 +189,7 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
             "forward": session.seconds(lambda: [model.infer(batch) for _ in range(4)], repeats) / 4,
             "nms": session.seconds(lambda: model._detect_on_device(raw), repeats),
             "nms_and_masks": session.seconds(lambda: after(raw), repeats),
+            "nms_and_masks_by_torch": session.seconds(after_by_torch, repeats),
             "one_after_another": session.seconds(lambda: after(model.infer(batch)), repeats),
             "overlapped": session.seconds(lambda: overlapped(model, batch, prepared, batches), 2)
             / batches,
@@ -176,6 +197,9 @@ def rates(session: Session, model: YoloSegModel, prepared: list) -> dict[str, fl
         }
     return {
         "batch": size,
+        "kernels": model.describe_kernels(),
+        "launches": session.launches(lambda: after(raw)),
+        "launches_by_torch": session.launches(after_by_torch),
         "instances_per_image": sum(map(len, after(raw))) / size,
         **{f"{name}_images_s": size / one for name, one in seconds.items()},
         "overlapped_of_forward": seconds["forward"] / seconds["overlapped"],

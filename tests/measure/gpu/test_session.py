@@ -25,7 +25,7 @@ def test_the_session_runs_on_a_cpu(tmp_path: Path) -> None:
     document = json.loads(out.read_text())
     assert json.loads(done.stdout) == document
     assert document["masks"]["instances"] >= 200
-    assert document["masks"]["different"] == 0
+    assert document["masks"]["different"] == {"TorchChunk": 0}
     assert document["parity"]["float32"]["mask_ap"] > 0.7
     assert 0 < abs(document["parity"]["bfloat16"]["mask_ap_less_float32"]) < 0.02
     assert document["graph"]["graph"] == "needs CUDA"
