@@ -27,6 +27,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from segcore.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from segcore.api.exchange import export as export
     from segcore.api.exchange import import_corrections as import_corrections
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from segcore.storage import StorageOptions as StorageOptions
     from segcore.training.config import TrainConfig as TrainConfig
     from segcore.training.train import train as train
-
-__version__ = "0.1.0"  # pyproject.toml takes it from here
 
 _MODULES = {
     "Config": "segcore.config",

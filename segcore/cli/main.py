@@ -6,7 +6,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import segcore
 from segcore.cli import (
     bench,
     compact,
@@ -40,6 +39,7 @@ from segcore.cli import (
     verify,
 )
 from segcore.exit_codes import EXIT_CODES
+from segcore.version import __version__
 
 app = console.new_app(
     add_completion=True,
@@ -82,7 +82,7 @@ app.command("demo", epilog=demo.EPILOG)(demo.command)
 def print_version(wanted: bool) -> None:
     """Print the version and leave."""
     if wanted:
-        print(f"segcore {segcore.__version__}")
+        print(f"segcore {__version__}")
         raise typer.Exit
 
 

@@ -117,8 +117,8 @@ def prepare_command(words: Sequence[str]) -> SubmittedCommand:
     context = _parse(name, words[1:])
     given = _given(context)
     values = _values(job, given)
-    for key, value in values.items():
-        _refuse_secrets(f"`{key}`", [value])
+    for key, text in values.items():
+        _refuse_secrets(f"`{key}`", [text])
     files: dict[str, Path] = {}
     if isinstance(config := given.get("config"), str):
         given["config"] = _send(files, Path(config))

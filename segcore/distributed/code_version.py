@@ -6,7 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-import segcore
+from segcore.version import __version__
 
 
 @functools.cache
@@ -16,10 +16,10 @@ def code_version() -> str:
     Two builds may have the same version: a checkout with changes, an image that was not rebuilt.
     Takes some 20 ms.
     """
-    folder = Path(segcore.__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
-    return f"{segcore.__version__} (code {digest.hexdigest()[:12]})"
+    return f"{__version__} (code {digest.hexdigest()[:12]})"

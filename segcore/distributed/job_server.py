@@ -153,7 +153,7 @@ def _client_class() -> Any:
             f"Ray's job client is not installed here ({error}).", hint=_EXTRA_HINT
         ) from None
 
-    class Client(JobSubmissionClient):  # type: ignore[misc]
+    class Client(JobSubmissionClient):
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
             kwargs.setdefault("timeout", REQUEST_TIMEOUT_S)
             return super()._do_request(*args, **kwargs)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import segcore
 from segcore.distributed import quiet
 from segcore.distributed.job_server import JobServer
 from segcore.errors import ClusterError, UsageError
 from segcore.text import format_bytes, printable
+from segcore.version import __version__
 
 STOP_WAIT_S = 120  # for the unit in progress and the lease; by default Ray kills after 3 s
 MAX_SENT_BYTES = 500 << 20  # Ray refuses packages over 512 MiB
@@ -74,7 +74,7 @@ def submit(server: JobServer, request: JobRequest) -> str:
                 entrypoint=request.entrypoint,
                 submission_id=job_id,
                 runtime_env=_runtime_env(request, folder),
-                metadata={"segcore": segcore.__version__, "command": request.words[0]},
+                metadata={"segcore": __version__, "command": request.words[0]},
                 entrypoint_num_cpus=request.driver_cpus or None,
                 entrypoint_num_gpus=request.driver_gpus or None,
             )
@@ -106,7 +106,7 @@ def _runtime_env(request: JobRequest, folder: Path) -> dict[str, Any]:
     if request.files or request.working_dir is not None:
         environment["working_dir"] = str(folder)
     if request.ship_code:
-        environment["py_modules"] = [str(Path(segcore.__file__).resolve().parent)]
+        environment["py_modules"] = [str(Path(__file__).resolve().parents[1])]
     return environment
 
 

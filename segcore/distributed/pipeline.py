@@ -299,8 +299,9 @@ class Pipeline:
                     **_RESTART_OPTIONS,
                 )
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for row in batch.to_pylist():  # `iter_rows` takes ten times as long
+            table: Any
+            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for row in table.to_pylist():  # `iter_rows` takes ten times as long
                     yield UnitOutcome(**row)
         except ray.exceptions.RayError as error:
             raise ClusterError(

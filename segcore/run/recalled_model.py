@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import segcore
 from segcore.config import Config
 from segcore.models.base import Category, ModelInfo, ModelOptions
 from segcore.models.bundled_weights import BUNDLED, bundled_names
@@ -22,6 +21,7 @@ from segcore.output.reprocess_records import read_model_options
 from segcore.run.job_model import JobModel, read_weights
 from segcore.storage import Storage
 from segcore.text import redact_link
+from segcore.version import __version__
 
 
 def model_facts(config: Config, model: JobModel) -> dict[str, Any] | None:
@@ -34,7 +34,7 @@ def model_facts(config: Config, model: JobModel) -> dict[str, Any] | None:
         "model": options.model_dump(mode="json"),
         "decode": config.decode.model_dump(mode="json"),
         "info": asdict(model.info),
-        "segcore": segcore.__version__,
+        "segcore": __version__,
     }
 
 
@@ -77,7 +77,7 @@ def _are_same(facts: Mapping[str, Any], config: Config) -> bool:
         now["precision"] = before["precision"]
     before["device"] = now["device"]
     decode = config.decode.model_dump(mode="json")
-    return (before, facts["decode"], facts["segcore"]) == (now, decode, segcore.__version__)
+    return (before, facts["decode"], facts["segcore"]) == (now, decode, __version__)
 
 
 def _info(values: Mapping[str, Any]) -> ModelInfo:

@@ -59,7 +59,7 @@ class TritonChunk:
         self._tiles = tiles
         self._sizes = sizes
         self._n_crops = fields.shape[1]
-        crops = DeviceCrops(*fields)
+        crops: Any = DeviceCrops(*fields)  # arrays of the host here
         sample_tiles = _list_tiles(crops.rows * crops.columns, tiles.samples)
         line_tiles = _list_tiles(crops.x1 - crops.x0, tiles.lines)
         self._fields, on_device, self._line_tiles = _upload_together(
