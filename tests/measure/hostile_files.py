@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 6000, 4000
@@ -127,6 +129,7 @@ def other_images() -> Iterator[HostileFile]:
     yield HostileFile("flat.jp2", _saved("JPEG2000"))
     yield HostileFile("tiles.jp2", _saved("JPEG2000", tile_size=(64, 64)))
     yield HostileFile("grey.jp2", _saved("JPEG2000", "L"))
+    yield HostileFile("wide.jp2", _wide_jp2)
     yield HostileFile("runs.bmp", _run_length_bmp)
     yield HostileFile("flat.bmp", _saved("BMP", "1"))
     try:
@@ -140,6 +143,12 @@ def other_images() -> Iterator[HostileFile]:
         return buffer.getvalue()
 
     yield HostileFile("flat.heic", functools.cache(heic))
+
+
+@functools.cache
+def _wide_jp2() -> bytes:
+    samples = np.zeros((HEIGHT, WIDTH, 3), np.uint16)
+    return cv2.imencode(".jp2", samples)[1].tobytes()
 
 
 def _run_length_bmp() -> bytes:
