@@ -74,30 +74,40 @@ READERS: dict[str, Callable[[Path], tuple[str, int]]] = {
 }
 
 
-def measure(file: HostileFile, folder: Path) -> tuple[str, int, int, float]:
-    """What came out, budget and peak in MiB, CPU seconds; in a process of its own."""
-    path, answer = folder / file.name, folder / "answer.json"
-    path.write_bytes(file.data())
-    answer.unlink(missing_ok=True)
+def _in_child(action: Callable[[], object]) -> None:
+    """Run an action in a process of its own, so that what it frees is not there for the next."""
     child = os.fork()
     if not child:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (2 * MAX_CPU_S, 2 * MAX_CPU_S))
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before, start = _peak_mib(), time.process_time()
-            text, budget = READERS[file.reader](path)
-            numbers = (_peak_mib() - before, time.process_time() - start)
-            answer.write_text(json.dumps((text, budget, *numbers)))
+            action()
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(0)
     os.waitpid(child, 0)
+
+
+def measure(file: HostileFile, folder: Path) -> tuple[str, int, int, float, int]:
+    """What came out, budget and peak in MiB, CPU seconds; and the bytes of the file."""
+    path, answer = folder / file.name, folder / "answer.json"
+    answer.unlink(missing_ok=True)
+    _in_child(lambda: path.write_bytes(file.data()))
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (2 * MAX_CPU_S, 2 * MAX_CPU_S))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start = _peak_mib(), time.process_time()
+        text, budget = READERS[file.reader](path)
+        numbers = (_peak_mib() - before, time.process_time() - start)
+        answer.write_text(json.dumps((text, budget, *numbers)))
+
+    _in_child(run)
+    n_bytes = path.stat().st_size
     path.unlink()
     if not answer.exists():
-        return "DIED", 0, 0, 0.0
+        return "DIED", 0, 0, 0.0, n_bytes
     text, budget, peak, seconds = json.loads(answer.read_text())
-    return text, budget, peak, seconds
+    return text, budget, peak, seconds, n_bytes
 
 
 def _peak_mib() -> int:
@@ -113,11 +123,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         for family in wanted:
             for file in FAMILIES[family]():
-                text, budget, peak, seconds = measure(file, Path(name))
+                text, budget, peak, seconds, size = measure(file, Path(name))
                 is_over = peak > 2 * max(budget, FLOOR_MIB) or seconds > MAX_CPU_S or text == "DIED"
                 n_over += is_over
                 n_files += 1
-                size = len(file.data())
                 print(
                     f"{family + '/' + file.name:34}{size:10}{budget:8}{peak:9}{seconds:7.1f}"
                     f"  {text}{'  OVER' if is_over else ''}",
