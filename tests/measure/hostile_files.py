@@ -87,9 +87,8 @@ def webp_files() -> Iterator[HostileFile]:
     yield HostileFile("lossy", _saved("WEBP", method=0))
     yield HostileFile("alpha", _saved("WEBP", "RGBA", lossless=True, method=0))
     small = io.BytesIO()
-    _flat("RGB", (8, 8)).save(
-        small, "WEBP", save_all=True, append_images=[_flat("RGB", (8, 8))] * 3
-    )
+    frames = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(4)]
+    frames[0].save(small, "WEBP", save_all=True, append_images=frames[1:])
     canvas = bytearray(small.getvalue())
     canvas[24:30] = (16383).to_bytes(3, "little") * 2
     yield HostileFile("anim-canvas", lambda: bytes(canvas))
