@@ -54,12 +54,13 @@ def connect(uri: str, options: Any) -> Any:
     scheme, bucket, _ = split(uri)
     timeout = timedelta(seconds=options.timeout_s)
     client: ClientConfig = {"timeout": timeout, "connect_timeout": min(timeout, _CONNECT_TIMEOUT)}
-    # Each delay lies between the first one and `base` times the previous one. With the default of
-    # 2 they hardly grow: eight retries often end before a server has restarted.
+    # Each delay lies between the first one and `base` times the previous one. With the defaults of
+    # 0.1 s and 2 they hardly grow: eight retries often end before a server has restarted or takes
+    # requests again that it throttled. With these eight take 16 s in the median.
     retry: RetryConfig = {
         "max_retries": options.retries,
         "retry_timeout": timedelta(minutes=5),
-        "backoff": {"base": 3},
+        "backoff": {"init_backoff": timedelta(seconds=0.3), "base": 3},
     }
     try:
         if scheme == "s3":

@@ -1,6 +1,6 @@
 """Runs every row of ../shared/cases/README.md and prints what happens now.
 
-    python -m tests.cases              # all rows; three minutes on two cores
+    python -m tests.cases              # all rows; four minutes on two cores
     python -m tests.cases tar hostile  # rows whose names begin so
 
 Images are segmented by the bundled model in this process, without Ray. A row is wrong if what
@@ -32,7 +32,7 @@ def main() -> int:
         found, is_right = _run(case)
         n_run += 1
         n_wrong += not is_right
-        print(f"{'right' if is_right else 'WRONG':6}{case.name:34}{found}", flush=True)
+        print(f"{'right' if is_right else 'WRONG':6}{case.name:37}{found}", flush=True)
     print(f"{n_run} rows, {n_wrong} wrong")
     return 1 if n_wrong else 0
 

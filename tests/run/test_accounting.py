@@ -86,3 +86,4 @@ def test_an_input_without_images_says_what_it_has(
     with pytest.raises(NothingFound, match=r"found 1 x \.heic") as caught:
         preview(job_config(tmp_path / "hidden", tmp_path / "out"))
     assert "1 hidden file or folder" in caught.value.hint
+    assert "To read .heic too: --set 'source.extensions=[" in caught.value.hint

@@ -51,6 +51,8 @@ def test_what_is_left_out_is_counted_by_extension(tmp_path: object) -> None:
         f"Skipped 14 other files in {tmp_path}: 2 x .heic, 1 x without extension, 1 x .?[31m, "
         "1 x .0, 1 x .1, 8 x other extensions.",
         "Compressed archives are not read: unpack them to .tar or to files.",
+        "To read .heic too: --set 'source.extensions=[jpg,jpeg,png,webp,tif,tiff,bmp,heic]' and "
+        "pip install 'segcore[heic]'.",
     ]
 
 
