@@ -121,19 +121,7 @@ def evaluate(
     # Handed over, so that its strings are gone once they are compared.
     measurement = measure(truth, match.image_ids.values(), detections.pop(), max_dets)
     scores = measurement.scores
-    known = set(categories.values())
-    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
-    if lacking:
-        notes.append(
-            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
-            f"counted as undetected ({list_names(lacking)})."
-        )
-    if other_classes:
-        names = list_names([name for name, _ in other_classes.most_common()])
-        notes.append(
-            f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
-            f"truth does not have ({names})."
-        )
+    notes += _class_notes(scores, set(categories.values()), other_classes)
     notes += [*results.remarks(), *truth.remarks.sentences()]
     if not any(truth.annotations.get(image_id) for image_id in match.image_ids.values()):
         notes.append("The ground truth has no annotation of these images.")
@@ -151,6 +139,26 @@ def evaluate(
         notes=tuple(notes),
         edition_notes=results.edition_notes,
     )
+
+
+def _class_notes(scores: Scores, known: set[Id], other_classes: Counter[str]) -> Iterator[str]:
+    """Sentences about classes that one of the two sides lacks.
+
+    Args:
+        known: Categories of the ground truth that the model has.
+    """
+    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
+    if lacking:
+        yield (
+            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
+            f"counted as undetected ({list_names(lacking)})."
+        )
+    if other_classes:
+        names = list_names([name for name, _ in other_classes.most_common()])
+        yield (
+            f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
+            f"truth does not have ({names})."
+        )
 
 
 def read_ground_truth(storage: Storage, uri: str) -> GroundTruth:
