@@ -130,8 +130,8 @@ def test_known_masks_and_another_edition(tmp_path: Path) -> None:
     for against in (old.name, old.prefix):
         _, page = _report(f"{tmp_path}/out", ReportOptions(str(truth), against))
         for text in ("Scores", "AP75", "Precision at each recall", "Best score thresholds",
-                     "Calibration", "Confusions", "Worst images", "right, ", "Errors", "missed", "What changed", "vanished",
-                     "Most errors", "Most changed"):  # fmt: skip
+                     "Calibration", "Confusions", "Worst images", "right, ", "Errors",
+                     "missed", "What changed", "vanished", "Most errors", "Most changed"):  # fmt: skip
             assert text in page.text
     report, page = _report(f"{tmp_path}/out", ReportOptions(f"{tmp_path}/nix.json", "nix"))
     assert [text.partition(" left out")[0] for text in report.problems[:3]] == [
@@ -180,7 +180,7 @@ def test_the_cost_follows_from_the_record_of_the_run() -> None:
         ("Cost of a million images", "111.1, at 10 images/s (extrapolated)"),
     ]  # fmt: skip
     for damaged in ({}, {"timings": "x"}, {**values, "images_this_time": None}):
-        ((name, text),) = describe_cost(damaged, 4.0)
+        ((_, text),) = describe_cost(damaged, 4.0)
         assert "does not say how long" in str(text)
 
 
