@@ -131,7 +131,8 @@ def test_known_masks_and_another_edition(tmp_path: Path) -> None:
         _, page = _report(f"{tmp_path}/out", ReportOptions(str(truth), against))
         for text in ("Scores", "AP75", "Precision at each recall", "Best score thresholds",
                      "Calibration", "Confusions", "Worst images", "right, ", "Errors",
-                     "missed", "What changed", "vanished", "Most errors", "Most changed"):  # fmt: skip
+                     "missed", "What changed", "vanished", "Most errors",
+                     "Most changed"):  # fmt: skip
             assert text in page.text
     report, page = _report(f"{tmp_path}/out", ReportOptions(f"{tmp_path}/nix.json", "nix"))
     assert [text.partition(" left out")[0] for text in report.problems[:3]] == [
