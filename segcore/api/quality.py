@@ -115,6 +115,7 @@ def report(
     against: str = "",
     images: int = 8,
     ranking: str = "",
+    price: float | None = None,
     storage: AnyStorage = None,
 ) -> Report:
     """Write one HTML file about an output: run, counts, histograms, images with masks, scores::
@@ -127,7 +128,8 @@ def report(
         SegcoreError: The output cannot be read, or the file cannot be written.
     """
     read = results.open_results(open_storage(storage), output, edition)
-    made = make_report(read, ReportOptions(ground_truth, against, images, ranking=ranking))
+    options = ReportOptions(ground_truth, against, images, ranking=ranking, price=price)
+    made = make_report(read, options)
     read.storage.write(out, made.html)
     return made
 

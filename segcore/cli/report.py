@@ -79,6 +79,15 @@ def command(
             show_default=False,
         ),
     ] = "",
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="What an hour of all machines of the run costs, in any currency: the report then "
+            "tells what the last execution cost, and a million images.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
     include_unlisted: IncludeUnlisted = False,
     sets: StorageSets = None,
@@ -98,7 +107,7 @@ def command(
         if interval.is_over():
             notify(f"{done:,} of {units:,} units read.")
 
-    options = ReportOptions(ground_truth, against, images, seed, include_unlisted, ranking)
+    options = ReportOptions(ground_truth, against, images, seed, include_unlisted, ranking, price)
     report = make_report(results, options, notify_progress)
     target = out or f"{results.name}-report.html"
     storage.write(target, report.html)

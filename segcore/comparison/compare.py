@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from segcore.comparison.truth import TruthImages
 from segcore.errors import SegcoreError, StorageError, UsageError
 from segcore.evaluation.evaluate import read_ground_truth
 from segcore.evaluation.remarks import list_names
+from segcore.evaluation.resources import n_cores, paused_collection
 from segcore.output.image_rows import read_unit_rows
 from segcore.output.results import Results, open_results
 from segcore.output.run_records import read_newest_run
@@ -189,7 +189,8 @@ def _other_side(
             comparison.notes += results.edition_notes
             comparison.notes += results.remarks()
     if other is None:
-        return TruthImages.of(walked, read_ground_truth(storage, truth_uri))
+        with paused_collection():
+            return TruthImages.of(walked, read_ground_truth(storage, truth_uri))
     records = [read_newest_run(storage, results.layout) for results in (other, walked)]
     roots = tuple(record.input if record else "" for record in records)
     if roots[0] != roots[1]:
@@ -254,7 +255,7 @@ class _Walk:
 
     def results(self, damaged: list[str]) -> Iterator[_UnitResult | None]:
         """What each unit gives, in the order of the units; None for one that cannot be read."""
-        threads = self.options.threads or _n_cores()
+        threads = self.options.threads or n_cores()
         pending: deque[tuple[str, Future[_UnitResult]]] = deque()
         with ThreadPoolExecutor(threads, "compare") as pool:
             units = iter(self.walked.units)
@@ -313,12 +314,6 @@ class _Walk:
         reasons[~other.is_there] = only
         result: list[str] = reasons.tolist()
         return result
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _has_bad_masks(instances: ImageInstances, sizes: np.ndarray) -> np.ndarray:

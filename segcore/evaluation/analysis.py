@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segcore.evaluation.average_precision import RECALLS, Measurement
-from segcore.evaluation.coco_matching import IOU_THRESHOLDS, find_candidates
+from segcore.evaluation.coco_matching import IOU_THRESHOLDS
 from segcore.evaluation.ground_truth import Id
 
 _N_BINS = 10
@@ -217,7 +217,7 @@ def _calibrate(
 def _confuse(measurement: Measurement, kept: np.ndarray, names: list[str]) -> tuple[Confusion, ...]:
     """Matches one to one by IoU, whatever the classes; crowd regions are left out."""
     detections, truths = measurement.detections, measurement.truths
-    pairs = find_candidates(detections, truths, "mask", same_category=False)
+    pairs = measurement.pairs
     is_kept = np.zeros(len(detections), bool)
     is_kept[kept] = True
     found_of = np.full(len(truths), -1)

@@ -111,6 +111,7 @@ class Measurement:
     Attributes:
         truths, detections: Their images and categories are numbers: places in `image_ids` and
             in `scores.per_class`.
+        pairs: With an IoU of masks of 0.5 or more, whatever their categories.
         mask, box: Matches by IoU of masks, and of boxes.
     """
 
@@ -118,6 +119,7 @@ class Measurement:
     image_ids: tuple[Id, ...]
     truths: Objects
     detections: Objects
+    pairs: Candidates
     mask: Evaluation
     box: Evaluation
 
@@ -155,9 +157,12 @@ def measure(
     if not isinstance(detections, Detections):
         detections = Detections.of_dicts(detections)
     detected = detected_objects(detections, truth, images, categories)
-    masks, boxes = (
-        _evaluate(detected, truths, kind, len(categories), max_dets) for kind in ("mask", "box")
-    )
+    del detections
+    pairs = find_candidates(detected, truths, "mask", same_category=False)
+    masks = _evaluate(detected, truths, "mask", pairs.of_one_category(detected, truths),
+                      len(categories), max_dets)  # fmt: skip
+    boxes = _evaluate(detected, truths, "box", find_candidates(detected, truths, "box"),
+                      len(categories), max_dets)  # fmt: skip
     n_truths = np.bincount(truths.categories[~truths.is_crowd], minlength=len(categories))
     n_detections = np.bincount(detected.categories, minlength=len(categories))
     per_class = tuple(
@@ -181,7 +186,7 @@ def measure(
         n_detections=len(detected),
         max_dets=max_dets,
     )
-    return Measurement(scores, tuple(images), truths, detected, masks, boxes)
+    return Measurement(scores, tuple(images), truths, detected, pairs, masks, boxes)
 
 
 @dataclass(frozen=True)
@@ -204,10 +209,14 @@ class Evaluation:
 
 
 def _evaluate(
-    detections: Objects, truths: Objects, kind: IouKind, n_categories: int, max_dets: int
+    detections: Objects,
+    truths: Objects,
+    kind: IouKind,
+    candidates: Candidates,
+    n_categories: int,
+    max_dets: int,
 ) -> Evaluation:
     ranked = rank_detections(detections, max_dets)
-    candidates = find_candidates(detections, truths, kind)
     low, high = AREA_RANGES[:, :1], AREA_RANGES[:, 1:]
     is_ignored = truths.is_crowd | (truths.areas < low) | (truths.areas > high)
     matches = match_detections(candidates, ranked, truths.is_crowd, is_ignored)

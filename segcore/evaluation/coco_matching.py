@@ -12,7 +12,8 @@ time, compiled where numba is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -21,6 +22,7 @@ import numpy as np
 
 from segcore.evaluation.contested import match_contested
 from segcore.evaluation.objects import Objects
+from segcore.evaluation.resources import n_cores
 from segcore.masks import default_backend
 from segcore.masks.overlap import find_meeting_boxes, iou
 
@@ -30,7 +32,7 @@ AREA_RANGES = np.array(
     [[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]]
 )  # all, small, medium, large; pixels, both ends included
 _ALMOST_ONE = 1 - 1e-10  # what pycocotools takes in place of a threshold of 1
-_MAX_CHARS = 8 << 20  # of masks that are compared at the same time
+_MAX_CHARS = 2 << 20  # of masks that are compared at the same time by one thread
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Candidates:
     detections: np.ndarray
     truths: np.ndarray
     ious: np.ndarray
+
+    def of_one_category(self, detections: Objects, truths: Objects) -> Candidates:
+        """Those whose detection and object are of the same category."""
+        is_same = detections.categories[self.detections] == truths.categories[self.truths]
+        return Candidates(self.detections[is_same], self.truths[is_same], self.ious[is_same])
 
 
 def rank_detections(detections: Objects, max_dets: int) -> np.ndarray:
@@ -68,45 +75,66 @@ def find_candidates(
     same_category: bool = True,
     min_iou: float = 0.5,
 ) -> Candidates:
-    """All pairs of one image with an IoU of at least `min_iou`.
+    """All pairs of one image with an IoU of at least `min_iou`, found on all cores.
 
     Args:
         same_category: Only pairs of one category.
     """
-    found = list(_pairs_by_image(detections, truths, kind, same_category, min_iou))
+    sides = (detections, truths)
+    n_images = 1 + max((int(side.images[-1]) for side in sides if len(side)), default=-1)
+    offsets = [np.searchsorted(side.images, np.arange(n_images + 1)) for side in sides]
+
+    def find(images: range) -> tuple[np.ndarray, np.ndarray]:
+        return _pairs_of_images(detections, truths, kind, same_category, min_iou, offsets, images)
+
+    with ThreadPoolExecutor(n_cores(), "candidates") as pool:
+        found = list(pool.map(find, _groups(detections, truths, offsets)))
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *(pairs for pairs, _ in found)])
     ious = np.concatenate([np.zeros(0), *(ious for _, ious in found)])
     return Candidates(pairs[:, 0], pairs[:, 1], ious)
 
 
-def _pairs_by_image(
-    detections: Objects, truths: Objects, kind: IouKind, same_category: bool, min_iou: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    sides = (detections, truths)
-    n_images = 1 + max((int(side.images[-1]) for side in sides if len(side)), default=-1)
-    offsets = [np.searchsorted(side.images, np.arange(n_images + 1)) for side in sides]
+def _groups(detections: Objects, truths: Objects, offsets: Sequence[np.ndarray]) -> Iterator[range]:
+    """The images in groups, so that the masks of a group are not too long."""
+    n_images = len(offsets[0]) - 1
     chars = detections.masks.offsets[offsets[0]] + truths.masks.offsets[offsets[1]]
     start = 0
     while start < n_images:
         stop = max(start + 1, int(np.searchsorted(chars, chars[start] + _MAX_CHARS, "right")) - 1)
-        bases = [int(own[start]) for own in offsets]
-        part = [own[start : stop + 1] - base for own, base in zip(offsets, bases, strict=True)]
-        boxes = [
-            _boxes(side, kind)[base : base + int(own[-1])]
-            for side, base, own in zip(sides, bases, part, strict=True)
-        ]
-        pairs = find_meeting_boxes(*boxes, *part) + np.array(bases)
-        if same_category:
-            categories = detections.categories[pairs[:, 0]], truths.categories[pairs[:, 1]]
-            pairs = pairs[categories[0] == categories[1]]
-        if kind == "mask":
-            pairs = pairs[_iou_bound(detections, truths, pairs) >= min_iou]
-            ious = iou(detections.masks, truths.masks, pairs, truths.is_crowd)
-        else:
-            ious = _box_ious(detections, truths, pairs)
-        is_similar = ious >= min_iou
-        yield pairs[is_similar], ious[is_similar]
+        yield range(start, stop)
         start = stop
+
+
+def _pairs_of_images(
+    detections: Objects,
+    truths: Objects,
+    kind: IouKind,
+    same_category: bool,
+    min_iou: float,
+    offsets: Sequence[np.ndarray],
+    images: range,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P, 2) pairs of some images, and (P,) their IoU."""
+    sides = (detections, truths)
+    bases = [int(own[images.start]) for own in offsets]
+    part = [
+        own[images.start : images.stop + 1] - base for own, base in zip(offsets, bases, strict=True)
+    ]
+    boxes = [
+        _boxes(side, kind)[base : base + int(own[-1])]
+        for side, base, own in zip(sides, bases, part, strict=True)
+    ]
+    pairs = find_meeting_boxes(*boxes, *part) + np.array(bases)
+    if same_category:
+        categories = detections.categories[pairs[:, 0]], truths.categories[pairs[:, 1]]
+        pairs = pairs[categories[0] == categories[1]]
+    if kind == "mask":
+        pairs = pairs[_iou_bound(detections, truths, pairs) >= min_iou]
+        ious = iou(detections.masks, truths.masks, pairs, truths.is_crowd)
+    else:
+        ious = _box_ious(detections, truths, pairs)
+    is_similar = ious >= min_iou
+    return pairs[is_similar], ious[is_similar]
 
 
 def _boxes(side: Objects, kind: IouKind) -> np.ndarray:

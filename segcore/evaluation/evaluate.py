@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,6 +19,7 @@ from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
 from segcore.evaluation.objects import Detections
 from segcore.evaluation.remarks import list_names
+from segcore.evaluation.resources import paused_collection
 from segcore.evaluation.truth_file import load_ground_truth
 from segcore.output.results import Results, open_results
 from segcore.output.schema import INSTANCES_SCHEMA
@@ -73,6 +75,7 @@ class EvaluationReport:
         }
 
 
+@paused_collection()
 def evaluate(
     storage: Storage,
     output: str,
@@ -106,27 +109,19 @@ def evaluate(
     notes = match.check(results.prefix, ground_truth, allow_missing)
     for image_id, (width, height) in match.shown_size.items():
         truth.set_size(image_id, width, height)
-    truth.require_objects(match.image_ids.values())
     categories, by_id = match_categories(model_categories(results), truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
-    detections = _detections(results, match.image_ids, categories, other_classes)
-    measurement = measure(truth, match.image_ids.values(), detections, max_dets)
+    with ThreadPoolExecutor(1, "detections") as reader:
+        reading = reader.submit(_detections, results, match.image_ids, categories, other_classes)
+        truth.require_objects(match.image_ids.values())
+        detections = [reading.result()]
+    del reading
+    # Handed over, so that its strings are gone once they are compared.
+    measurement = measure(truth, match.image_ids.values(), detections.pop(), max_dets)
     scores = measurement.scores
-    known = set(categories.values())
-    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
-    if lacking:
-        notes.append(
-            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
-            f"counted as undetected ({list_names(lacking)})."
-        )
-    if other_classes:
-        names = list_names([name for name, _ in other_classes.most_common()])
-        notes.append(
-            f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
-            f"truth does not have ({names})."
-        )
+    notes += _class_notes(scores, set(categories.values()), other_classes)
     notes += [*results.remarks(), *truth.remarks.sentences()]
     if not any(truth.annotations.get(image_id) for image_id in match.image_ids.values()):
         notes.append("The ground truth has no annotation of these images.")
@@ -144,6 +139,26 @@ def evaluate(
         notes=tuple(notes),
         edition_notes=results.edition_notes,
     )
+
+
+def _class_notes(scores: Scores, known: set[Id], other_classes: Counter[str]) -> Iterator[str]:
+    """Sentences about classes that one of the two sides lacks.
+
+    Args:
+        known: Categories of the ground truth that the model has.
+    """
+    lacking = [c.name for c in scores.per_class if c.n_ground_truth and c.category_id not in known]
+    if lacking:
+        yield (
+            f"{plural(len(lacking), 'class', 'classes')} of the ground truth that the model lacks: "
+            f"counted as undetected ({list_names(lacking)})."
+        )
+    if other_classes:
+        names = list_names([name for name, _ in other_classes.most_common()])
+        yield (
+            f"Left out: {plural(other_classes.total(), 'detection')} of classes that the ground "
+            f"truth does not have ({names})."
+        )
 
 
 def read_ground_truth(storage: Storage, uri: str) -> GroundTruth:

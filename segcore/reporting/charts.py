@@ -12,6 +12,8 @@ from segcore.reporting.html import Content, Markup, element, join
 from segcore.text import plural
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 200, 8, 24, 18  # of a chart
+_LINE_HEIGHT, _LINE_LEFT, _LINE_TOP, _LINE_BOTTOM = 330, 40, 30, 40  # of a chart of lines
+_POINT_STEP = 10  # of a line, one point in so many is in the table of numbers
 _MAX_TICKS = 11
 _SMALL_WIDTH, _SMALL_HEIGHT = 100, 22  # of a chart within a table
 _NUMBER = re.compile(r"[-0-9.,%]+")
@@ -71,6 +73,58 @@ def bar_chart(title: str, histogram: Histogram) -> Markup:
     numbers = table(title, ("range", f"{histogram.unit}s", "share"), rows, caption_is_shown=False)
     details = element("details", element("summary", "Numbers"), numbers)
     return element("div", element("h3", title), picture, details, class_="chart")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart: a name, and (N,) values in [0, 1] on both axes."""
+
+    name: str
+    xs: np.ndarray
+    ys: np.ndarray
+
+
+def line_chart(title: str, axes: tuple[str, str], lines: Sequence[Line]) -> Markup:
+    """Lines within the unit square, told apart by dashes as well as colours, and their numbers."""
+    width, height = _WIDTH - 2 * _LINE_LEFT, _LINE_HEIGHT - _LINE_TOP - _LINE_BOTTOM
+    shapes: list[Content] = []
+    for step in range(0, 11, 2):
+        x, y = _LINE_LEFT + width * step / 10, _LINE_TOP + height * (1 - step / 10)
+        right = _LINE_LEFT + width
+        grid = element("line", class_="axis", x1=_LINE_LEFT, x2=right, y1=f"{y:.1f}", y2=f"{y:.1f}")
+        shapes.append(grid)
+        label = f"{step / 10:.1f}"
+        shapes.append(element("text", label, x=f"{x:.1f}", y=_LINE_HEIGHT - 22, class_="tick"))
+        shapes.append(element("text", label, x=_LINE_LEFT - 16, y=f"{y + 4:.1f}", class_="tick"))
+    for number, line in enumerate(lines):
+        points = " ".join(
+            f"{_LINE_LEFT + width * x:.1f},{_LINE_TOP + height * (1 - y):.1f}"
+            for x, y in zip(line.xs.tolist(), line.ys.tolist(), strict=True)
+        )
+        name = element("title", line.name)
+        shapes.append(element("polyline", name, points=points, class_=f"line l{number % 8}"))
+    middle = _LINE_LEFT + width / 2
+    shapes.append(element("text", axes[0], x=middle, y=_LINE_HEIGHT - 5, class_="tick"))
+    shapes.append(element("text", axes[1], x=0, y=12, class_="top"))
+    summary = f"{title}: {axes[1]} by {axes[0]}; {', '.join(line.name for line in lines)}."
+    box = f"0 0 {_WIDTH} {_LINE_HEIGHT}"
+    picture = element("svg", *shapes, role="img", aria_label=summary, viewBox=box)
+    keys = [element("li", _key(number), f" {line.name}") for number, line in enumerate(lines)]
+    rows = [
+        (f"{line.name}, {axes[0]} {x:.2f}", f"{y:.3f}")
+        for line in lines
+        for x, y in list(zip(line.xs.tolist(), line.ys.tolist(), strict=True))[::_POINT_STEP]
+    ]
+    numbers = table(title, ("at", axes[1]), rows, caption_is_shown=False)
+    details = element("details", element("summary", "Numbers"), numbers)
+    legend = element("ul", *keys, class_="legend")
+    return element("div", element("h3", title), picture, legend, details, class_="chart")
+
+
+def _key(number: int) -> Markup:
+    """A piece of a line, for its name beside it."""
+    piece = element("polyline", points="0,5 36,5", class_=f"line l{number % 8}")
+    return element("svg", piece, class_="key", aria_hidden="true", viewBox="0 0 36 10")
 
 
 def small_chart(counts: np.ndarray) -> Markup:

@@ -147,6 +147,12 @@ thead th{vertical-align:bottom}
 .chart svg{width:100%;height:auto;display:block}
 .bar{fill:var(--bar)}.axis{stroke:var(--line)}
 .tick,.top{fill:var(--soft);font-size:12px}.tick{text-anchor:middle}
+.line{fill:none;stroke:var(--bar);stroke-width:2.5}.l1{stroke-dasharray:9 4}
+.l2{stroke-dasharray:2 4}.l3{stroke-dasharray:12 4 2 4}.l4{stroke:var(--warn)}
+.l5{stroke:var(--warn);stroke-dasharray:9 4}.l6{stroke:var(--warn);stroke-dasharray:2 4}
+.l7{stroke:var(--warn);stroke-dasharray:12 4 2 4}
+.legend{list-style:none;margin:.25rem 0;padding:0;font-size:.88rem;overflow-wrap:anywhere}
+.chart svg.key{display:inline-block;width:36px;height:10px}
 .small{width:100px;height:22px;vertical-align:middle;margin-right:.6rem}
 summary{cursor:pointer}
 .controls{display:flex;flex-wrap:wrap;gap:.5rem 1rem;position:sticky;top:0;z-index:1;

@@ -12,6 +12,7 @@ from segcore.output.image_rows import ImageRecord
 from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.output.run_records import RunRecord, read_run_records
+from segcore.reporting.analysis import analysis_section, describe_image
 from segcore.reporting.changes import changes_section, describe_changes, describe_errors
 from segcore.reporting.contents import Contents, Group, read_contents
 from segcore.reporting.gallery import FigureWriter, controls, read_gallery
@@ -23,7 +24,8 @@ from segcore.text import plural
 
 # Of the 10 MB of a file; what is around the sections takes some 20 kB.
 _RUN_BYTES, _COUNTS_BYTES, _SCORES_BYTES, _CHANGES_BYTES = 300_000, 500_000, 400_000, 400_000
-_GALLERY_BYTES, _FIGURE_BYTES = 7_500_000, 7_000_000
+_ANALYSIS_BYTES = 400_000
+_GALLERY_BYTES, _FIGURE_BYTES = 7_100_000, 6_600_000
 _HEADINGS: Mapping[Group, tuple[str, str]] = {
     Group.RANDOM: ("Random images", "Segmented images; the same seed gives the same ones."),
     Group.LEAST_CERTAIN: ("Least certain", "Those with the lowest mean score of their instances."),
@@ -45,6 +47,7 @@ class ReportOptions:
         images: Most images of each group of the gallery.
         seed: Of the random images.
         ranking: Whose first images are shown; "" for none.
+        price: Of an hour of all machines of the run, to tell what it cost; None to leave that out.
     """
 
     ground_truth: str = ""
@@ -53,6 +56,7 @@ class ReportOptions:
     seed: int = 0
     include_unlisted: bool = False
     ranking: str = ""
+    price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def make_report(
         "JavaScript, they can be magnified and any lowest score be chosen."
     )
     pictures = join(element("p", explanation, class_="note"), controls(gallery), *figures)
-    run = run_section(results, _find_run(results), contents, problems, _RUN_BYTES)
+    run = run_section(results, _find_run(results), contents, problems, _RUN_BYTES,
+                      options.price)  # fmt: skip
     sections = [
         Section("run", "The run", run, _RUN_BYTES),
         *compared.sections,
@@ -186,6 +191,17 @@ def _add_scores(compared: _Comparisons, results: Results, options: ReportOptions
         )  # fmt: skip
         content = scores_section(report, _SCORES_BYTES)
         compared.sections.append(Section("scores", "Scores", content, _SCORES_BYTES))
+        closer = analysis_section(report, _ANALYSIS_BYTES)
+        compared.sections.append(Section("analysis", "Closer look", closer, _ANALYSIS_BYTES))
+        heading = "Worst images"
+        compared.explanations[heading] = (
+            "Those with most objects missed or invented, with detections from the best score of "
+            "their class on."
+        )
+        compared.notes[heading] = {
+            report.output_ids[one.image_id]: describe_image(one)
+            for one in report.analysis.worst_images[: options.images]
+        }
 
 
 def _add_errors(compared: _Comparisons, results: Results, options: ReportOptions) -> None:

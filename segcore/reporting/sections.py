@@ -28,6 +28,7 @@ from segcore.reporting.contents import (
     count_labels,
     score_labels,
 )
+from segcore.reporting.cost import describe_cost
 from segcore.reporting.html import Content, Markup, element, join
 from segcore.text import format_duration, plural, redact_link
 
@@ -41,6 +42,7 @@ def run_section(
     contents: Contents,
     problems: Sequence[str],
     max_bytes: int,
+    price: float | None = None,
 ) -> Markup:
     """What was run, how it ended, and what could not be read for this report."""
     values = record.values if record else {}
@@ -50,6 +52,7 @@ def run_section(
         element("p", _balance(contents, values)),
         _notes([*results.edition_notes, *results.remarks(), *_texts(values, "input_notes")]),
         definitions(_facts(results, values)),
+        definitions(describe_cost(values, price)) if price is not None else Markup(""),
     ]
     if contents.failures:
         rows = _count_rows(contents.failures, contents.ok + contents.failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -12,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segcore.evaluation.evaluate import evaluate
 from segcore.output.results import open_results
 from segcore.reporting import gallery
+from segcore.reporting.analysis import analysis_section
+from segcore.reporting.cost import describe_cost
 from segcore.reporting.gallery import thumbnail
 from segcore.reporting.html import Markup
 from segcore.reporting.page import MAX_BYTES, Section, write_page
@@ -125,14 +129,60 @@ def test_known_masks_and_another_edition(tmp_path: Path) -> None:
     truth.write_bytes(truth_bytes(images))
     for against in (old.name, old.prefix):
         _, page = _report(f"{tmp_path}/out", ReportOptions(str(truth), against))
-        for text in ("Scores", "AP75", "Errors", "missed", "What changed", "vanished",
-                     "Most errors", "Most changed"):  # fmt: skip
+        for text in ("Scores", "AP75", "Precision at each recall", "Best score thresholds",
+                     "Calibration", "Confusions", "Worst images", "right, ", "Errors",
+                     "missed", "What changed", "vanished", "Most errors",
+                     "Most changed"):  # fmt: skip
             assert text in page.text
     report, page = _report(f"{tmp_path}/out", ReportOptions(f"{tmp_path}/nix.json", "nix"))
     assert [text.partition(" left out")[0] for text in report.problems[:3]] == [
         "Scores", "Errors", "What changed:",
     ]  # fmt: skip
     assert "What was found" in page.text
+
+
+def test_the_closer_look_has_the_numbers_of_the_evaluation(tmp_path: Path) -> None:
+    images = {f"s3://archive/photos/{i}.png": draw_instances("nuclei", 9, i) for i in range(5)}
+    other = {name: drift(found, 5 + i) for i, (name, found) in enumerate(images.items())}
+    write_images(f"{tmp_path}/out", other, 3, "new")
+    truth = tmp_path / "truth.json"
+    truth.write_bytes(truth_bytes(images))
+    measured = evaluate(Storage(), f"{tmp_path}/out", str(truth))
+    section = analysis_section(measured, 400_000)
+    classes = [one for one in measured.analysis.per_class if one.precision]
+    middle = np.mean([one.precision[50][50] for one in classes])
+    assert f'IoU 0.50, recall 0.50</th><td class="n">{middle:.3f}</td>' in section
+    assert section.count("<polyline") == section.count('class="line l') > 10
+    for one in classes:
+        assert one.best is not None
+        assert f'<td class="n">{one.best.f1:.3f}</td>' in section
+    assert f"by {measured.analysis.calibration_error:.3f} on average" in section
+    small = analysis_section(measured, 2_000)
+    assert "more rows left out." in small
+
+
+def test_a_truth_without_objects_has_no_curves(tmp_path: Path) -> None:
+    images = {"s3://archive/photos/0.png": draw_instances("nuclei", 2, 0)}
+    write_images(f"{tmp_path}/out", images, 3, "new")
+    truth = tmp_path / "truth.json"
+    document = json.loads(truth_bytes(images)) | {"annotations": []}
+    truth.write_text(json.dumps(document))
+    section = analysis_section(evaluate(Storage(), f"{tmp_path}/out", str(truth)), 400_000)
+    assert "Precision at each recall" not in section
+    assert "Calibration" in section
+
+
+def test_the_cost_follows_from_the_record_of_the_run() -> None:
+    values = {"timings": {"plan": 360.0, "segment": 3240.0}, "images_this_time": 36_000,
+              "images_per_second": 10.0}  # fmt: skip
+    assert list(describe_cost(values, 4.0)) == [
+        ("Cost, at 4 an hour", "4 for the last execution: 1 h from its start to its end, "
+         "36,000 images"),
+        ("Cost of a million images", "111.1, at 10 images/s (extrapolated)"),
+    ]  # fmt: skip
+    for damaged in ({}, {"timings": "x"}, {**values, "images_this_time": None}):
+        ((_, text),) = describe_cost(damaged, 4.0)
+        assert "does not say how long" in str(text)
 
 
 def test_an_image_that_is_gone_is_said(tmp_path: Path) -> None:
