@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -101,22 +102,40 @@ def row_runs(bitmap: Bitmap) -> np.ndarray:
     return np.diff(edges, prepend=0, append=flat.size)
 
 
-def canvas_row_runs(bitmap: Bitmap, height: int, width: int) -> np.ndarray:
-    """Run lengths of the whole canvas, row by row, zeros first."""
-    padded = np.zeros((bitmap.height, bitmap.width + 1), np.uint8)  # an empty column behind
-    padded[:, :-1] = bitmap.pixels
-    flat = padded.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat[0]:
-        edges = np.concatenate(([0], edges))
-    rows, columns = np.divmod(edges, bitmap.width + 1)
-    places = (rows + bitmap.top) * width + columns + bitmap.left
-    starts, stops = places[::2], places[1::2]
-    joins = starts[1:] == stops[:-1]  # over the right border into the next row
-    starts = starts[np.concatenate(([True], ~joins))]
-    stops = stops[np.concatenate((~joins, [True]))]
+def canvas_row_runs(
+    bitmaps: Sequence[Bitmap], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run lengths of masks on the whole canvas, row by row, zeros first.
+
+    Returns:
+        Those of all masks one behind the other, the last of each perhaps 0; how many each has.
+    """
+    sizes = np.array([[b.height, b.width + 1, b.top, b.left] for b in bitmaps], np.int64)
+    n_pixels = sizes[:, 0] * sizes[:, 1]
+    ends = np.cumsum(n_pixels)
+    flat = np.zeros(int(ends[-1]) + 1, np.uint8)  # an empty pixel before, a column behind each
+    for bitmap, stop, n in zip(bitmaps, ends.tolist(), n_pixels.tolist(), strict=True):
+        box = flat[1 + stop - n : 1 + stop].reshape(bitmap.height, bitmap.width + 1)
+        box[:, :-1] = bitmap.pixels
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    mask = np.searchsorted(ends, edges, side="right")
+    _, columns, top, left = sizes[mask].T
+    row, column = np.divmod(edges - (ends - n_pixels)[mask], columns)
+    places = (row + top) * width + column + left
+    starts, stops, owner = places[::2], places[1::2], mask[::2]
+    is_other = owner[1:] != owner[:-1]
+    is_apart = (starts[1:] != stops[:-1]) | is_other  # not over a border into the next row
+    is_first, is_last = np.concatenate(([True], is_apart)), np.concatenate((is_apart, [True]))
+    starts, stops, owner = starts[is_first], stops[is_last], owner[is_first]
+    counts = np.bincount(owner, minlength=len(bitmaps))
     borders = np.stack([starts, stops], 1).ravel()
-    return np.diff(borders, prepend=0, append=height * width)
+    last = 2 * np.cumsum(counts)  # behind the borders of each mask
+    borders = np.insert(borders, last, height * width)
+    n_runs = 2 * counts + 1
+    runs = np.diff(borders, prepend=0)
+    first = np.cumsum(n_runs) - n_runs
+    runs[first] = borders[first]
+    return runs, n_runs
 
 
 def box_png(bitmap: Bitmap) -> bytes:

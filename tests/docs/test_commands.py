@@ -32,7 +32,10 @@ PYTHON_TESTS = {
     "docs/python.md": "tests/docs/test_python_page.py",
     "docs/quickstart.md": "tests/docs/test_quickstart.py",
 }
-SHELL_TESTS = {"docs/quickstart.md": "tests/docs/test_quickstart.py"}
+SHELL_TESTS = {
+    "docs/loop.md": "tests/docs/test_loop_page.py",
+    "docs/quickstart.md": "tests/docs/test_quickstart.py",
+}
 # Programs of others; what follows their names is not ours to check.
 OTHER_PROGRAMS = frozenset(
     (

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segcore.exports.export import export
-from segcore.exports.formats.rle_pack import pack_mask, unpack_mask
+from segcore.exports.formats.rle_pack import pack_mask, pack_masks, unpack_mask
 from segcore.exports.options import ExportOptions
 from segcore.exports.shapes import canvas_row_runs
 from segcore.exports.summary import ExportSummary
@@ -164,6 +164,7 @@ def unpack_bit_by_bit(data: bytes) -> np.ndarray:
 def test_brushes_of_random_masks_of_many_sizes_unpack_to_them() -> None:
     rng = np.random.default_rng(3)
     for height, width in [(1, 1), (1, 9), (7, 1), (13, 17), (300, 257)]:
+        masks, bitmaps = [], []
         for share in (0.02, 0.5, 0.98, 1.0):
             mask = np.zeros((height, width), bool)
             mask[rng.random((height, width)) < share] = True
@@ -171,8 +172,13 @@ def test_brushes_of_random_masks_of_many_sizes_unpack_to_them() -> None:
             text = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
             (bitmap,) = to_bitmaps([text], height, width)
             assert bitmap is not None
-            packed = pack_mask(canvas_row_runs(bitmap, height, width))
+            bitmaps.append(bitmap)
+            masks.append(mask)
+            packed = pack_mask(canvas_row_runs([bitmap], height, width)[0])
             assert (unpack_mask(packed, mask.size * 4).reshape(mask.shape) == 255 * mask).all()
+        together = pack_masks(*canvas_row_runs(bitmaps, height, width))
+        alone = [pack_mask(canvas_row_runs([one], height, width)[0]) for one in bitmaps]
+        assert together == alone
     with pytest.raises(ValueError, match="more than its image"):
         unpack_mask(packed, 100)
     with pytest.raises(ValueError, match="too early"):

@@ -10,8 +10,8 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from segcore.exports.formats.base import Encoded, ExportImage, Format, Tally, score_text
-from segcore.exports.formats.rle_pack import pack_mask
+from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, score_text
+from segcore.exports.formats.rle_pack import pack_masks
 from segcore.exports.shapes import canvas_row_runs
 from segcore.text import printable
 
@@ -23,6 +23,12 @@ class LabelStudio(Format):
     """Polygons in percent of width and height, or brush masks; as predictions, not annotations."""
 
     name = "label-studio"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._label_texts = [
+            json.dumps(printable(label.name), ensure_ascii=False) for label in context.labels
+        ]
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """One line of JSON: the task."""
@@ -80,9 +86,13 @@ class LabelStudio(Format):
 
     def _brushes(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
         """The region of each mask."""
-        for place, bitmap in self.bitmaps(image, tally):
-            runs = canvas_row_runs(bitmap, image.height, image.width)
-            value = f'"format": "rle", "rle": {list(pack_mask(runs))}'
+        found = list(self.bitmaps(image, tally))
+        if not found:
+            return
+        places, bitmaps = zip(*found, strict=True)
+        packed = pack_masks(*canvas_row_runs(bitmaps, image.height, image.width))
+        for place, data in zip(places, packed, strict=True):
+            value = f'"format": "rle", "rle": {list(data)}'
             yield [self._region(image, place, "brushlabels", _FROM_BRUSH, value)]
 
     def _polygons(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
@@ -113,7 +123,7 @@ class LabelStudio(Format):
             value: The members of its `value` but the label.
         """
         number = image.first_annotation + place
-        label = json.dumps(printable(self.label_of(image, place).name), ensure_ascii=False)
+        label = self._label_texts[image.labels[place]]
         suffix = f"p{part}" if part else ""
         return (
             f'{{"id": "s{number}{suffix}", "type": "{kind}", "from_name": "{from_name}", '
