@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from segcore.config.schema import RunOptions
 from segcore.errors import SegcoreError, UsageError
 from segcore.lease.hold import hold_lease
 from segcore.lease.lease import LeaseHeld
@@ -137,9 +138,9 @@ def test_budgets_are_cut_at_whole_units(folder: Path) -> None:
     report = segment(job_config(folder / "in", folder / "out", "plan.images=3", "run.max_images=4"))
     assert (report.status, report.exit_code, report.images) == ("budget_reached", 1, 3)
     assert any("run.max_images" in line for line in report.advice())
-    assert Budget.of(None, 1e-9).is_over()
-    assert not Budget.of(None, 3600.0).is_over()
-    assert not Budget.of(None, None).is_over()
+    assert Budget.of(RunOptions(max_seconds=1e-9)).is_over()
+    assert not Budget.of(RunOptions(max_seconds=3600.0)).is_over()
+    assert not Budget.of(RunOptions()).is_over()
 
 
 @pytest.mark.slow
