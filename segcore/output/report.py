@@ -232,8 +232,8 @@ class RunReport:
             left = f"{self.units_missing:,} of {plural(self.units, 'unit')}"
             return [
                 *lines,
-                "The budget of this run (run.max_images, run.max_seconds, run.max_cost) is used up. "
-                f"Left: {left}. Run the same command again to go on.",
+                "The budget of this run (run.max_images, max_seconds, max_cost) is used up: "
+                f"{left} are left. Run the same command again to go on.",
             ]
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)

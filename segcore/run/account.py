@@ -115,7 +115,7 @@ def _describe_errors(
     if lost and state.budget.reached:
         errors.append(
             f"{plural(len(lost), 'unit')} left for the next run: the budget of this one "
-            "(run.max_images, run.max_seconds, run.max_cost) is used up."
+            "(run.max_images, max_seconds, max_cost) is used up."
         )
     elif lost:
         errors.append(
