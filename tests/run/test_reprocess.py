@@ -62,6 +62,8 @@ def test_the_first_call_publishes_and_the_second_has_nothing_to_do(
     assert _latest(folder)["edition"] == first.edition
     (record,) = _calls(folder)
     assert (record["status"], record["logical_date"]) == ("published", "2026-11-01")
+    told = call_segcore("history", str(folder / "out")).stdout
+    assert f"reprocess for 2026-11-01: published  [{first.edition}]" in told
 
     def refuse(*args: object) -> None:
         raise AssertionError("nothing is to be segmented")
