@@ -58,7 +58,7 @@ def _call(
         "output": ("output", f"{folder}/out"),
         "model": ("model.name", BRIGHT_MODEL),
     }
-    sets = ("plan.images=3", "run.lease_ttl_s=5", "schedule.if_busy=wait", *sets)
+    sets = ("plan.images=3", "run.lease_ttl_s=60", "schedule.if_busy=wait", *sets)
     config = load_config(sets=list(sets), flags=flags, schema=ReprocessConfig)
     if kill_before:
         _kill_before(kill_before)
