@@ -1,7 +1,8 @@
 """An Airflow DAG that calls `segcore reprocess` every night. Copy it into the folder of your DAGs.
 
-Two environment variables of the workers say what to call: SEGCORE_BIN, the command (by default
-`segcore`), and SEGCORE_CONFIG, the configuration. How its exit codes end the task:
+Environment variables of the workers say what to call: SEGCORE_BIN, the command (by default
+`segcore`), and SEGCORE_CONFIG, the configuration; SEGCORE_RETRY_S, after how many seconds it is
+called again where that may help (by default 900). How its exit codes end the task:
 
     0        success: published, budget reached, or another call is at work (schedule.if_busy=skip)
     99       skipped: nothing to do
@@ -80,5 +81,5 @@ with DAG(
             "--json",
         ],
         retries=2,
-        retry_delay=timedelta(minutes=15),
+        retry_delay=timedelta(seconds=float(os.environ.get("SEGCORE_RETRY_S", "900"))),
     )

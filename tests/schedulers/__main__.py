@@ -24,7 +24,7 @@ AIRFLOW = "apache-airflow==3.3.*"
 DATE = "2026-11-{:02d}"
 # Exit codes of the calls -> the state of the task, and how often the command was called.
 CASES = [([0], "success", 1), ([99], "skipped", 1), ([4], "failed", 1), ([2], "failed", 1),
-         ([1], "up_for_retry", 1)]  # fmt: skip
+         ([1, 0], "success", 2), ([1, 1, 1], "failed", 3)]  # fmt: skip
 STANDS_FOR_SEGCORE = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -32,7 +32,8 @@ folder = Path(os.environ["STANDS_FOR_SEGCORE"])
 codes = json.loads((folder / "codes").read_text())
 with open(folder / "calls", "a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
-sys.exit(codes.pop(0) if codes else 0)
+(folder / "codes").write_text(json.dumps(codes[1:]))
+sys.exit(codes[0])
 """
 
 
@@ -45,6 +46,7 @@ def airflow(*arguments: str) -> str:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "SEGCORE_BIN": str(WORK / "segcore"),
         "SEGCORE_CONFIG": "nightly.yaml",
+        "SEGCORE_RETRY_S": "1",
         "STANDS_FOR_SEGCORE": str(WORK),
     }
     command = [str(ENVIRONMENT / "bin" / "airflow"), *arguments]
