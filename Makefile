@@ -111,6 +111,10 @@ cluster: $(VENV)/.test ## run cluster/ before validators of others and on a real
 triton: $(VENV)/.test ## run the kernels for GPUs in Triton's interpreter, in an environment of its own (1 GB)
 	$(BIN)/python -m tests.triton_kernels
 
+.PHONY: airflow
+airflow: $(VENV)/.test ## run the DAG of cluster/airflow in an Airflow of its own (500 MB)
+	$(BIN)/python -m tests.schedulers
+
 .PHONY: clean
 clean: ## remove environments, caches and demo output
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -35,14 +35,25 @@ def command(
     sets: StorageSets = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the executions of all editions of an output, newest first, and how each ended."""
-    from segcore.inspection.history import read_history
+    """List the executions and calls of reprocess in an output, newest first, and how each ended."""
+    from segcore.inspection.history import read_history, read_past_calls
 
-    history = read_history(open_storage(sets), output, count)
+    storage = open_storage(sets)
+    history = read_history(storage, output, count)
+    calls = read_past_calls(storage, output, count)
     if as_json:
-        print_json({"executions": [past.to_dict() for past in history]})
+        print_json(
+            {
+                "executions": [past.to_dict() for past in history],
+                "calls": [call.to_dict() for call in calls],
+            }
+        )
         return
     if not history:
         notify("Nothing has been executed yet.")
         return
-    print_text("\n".join(f"{past.execution.summary()}  [{past.edition}]" for past in history))
+    lines = {past.execution.execution: f"{past.execution.summary()}  [{past.edition}]"
+             for past in history}  # fmt: skip
+    lines |= {call.call: call.summary() for call in calls}
+    newest = sorted(lines, reverse=True)[:count]  # ids begin with the time
+    print_text("\n".join(lines[name] for name in newest))

@@ -165,11 +165,29 @@ class RunOptions(BaseModel):
         description="Stop so many seconds after the run began, when the next unit is done; the "
         "next run goes on.",
     )
+    max_cost: float | None = Field(
+        None,
+        gt=0,
+        description="Stop when the workers of this run have cost so much, when the next unit is "
+        "done; the next run goes on. Needs worker_price.",
+    )
+    worker_price: float | None = Field(
+        None,
+        gt=0,
+        description="What one worker costs an hour, in the currency of max_cost. All workers that "
+        "the pool may have are counted, from the moment they are asked for.",
+    )
     publish: bool | None = Field(
         default=None,
         description="Let latest.json point to this edition when the run is complete. By default if "
         "nothing is published yet, or if this edition is; false: never.",
     )
+
+    @model_validator(mode="after")
+    def _needs_price(self) -> RunOptions:
+        if self.max_cost is not None and self.worker_price is None:
+            raise ValueError("run.max_cost needs run.worker_price: what one worker costs an hour")
+        return self
 
 
 class Config(BaseModel):

@@ -117,6 +117,7 @@ class RunReport:
         images_retried: Of these, how many had failed before and were retried (``--retry-failed``).
         images_recovered: Of the retried ones, how many did not fail again.
         images_per_second: `images_this_time` over ``timings["segment"]``.
+        cost: Of the workers of this command, by ``run.worker_price``; 0 without one.
         pool: The workers, for people.
         runtimes: What the workers computed with: device, torch, size of batches. Where these are
             the same, so are the bytes of the results.
@@ -161,6 +162,7 @@ class RunReport:
     images_retried: int = 0
     images_recovered: int = 0
     images_per_second: float = 0.0
+    cost: float = 0.0
     pool: str = ""
     runtimes: tuple[str, ...] = ()
     nodes_taken_out: tuple[str, ...] = ()
@@ -230,8 +232,8 @@ class RunReport:
             left = f"{self.units_missing:,} of {plural(self.units, 'unit')}"
             return [
                 *lines,
-                f"The budget of this run (run.max_images, run.max_seconds) is used up: {left} are "
-                "left. Run the same command again to go on.",
+                "The budget of this run (run.max_images, max_seconds, max_cost) is used up: "
+                f"{left} are left. Run the same command again to go on.",
             ]
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)

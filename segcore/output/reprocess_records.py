@@ -11,6 +11,7 @@ from segcore.errors import ObjectNotFound, UsageError
 from segcore.output.documents import read_document
 from segcore.output.layout import OutputLayout
 from segcore.storage import Storage
+from segcore.storage.uris import basename
 from segcore.text import json_text
 
 
@@ -57,6 +58,19 @@ def write_call(
 ) -> None:
     """Write what a call came to; never overwritten."""
     storage.write_if_absent(output.reprocess_call(call), json_text(dict(record)).encode())
+
+
+def read_calls(storage: Storage, output: OutputLayout, count: int) -> list[dict[str, Any]]:
+    """The newest calls of `segcore reprocess`, newest first, each with its id as ``call``.
+
+    Records that cannot be read are left out.
+    """
+    uris = sorted(info.uri for info, _ in storage.list_folder(output.reprocess_calls))
+    calls = []
+    for uri in reversed([uri for uri in uris if uri.endswith(".json")][-count:]):
+        if (record := _read(storage, uri)) is not None:
+            calls.append({"call": basename(uri).removesuffix(".json"), **record})
+    return calls
 
 
 def _read(storage: Storage, uri: str) -> dict[str, Any] | None:

@@ -94,6 +94,7 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
         pool=state.pool,
         runtimes=tuple(sorted(state.runtimes)),
         nodes_taken_out=tuple(state.nodes_taken_out.values()),
+        cost=round(state.budget.cost(), 4),
         errors=_describe_errors(account, state, job.config.run.max_failed_fraction),
     )
 
@@ -114,7 +115,7 @@ def _describe_errors(
     if lost and state.budget.reached:
         errors.append(
             f"{plural(len(lost), 'unit')} left for the next run: the budget of this one "
-            "(run.max_images, run.max_seconds) is used up."
+            "(run.max_images, max_seconds, max_cost) is used up."
         )
     elif lost:
         errors.append(

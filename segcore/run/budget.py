@@ -7,32 +7,53 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segcore.config.schema import RunOptions
 from segcore.planning.plan import Units
+
+_HOUR_S = 3600.0
 
 
 @dataclass
 class Budget:
-    """Images and time of one run.
+    """Images, time and money of one run.
 
     Attributes:
         images: How many may still be begun; None: any number.
         deadline: When to stop, by the monotonic clock; None: never.
+        max_cost: How much the workers may cost; None: any amount.
+        worker_price: Of one worker for an hour; None: not known.
         reached: Whether units were left because of it.
     """
 
     images: int | None = None
     deadline: float | None = None
+    max_cost: float | None = None
+    worker_price: float | None = None
     reached: bool = False
+    _workers: int = 0
+    _since: float = 0.0
+    _cost_before: float = 0.0
 
     @classmethod
-    def of(cls, max_images: int | None, max_seconds: float | None) -> Budget:
+    def of(cls, options: RunOptions) -> Budget:
         """A budget that begins now."""
+        max_seconds = options.max_seconds
         deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        return cls(max_images, deadline)
+        return cls(options.max_images, deadline, options.max_cost, options.worker_price)
+
+    def pay_workers(self, number: int) -> None:
+        """From now on, so many workers cost money; 0: none any more."""
+        self._cost_before, self._workers, self._since = self.cost(), number, time.monotonic()
+
+    def cost(self) -> float:
+        """What the workers have cost so far; 0 if their price is not known."""
+        hours = (time.monotonic() - self._since) / _HOUR_S
+        return self._cost_before + (self.worker_price or 0.0) * self._workers * hours
 
     def is_over(self) -> bool:
-        """Whether the time is up; remembers that units may be left because of it."""
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        """Whether time or money is used up; remembers that units may be left because of it."""
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        if is_late or (self.max_cost is not None and self.cost() >= self.max_cost):
             self.reached = True
             return True
         return False

@@ -172,6 +172,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
         state.pool = pool.summary()
         notify(f"Working with {state.pool}.")
         spec = _actor_spec(job, pool)
+        state.budget.pay_workers(pool.max_actors)
         for current in passes:
             pipeline = Pipeline(
                 spec,
@@ -186,6 +187,7 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
                 _run_attempts(job, current, pipeline, state)
             if state.budget.is_over():
                 break
+        state.budget.pay_workers(0)
 
 
 def _run_attempts(job: Job, current: Pass, pipeline: Pipeline, state: RunState) -> None:

@@ -67,6 +67,7 @@ class _Call:
     check_lease: Callable[[], None] = lambda: None
     began: float = field(default_factory=time.monotonic)
     images_begun: int = 0
+    cost: float = 0.0
     tables: TableTarget | None = None
 
     def say(self, sentence: str) -> None:
@@ -82,6 +83,8 @@ class _Call:
         if run.max_seconds is not None:
             used = time.monotonic() - self.began
             changes["max_seconds"] = max(1e-3, run.max_seconds - used)
+        if run.max_cost is not None:
+            changes["max_cost"] = max(1e-9, run.max_cost - self.cost)
         values = {name: getattr(self.config, name) for name in Config.model_fields}
         values |= {"model": model, "decode": decode, "run": run.model_copy(update=changes)}
         return Config(**values)
@@ -98,12 +101,15 @@ class _Call:
             notify=self.notify,
         )
         self.images_begun += report.images_this_time
+        self.cost += report.cost
         return report
 
     def out_of_budget(self) -> bool:
         """Whether nothing is left to segment anything else with."""
         run = self.config.run
         if run.max_images is not None and self.images_begun >= run.max_images:
+            return True
+        if run.max_cost is not None and self.cost >= run.max_cost:
             return True
         return run.max_seconds is not None and time.monotonic() - self.began >= run.max_seconds
 

@@ -113,7 +113,7 @@ def segment(
         )
     with collect_log(config.log) as log:
         state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
-        state.budget = Budget.of(config.run.max_images, config.run.max_seconds)
+        state.budget = Budget.of(config.run)
         state.warn = log_and_tell(notify, logging.WARNING)
         job = _prepare(config, state, notify, model, overwrite=overwrite)
         check_job(job)

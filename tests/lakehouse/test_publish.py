@@ -39,6 +39,7 @@ from tests.support.run_without_ray import ProcessKilled, killed_when, without_ra
 
 storage = Storage()
 AT_ONCE = CompactOptions(grace_s=0.0)
+PATIENT = ("run.max_failed_fraction=0.5", "run.lease_ttl_s=60")
 SHRUNK = "source.allow_shrunk_listing=true"
 
 
@@ -233,7 +234,7 @@ def test_a_death_at_each_gap_is_finished_by_the_next_call(
     folder: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]
 ) -> None:
     table = f"schedule.table={lake.URL}"
-    sets = ("run.max_failed_fraction=0.5", table)
+    sets = (*PATIENT, table)
     assert night(folder, *sets).status == "published"
     before = published_rows(folder)
     write_files(folder / "in", {"new.png": bright_png(31)})
@@ -256,7 +257,7 @@ def test_a_death_at_each_gap_is_finished_by_the_next_call(
 
 
 def test_a_death_before_the_pointer_and_while_files_are_pinned(folder: Path) -> None:
-    table = ("run.max_failed_fraction=0.5", f"schedule.table={lake.URL}")
+    table = (*PATIENT, f"schedule.table={lake.URL}")
     for place in ("/registered/", "latest.json"):
         with pytest.raises(ProcessKilled), killed_when(lambda n, kind, uri: place in uri):  # noqa: B023
             night(folder, *table, "model.conf=0.5", "gates.max_vanished=null")
@@ -265,7 +266,7 @@ def test_a_death_before_the_pointer_and_while_files_are_pinned(folder: Path) -> 
 
 
 def test_tables_that_lag_are_brought_up_by_a_night_with_nothing_else_to_do(folder: Path) -> None:
-    sets = ("run.max_failed_fraction=0.5",)
+    sets = PATIENT
     assert night(folder, *sets).status == "nothing_to_do"
     table = (*sets, f"schedule.table={lake.URL}")
     assert night(folder, *table).status == "published"
@@ -274,7 +275,7 @@ def test_tables_that_lag_are_brought_up_by_a_night_with_nothing_else_to_do(folde
 
 
 def test_a_refused_edition_does_not_reach_the_tables(folder: Path) -> None:
-    table = ("run.max_failed_fraction=0.5", f"schedule.table={lake.URL}")
+    table = (*PATIENT, f"schedule.table={lake.URL}")
     night(folder, *table)
     write_files(folder / "in", {"new.png": bright_png(31)})
     refused = night(folder, *table, model=BLIND_MODEL)
@@ -290,7 +291,7 @@ def _refuses(folder: Path, error: type[SegcoreError], words: str) -> None:
     with pytest.raises(error, match=words) as caught:
         _publish(folder, edition)
     assert "Traceback" not in caught.value.message
-    sets = ("run.max_failed_fraction=0.5", f"schedule.table={lake.URL}", "model.conf=0.5")
+    sets = (*PATIENT, f"schedule.table={lake.URL}", "model.conf=0.5")
     with pytest.raises(error, match=words):
         night(folder, *sets)
     assert (folder / "out" / "latest.json").read_bytes() == latest
@@ -361,4 +362,4 @@ def test_a_url_that_names_no_table(folder: Path, url: str) -> None:
         publish_edition(storage, str(folder / "out"), _segment(folder), to=url)
     assert "secret" not in caught.value.message
     with pytest.raises(SegcoreError):
-        night(folder, "run.max_failed_fraction=0.5", f"schedule.table={url or 'x'}")
+        night(folder, *PATIENT, f"schedule.table={url or 'x'}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from segcore.config.schema import RunOptions
 from segcore.errors import SegcoreError, UsageError
 from segcore.lease.hold import hold_lease
 from segcore.lease.lease import LeaseHeld
@@ -61,6 +62,8 @@ def test_the_first_call_publishes_and_the_second_has_nothing_to_do(
     assert _latest(folder)["edition"] == first.edition
     (record,) = _calls(folder)
     assert (record["status"], record["logical_date"]) == ("published", "2026-11-01")
+    told = call_segcore("history", str(folder / "out")).stdout
+    assert f"reprocess for 2026-11-01: published  [{first.edition}]" in told
 
     def refuse(*args: object) -> None:
         raise AssertionError("nothing is to be segmented")
@@ -137,9 +140,9 @@ def test_budgets_are_cut_at_whole_units(folder: Path) -> None:
     report = segment(job_config(folder / "in", folder / "out", "plan.images=3", "run.max_images=4"))
     assert (report.status, report.exit_code, report.images) == ("budget_reached", 1, 3)
     assert any("run.max_images" in line for line in report.advice())
-    assert Budget.of(None, 1e-9).is_over()
-    assert not Budget.of(None, 3600.0).is_over()
-    assert not Budget.of(None, None).is_over()
+    assert Budget.of(RunOptions(max_seconds=1e-9)).is_over()
+    assert not Budget.of(RunOptions(max_seconds=3600.0)).is_over()
+    assert not Budget.of(RunOptions()).is_over()
 
 
 @pytest.mark.slow
