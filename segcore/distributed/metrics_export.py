@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from segcore.output.metrics import METRICS, Key
+
+_GAUGES_INTERVAL_S = 5.0
 
 
 class MetricsExporter:
@@ -20,23 +23,30 @@ class MetricsExporter:
     def __init__(self, edition: str) -> None:
         self._edition = edition
         self._metrics: dict[str, Any] = {}
+        self._gauges_set_at = float("-inf")  # monotonic seconds
 
     def export(self, samples: Mapping[Key, float], totals: Mapping[Key, float]) -> None:
         """Add what is new.
 
         Args:
             samples: What is new of counters.
-            totals: The values now, for gauges.
+            totals: The values now, for gauges. All are set now and then: Ray forgets old ones.
         """
+        now = time.monotonic()
+        is_due = now - self._gauges_set_at >= _GAUGES_INTERVAL_S
+        if is_due:
+            self._gauges_set_at = now
+        for key, value in totals.items():
+            if METRICS[key[0]].is_gauge and (is_due or key in samples):
+                self._handle(key[0]).set(value, tags=self._tags(key))
         for key, value in samples.items():
-            name, label = key
-            metric = METRICS[name]
-            tags = {"edition": self._edition} | ({metric.label: label} if metric.label else {})
-            handle = self._handle(name)
-            if metric.is_gauge:
-                handle.set(totals[key], tags=tags)
-            elif value > 0:
-                handle.inc(value, tags=tags)
+            if not METRICS[key[0]].is_gauge and value > 0:
+                self._handle(key[0]).inc(value, tags=self._tags(key))
+
+    def _tags(self, key: Key) -> dict[str, str]:
+        name, value = key
+        label = METRICS[name].label
+        return {"edition": self._edition} | ({label: value} if label else {})
 
     def _handle(self, name: str) -> Any:
         if name not in self._metrics:

@@ -87,6 +87,12 @@ class Prometheus:
         """The series of an instant query."""
         return list(self.ask("query", query=expression)["result"])
 
+    def query_lately(self, expression: str) -> list[dict[str, Any]]:
+        """The series that a query had at any time in the last ten minutes, as a panel shows it."""
+        now = time.time()
+        times = {"start": str(now - 600), "end": str(now), "step": "1"}
+        return list(self.ask("query_range", query=expression, **times)["result"])
+
     def wait_for(self, expression: str, timeout_s: float = 120) -> list[dict[str, Any]]:
         """The series of a query, once there are any."""
         give_up_at = time.monotonic() + timeout_s

@@ -59,6 +59,20 @@ def free_port() -> int:
     raise RuntimeError("no free port")
 
 
+_ROLES = {
+    "gcs_server": "gcs", "ray::": "worker", "raylet/raylet": "raylet", "monitor.py": "autoscaler",
+    "dashboard/dashboard.py": "job server", "dashboard/agent.py": "agent",
+    "runtime_env/agent": "environment agent", "ray.util.client.server": "client server",
+    "ray-dashboard": "job server", "segcore segment": "segcore",
+}  # fmt: skip
+
+
+def _role(command: str) -> str:
+    """What a process of a head is, by its command line."""
+    starts = [(command.find(text), role) for text, role in _ROLES.items() if text in command]
+    return min(starts)[1] if starts else command
+
+
 class RayHead:
     """A head with a token, one CPU, and `segcore` and `tests` on its path.
 
@@ -124,6 +138,19 @@ class RayHead:
             try:
                 if process.environ().get("RAY_TMPDIR") == self._folder:
                     found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def listeners(self) -> set[tuple[str, str, int]]:
+        """(what a process is, address, port) of every listening socket."""
+        found = set()
+        for process in self.processes():
+            try:
+                role = _role(" ".join(process.cmdline()))
+                for connection in process.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found.add((role, connection.laddr.ip, connection.laddr.port))
             except psutil.Error:
                 continue
         return found

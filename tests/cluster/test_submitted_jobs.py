@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.cluster.ray_head import RayHead
 from tests.support.bright_images import bright_pngs
 from tests.support.jobs import BRIGHT_MODEL, image_rows, write_files
 from tests.support.nights import BLIND_MODEL
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -114,6 +116,28 @@ def test_a_client_that_died_is_followed_by_another(
     code, _ = head.submit("--attach", "no-such-job", log=log)
     assert code == 2
     assert "has no job no-such-job" in log.read_text()
+
+
+def test_the_ports_of_a_running_job_are_those_of_the_page(
+    head: RayHead, archive: str, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "submit.md").read_text()
+    table = dict(re.findall(r"^\| ([a-z ]+) \| (loopback|all addresses) \|", page, re.MULTILINE))
+    process = head.segcore(
+        "submit", _config(tmp_path, archive, tmp_path / "out"), "--address", head.address,
+        log=tmp_path / "log",
+    )  # fmt: skip
+    _wait_for_parts(tmp_path / "out", 1, process)
+    listeners = head.listeners()
+    process.send_signal(signal.SIGTERM)  # as a scheduler does
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+    found: dict[str, set[str]] = {}
+    for role, address, _ in listeners:
+        scope = "loopback" if address in ("127.0.0.1", "::1") else "all addresses"
+        found.setdefault(role, set()).add(scope)
+    assert {role: max(scopes) if len(scopes) == 1 else "all addresses"
+            for role, scopes in found.items()} == table, sorted(listeners)  # fmt: skip
 
 
 def test_the_token_is_wanted_and_is_nowhere(head: RayHead, tmp_path: Path) -> None:
