@@ -63,7 +63,8 @@ _ROLES = {
     "gcs_server": "gcs", "ray::": "worker", "raylet/raylet": "raylet", "monitor.py": "autoscaler",
     "dashboard/dashboard.py": "job server", "dashboard/agent.py": "agent",
     "runtime_env/agent": "environment agent", "ray.util.client.server": "client server",
-    "ray-dashboard": "job server", "segcore segment": "segcore",
+    "ray-dashboard": "job server", "ray::DashboardAgent": "agent",
+    "ray::RuntimeEnvAgent": "environment agent", "segcore segment": "segcore",
 }  # fmt: skip
 
 
