@@ -134,14 +134,16 @@ class RayHead:
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the head, and of the jobs on it: they share its folder."""
-        found = []
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
                 if process.environ().get("RAY_TMPDIR") == self._folder:
-                    found.append(process)
+                    # a process that gives itself a title may have lost its environment by that
+                    for one in (process, *process.children(recursive=True)):
+                        found[one.pid] = one
             except psutil.Error:
                 continue
-        return found
+        return list(found.values())
 
     def listeners(self) -> set[tuple[str, str, int]]:
         """(what a process is, address, port) of every listening socket."""
