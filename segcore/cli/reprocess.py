@@ -37,7 +37,8 @@ def _schema() -> Any:
     return ReprocessConfig
 
 
-Command = command_class(stderr_log.KEYS, _schema)
+KEYS = {"metrics_file": "metrics.file", **stderr_log.KEYS}
+Command = command_class(KEYS, _schema)
 
 
 def command(
@@ -65,6 +66,7 @@ def command(
             help="Exit with 99 instead of 0 if nothing has changed since the last call.",
         ),
     ] = False,
+    metrics_file: Annotated[str | None, typer.Option(metavar="PATH", show_default=False)] = None,
     log_level: LogLevel = None,
     quiet: Quiet = False,
     log_format: LogFormat = None,
@@ -79,7 +81,10 @@ def command(
         raise UsageError(
             f"--logical-date {logical_date[:70]!r} is no date.", "For example 2026-11-01."
         )
-    flags = log_flags(log_level, quiet, log_format)
+    flags = {
+        "--metrics-file": (KEYS["metrics_file"], metrics_file),
+        **log_flags(log_level, quiet, log_format),
+    }
     options = load_config(config, sets or (), flags, schema=_schema())
     show_log(options.log)
     report = reprocess(options, logical_date=logical_date)

@@ -48,6 +48,7 @@ KEYS = {
     "address": "ray.address",
     "allow_shrunk_listing": "source.allow_shrunk_listing",
     "publish": "run.publish",
+    "metrics_file": "metrics.file",
     **stderr_log.KEYS,
 }
 Command = command_class(KEYS)
@@ -117,6 +118,7 @@ def command(
             "skip what comes next.",
         ),
     ] = False,
+    metrics_file: Annotated[str | None, typer.Option(metavar="PATH", show_default=False)] = None,
     log_level: LogLevel = None,
     quiet: Quiet = False,
     log_format: LogFormat = None,
@@ -140,6 +142,7 @@ def command(
         "--address": (KEYS["address"], address),
         "--allow-shrunk-listing": (KEYS["allow_shrunk_listing"], allow_shrunk_listing or None),
         "--publish": (KEYS["publish"], publish),
+        "--metrics-file": (KEYS["metrics_file"], metrics_file),
         **log_flags(log_level, quiet, log_format),
     }
     job_config: Config = load_config(config, sets or (), flags)

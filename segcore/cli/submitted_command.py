@@ -128,9 +128,10 @@ def prepare_command(words: Sequence[str]) -> SubmittedCommand:
             _replace(job, given, key, _send(files, path))
     places = []
     for key in job.places:
-        if (value := values.get(key)) and "://" not in value:
-            places.append((key, value))
-            _replace(job, given, key, str(Path(value).absolute()))
+        place = values.get(key, "")
+        if place and "://" not in place:
+            places.append((key, place))
+            _replace(job, given, key, str(Path(place).absolute()))
     return SubmittedCommand(
         words=[name, *_to_words(context.command, given)],
         files=files,

@@ -190,6 +190,22 @@ class RunOptions(BaseModel):
         return self
 
 
+class MetricsOptions(BaseModel):
+    """What the metrics of a run reach besides its record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    export: bool = Field(
+        True, description="Export them to Prometheus, where Ray's exporter (ray[default]) runs."
+    )
+    file: str | None = Field(
+        None,
+        min_length=1,
+        description="Local file for the textfile collector of Prometheus' node exporter, such as "
+        "/var/lib/node_exporter/segcore.prom; written as the run begins and as it ends.",
+    )
+
+
 class Config(BaseModel):
     """The whole configuration of a segment job; ``configs/segment.yaml`` explains each key."""
 
@@ -225,4 +241,7 @@ class Config(BaseModel):
     run: RunOptions = Field(RunOptions(), description="When a run counts as successful.")
     log: LogOptions = Field(
         LogOptions(), description="What is said on stderr; each run keeps a log in the output, too."
+    )
+    metrics: MetricsOptions = Field(
+        MetricsOptions(), description="What Prometheus gets; docs/metrics.md names all metrics."
     )

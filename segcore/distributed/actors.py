@@ -27,7 +27,12 @@ from segcore.errors import (
 from segcore.logs.faults import fault_key
 from segcore.models.base import Model, ModelOptions
 from segcore.models.registry import load_model, probe_model
-from segcore.models.torch_runtime import describe_runtime, limit_device_memory, use_one_thread
+from segcore.models.torch_runtime import (
+    describe_runtime,
+    limit_device_memory,
+    peak_device_memory_bytes,
+    use_one_thread,
+)
 from segcore.output.edition import Edition, make_edition
 from segcore.output.edition_changes import describe_differences
 from segcore.output.part_counts import PartCounts
@@ -38,6 +43,7 @@ from segcore.sources.units import Unit
 from segcore.worker import memory
 from segcore.worker.batch_size import fit_batch_size
 from segcore.worker.batching import DeviceLost
+from segcore.worker.measures import MEASURES
 from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader, UnitWorker
 
@@ -128,6 +134,7 @@ class UnitActor:
         self._finds_units_done = was_restarted() and not retry_failed
         self._parts = spec.parts
         self._runtime = ""
+        self._device = spec.options.device
         self._setup = WorkerSetup(lambda: self._make_worker(spec))
         self._progress.flush()
 
@@ -139,8 +146,13 @@ class UnitActor:
     def __call__(self, batch: pa.Table) -> dict[str, list]:
         """Segment the units of a batch (a bundle) and return what became of them."""
         outcomes = [self._run(unit, UnitWorker.segment) for unit in units_from_table(batch)]
+        self._measure_memory()
         self._progress.flush()
         return outcomes_to_columns(outcomes)
+
+    def _measure_memory(self) -> None:
+        if (n_bytes := peak_device_memory_bytes(self._device)) is not None:
+            MEASURES.peak("segcore_gpu_memory_peak_bytes", n_bytes)
 
     def _run(self, unit: Unit, segment: Callable[..., PartCounts], *args: Any) -> UnitOutcome:
         """Call `segment`, a method of the worker, and turn what happens into an outcome."""
@@ -224,6 +236,7 @@ class SegmentActor(UnitActor):
             else self._run(unit, UnitWorker.segment_prepared, prepared)
             for unit, prepared in objects_from_table(batch)
         ]
+        self._measure_memory()
         self._progress.flush()
         return outcomes_to_columns(outcomes)
 
@@ -306,6 +319,8 @@ def complete_unit(
 ) -> UnitOutcome:
     """Report a unit that this node committed; returns its outcome."""
     totals = counts.ok, counts.failed, counts.instances
+    for code, number in counts.failures.items():
+        MEASURES.add("segcore_failures_total", number, code)
     progress.complete(node, unit.unit, totals, unit.n_bytes)
     row = UnitCounts.of_written(counts)
     return UnitOutcome(unit.unit, *totals, counts=row.to_text() if row else "", node=node)

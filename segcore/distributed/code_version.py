@@ -8,6 +8,8 @@ from pathlib import Path
 
 from segcore.version import __version__
 
+PACKAGE = Path(__file__).resolve().parents[1]  # .../segcore
+
 
 @functools.cache
 def code_version() -> str:
@@ -16,10 +18,9 @@ def code_version() -> str:
     Two builds may have the same version: a checkout with changes, an image that was not rebuilt.
     Takes some 20 ms.
     """
-    folder = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return f"{__version__} (code {digest.hexdigest()[:12]})"

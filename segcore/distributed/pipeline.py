@@ -31,6 +31,7 @@ from segcore.distributed.pool import PoolSize
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
 from segcore.logs.relay import Entry
+from segcore.output.metrics import Samples
 from segcore.planning.plan import Units, select_units
 from segcore.text import plural
 
@@ -62,6 +63,7 @@ class Pipeline:
         retry_failed: The units are committed; segment their failed images again.
         taken_out: Node id -> why that node gets no more units; bad nodes are added.
         notify: Takes a sentence about each node that is taken out.
+        export_metrics: To Prometheus, by Ray.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Pipeline:
         retry_failed: bool = False,
         taken_out: dict[str, str] | None = None,
         notify: Callable[[str], None] = lambda sentence: None,
+        export_metrics: bool = False,
     ) -> None:
         import ray
 
@@ -80,7 +83,8 @@ class Pipeline:
         self._retry_failed = retry_failed
         self._nodes = NodeFailures(self._view, {} if taken_out is None else taken_out)
         self._notify = notify
-        self._progress: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor).remote()
+        actor = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor)
+        self._progress: Any = actor.remote(spec.edition.name if export_metrics else "")
         self._deaths_read_at = time.monotonic()
         self._failures: dict[str, UnitOutcome] = {}  # of the graph that runs
 
@@ -115,6 +119,15 @@ class Pipeline:
             return []
         return entries
 
+    def samples(self) -> Samples:
+        """The metrics so far; {} when nobody answers in time."""
+        import ray
+
+        try:
+            return dict(ray.get(self._progress.samples.remote(), timeout=_SNAPSHOT_TIMEOUT_S))
+        except Exception:  # as above
+            return {}
+
     def run(self, units: Units) -> Generator[UnitOutcome]:
         """Segment `units`, yielding outcomes as they come; one whose process died yields nothing.
 
@@ -123,6 +136,8 @@ class Pipeline:
             StorageError: Unit after unit failed, and no node is left that works.
             StorageFull: There is no room for the part of a unit.
         """
+        self._measure("segcore_units_left", len(units))
+        self._measure("segcore_nodes_taken_out", len(self._nodes.taken_out))
         # In `split`, what is read of a bundle would be in memory at once.
         max_units = 1 if self._pool.readers else max_bundle_units(units.table)
         yield from self._run_units(units, self._pool_stages, max_units)
@@ -213,6 +228,7 @@ class Pipeline:
         if outcome.input_changed:
             return None
         if outcome.error:
+            self._measure("segcore_unit_errors_total", 1)
             nodes = self._nodes
             record = nodes.record_setup_failure if outcome.setup_failed else nodes.record_failure
             verdict = record(outcome.node, outcome.error)
@@ -233,6 +249,7 @@ class Pipeline:
             f"other nodes. What failed there: {self._nodes.taken_out[node]}"
         )
         self._nodes.taken_out[node] = sentence
+        self._measure("segcore_nodes_taken_out", len(self._nodes.taken_out))
         self._notify(sentence)
         return node
 
@@ -249,6 +266,9 @@ class Pipeline:
             hint="Fix the cause and rerun the same command to resume; finished units are not "
             "redone.",
         )
+
+    def _measure(self, name: str, value: float) -> None:
+        self._progress.measure.remote({(name, ""): value})
 
     def _view(self) -> ClusterView:
         """The nodes as they are now."""

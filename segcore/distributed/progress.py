@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from segcore.distributed.metrics_export import MetricsExporter
 from segcore.logs.relay import Entry, LogBuffer
+from segcore.output.metrics import Key, Samples, merge
+from segcore.worker.measures import MEASURES
 
 REPORT_INTERVAL_S = 1.0  # of a worker
 _MAX_REPORTS_PER_S = 100  # of all workers together: one costs the `ProgressActor` a millisecond
@@ -89,10 +92,15 @@ class ProgressActor(ProgressCounter):
 
     It lives in this module because its process imports what the module imports: PyTorch, for one,
     would cost it seconds.
+
+    Args:
+        edition: Label of the metrics that it exports; "" to export none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, edition: str = "") -> None:
         super().__init__()
+        self._samples: Samples = {}
+        self._exporter = MetricsExporter(edition) if edition else None
         self._registered: list[bytes] = []
         self._nodes: dict[str, str] = {}  # actor id -> its node
         self._deaths: Counter[str] = Counter()  # node -> since it committed a unit
@@ -108,21 +116,54 @@ class ProgressActor(ProgressCounter):
         if actor_id in self._nodes:
             self._deaths[self._nodes[actor_id]] += 1
             self._committed = replace(self._committed, deaths=self._committed.deaths + 1)
+            self.measure({("segcore_retries_total", "process"): 1})
         self._nodes[actor_id] = node
+        self.measure({("segcore_workers", ""): len(self._nodes)})
 
     def complete_on(self, node: str, unit: str, counts: UnitTotals, n_bytes: int) -> None:
         """As `complete`, for a unit that this node committed."""
         self._deaths.pop(node, None)
+        if unit not in self._committed_units:
+            self._measure_unit(counts, n_bytes)
         self.complete(unit, *counts, n_bytes)
+
+    def _measure_unit(self, counts: UnitTotals, n_bytes: int) -> None:
+        ok, failed, instances = counts
+        samples: Samples = {
+            ("segcore_images_total", "ok"): ok,
+            ("segcore_images_total", "failed"): failed,
+            ("segcore_instances_total", ""): instances,
+            ("segcore_input_bytes_total", ""): n_bytes,
+            ("segcore_units_total", ""): 1,
+        }
+        if left := self._samples.get(("segcore_units_left", "")):
+            samples["segcore_units_left", ""] = left - 1
+        self.measure(samples)
+
+    def measure(self, samples: Mapping[Key, float]) -> None:
+        """Add samples, and export them; what goes wrong with that ends no run."""
+        merge(self._samples, samples)
+        if self._exporter is not None:
+            try:
+                self._exporter.export(samples, self._samples)
+            except Exception:  # metrics are a convenience
+                self._exporter = None
+
+    def samples(self) -> Samples:
+        """All samples so far."""
+        return dict(self._samples)
 
     def update(
         self,
         in_progress: Mapping[str, UnitTotals],
         committed: Sequence[CommittedUnit],
         log: Sequence[Entry] = (),
+        samples: Mapping[Key, float] | None = None,
     ) -> None:
         """Take what a `ProgressReporter` has gathered."""
         self._log.extend(log)
+        if samples:
+            self.measure(samples)
         for unit, counts in in_progress.items():
             self.report(unit, *counts)
         for entry in committed:
@@ -146,6 +187,7 @@ class ProgressActor(ProgressCounter):
         """The pickled handles of all actors that registered since the last call."""
         drained, self._registered = self._registered, []
         self._nodes.clear()
+        self.measure({("segcore_workers", ""): 0})
         return drained
 
 
@@ -194,8 +236,11 @@ class ProgressReporter:
         if not at_once and time.monotonic() - self._sent_at < self._interval_s:
             return
         log = self._log.take() if self._log is not None else []
-        if not (self._in_progress or self._committed or log):
+        if not (self._in_progress or self._committed or log or at_once):
             return
-        self._progress.update.remote(self._in_progress, self._committed, log)
+        samples = MEASURES.take()
+        if not (self._in_progress or self._committed or log or samples):
+            return
+        self._progress.update.remote(self._in_progress, self._committed, log, samples)
         self._in_progress, self._committed = {}, []
         self._sent_at = time.monotonic()

@@ -103,6 +103,7 @@ class RunReport:
         sequence: 1 for the first run in this edition, and so on; orders runs without clocks.
         started, finished: UTC, ISO 8601; "" when not yet.
         timings: Seconds of each step of this command.
+        metrics: What its workers measured; see `segcore.output.metrics`.
         images: Rows of the ``images`` table; = ok + failed.
         failures: Failed images by error code.
         notes: What was noticed while reading, such as ``duplicate_names`` (renamed in a shard).
@@ -144,6 +145,7 @@ class RunReport:
     started: str = ""
     finished: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     images: int = 0
     ok: int = 0
     failed: int = 0

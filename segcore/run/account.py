@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.output.committed import CommittedParts
+from segcore.output.metrics import to_document
 from segcore.output.report import (
     BUDGET_REACHED,
     INCOMPLETE,
@@ -77,6 +78,7 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
         new_report(job),
         status=_status(account, state, job.config.run.max_failed_fraction),
         timings=state.timings,
+        metrics=to_document(state.samples),
         images=account.images,
         ok=account.ok,
         failed=account.failed,

@@ -14,6 +14,7 @@ from segcore.lease.lease import Lease
 from segcore.logs.records import KEPT_ONLY
 from segcore.output.execution_log import ExecutionLog
 from segcore.output.executions import FAILED, INTERRUPTED, early_end, write_execution
+from segcore.output.metrics import to_document
 from segcore.output.report import RunReport
 from segcore.run.account import MAX_ERRORS_KEPT
 from segcore.run.job import Job
@@ -74,7 +75,12 @@ def record_early_end(job: Job, state: RunState, lease: Lease) -> Iterator[None]:
         if state.started is not None:
             cause = lease.lost or error
             status = INTERRUPTED if isinstance(cause, KeyboardInterrupt) else FAILED
-            ended = replace(state.started, finished=utc_now(), timings=state.timings)
+            ended = replace(
+                state.started,
+                finished=utc_now(),
+                timings=state.timings,
+                metrics=to_document(state.samples),
+            )
             record = early_end(ended.to_dict(), status, _errors(cause, state))
             _log_early_end(cause, record["errors"][0])
             if isinstance(cause, SegcoreError):

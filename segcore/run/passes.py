@@ -16,6 +16,7 @@ from segcore.distributed.progress_line import ProgressGoal
 from segcore.distributed.watch import watch
 from segcore.errors import UsageError
 from segcore.logs.relay import LogRelay
+from segcore.output.metrics import Samples, merge
 from segcore.output.report import RunReport
 from segcore.output.unit_counts import UnitCounts
 from segcore.planning.plan import Units, remaining_units, select_units
@@ -57,6 +58,7 @@ class RunState:
         check_lease: Raises once this run may not go on.
         warn: Says what is wrong, to people and to the log.
         relay: Logs what the workers log.
+        samples: The metrics of the passes that have ended.
         budget: How much this run may do.
     """
 
@@ -76,6 +78,7 @@ class RunState:
     check_lease: Callable[[], None] = lambda: None
     warn: Notify = lambda text: None
     relay: LogRelay = field(default_factory=LogRelay)
+    samples: Samples = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
 
     @contextmanager
@@ -180,11 +183,15 @@ def run_passes(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify
                 retry_failed=current.retry_failed,
                 taken_out=state.nodes_taken_out,
                 notify=state.warn,
+                export_metrics=job.config.metrics.export,
             )
             goal = _progress_goal(current.units)
             watched = watch(pipeline, goal, state.relay, job.config.log)
-            with watched, state.timed("segment"):
-                _run_attempts(job, current, pipeline, state)
+            try:
+                with watched, state.timed("segment"):
+                    _run_attempts(job, current, pipeline, state)
+            finally:
+                merge(state.samples, pipeline.samples())
             if state.budget.is_over():
                 break
         state.budget.pay_workers(0)

@@ -50,6 +50,7 @@ from segcore.run.job import (
     refresh_job,
 )
 from segcore.run.job_model import JobModel
+from segcore.run.metrics_file import metrics_file
 from segcore.run.passes import Notify, Pass, RunState, connect_workers, run_passes
 from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
@@ -115,9 +116,12 @@ def segment(
         state = RunState(retry_failed=retry_failed, remove_unlisted=remove_unlisted)
         state.budget = Budget.of(config.run)
         state.warn = log_and_tell(notify, logging.WARNING)
-        job = _prepare(config, state, notify, model, overwrite=overwrite)
-        check_job(job)
-        return _segment(job, state, log_and_tell(notify), log, overwrite=overwrite)
+        with metrics_file(config.metrics.file, state) as take_report:
+            job = _prepare(config, state, notify, model, overwrite=overwrite)
+            check_job(job)
+            report = _segment(job, state, log_and_tell(notify), log, overwrite=overwrite)
+            take_report(report)
+        return report
 
 
 def _prepare(

@@ -15,6 +15,7 @@ from segcore.instances import Instances
 from segcore.models.base import Model
 from segcore.models.torch_runtime import free_cached_device_memory
 from segcore.worker.faults import model_failure
+from segcore.worker.measures import MEASURES
 from segcore.worker.memory import is_out_of_memory
 from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.result_checks import ResultChecks
@@ -76,11 +77,14 @@ class BatchRunner:
             if isinstance(result, list) or not result.of_device_memory:
                 break
             free_cached_device_memory()
+            MEASURES.add("segcore_retries_total", 1, "batch")
             time.sleep(pause_s)
             result = self._try_batch(batch)
         if isinstance(result, list):
             return result
         free_cached_device_memory()
+        if len(batch) > 1:
+            MEASURES.add("segcore_retries_total", 1, "batch")
         if result.error.code is ErrorCode.OUT_OF_MEMORY:
             if size_before > 1:
                 self._set_batch_size(min(self.batch_size, size_before // 2))
@@ -94,9 +98,11 @@ class BatchRunner:
         """Raises DeviceLost."""
         network_ended = False
         try:
-            raw = self._model.forward(batch)
+            with MEASURES.stage("network"):
+                raw = self._model.forward(batch)
             network_ended = True
-            detections = list(self._model.postprocess(raw, batch))
+            with MEASURES.stage("masks"):
+                detections = list(self._model.postprocess(raw, batch))
             if len(detections) != len(batch):
                 raise ValueError(f"model gave {len(detections)} results for {len(batch)} images")
             return [self._checks.checked(result) for result in detections]
@@ -143,8 +149,16 @@ class ConcurrentBatches:
         Raises:
             DeviceLost: See `BatchRunner`.
         """
-        with self._free_slots, self._watchdog.guard(len(batch)):
-            return self.runner.run([image.value for _, image in batch])
+        with MEASURES.wait("model"):
+            self._free_slots.acquire()
+        try:
+            with (
+                MEASURES.in_model(len(batch), self.runner.batch_size),
+                self._watchdog.guard(len(batch)),
+            ):
+                return self.runner.run([image.value for _, image in batch])
+        finally:
+            self._free_slots.release()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from segcore.errors import ErrorCode, ImageError
 from segcore.images import DecodeOptions
 from segcore.sources import Sample
 from segcore.worker.faults import code_failure, log_fault
+from segcore.worker.measures import MEASURES
 from segcore.worker.pages import image_bytes
 from segcore.worker.preprocessing import PreparedSample, Preprocessor
 from segcore.worker.watchdog import Watchdog
@@ -37,7 +38,8 @@ class ByteBudget:
         """Wait until `n_bytes` fit, and hold them for the block."""
         n_bytes = min(n_bytes, self._limit_bytes)
         with self._released:
-            self._released.wait_for(lambda: self._held_bytes + n_bytes <= self._limit_bytes)
+            with MEASURES.wait("memory"):
+                self._released.wait_for(lambda: self._held_bytes + n_bytes <= self._limit_bytes)
             self._held_bytes += n_bytes
         try:
             yield
@@ -94,11 +96,15 @@ class Prefetcher:
                 remaining_samples = iter(samples)
                 try:
                     while True:
-                        with self.watchdog.guard(extra_s=self.read_timeout_s):
+                        with (
+                            MEASURES.stage("read"),
+                            self.watchdog.guard(extra_s=self.read_timeout_s),
+                        ):
                             sample = next(remaining_samples, None)
                         if sample is None:
                             break
-                        free_slots.acquire()
+                        with MEASURES.wait("window"):
+                            free_slots.acquire()
                         if stop.is_set():
                             return
                         pending.put(
@@ -111,10 +117,7 @@ class Prefetcher:
             reader = threading.Thread(target=read_samples, name="reader", daemon=True)
             reader.start()
             try:
-                while (entry := pending.get()) is not None:
-                    if isinstance(entry, BaseException):
-                        raise entry
-                    prepared = entry.result()
+                while (prepared := _next_prepared(pending)) is not None:
                     free_slots.release()
                     yield prepared
             finally:
@@ -134,6 +137,17 @@ class Prefetcher:
         return prepare_sample(sample, Preprocessor(preprocess, options), budget, self.watchdog)
 
 
+def _next_prepared(
+    pending: queue.SimpleQueue[Future[PreparedSample] | BaseException | None],
+) -> PreparedSample | None:
+    """Wait for the next prepared sample; None at the end. Raises what the reader raised."""
+    with MEASURES.wait("images"):
+        entry = pending.get()
+        if isinstance(entry, BaseException):
+            raise entry
+        return None if entry is None else entry.result()
+
+
 def prepare_sample(
     sample: Sample, preprocessor: Preprocessor, budget: ByteBudget, watchdog: Watchdog
 ) -> PreparedSample:
@@ -144,7 +158,11 @@ def prepare_sample(
     bare_sample = replace(sample, data=None)  # so that the encoded bytes can be freed
     try:
         data = image_bytes(sample)
-        with budget.hold(preprocessor.memory_bytes(data)), watchdog.guard():
+        with (
+            budget.hold(preprocessor.memory_bytes(data)),
+            watchdog.guard(),
+            MEASURES.stage("decode"),
+        ):
             image = preprocessor.decode(data)
             value = preprocessor.preprocess(image)
             warnings = preprocessor.warnings(image, value)

@@ -20,6 +20,7 @@ from segcore.output.tables import (
 from segcore.sources import Sample, file_image_id
 from segcore.sources.units import Unit
 from segcore.worker.faults import code_failure, log_fault
+from segcore.worker.measures import MEASURES
 from segcore.worker.preprocessing import PreparedSample
 
 
@@ -129,7 +130,8 @@ def commit_rows(
     """
     commit = parts.replace if retry_failed else parts.commit
     try:
-        return commit(unit, rows, notes)
+        with MEASURES.stage("write"):
+            return commit(unit, rows, notes)
     except (SegcoreError, MemoryError):
         raise
     except Exception:

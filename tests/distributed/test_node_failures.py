@@ -153,6 +153,9 @@ class _SimulatedPipeline(Pipeline):
     def _recent_deaths(self) -> dict[str, int]:
         return {}
 
+    def _measure(self, name: str, value: float) -> None:
+        return
+
     def _run_graph(self, blocks: Sequence[pa.Table], stages: Any) -> Iterator[UnitOutcome]:
         left = [list(units_from_table(block)) for block in blocks]
         free_at = {node: 0.0 for node in self._speeds if node not in self._nodes.taken_out}
