@@ -20,6 +20,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "s
 _GIVE_UP_S = 60
 _CONF = """
 ClusterName=emulated
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
@@ -110,7 +111,13 @@ class SlurmMachine:
             " RealMemory=1000 Gres=gpu:2 State=UNKNOWN"
             for name, port in zip(self._nodes, self._ports[1:], strict=True)
         ]
-        conf = _CONF.format(host=host, folder=folder, ports=self._ports, nodes="\n".join(nodes))
+        conf = _CONF.format(
+            first_job=os.getpid(),  # jobs of two such machines have files in /tmp
+            host=host,
+            folder=folder,
+            ports=self._ports,
+            nodes="\n".join(nodes),
+        )
         (folder / "slurm.conf").write_text(conf)
         # Devices that exist; nothing opens them.
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")

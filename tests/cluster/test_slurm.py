@@ -151,7 +151,7 @@ def test_term_stops_the_job_and_the_next_start_goes_on(
     after = {path.name: path.stat().st_mtime_ns for path in parts(output)}
     assert before.items() <= after.items()  # not one unit was done twice
     assert part_bytes(prefix_of(output)) == expected
-    assert [run["status"] for run in executions(output)] == ["interrupted", "complete"]
+    assert [run["status"] for run in executions(output)] == ["interrupted", "success"]
     assert "Traceback" not in log.read_text()
 
 
