@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -75,9 +76,25 @@ def probe_model(
     precision need not be one that this machine computes in. Classes of the user and folders of
     Hugging Face get the device ``cpu``.
     """
-    is_checkpoint = data is not None or not (_is_class(name_or_path) or _is_folder(name_or_path))
-    device = PROBE_DEVICE if is_checkpoint else "cpu"
-    return _load_model(name_or_path, options.model_copy(update={"device": device}), data)
+    return open_probe(name_or_path, data)(options)
+
+
+def open_probe(name_or_path: str, data: bytes | None = None) -> Callable[[ModelOptions], Model]:
+    """`probe_model` for several options of one model, whose checkpoint is read only once.
+
+    Raises:
+        CheckpointError: See `load_model`.
+    """
+    if data is None and (_is_class(name_or_path) or _is_folder(name_or_path)):
+        return lambda options: _load_model(name_or_path, _on_device(options, "cpu"), None)
+    checkpoint = (
+        load_checkpoint(name_or_path) if data is None else parse_checkpoint(data, name_or_path)
+    )
+    return lambda options: _load_checkpoint_model(checkpoint, _on_device(options, PROBE_DEVICE))
+
+
+def _on_device(options: ModelOptions, device: str) -> ModelOptions:
+    return options.model_copy(update={"device": device})
 
 
 def _load_model(name_or_path: str, options: ModelOptions, data: bytes | None) -> Model:

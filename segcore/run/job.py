@@ -151,7 +151,7 @@ def prepare_job(
     input_uri, output = locate_input_and_output(config)
     model = model or open_model(config, storage, output, input_uri)
     layout = output.edition(model.edition.name)
-    records = open_edition(storage, layout, input_uri, overwrite=overwrite)
+    records = open_edition(storage, layout, input_uri, model.records, overwrite=overwrite)
     assert config.input is not None, "checked by locate_input_and_output"
     source = open_source(config.input, config.source, storage)  # a slash at its end matters
     if isinstance(source, TarSource):
@@ -237,14 +237,24 @@ def locate_input_and_output(config: Config) -> tuple[str, OutputLayout]:
 
 
 def open_edition(
-    storage: Storage, layout: EditionLayout, input_uri: str, *, overwrite: bool
+    storage: Storage,
+    layout: EditionLayout,
+    input_uri: str,
+    known_records: tuple[RunRecord, ...] | None = None,
+    *,
+    overwrite: bool,
 ) -> tuple[RunRecord, ...]:
     """The runs of the edition, oldest first.
+
+    Args:
+        known_records: Them, where they have been read.
 
     Raises:
         UsageError: The newest was on another input, and its results are not to be overwritten.
     """
-    records = tuple(read_run_records(storage, layout))
+    records = known_records
+    if records is None:
+        records = tuple(read_run_records(storage, layout))
     if overwrite:
         refuse_to_overwrite(storage, layout)
     if not records or records[-1].input == input_uri or overwrite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from segcore.config import Config
@@ -17,7 +18,7 @@ from segcore.models.torch_runtime import cuda_device_count
 from segcore.output.edition import Edition, make_edition
 from segcore.output.latest import read_published
 from segcore.output.layout import OutputLayout
-from segcore.output.run_records import read_newest_run
+from segcore.output.run_records import RunRecord, read_run_records
 from segcore.storage import Storage
 from segcore.worker.preprocessing import Preprocessor
 from segcore.worker.weights import read_object_weights
@@ -34,6 +35,7 @@ class JobModel:
         precision_reason: Why it was chosen, as a sentence for people; "" where there was no choice.
         is_loaded: False if what it is was recalled, see `segcore.run.recalled_model`; then it has
             to be opened before it is used.
+        records: The runs of the edition, where the choice had to read them.
     """
 
     weights: bytes | None = field(repr=False)
@@ -42,12 +44,16 @@ class JobModel:
     options: ModelOptions
     precision_reason: str = ""
     is_loaded: bool = True
+    records: tuple[RunRecord, ...] | None = None
 
 
 @dataclass(frozen=True)
 class _Choice:
+    """A precision, why, and the runs of the editions that were looked at, by name."""
+
     precision: Precision
     reason: str = ""
+    records: Mapping[str, tuple[RunRecord, ...]] = field(default_factory=dict)
 
 
 def open_model(config: Config, storage: Storage, output: OutputLayout, input_uri: str) -> JobModel:
@@ -58,22 +64,26 @@ def open_model(config: Config, storage: Storage, output: OutputLayout, input_uri
         SegcoreError: It cannot be loaded.
     """
     # Here, because it imports PyTorch: what is wrong with a command is said before that.
-    from segcore.models.registry import probe_model
+    from segcore.models.registry import open_probe
 
     name, options = config.model.name, config.model.options()
     weights = None if name in bundled_names() else read_weights(name, storage)
-    model = probe_model(name, options, weights)
+    probe = open_probe(name, weights)
+    model = probe(options)
     Preprocessor(model.preprocess, config.decode)  # raises if the two do not fit together
     choice = _choose_precision(config, storage, output, input_uri, model)
     if choice.precision != options.precision:
         options = options.model_copy(update={"precision": choice.precision})
         try:
-            model = probe_model(name, options, weights)
+            model = probe(options)
         except CheckpointError as error:  # weights beyond the range of float16
             options = options.model_copy(update={"precision": "float32"})
-            choice = _Choice("float32", f"Precision float32: {error.message}")
+            choice = replace(
+                choice, precision="float32", reason=f"Precision float32: {error.message}"
+            )
     edition = make_edition(model.info, config.decode)
-    return JobModel(weights, model.info, edition, options, choice.reason)
+    records = choice.records.get(edition.name)
+    return JobModel(weights, model.info, edition, options, choice.reason, records=records)
 
 
 def _choose_precision(
@@ -88,21 +98,24 @@ def _choose_precision(
     if config.model.precision != "auto" or on_cuda is None:
         return _Choice(config.model.precision)
     found = []
+    records_of: dict[str, tuple[RunRecord, ...]] = {}
     for precision in ("float32", on_cuda):
         parameters = {**model.info.parameters, "precision": precision}
         edition = make_edition(replace(model.info, parameters=parameters), config.decode)
-        record = read_newest_run(storage, output.edition(edition.name))
-        if record is not None and record.input == input_uri:
+        records = tuple(read_run_records(storage, output.edition(edition.name)))
+        records_of[edition.name] = records
+        if records and records[-1].input == input_uri:
             found.append((edition.name, precision))
     if len(found) == 2:
         published = read_published(storage, output).edition
         found = [entry for entry in found if entry[0] == published]
     for name, precision in found[:1]:
         reason = f"Precision {precision}, as the results in {name} have it."
-        return _Choice(precision, reason if precision == on_cuda or _may_have_gpu(config) else "")
+        reason = reason if precision == on_cuda or _may_have_gpu(config) else ""
+        return _Choice(precision, reason, records_of)
     if _has_gpu(config):
-        return _Choice(on_cuda, f"Precision {on_cuda}, since the workers have GPUs.")
-    return _Choice("float32")
+        return _Choice(on_cuda, f"Precision {on_cuda}, since the workers have GPUs.", records_of)
+    return _Choice("float32", records=records_of)
 
 
 def _has_gpu(config: Config) -> bool:

@@ -14,8 +14,9 @@ from segcore.distributed import cluster
 from segcore.distributed.cluster import NodeResources
 from segcore.distributed.pool import PoolSize
 from segcore.errors import UsageError
+from segcore.models import registry
 from segcore.output.layout import OutputLayout
-from segcore.run import job_model, passes
+from segcore.run import job, job_model, passes
 from segcore.run.job_model import JobModel, open_model
 from segcore.storage import Storage
 
@@ -100,9 +101,42 @@ def test_results_on_a_cpu_are_continued_on_a_gpu(tmp_path):
     assert resumed.precision_reason.startswith("Precision float32, as the results in")
 
 
+@pytest.mark.slow
+def test_the_checkpoint_and_the_records_are_read_once(tmp_path, monkeypatch):
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes((registry.BUNDLED / "nuclei-yolo11n.safetensors").read_bytes())
+    parsed, read = [], []
+    parse, read_records = registry.parse_checkpoint, job_model.read_run_records
+    monkeypatch.setattr(registry, "parse_checkpoint", lambda *a: parsed.append(1) or parse(*a))
+    monkeypatch.setattr(
+        job_model, "read_run_records", lambda *a: read.append(a[1].prefix) or read_records(*a)
+    )
+    config = {"model": {"name": str(weights), "device": "cuda"}}
+    output = OutputLayout(str(tmp_path / "out"))
+
+    def open_again() -> JobModel:
+        parsed.clear()
+        read.clear()
+        return open_model(Config.model_validate(config), Storage(), output, INPUT)
+
+    first = open_again()
+    assert _precision(first) == "float16"
+    assert first.records == ()
+    _write_run(tmp_path / "out", first)
+    second = open_again()
+    assert second.edition == first.edition
+    assert [record.run for record in second.records or ()] == ["r"]
+    layout = output.edition(second.edition.name)
+    monkeypatch.setattr(job, "read_run_records", lambda *a: pytest.fail("read again"))
+    found = job.open_edition(Storage(), layout, INPUT, second.records, overwrite=False)
+    assert found == second.records
+    assert len(parsed) == 1
+    assert len(read) == len(set(read)) == 2  # those of float32 and of float16
+
+
 def test_float16_without_a_gpu_is_refused_before_a_worker_is_started(tmp_path):
-    job = SimpleNamespace(model=_open(tmp_path, device="cuda"))
-    passes._check_precision(job, PoolSize(1, 1, 1, 1, "cuda"))  # type: ignore[arg-type]
+    fake_job = SimpleNamespace(model=_open(tmp_path, device="cuda"))
+    passes._check_precision(fake_job, PoolSize(1, 1, 1, 1, "cuda"))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="But the workers have no GPU") as caught:
-        passes._check_precision(job, PoolSize(1, 1, 1, 0, "cpu"))  # type: ignore[arg-type]
+        passes._check_precision(fake_job, PoolSize(1, 1, 1, 0, "cpu"))  # type: ignore[arg-type]
     assert "model.precision=float32" in caught.value.hint
