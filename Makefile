@@ -104,7 +104,7 @@ lakehouse: $(VENV)/.test ## publish to Iceberg tables, in an environment of its 
 	$(BIN)/python -m tests.lakehouse
 
 .PHONY: cluster
-cluster: $(VENV)/.test ## run cluster/ before validators of others and on a real Slurm (root; half an hour)
+cluster: $(VENV)/.test ## run cluster/ before validators, on a real Slurm (root), Ray job server and Prometheus (40 minutes)
 	$(PYTEST) --timeout 3600 -m cluster
 
 .PHONY: triton
