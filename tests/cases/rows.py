@@ -208,5 +208,5 @@ CASES = (
         command("segment", "hostile/escname.tar", "{out}/o", "--dry-run"),
         has("exit 0, clean"),
     ),
-    Case("hostile, gt.json", command("evaluate", "{out}", "hostile/gt.json"), has("exit 2, clean")),
+    Case("hostile, gt.json", partial(evaluated, "hostile/gt.json"), has("usage_error")),
 )
