@@ -207,6 +207,7 @@ def test_a_ranking_made_otherwise_is_kept_unless_told(layout: EditionLayout) -> 
     assert read_ranking(open_results(storage, layout.prefix), "random").options["seed"] == 3
 
 
+@pytest.mark.slow
 def test_an_older_state_is_recognized(tmp_path: Path) -> None:
     photos = tmp_path / "in"
     write_files(photos, bright_pngs(5))
@@ -247,6 +248,7 @@ def test_an_older_state_is_recognized(tmp_path: Path) -> None:
     assert read_ranking(now, "uncertain").remark(now) == ""
 
 
+@pytest.mark.slow
 def test_exports_take_the_first_of_a_ranking(layout: EditionLayout, tmp_path: Path) -> None:
     rows = _rank(layout, "uncertain")
     dest = tmp_path / "coco"
@@ -282,6 +284,7 @@ def test_exports_take_the_first_of_a_ranking(layout: EditionLayout, tmp_path: Pa
     assert "It has uncertain." in done.stderr
 
 
+@pytest.mark.slow
 def test_damage_is_said_and_the_rest_is_ranked(layout: EditionLayout) -> None:
     results = open_results(storage, layout.prefix)
     Path(layout.part("instances", results.units[2])).write_bytes(b"damaged")

@@ -57,6 +57,7 @@ def test_a_wrong_destination_is_refused_before_anything_is_segmented(tmp_path: P
     assert not (tmp_path / "dest-masks").exists()
 
 
+@pytest.mark.slow
 def test_a_way_to_rank_is_ranked_and_the_next_ones_are_added(tmp_path: Path) -> None:
     pictures = bright_pngs(6)
     names = sorted(pictures)
