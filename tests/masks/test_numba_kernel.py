@@ -131,7 +131,7 @@ def test_a_numba_that_does_not_work_causes_a_warning(monkeypatch):
         assert from_logits._compiled_kernel.__wrapped__() is None
 
 
-@pytest.mark.slow
+@pytest.mark.faults  # compiles twice
 def test_a_damaged_cache_is_not_used(tmp_path):
     """Data of another version of numba, too, which a process finds while another writes anew."""
     program = "import segcore.masks as m; print(m.default_backend())"

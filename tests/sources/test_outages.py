@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,7 +185,6 @@ def test_pipes_and_devices_never_block(tmp_path: Path) -> None:
     os.symlink("/dev/zero", folder / "device.png")
     manifest = folder / "all.txt"
     manifest.write_text("good.png\npipe.png\nlink.png\ndevice.png\n/dev/zero\n/dev/tty\n")
-    started = time.monotonic()
     for source_uri, allow_outside in ((folder, False), (folder, True), (manifest, True)):
         options = SourceOptions(allow_outside=allow_outside)
         (unit,) = open_source(str(source_uri), options, storage).units(UnitLimits())
@@ -199,4 +197,3 @@ def test_pipes_and_devices_never_block(tmp_path: Path) -> None:
             storage.open(str(uri))
         with pytest.raises(StorageError, match="a named pipe"):
             open_source(str(uri), SourceOptions(), storage)
-    assert time.monotonic() - started < 5
