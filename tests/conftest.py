@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Let a test start only the services that it is marked with."""
     with services.only_marked_services(item):
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _stderr_is_nobodys() -> Iterator[None]:
+    """A command that shows its log on stderr would take the records of later tests there, too."""
+    yield
+    if stderr_log := sys.modules.get("segcore.cli.stderr_log"):
+        stderr_log.hide_log()
 
 
 @pytest.fixture(scope="session")

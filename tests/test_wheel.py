@@ -14,7 +14,7 @@ import segcore
 from tests.support.paths import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_wheel_holds_only_segcore(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77", reason="setuptools builds the wheel")
     source = tmp_path / "source"  # a copy, because setuptools writes into the tree

@@ -66,7 +66,7 @@ def _archive(folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["tar", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("folder", "manifest"))],
+    ["tar", *(pytest.param(kind, marks=pytest.mark.faults) for kind in ("folder", "manifest"))],
 )
 def test_names_from_archives(run: Run, tmp_path: Path, kind: str) -> None:
     source, output = _archive(tmp_path / "in", kind), str(tmp_path / "out")

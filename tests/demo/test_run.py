@@ -52,7 +52,7 @@ def test_originals_are_read_back_from_the_archive(demo_report: DemoReport) -> No
         read_originals(results, ["nix"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_smaller_demo_over_a_larger_one_leaves_nothing_behind(tmp_path: Path) -> None:
     for n_images in (60, 20):
         options = DemoOptions(tmp_path, str(tmp_path), n_images, MODEL, ap50_floor=0.2)

@@ -54,6 +54,9 @@ def test_a_full_disk_stops_the_pipeline_at_once(n_done: int, error: StorageError
         def _recent_deaths(self) -> dict[str, int]:
             return {}
 
+        def _measure(self, name: str, value: float) -> None:
+            pass
+
         def _run_graph(self, blocks: list[pa.Table], *_: object) -> Iterator[UnitOutcome]:
             for unit in units_from_table(pa.concat_tables(blocks)):
                 taken.append(unit.unit)

@@ -115,7 +115,7 @@ def test_evaluate_prints_scores(archive: SyntheticArchive, tmp_path: Path) -> No
     assert "nucleus: mask AP 0." in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_train_leaves_a_model_that_loads(archive: SyntheticArchive, tmp_path: Path) -> None:
     for shard in Storage().list(archive.shards):
         with tarfile.open(fileobj=io.BytesIO(Storage().read(shard.uri))) as tar:

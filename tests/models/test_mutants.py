@@ -66,7 +66,7 @@ def try_mutants(numbers: range) -> dict[str, Any]:
     return {"counts": counts, "longest": longest, "foreign": foreign}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_damaged_files_are_refused_in_one_sentence() -> None:
     result = try_mutants(range(300))
     assert not result["foreign"]

@@ -84,9 +84,27 @@ def _segment_image_by_image(worker: ImageWorker, unit, retry_failed: bool):
     return worker.commit(unit, results, retry_failed)
 
 
+# Each path and each kind once in `make test`, all pairs in `make faults`.
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["batches", "image_by_image", "split"])
-@pytest.mark.parametrize("kind", ["images", "tar", "parquet"])
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("images", "batches"),
+        ("tar", "image_by_image"),
+        ("parquet", "split"),
+        *(
+            pytest.param(kind, path, marks=pytest.mark.faults)
+            for kind, path in [
+                ("images", "image_by_image"),
+                ("images", "split"),
+                ("tar", "batches"),
+                ("tar", "split"),
+                ("parquet", "batches"),
+                ("parquet", "image_by_image"),
+            ]
+        ),
+    ],
+)
 def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
     storage, source = Storage(), SourceOptions()
     archive = open_source(_archive(tmp_path / "in", kind), source, storage)

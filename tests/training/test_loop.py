@@ -53,7 +53,7 @@ def test_the_keys_of_the_saved_state_do_not_change(
     assert list(state["average"]) == list(state["model"]) == list(trainer.model.state_dict())
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_best_epoch_is_kept(tiny_config: TrainConfig) -> None:
     scores = iter([0.3, 0.9, 0.5, 0.9])
     validated: list[dict[str, torch.Tensor]] = []

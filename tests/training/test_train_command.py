@@ -20,7 +20,7 @@ from segcore.models.registry import load_model, read_checkpoint
 from segcore.training.config import TrainConfig
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config_file = tmp_path / "train.yaml"
     document = tiny_config.model_dump(mode="json")

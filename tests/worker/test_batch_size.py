@@ -13,6 +13,12 @@ from segcore.worker.batching import DeviceLost
 from tests.support.fake_models import BrightModel
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    """In which other processes may give memory back: see the tests of batching."""
+    monkeypatch.setattr("segcore.worker.batching.time.sleep", lambda seconds: None)
+
+
 class LimitedModel(BrightModel):
     """Has memory for so many images in all batches at once, and always takes it for full ones."""
 

@@ -70,7 +70,7 @@ def test_storage_that_goes_away_commits_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_concurrent_units_give_what_they_give_one_after_another(tmp_path):
     contents = {f"{i:02d}.png": boxed_png(10 + i, 20 + i % 3) for i in range(20)}
     contents["03.png"] = boxed_png(15, 20, RAISES)

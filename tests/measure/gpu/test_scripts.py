@@ -52,7 +52,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_archive_of_photographs(tmp_path: Path, archive: Path) -> None:
     sizes = ("--shards", 1, "--images-per-shard", 3, "--loose", 1)
     done = _run_script("make_archive", tmp_path, "--photos", archive / "loose", *sizes)
@@ -60,7 +60,7 @@ def test_an_archive_of_photographs(tmp_path: Path, archive: Path) -> None:
     assert len(list((tmp_path / "loose").glob("*.jpg"))) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_decode_rate(archive: Path) -> None:
     done = _run_script("decode_rate", archive / "loose", "--threads", 1, 2, "--processes", 1)
     assert done.returncode == 0, done.stderr
