@@ -66,12 +66,12 @@ quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (two minutes on
 	$(PYTEST) $(PARALLEL) -m "not ray and not s3 and not slow and not faults and not chaos and not cluster"
 
 .PHONY: test
-test: lint ## lint, then run all tests but those of faults and chaos (under 10 minutes on 2 cores)
+test: lint ## lint, then run all tests but those of faults and chaos (under 12 minutes on 2 cores)
 	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos and not cluster"
 	$(PYTEST) -m "ray and not faults and not chaos and not cluster"
 
 .PHONY: faults
-faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (20 minutes; CI)
+faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (25 minutes; CI)
 	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos and not cluster"
 
 .PHONY: floors
