@@ -111,5 +111,8 @@ def command(
     notify(*(f"A unit cannot be read and is left out: {text}" for text in report.damaged_units))
     n_ranked, n_images = report.ranking.rows.num_rows, report.ranking.n_images
     of_all = f" of {n_images:,}" if n_ranked < n_images else ""
-    notify(f"Wrote {report.ranking.uri}: {n_ranked:,}{of_all} segmented images.")
+    notify(
+        f"Wrote {report.ranking.uri}: {n_ranked:,}{of_all} segmented "
+        f"{'image' if n_images == 1 else 'images'}."
+    )
     sys.exit(ExitCode.INCOMPLETE if report.damaged_units else ExitCode.DONE)

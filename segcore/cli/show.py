@@ -20,7 +20,7 @@ from segcore.cli.console import (
     open_storage,
     print_json,
 )
-from segcore.errors import UsageError
+from segcore.errors import NothingFound, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.text import plural
 
@@ -47,7 +47,8 @@ An image is named by its id, or by the end of it from a slash or # on; * and ? s
 and for one. Images are read from where the job read them. One that is gone or has changed is shown
 as a card with the reason; images that failed are cards, too.
 
-Exit codes: 0 done; 1 an image cannot be shown any more; 2 usage error; 130 interrupted.
+Exit codes: 0 done; 1 an image cannot be shown, or a part of the output cannot be read; 2 usage
+error; 130 interrupted.
 """
 _DEFAULT_LIMIT = 12
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -122,16 +123,23 @@ def command(
         selection = replace(selection, ranking=ranked)
         notes.append(ranked.remark(results))
     selected = select_images(results, selection)
+    notes += [
+        f"A unit cannot be read and is left out: {text}" for text in selected.damaged_units[:5]
+    ]
+    if (more := len(selected.damaged_units) - 5) > 0:
+        notes.append(f"{plural(more, 'more unit')} cannot be read; `segcore verify` names them.")
     if not selected.records:
         notify(*notes)
-        raise UsageError(f"{results.prefix} has no {_what(selection)} to show.")
+        error = NothingFound if selected.damaged_units else UsageError
+        raise error(f"{results.prefix} has no {_what(selection)} to show.")
     drawing = Drawing(labels, as_read, why=_reasons(selection.ranking, selected))
     shown = _write(results, selected, selection, out, drawing)
     files = list(dict.fromkeys(one.file for one in shown))
     if as_json:
         rows = [one.to_dict() for one in shown]
         print_json({"edition": results.name, "matching": selected.n_matching,
-                    "files": files, "images": rows})  # fmt: skip
+                    "files": files, "images": rows,
+                    "damaged_units": list(selected.damaged_units)})  # fmt: skip
     notify(*notes)
     if (left := selected.n_matching - len(shown)) > 0 and random is None:
         notify(f"{plural(left, 'more image')} like these; --limit shows more.")
@@ -143,7 +151,7 @@ def command(
     where = files[0] if len(files) == 1 else f"{len(files):,} files in {Path(files[0]).parent}"
     opened = len(files) == 1 and not (no_open or as_json) and open_in_viewer(files[0])
     notify(f"Wrote {where}." + (" Opened it." if opened else ""))
-    sys.exit(ExitCode.INCOMPLETE if missing else ExitCode.DONE)
+    sys.exit(ExitCode.INCOMPLETE if missing or selected.damaged_units else ExitCode.DONE)
 
 
 def make_selection(

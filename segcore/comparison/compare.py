@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +175,7 @@ def compare(
                 for reason, ids in result.examples.items():
                     examples.setdefault(reason, []).extend(ids[:_EXAMPLES])
             notify_progress(number, len(walked.units))
-    _finish(comparison, other, examples, is_swapped)
+        _finish(comparison, other, examples, is_swapped)
     return comparison
 
 
@@ -335,22 +337,42 @@ def _filter(side: ImageInstances, kept: np.ndarray, min_score: float) -> ImageIn
 
 
 class _TableWriter:
-    """Writes one row for each pair and lone instance, if a file is wanted."""
+    """Writes one row for each pair and lone instance, if a file is wanted.
+
+    The file gets its name when it is whole; where the comparison fails, there is none.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._unfinished = path and path.with_name(f".{path.name[:100]}.{os.getpid()}")
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> None:
-        if self._path is not None:
-            try:
-                self._writer = pq.ParquetWriter(self._path, CHANGES_SCHEMA, compression="zstd")
-            except OSError as error:
-                raise SegcoreError(f"{self._path} cannot be written: {error}.") from None
+        if self._path is None or self._unfinished is None:
+            return
+        with self._named_errors():
+            if self._path.is_dir():
+                raise ValueError("it is a folder")
+            self._writer = pq.ParquetWriter(self._unfinished, CHANGES_SCHEMA, compression="zstd")
 
-    def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._writer is None or self._path is None or self._unfinished is None:
+            return
+        try:
+            with self._named_errors():
+                self._writer.close()
+                if kind is None:
+                    self._unfinished.replace(self._path)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: no name of a file
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise SegcoreError(f"{self._path} cannot be written: {reason}.") from None
 
     def write(self, result: _UnitResult) -> None:
         """Add the rows of a unit."""
@@ -371,4 +393,5 @@ class _TableWriter:
             scores = pa.array(instances.scores, from_pandas=True).cast(pa.float32())
             columns[f"score_{name}"] = scores.take(place)
         table = pa.table({n: columns[n] for n in CHANGES_SCHEMA.names}).cast(CHANGES_SCHEMA)
-        self._writer.write_table(table)
+        with self._named_errors():
+            self._writer.write_table(table)

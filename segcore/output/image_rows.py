@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import StorageError
+from segcore.errors import StorageError, UsageError
 from segcore.output.results import Results
 from segcore.output.schema import INSTANCES_SCHEMA
 
@@ -100,15 +100,24 @@ def read_unit_rows(
 
 def read_instances(
     results: Results, records: Iterable[ImageRecord]
-) -> Iterator[tuple[ImageRecord, pa.Table]]:
-    """The instances of some images, unit by unit; only these units are read."""
+) -> Iterator[tuple[ImageRecord, pa.Table, str]]:
+    """The instances of some images, unit by unit; only these units are read.
+
+    Where a unit cannot be read, its images come with no instances and a sentence about it.
+    """
     by_unit: dict[str, list[ImageRecord]] = defaultdict(list)
     for record in records:
         by_unit[record.unit].append(record)
     for unit, of_unit in by_unit.items():
-        rows = read_unit_rows(results, unit, ("image_id", "n_instances"))
+        try:
+            rows = read_unit_rows(results, unit, ("image_id", "n_instances"))
+        except (StorageError, UsageError) as error:
+            yield from (
+                (record, INSTANCES_SCHEMA.empty_table(), error.message) for record in of_unit
+            )
+            continue
         places = {name: row for row, name in enumerate(rows.images["image_id"].to_pylist())}
         for record in of_unit:
             of_image = rows.instances_of(places[record.image_id])
             # Copied: a slice would keep the masks of the whole unit in memory.
-            yield record, of_image.take(pa.array(np.arange(of_image.num_rows)))
+            yield record, of_image.take(pa.array(np.arange(of_image.num_rows))), ""

@@ -25,6 +25,7 @@ from segcore.output.schema import (
 )
 from segcore.output.visible import find_visible_units
 from segcore.storage import Storage
+from segcore.text import plural
 
 _SCHEMAS: Mapping[str, pa.Schema] = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA}
 _LOGGER = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Results:
         edition_notes: Sentences for people: whether it is published, and the newer one.
         run: The run whose units they are; "" when its plan is gone.
         newer_run: A newer run that is not complete, so that it is not read; "" if there is none.
+        n_missing_units: Units of `run` without results: it is not finished.
         generations: Unit -> which generation of its part is the newest, where it is not 0.
         compacted: The compacted files of the edition; None to read parts alone.
     """
@@ -56,6 +58,7 @@ class Results:
     edition_notes: tuple[str, ...] = ()
     run: str = ""
     newer_run: str = ""
+    n_missing_units: int = 0
     generations: Mapping[str, int] = field(default_factory=dict, repr=False)
     compacted: CompactedParts | None = field(default=None, repr=False)
 
@@ -71,12 +74,19 @@ class Results:
 
     def remarks(self) -> list[str]:
         """Sentences for people about what is read."""
-        if not self.newer_run:
-            return []
-        return [
-            f"Run {self.newer_run} is not complete: these are the results of the run before it, "
-            f"{self.run}."
-        ]
+        sentences = []
+        if self.newer_run:
+            sentences.append(
+                f"Run {self.newer_run} is not complete: these are the results of the run before "
+                f"it, {self.run}."
+            )
+        if self.n_missing_units:
+            sentences.append(
+                f"Run {self.run} is not complete: {plural(self.n_missing_units, 'unit')} of "
+                "images have no results yet and are missing here. Rerun the same `segcore segment` "
+                "command to finish it."
+            )
+        return sentences
 
     def images(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The `images` table, one unit at a time.
@@ -224,6 +234,7 @@ def open_results(
         edition_notes=notes,
         run=visible.run,
         newer_run=visible.newer_run,
+        n_missing_units=visible.n_missing,
         generations={unit: generations[unit] for unit in visible.units if generations[unit]},
         compacted=compacted,
     )

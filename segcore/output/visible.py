@@ -26,11 +26,13 @@ class VisibleUnits:
         units: Sorted.
         newer_run: A newer run that is not complete, and whose results are therefore not read; "" if
             there is none.
+        n_missing: Units of `run` that have no part: it is not complete, and no run before it is.
     """
 
     run: str
     units: tuple[str, ...]
     newer_run: str = ""
+    n_missing: int = 0
 
 
 def find_visible_units(
@@ -52,8 +54,9 @@ def find_visible_units(
     run, planned, newer_run = _choose_run(storage, layout, committed)
     listed = committed & planned
     others = committed - planned
+    n_missing = len(planned) - len(listed)
     if not others or (run and not include_unlisted):
-        return VisibleUnits(run, tuple(sorted(listed)), newer_run)
+        return VisibleUnits(run, tuple(sorted(listed)), newer_run, n_missing)
     table = read_unlisted(storage, layout, run, ["unit"]) if run else None
     if table is None and include_unlisted and run:
         raise UsageError(
@@ -62,7 +65,8 @@ def find_visible_units(
             "Rerun the same `segcore segment` command, or leave unlisted images out.",
         )
     unlisted = set(table["unit"].to_pylist()) if table is not None else set(others)
-    return VisibleUnits(run, tuple(sorted(listed | (others & unlisted))), newer_run)
+    units = tuple(sorted(listed | (others & unlisted)))
+    return VisibleUnits(run, units, newer_run, n_missing)
 
 
 def _choose_run(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from segcore.comparison.compare import CompareOptions, Comparison, compare
 from segcore.errors import SegcoreError
 from segcore.evaluation.evaluate import evaluate
+from segcore.evaluation.remarks import shorten
 from segcore.output.image_rows import ImageRecord
 from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
@@ -26,6 +27,7 @@ from segcore.text import plural
 _RUN_BYTES, _COUNTS_BYTES, _SCORES_BYTES, _CHANGES_BYTES = 300_000, 500_000, 400_000, 400_000
 _ANALYSIS_BYTES = 400_000
 _GALLERY_BYTES, _FIGURE_BYTES = 7_100_000, 6_600_000
+_MAX_WHY_CHARS = 400
 _HEADINGS: Mapping[Group, tuple[str, str]] = {
     Group.RANDOM: ("Random images", "Segmented images; the same seed gives the same ones."),
     Group.LEAST_CERTAIN: ("Least certain", "Those with the lowest mean score of their instances."),
@@ -187,8 +189,13 @@ def _add_scores(compared: _Comparisons, results: Results, options: ReportOptions
     if options.ground_truth:
         report = evaluate(
             results.storage, results.prefix, options.ground_truth,
-            include_unlisted=options.include_unlisted,
+            allow_missing=True, include_unlisted=options.include_unlisted,
         )  # fmt: skip
+        if report.not_in_output:
+            compared.problems.append(
+                f"{plural(report.not_in_output, 'image')} of the ground truth have no results: the "
+                "scores leave them out."
+            )
         content = scores_section(report, _SCORES_BYTES)
         compared.sections.append(Section("scores", "Scores", content, _SCORES_BYTES))
         closer = analysis_section(report, _ANALYSIS_BYTES)
@@ -238,7 +245,7 @@ def _add_ranking(compared: _Comparisons, results: Results, options: ReportOption
         reasons = zip(first["image_id"].to_pylist(), first["why"].to_pylist(), strict=True)
         heading = f"First of the ranking {ranking.name}"
         remark = ranking.remark(results)
-        compared.notes[heading] = dict(reasons)
+        compared.notes[heading] = {one: shorten(why, _MAX_WHY_CHARS) for one, why in reasons}
         compared.explanations[heading] = remark or "What `segcore rank` put first, and why."
         compared.remarks += filter(None, [remark])
 

@@ -28,6 +28,7 @@ _FILL_OPACITY = 0.30  # of a mask; its outline is opaque
 _BRIGHTNESS_PERCENTILE = 99.8
 _DARK_BELOW, _BRIGHTENED_TO = 200, 240  # values of that percentile
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_MAX_LINE_CHARS = 500  # more than fit into any line, and what is measured letter by letter
 
 # Layout of a contact sheet, in pixels.
 _PADDING = 14
@@ -200,7 +201,7 @@ def _write(
     Text wider than `max_width` pixels loses its beginning: the end of a name tells more. OpenCV's
     fonts have ASCII characters only.
     """
-    text = text.encode("ascii", "replace").decode()
+    text = text[-_MAX_LINE_CHARS:].encode("ascii", "replace").decode()
     shown = text
     while cv2.getTextSize(shown, _FONT, font_scale, thickness)[0][0] > max_width and len(text) > 1:
         text = text[1:]

@@ -69,21 +69,22 @@ class Picture:
 def read_pictures(results: Results, records: Sequence[ImageRecord]) -> Iterator[Picture]:
     """The pictures of some images, one at a time; those of one unit follow one another.
 
-    Images that failed come without pixels, and so do those that cannot be read today.
-
-    Raises:
-        SegcoreError: The output itself cannot be read.
+    Images that failed come without pixels, and so do those that cannot be read today, or whose
+    masks cannot be read.
     """
     nothing = pa.table({name: pa.array([], pa.string()) for name in INSTANCE_COLUMNS})
     for record in records:
         if record.status != "ok":
             yield Picture(record, None, "", nothing)
     segmented = [record for record in records if record.status == "ok"]
-    instances = {record.image_id: rows for record, rows in read_instances(results, segmented)}
+    read = read_instances(results, segmented)
+    instances = {record.image_id: (rows, damage) for record, rows, damage in read}
     for original in iter_originals(results, segmented):
-        rows = instances[original.record.image_id]
+        rows, damage = instances[original.record.image_id]
         pixels, problem = original.pixels, original.problem
-        if pixels is not None and not _fits(rows, pixels):
+        if damage:
+            pixels, problem = None, f"Its masks cannot be read: {damage}"
+        elif pixels is not None and not _fits(rows, pixels):
             pixels, problem = None, "Its masks are on another canvas than the image."
         yield Picture(original.record, pixels, problem, rows)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import UsageError
+from segcore.errors import StorageError, UsageError
 from segcore.output.image_rows import RECORD_COLUMNS, ImageRecord, to_records
 from segcore.output.rankings import Ranking
 from segcore.output.results import Results
@@ -55,25 +55,33 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selected:
-    """The images, and how many there would be without the limit."""
+    """The images, and how many there would be without the limit.
+
+    Attributes:
+        damaged_units: Sentences about units that cannot be read and whose images are left out.
+    """
 
     records: tuple[ImageRecord, ...]
     n_matching: int
+    damaged_units: tuple[str, ...] = ()
 
 
 def select_images(results: Results, selection: Selection) -> Selected:
     """Find the images that are asked for, in one pass over the `images` table.
 
+    A unit that cannot be read is left out and named.
+
     Raises:
         UsageError: There is no image of this name; the message names some that are like it.
     """
     best = BestImages(selection.limit)
-    for table in _named(results, selection.name) if selection.name else _all(results):
+    units = _Units(results)
+    for table in _named(units, selection.name) if selection.name else units.tables():
         if selection.ranking is not None:
             best.add(*rank_by(selection.ranking, table))
         else:
             best.add(*rank_images(table, selection.choice, selection.seed))
-    return best.selected()
+    return replace(best.selected(), damaged_units=tuple(units.damaged.values()))
 
 
 class BestImages:
@@ -100,8 +108,24 @@ class BestImages:
         return Selected(tuple(records), self._n_matching)
 
 
-def _all(results: Results) -> Iterator[pa.Table]:
-    return results.images(list(RECORD_COLUMNS))
+@dataclass
+class _Units:
+    """Reads the units that can be read.
+
+    Attributes:
+        damaged: Unit -> a sentence, of the others.
+    """
+
+    results: Results
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each in `images`, with `RECORD_COLUMNS`."""
+        for unit in self.results.units:
+            try:
+                yield self.results.read_rows("images", unit, list(RECORD_COLUMNS))
+            except (StorageError, UsageError) as error:
+                self.damaged[unit] = f"{unit}: {error.message}"
 
 
 def rank_images(images: pa.Table, choice: Choice, seed: int) -> tuple[pa.Table, np.ndarray]:
@@ -129,44 +153,44 @@ def rank_by(ranking: Ranking, images: pa.Table) -> tuple[pa.Table, np.ndarray]:
     return images.filter(is_ranked), places.filter(is_ranked).to_numpy().astype(np.float64)
 
 
-def _named(results: Results, name: str) -> Iterator[pa.Table]:
+def _named(units: _Units, name: str) -> Iterator[pa.Table]:
     """The images of this very id; else those whose ids end with it; else those of a pattern."""
     of_id: list[pa.Table] = []
     of_end: list[pa.Table] = []
     ends = f"(^|{_KEY_END}){re.escape(name)}$"
-    for table in _all(results):
+    for table in units.tables():
         of_id.append(table.filter(pc.equal(table["image_id"], name)))
         of_end.append(table.filter(pc.match_substring_regex(table["image_id"], ends)))
     for tables in (of_id, of_end):
         if any(table.num_rows for table in tables):
             return iter(tables)
     if "*" in name or "?" in name:
-        return _of_pattern(results, name)
-    raise UsageError(f"{results.prefix} has no image {name}.", _suggest(results, name))
+        return _of_pattern(units, name)
+    raise UsageError(f"{units.results.prefix} has no image {name}.", _suggest(units, name))
 
 
-def _of_pattern(results: Results, name: str) -> Iterator[pa.Table]:
+def _of_pattern(units: _Units, name: str) -> Iterator[pa.Table]:
     letters = re.escape(name).replace(r"\*", ".*").replace(r"\?", ".")
     pattern = f"(?s)(^|{_KEY_END}){letters}$"
     is_found = False
-    for table in _all(results):
+    for table in units.tables():
         table = table.filter(pc.match_substring_regex(table["image_id"], pattern))
         is_found = is_found or table.num_rows > 0
         yield table
     if not is_found:
         raise UsageError(
-            f"{results.prefix} has no image {name}.",
+            f"{units.results.prefix} has no image {name}.",
             "A pattern is compared with the end of an id, from a slash or # on: *.jpg, b/*/7.png",
         )
 
 
-def _suggest(results: Results, name: str) -> str:
+def _suggest(units: _Units, name: str) -> str:
     """What may have been meant."""
     base = re.split(_KEY_END, name)[-1]
     stem = base.rpartition(".")[0] or base
     alike: dict[str, str] = {}  # last part of an id -> the id
     n_images = 0
-    for table in results.images(["image_id"]):
+    for table in units.tables():
         n_images += table.num_rows
         ids = table["image_id"]
         if len(alike) >= _MAX_LOOKED_AT:

@@ -93,3 +93,8 @@ def test_png_holds_the_pixels_and_empty_sheets_are_refused() -> None:
     np.testing.assert_array_equal(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image)
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], "Title")
+
+
+def test_a_caption_of_any_length_is_cut_at_once() -> None:
+    tile = Tile(np.zeros((4, 4, 3), np.uint8), [], "x" * 2_000_000, "y" * 2_000_000)
+    assert contact_sheet([tile], "title").shape[2] == 3  # did not end before

@@ -96,5 +96,6 @@ def test_files_are_named_after_their_images(finished: FinishedOutput) -> None:
 def test_instances_are_those_of_their_image(finished: FinishedOutput) -> None:
     results = open_results(Storage(), finished.output)
     records = select_images(results, Selection(Choice.FIRST, limit=20)).records
-    for record, rows in read_instances(results, records):
+    for record, rows, damage in read_instances(results, records):
+        assert not damage
         assert rows["image_id"].to_pylist() == [record.image_id] * record.n_instances

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -26,15 +26,16 @@ SCHEMA = pa.schema([IMAGES_SCHEMA.field(name) for name in RECORD_COLUMNS])
 class _Rows(Results):
     """Results whose `images` table is in memory, two rows in a unit."""
 
-    def images(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        records = [vars(record) for record in self.edition["records"]]
-        for start in range(0, len(records), 2):
-            rows = [{**row, "unit": f"{start:08x}"} for row in records[start : start + 2]]
-            yield pa.Table.from_pylist(rows, SCHEMA).select(list(columns or SCHEMA.names))
+    def read_rows(self, table: str, unit: str, columns: Sequence[str]) -> pa.Table:
+        start = int(unit, 16)
+        records = self.edition["records"][start : start + 2]
+        rows = [{**vars(record), "unit": unit} for record in records]
+        return pa.Table.from_pylist(rows, SCHEMA).select(list(columns))
 
 
 def _results(records: Sequence[ImageRecord]) -> Results:
-    return _Rows(Storage(), EditionLayout("out/edition"), {"records": records}, ())
+    units = tuple(f"{start:08x}" for start in range(0, len(records), 2))
+    return _Rows(Storage(), EditionLayout("out/edition"), {"records": records}, units)
 
 
 def _record(image_id: str, n_instances: int = 0, failed: bool = False) -> ImageRecord:
