@@ -166,6 +166,7 @@ class Sample:
         warning: "" or "duplicate_name" (the key got a suffix `~2`, `~3`, ...).
         page: From 1, if this is one page of a file of several; None otherwise.
         page_offset: Where `data`, which is the whole file, has that page; None for all of it.
+        pages_after: Pages of the same file that are samples after this one.
     """
 
     image_id: str
@@ -176,6 +177,7 @@ class Sample:
     warning: str = ""
     page: int | None = None
     page_offset: int | None = None
+    pages_after: int = 0
 
 
 def page_image_id(image_id: str, page: int | None) -> str:
