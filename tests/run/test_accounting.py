@@ -67,8 +67,8 @@ def test_a_folder_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         f"  Skipped 1 other file in {tmp_path}/in: 1 x .md.",
         "  700 bytes behind the end of tars, not read",
         "  5 members of tars that are no images (gif 1, heic 1, hidden 1, json 1, txt 1)",
-        "  To read .gif, .heic too: --set 'source.extensions=[jpg,jpeg,png,webp,tif,tiff,bmp,gif,heic]' "
-        "and pip install 'segcore[heic]'.",
+        "  To read .gif, .heic too: --set 'source.extensions=["
+        "jpg,jpeg,png,webp,tif,tiff,bmp,gif,heic]' and pip install 'segcore[heic]'.",
         "  1 tar inside a tar, read as well",
         "  1 key that occurred before in its shard, renamed to ~2, ~3, ...",
     ):
