@@ -51,6 +51,14 @@ def is_list_type(data_type: pa.DataType) -> bool:
     )
 
 
+def ends_the_process(data_type: pa.DataType) -> bool:
+    """Whether pyarrow 26 aborts the process where batches of such a column end in Parquet."""
+    is_extension = isinstance(data_type, pa.BaseExtensionType)
+    while isinstance(data_type, pa.BaseExtensionType):
+        data_type = data_type.storage_type
+    return bool(is_extension and pa.types.is_dictionary(data_type))
+
+
 def to_plain(array: Any) -> Any:
     """The array without extension types and encodings; a dictionary is decoded."""
     while True:
