@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from segcore.errors import UsageError
 from segcore.sources.arrow_types import (
-    ends_the_process,
+    check_readable,
     is_bytes_type,
     is_list_type,
     is_text_type,
@@ -115,12 +115,8 @@ def find_columns(schema: pa.Schema, options: SourceOptions, shard: str) -> Parqu
     columns = _choose_columns(schema, options, shard)
     for path in (columns.image, columns.key):
         name = path if path in schema.names else path.rpartition(".")[0]
-        if name and ends_the_process(schema.field(name).type):
-            raise UsageError(
-                f"{shard}: pyarrow cannot read the column {name!r}: its type is an extension "
-                "type over a dictionary.",
-                "Write it again without the extension type or without the dictionary.",
-            )
+        if name:
+            check_readable(schema.field(name).type, name, shard)
     return columns
 
 

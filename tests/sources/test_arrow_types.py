@@ -156,3 +156,7 @@ def test_a_type_at_which_pyarrow_ends_the_process_is_refused(tmp_path: Path, col
     pq.write_table(pa.table(values), tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=f"column '{column}': its type is an extension type over"):
         open_and_read(str(tmp_path / "a.parquet"), storage)
+    pq.write_table(pa.table({"uri": values["key"]}), tmp_path / "m.parquet")
+    if column == "key":
+        with pytest.raises(UsageError, match="column 'uri': its type is an extension type over"):
+            open_and_read(str(tmp_path / "m.parquet"), storage, kind="manifest")
