@@ -35,15 +35,15 @@ from segcore.distributed.actors import (
     register_current_actor,
 )
 from segcore.distributed.pool import PoolSize
+from segcore.distributed.unread_rows import unread_rows
 from segcore.errors import ErrorCode, ImageError, describe_error
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
 from segcore.output.tables import ImageResult
-from segcore.sources import lone_page, page_image_id
 from segcore.sources.unit_tables import units_from_table
 from segcore.sources.units import Unit
 from segcore.worker.batching import DeviceLost
-from segcore.worker.image_worker import ImageWorker
+from segcore.worker.image_worker import ImageWorker, NamedImage
 
 MAX_PROCESSES_PER_IMAGE = 2
 MAX_START_ATTEMPTS = 2  # to get a process that works; on different nodes, where there are some
@@ -99,7 +99,7 @@ class ImageActor:
         """See `ImageWorker.open`."""
         self._worker.open(unit, skip, retry_failed)
 
-    def read_next(self) -> ImageResult | None:
+    def read_next(self) -> NamedImage | None:
         """See `ImageWorker.read_next`."""
         return self._worker.read_next()
 
@@ -176,11 +176,12 @@ class Isolator:
             ImageError: Processes died, and not of an image; the unit stays undone.
         """
         rows: list[ImageResult] = []
+        pages_after = 0  # the last of `rows`, in its file
         processes_lost = 0  # on the image after `rows`
         nodes_lost = 0
         is_open = False
         while True:
-            image: ImageResult | None = None
+            image: NamedImage | None = None
             is_reading = True
             try:
                 if not is_open:
@@ -192,6 +193,7 @@ class Isolator:
                 if image is None:
                     return self._call("commit", unit, rows, self._retry_failed)
                 rows.append(self._call("segment"))
+                pages_after = image.pages_after
                 processes_lost = 0
             except NodeLost:
                 is_open = False
@@ -208,10 +210,11 @@ class Isolator:
                 processes_lost = 0
                 error = self._image_error(death.code)
                 if is_reading:
-                    return self._fail_remaining_images(unit, rows, error)
+                    return self._fail_remaining_images(unit, rows, pages_after, error)
                 if image is None:  # in the commit: no image is to blame, the unit stays undone
                     raise error from None
-                rows.append(replace(image, error=error))
+                rows.append(replace(image.row, error=error))
+                pages_after = image.pages_after
             self._report_progress(unit, rows)
 
     def _image_error(self, code: ErrorCode) -> ImageError:
@@ -219,7 +222,7 @@ class Isolator:
         return ImageError(code, _ROW_MESSAGES[code].format(limit_s=limit_s))
 
     def _fail_remaining_images(
-        self, unit: Unit, rows: list[ImageResult], error: ImageError
+        self, unit: Unit, rows: list[ImageResult], pages_after: int, error: ImageError
     ) -> PartCounts:
         """Commit a unit that kills each process that reads on, with all further images failed.
 
@@ -229,8 +232,8 @@ class Isolator:
         if self._retry_failed:
             raise error
         has_pages = self._spec.read_options.decode.pages == "all"
-        failed_rows = _failed_rows(unit, rows, error, has_pages=has_pages)
-        return self._spec.parts.commit(unit, [*rows, *failed_rows])
+        unread = unread_rows(unit, rows, pages_after, error, has_pages=has_pages)
+        return self._spec.parts.commit(unit, [*rows, *unread])
 
     def _start_process(self) -> None:
         """Start a process with a model that works, unless there is one.
@@ -320,10 +323,10 @@ class Isolator:
 
 
 def _log_death(
-    unit: Unit, death: ProcessDied, image: ImageResult | None, *, is_reading: bool
+    unit: Unit, death: ProcessDied, image: NamedImage | None, *, is_reading: bool
 ) -> None:
     step = "reading" if is_reading else "committing" if image is None else "segmenting an image"
-    about = {} if image is None else {"image": image.image_id}
+    about = {} if image is None else {"image": image.row.image_id}
     _LOGGER.warning(
         "A process for the unit %s ended while %s (%s).", unit.unit, step, death.code, extra=about
     )
@@ -356,32 +359,3 @@ def _node_is_lost(process: Any, error: Exception, node: str) -> bool:
         return True
     is_actor_error = isinstance(error, ray.exceptions.RayActorError)
     return is_actor_error and node not in {live.node_id for live in cluster.live_nodes()}
-
-
-def _failed_rows(
-    unit: Unit, rows: list[ImageResult], error: ImageError, *, has_pages: bool = False
-) -> list[ImageResult]:
-    """A failed row for each image of a unit that has none yet; `rows` are its first.
-
-    In a shard nobody knows the names of unread images, so they are numbered; where their number is
-    unknown, too, one row stands for all of them.
-
-    Args:
-        has_pages: Whether pages are told apart (`decode.pages: all`).
-    """
-    if unit.kind == "objects":
-        n_done = len({row.file_id for row in rows})
-        names = [(member.image_id, member.uri, member.etag) for member in unit.members[n_done:]]
-    else:
-        n_done = len(rows)
-        n_remaining = 1 if unit.n_images is None else unit.n_images - n_done
-        names = [
-            (f"{unit.shard}#{unit.start}-unread{n_done + i}", unit.shard, unit.etag)
-            for i in range(n_remaining)
-        ]
-    failed_rows = []
-    for file_id, uri, etag in names:
-        page = lone_page(file_id) if has_pages else None
-        image_id = page_image_id(file_id, page)
-        failed_rows.append(ImageResult(image_id, uri, etag, error=error, page=page))
-    return failed_rows

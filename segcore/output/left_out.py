@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from segcore.sources import other_images_hint
 from segcore.text import plural, printable
 
 # Notes of parts. The names are in docs/output.md, too.
@@ -31,6 +32,7 @@ _MAX_KINDS = 200  # in a report: names come from archives, and a report must sta
 _MAX_SHOWN_LINES = 20
 _MAX_SHOWN_DETAILS = 8
 _OTHER = "other"
+_IGNORED = "ignored_members."
 
 
 def bound_kinds(notes: Mapping[str, int]) -> dict[str, int]:
@@ -50,7 +52,10 @@ def bound_kinds(notes: Mapping[str, int]) -> dict[str, int]:
 
 
 def describe_left_out(notes: Mapping[str, int]) -> list[str]:
-    """One line for each note, with its details: ``12 members of tars ... (json 8, txt 4)``."""
+    """One line for each note, with its details: ``12 members of tars ... (json 8, txt 4)``.
+
+    The last says how to read the members that are images of kinds left out by default.
+    """
     topics = {name: count for name, count in notes.items() if "." not in name}
     for name in notes:
         topics.setdefault(name.partition(".")[0], 0)
@@ -58,7 +63,8 @@ def describe_left_out(notes: Mapping[str, int]) -> list[str]:
     if len(lines) > _MAX_SHOWN_LINES:
         n_more = len(lines) - _MAX_SHOWN_LINES
         lines[_MAX_SHOWN_LINES:] = [f"and {plural(n_more, 'more kind')}; the report has them all"]
-    return lines
+    ignored = {name.partition(".")[2]: n for name, n in notes.items() if name.startswith(_IGNORED)}
+    return lines + other_images_hint(ignored)
 
 
 def _describe(topic: str, count: int, notes: Mapping[str, int]) -> str:

@@ -299,7 +299,7 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     write_execution(storage, layout, report.to_dict())
     log_end(report)
     if report.status == NOTHING_FOUND:
-        left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes)))
+        left_out = "; ".join((*report.input_notes, *describe_left_out(report.notes))).rstrip(".")
         raise NothingFound(
             f"{job.plan.input} was read to its end and holds no images: {left_out or 'nothing'}.",
             "Set source.allow_empty=true if an input may be empty.",

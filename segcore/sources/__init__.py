@@ -13,6 +13,7 @@ from segcore.sources.base import (
     SourceOptions,
     file_image_id,
     lone_page,
+    other_images_hint,
     page_image_id,
 )
 from segcore.sources.detect import open_source
@@ -30,6 +31,7 @@ __all__ = [
     "file_image_id",
     "lone_page",
     "open_source",
+    "other_images_hint",
     "page_image_id",
     "read_unit",
     "reading_options",

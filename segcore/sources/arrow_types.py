@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from segcore.errors import UsageError
+
 
 def value_type(data_type: pa.DataType) -> pa.DataType:
     """The type of the values: without dictionary, run-end encoding or extension."""
@@ -49,6 +51,23 @@ def is_list_type(data_type: pa.DataType) -> bool:
         or pa.types.is_list_view(data_type)
         or pa.types.is_large_list_view(data_type)
     )
+
+
+def check_readable(data_type: pa.DataType, column: str, uri: str) -> None:
+    """Refuse a type at which pyarrow 26 aborts the process, where its batches end in Parquet.
+
+    Raises:
+        UsageError: It is such a type.
+    """
+    is_extension = isinstance(data_type, pa.BaseExtensionType)
+    while isinstance(data_type, pa.BaseExtensionType):
+        data_type = data_type.storage_type
+    if is_extension and pa.types.is_dictionary(data_type):
+        raise UsageError(
+            f"{uri}: pyarrow cannot read the column {column!r}: its type is an extension type "
+            "over a dictionary.",
+            "Write it again without the extension type or without the dictionary.",
+        )
 
 
 def to_plain(array: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -28,6 +28,8 @@ from segcore.storage.local_disk import BAD_NAME, OUTSIDE_LINK, SPECIAL_FILE, Spe
 from segcore.storage.uris import REMOTE_SCHEMES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
+# Of images that can be decoded, but are read only where `source.extensions` has them.
+_OTHER_IMAGE_EXTENSIONS = ("avif", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe")
 Kind = Literal["images", "tar", "parquet", "manifest", "coco"]
 
 # Etags that mark an entry that is part of the archive but must not be read. Such an entry becomes a
@@ -166,6 +168,7 @@ class Sample:
         warning: "" or "duplicate_name" (the key got a suffix `~2`, `~3`, ...).
         page: From 1, if this is one page of a file of several; None otherwise.
         page_offset: Where `data`, which is the whole file, has that page; None for all of it.
+        pages_after: Pages of the same file that are samples after this one.
     """
 
     image_id: str
@@ -176,6 +179,22 @@ class Sample:
     warning: str = ""
     page: int | None = None
     page_offset: int | None = None
+    pages_after: int = 0
+
+
+def other_images_hint(left_out: Mapping[str, int]) -> list[str]:
+    """How to read the images that are left out by default: a sentence, or none.
+
+    Args:
+        left_out: Files that were left out, by extension.
+    """
+    found = [extension for extension in _OTHER_IMAGE_EXTENSIONS if left_out.get(extension)]
+    if not found:
+        return []
+    chosen = ",".join((*IMAGE_EXTENSIONS, *found))
+    is_heic = any(extension.startswith("hei") for extension in found)
+    needs = " and pip install 'segcore[heic]'" if is_heic else ""
+    return [f"To read .{', .'.join(found)} too: --set 'source.extensions=[{chosen}]'{needs}."]
 
 
 def page_image_id(image_id: str, page: int | None) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from segcore.errors import NothingFound, ObjectNotFound, UsageError
 from segcore.sources import manifest
 from segcore.sources.arrow_types import is_text_type
-from segcore.sources.base import IMAGE_EXTENSIONS, REFUSALS, Kind, Source, SourceOptions
+from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions, other_images_hint
 from segcore.sources.coco import open_coco
 from segcore.sources.inventory import read_inventory
 from segcore.sources.manifest import open_manifest
@@ -29,8 +29,6 @@ from segcore.storage.uris import is_remote, normalize_input
 from segcore.text import plural, printable, redact
 
 _MANIFEST_HINT = "For a manifest or a COCO file, give the file itself."
-# Of images that can be decoded, but are read only where `source.extensions` has them.
-_OTHER_IMAGE_EXTENSIONS = ("avif", "gif", "heic", "j2k", "jfif", "jp2", "jpe")
 _COMPRESSED_EXTENSIONS = ("gz", "tgz", "bz2", "xz", "zst", "zip", "7z", "rar")
 _SUFFIX = r"(?:^|/)[^./]*\.(?P<part>[^/]*)$"  # all behind the first dot of the file name
 _NOUNS = {"tar": "tar shard", "parquet": "Parquet file", "images": "image"}
@@ -206,17 +204,7 @@ def _notes_on_others(uri: str, counts: Counter[str]) -> list[str]:
     ]
     if any(counts[extension] for extension in _COMPRESSED_EXTENSIONS):
         notes.append("Compressed archives are not read: unpack them to .tar or to files.")
-    return [*notes, *_notes_on_other_images(counts)]
-
-
-def _notes_on_other_images(counts: Counter[str]) -> list[str]:
-    """How to read the images that are left out by default."""
-    found = [extension for extension in _OTHER_IMAGE_EXTENSIONS if counts[extension]]
-    if not found:
-        return []
-    chosen = ",".join((*IMAGE_EXTENSIONS, *found))
-    needs = " and pip install 'segcore[heic]'" if "heic" in found else ""
-    return [f"To read .{', .'.join(found)} too: --set 'source.extensions=[{chosen}]'{needs}."]
+    return [*notes, *other_images_hint(counts)]
 
 
 def _describe_extensions(counts: Counter[str]) -> str:
@@ -317,7 +305,7 @@ def _choose_folder_kind(
     raise NothingFound(
         f"No images found in {folder}. Expected files with the extensions {expected_names}; found "
         f"{present or 'no files'}.",
-        " ".join((*notes, *_notes_on_other_images(extension_counts), _MANIFEST_HINT)),
+        " ".join((*notes, *other_images_hint(extension_counts), _MANIFEST_HINT)),
     )
 
 

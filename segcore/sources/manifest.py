@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import NothingFound, UsageError
-from segcore.sources.arrow_types import is_bytes_type, is_text_type, to_plain
+from segcore.sources.arrow_types import check_readable, is_bytes_type, is_text_type, to_plain
 from segcore.sources.base import SourceOptions
 from segcore.sources.delimited import DelimitedTable
 from segcore.sources.objects import ObjectsSource
@@ -161,6 +161,7 @@ def _read_parquet(
                 raise UsageError(
                     f"{uri}: column {name!r} holds {data_type}, not strings.", _URI_COLUMN_HINT
                 )
+            check_readable(data_type, name, uri)
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=[name], use_threads=False):
                 values = to_plain(batch.column(0)).to_pylist()
                 for value in values:

@@ -9,7 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from segcore.errors import UsageError
-from segcore.sources.arrow_types import is_bytes_type, is_list_type, is_text_type, value_type
+from segcore.sources.arrow_types import (
+    check_readable,
+    is_bytes_type,
+    is_list_type,
+    is_text_type,
+    value_type,
+)
 from segcore.sources.base import SourceOptions
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
@@ -103,9 +109,19 @@ def find_columns(schema: pa.Schema, options: SourceOptions, shard: str) -> Parqu
     """The columns to read from a shard with this schema.
 
     Raises:
-        UsageError: There is no column with image bytes, the choice is ambiguous, or a column that
-            the options name is missing or of another type.
+        UsageError: There is no column with image bytes, the choice is ambiguous, a column that the
+            options name is missing or of another type, or pyarrow cannot read one.
     """
+    columns = _choose_columns(schema, options, shard)
+    for path in (columns.image, columns.key):
+        name = path if path in schema.names else path.rpartition(".")[0]
+        if name:
+            check_readable(schema.field(name).type, name, shard)
+    return columns
+
+
+def _choose_columns(schema: pa.Schema, options: SourceOptions, shard: str) -> ParquetColumns:
+    """See `find_columns`."""
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)[:500]
     name = options.image_column or find_image_column(schema)
     if name is None:

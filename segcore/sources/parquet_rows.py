@@ -79,8 +79,10 @@ class ShardReader:
         Raises:
             UnreadableParquet: It cannot be read any further.
         """
-        name = path if path in self.schema.names else path.partition(".")[0]
+        name, field_name = self._split_path(path)
         data_type = self.schema.field(name).type
+        if isinstance(data_type, pa.BaseExtensionType):
+            path = name  # pyarrow reads a struct with a type of its own only as a whole
         self._guard.repeats_values = not pa.types.is_dictionary(data_type)
         if not self._is_watched:
             self._guard.watch_columns()
@@ -96,9 +98,16 @@ class ShardReader:
             with suppress(LargeDictionary):
                 batch, batches = self._start(path, group, _SMALL_CHUNK_ROWS)
         while batch is not None:
-            yield _resolve_path(batch.column(0), path)
+            yield _resolve_field(batch.column(0), field_name)
             with unreadable_if_failing():
                 batch = next(batches, None)
+
+    def _split_path(self, path: str) -> tuple[str, str]:
+        """(name of the column, name of the field in it or "")."""
+        if path in self.schema.names:
+            return path, ""
+        name, _, field_name = path.rpartition(".")
+        return name, field_name
 
     def _start(self, path: str, group: int, batch_rows: int) -> tuple[Any, Iterator[Any]]:
         """(first batch or None, the others) of a column."""
@@ -162,14 +171,13 @@ class ShardReader:
             raise UnreadableParquet(f"row group {group} ends early")
 
 
-def _resolve_path(column: Any, path: str) -> Any:
-    """The column, or the field of a struct column that `path` names."""
+def _resolve_field(column: Any, field_name: str) -> Any:
+    """The column, or a field of a struct column."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if isinstance(column.type, pa.BaseExtensionType):
+    while isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
-    field_name = path.partition(".")[2]
-    if field_name and pa.types.is_struct(column.type):
+    if field_name:
         index = column.type.get_field_index(field_name)
         column = column.flatten()[index]  # flatten keeps the nulls of the parent
     return column

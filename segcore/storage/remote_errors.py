@@ -72,6 +72,11 @@ _THROTTLED_CODES = {  # of S3 and its like, and of Azure
 _THROTTLED_HINT = (
     "Use fewer workers or fewer source.read_threads, or wait; the same command resumes."
 )
+_UNAVAILABLE_HINT = "Rerun the same command when it answers again, to resume."
+_BARE_400_HINT = (
+    "Most often the credentials have expired or are wrong, or storage.region (AWS_REGION) is. "
+    + CREDENTIALS_HINT
+)
 _ERROR_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
@@ -112,12 +117,25 @@ def describe_response(uri: str, status: str, code: str, reason: str) -> StorageE
         return WrongRegion(
             f"{safe_uri}: the bucket is in another region.", "Set storage.region or AWS_REGION."
         )
+    if status == "503" and not code:  # of S3, throttling; of a gateway, that it has no server
+        return TooManyRequests(
+            f"{safe_uri}: the store is unavailable, or refuses requests because there are too many "
+            "(503).",
+            _THROTTLED_HINT,
+        )
     if is_throttled_response(status, code):
         return TooManyRequests(
             f"{safe_uri}: the store goes on refusing requests because there are too many "
             f"({code or status}).",
             _THROTTLED_HINT,
         )
+    if status.startswith("5") and not code:
+        return StorageError(
+            f"{safe_uri}: the store, or a gateway before it, is unavailable ({status}).",
+            _UNAVAILABLE_HINT,
+        )
+    if status == "400" and not code:  # what S3 answers to HEAD, of which it gives no code
+        return StorageError(f"{safe_uri}: the store refuses the request (400).", _BARE_400_HINT)
     return StorageError(f"{safe_uri}: {code or reason}")
 
 

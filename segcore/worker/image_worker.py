@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from segcore.models.base import Model
 from segcore.output.part_counts import PartCounts
@@ -25,6 +26,18 @@ from segcore.worker.unit_results import (
 from segcore.worker.watchdog import Watchdog
 
 _NO_UNIT = Unit("", "objects", "", "", 0, 0, 0, 0)
+
+
+class NamedImage(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        row: Only names the image.
+        pages_after: See `Sample`.
+    """
+
+    row: ImageResult
+    pages_after: int
 
 
 class ImageWorker:
@@ -64,16 +77,12 @@ class ImageWorker:
         for _ in range(skip):
             next(self._samples, None)
 
-    def read_next(self) -> ImageResult | None:
-        """Read the next image.
-
-        Returns:
-            A row that only names the image; None at the end of the unit.
-        """
+    def read_next(self) -> NamedImage | None:
+        """Read the next image; None at the end of the unit."""
         self._sample = next(self._samples, None)
         if self._sample is None:
             return None
-        return name_row(self._sample)
+        return NamedImage(name_row(self._sample), self._sample.pages_after)
 
     def segment(self) -> ImageResult:
         """Decode and segment the image that `read_next` read.

@@ -22,7 +22,9 @@ def split_pages(samples: Iterator[Sample], options: DecodeOptions) -> Iterator[S
         if sample.data and len(sample.data) <= options.max_bytes:
             pages = find_pages(sample.data, options.max_pages)
         if len(pages) > 1:
-            yield from (_as_page(sample, page.number, page) for page in pages)
+            for page in pages:
+                n_after = pages[-1].number - page.number
+                yield replace(_as_page(sample, page.number, page), pages_after=n_after)
         else:
             yield _as_page(sample, lone_page(sample.image_id), pages[0] if pages else None)
 

@@ -47,6 +47,7 @@ def test_lines_say_what_was_left_out_in_words() -> None:
         "15 members of tars that are no images (json 8, txt 4, jp2 3)",
         "2 tars inside tars, read as well",
         "3 new_note",
+        "To read .jp2 too: --set 'source.extensions=[jpg,jpeg,png,webp,tif,tiff,bmp,jp2]'.",
     ]
     many = {f"ignored_members.{i}": 1 for i in range(30)}
     assert describe_left_out(many) == [

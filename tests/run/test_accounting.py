@@ -34,7 +34,15 @@ def _run(source: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
 def test_a_folder_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tar_bytes([("c.png", IMAGE), ("c.txt", b"")])
     shard = tar_bytes(
-        [("a.png", IMAGE), ("a.json", b""), ("._a.png", b""), ("b.tar", inner), ("a.png", IMAGE)]
+        [
+            ("a.png", IMAGE),
+            ("a.json", b""),
+            ("._a.png", b""),
+            ("b.tar", inner),
+            ("a.png", IMAGE),
+            ("d.GIF", b""),
+            ("e.heic", b""),
+        ]
     )
     files = {"1.tar": shard + b"x" * 700, "notes.md": b"", ".DS_Store": b"", ".git/config": b""}
     write_files(tmp_path / "in", files)
@@ -45,7 +53,9 @@ def test_a_folder_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert report.notes == {
         "bytes_behind_end_mark": 700,
         "duplicate_names": 1,
-        "ignored_members": 3,
+        "ignored_members": 5,
+        "ignored_members.gif": 1,
+        "ignored_members.heic": 1,
         "ignored_members.hidden": 1,
         "ignored_members.json": 1,
         "ignored_members.txt": 1,
@@ -56,7 +66,9 @@ def test_a_folder_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         f"  Skipped 2 hidden files or folders in {tmp_path}/in: names that start with a dot.",
         f"  Skipped 1 other file in {tmp_path}/in: 1 x .md.",
         "  700 bytes behind the end of tars, not read",
-        "  3 members of tars that are no images (hidden 1, json 1, txt 1)",
+        "  5 members of tars that are no images (gif 1, heic 1, hidden 1, json 1, txt 1)",
+        "  To read .gif, .heic too: --set 'source.extensions=["
+        "jpg,jpeg,png,webp,tif,tiff,bmp,gif,heic]' and pip install 'segcore[heic]'.",
         "  1 tar inside a tar, read as well",
         "  1 key that occurred before in its shard, renamed to ~2, ~3, ...",
     ):

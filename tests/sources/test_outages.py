@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from segcore.errors import (
 )
 from segcore.sources import Sample, SourceOptions, open_source, read_unit
 from segcore.sources.units import Unit, UnitLimits
-from segcore.storage import Storage, StorageOptions
-from tests.support.archives import codes
+from segcore.storage import Storage, StorageOptions, remote_file
+from tests.support.archives import codes, parquet_bytes, tar_bytes
 from tests.support.fake_s3 import FakeS3
 
 N_IMAGES = 120
@@ -46,24 +47,23 @@ def _read(storage: Storage, unit: Unit, exclude: tuple[str, ...] = ()) -> list[S
     return list(read_unit(unit, storage, SourceOptions(read_threads=4), exclude=exclude))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("status", "code", "expected"),
-    [
-        (400, "ExpiredToken", CredentialsRejected),
-        (403, "SignatureDoesNotMatch", CredentialsRejected),
-        (403, "RequestTimeTooSkewed", CredentialsRejected),
-        (403, "AccessDenied", AccessDenied),
-        (404, "NoSuchKey", ObjectNotFound),
-        (503, "SlowDown", TooManyRequests),
-        (500, "InternalError", StorageError),
-    ],
-)
-@pytest.mark.parametrize("n_served", [1, 70, N_IMAGES - 1])
-def test_what_begins_in_the_middle_of_a_unit_gives_no_failed_rows(
-    fake: FakeS3, status: int, code: str, expected: type[StorageError], n_served: int
-) -> None:
-    storage, unit = _open(fake)
+OUTAGES = [
+    (400, "ExpiredToken", CredentialsRejected),
+    (403, "InvalidAccessKeyId", CredentialsRejected),
+    (403, "SignatureDoesNotMatch", CredentialsRejected),
+    (403, "RequestTimeTooSkewed", CredentialsRejected),
+    (401, "", CredentialsRejected),
+    (403, "AccessDenied", AccessDenied),
+    (404, "NoSuchKey", ObjectNotFound),
+    (503, "SlowDown", TooManyRequests),
+    (503, "", TooManyRequests),  # a gateway without a server
+    (502, "", StorageError),
+    (500, "InternalError", StorageError),
+]
+
+
+def _refuse_after(fake: FakeS3, n_served: int, status: int, code: str) -> None:
+    """Let the server refuse all requests after the next `n_served`."""
     served = 0
     lock = threading.Lock()
 
@@ -74,11 +74,64 @@ def test_what_begins_in_the_middle_of_a_unit_gives_no_failed_rows(
             return None if served <= n_served else (status, code)
 
     fake.refuse = refuse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status", "code", "expected"), OUTAGES)
+@pytest.mark.parametrize(
+    "n_served",
+    [70, *(pytest.param(number, marks=pytest.mark.faults) for number in (1, N_IMAGES - 1))],
+)
+def test_what_begins_in_the_middle_of_a_unit_gives_no_failed_rows(
+    fake: FakeS3, status: int, code: str, expected: type[StorageError], n_served: int
+) -> None:
+    storage, unit = _open(fake)
+    _refuse_after(fake, n_served, status, code)
     with pytest.raises(expected) as caught:
         _read(storage, unit)
     assert type(caught.value) is expected
+    assert "Generic" not in caught.value.message
     fake.refuse = lambda *_: None
     assert [s.data for s in _read(storage, unit)] == [name.encode() for name in NAMES]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("status", "code", "expected"), OUTAGES)
+def test_what_begins_in_the_middle_of_a_retry_gives_no_failed_rows(
+    fake: FakeS3, status: int, code: str, expected: type[StorageError]
+) -> None:
+    """Whether it has read something, or only the run before it has."""
+    for n_done, n_served in ((1, 50), (N_IMAGES // 2, 0)):
+        storage, unit = _open(fake)
+        done = tuple(member.image_id for member in unit.members[:n_done])
+        _refuse_after(fake, n_served, status, code)
+        if expected is ObjectNotFound and n_served == 0:  # they may be gone since the last run
+            assert set(codes(_read(storage, unit, done)).values()) == {"not_found"}
+        else:
+            with pytest.raises(expected):
+                _read(storage, unit, done)
+        fake.refuse = lambda *_: None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_what_begins_in_the_middle_of_a_shard_gives_no_failed_rows(
+    fake: FakeS3, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "_RANGE_BYTES", 20_000)
+    images = {name: random.Random(name).randbytes(5_000) for name in NAMES[:40]}
+    columns = {"key": list(images), "image": list(images.values())}
+    data = tar_bytes(images.items()) if kind == "tar" else parquet_bytes(columns, 5)
+    fake.objects = {f"p/a.{kind}": data}
+    for status, code, _ in (OUTAGES[0], OUTAGES[5], OUTAGES[-2]):
+        for n_served in (1, 3, 8):
+            storage, unit = _open(fake)
+            _refuse_after(fake, n_served, status, code)
+            with pytest.raises(StorageError) as caught:
+                _read(storage, unit)
+            assert "Generic" not in caught.value.message
+            fake.refuse = lambda *_: None
+    assert len(_read(storage, unit)) == len(images)
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchKey")])

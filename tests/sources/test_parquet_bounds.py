@@ -80,6 +80,22 @@ def test_structs_of_bytes_and_path_are_read(tmp_path: Path, kind: str) -> None:
     assert [s.image_id.partition("#")[2] for s in samples] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("name", ["image", "my.image", "image.bytes"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_structs_with_types_and_names_of_their_own_are_read(
+    tmp_path: Path, name: str, depth: int
+) -> None:
+    images, paths = _array(IMAGES, pa.binary()), _array(["a", "b", "c"], pa.string())
+    array = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+    for _ in range(depth):
+        array = pa.ExtensionArray.from_storage(pa.opaque(array.type, "image", "x"), array)
+    uri = _write(tmp_path / "a.parquet", {name: array, "score": [1, 2, 3]}, row_group_size=2)
+    for limits in (UnitLimits(), UnitLimits(images=1)):
+        _, samples = open_and_read(uri, storage, limits)
+        assert [s.data for s in samples] == IMAGES
+        assert [s.image_id.partition("#")[2] for s in samples] == ["a", "b", "c"]
+
+
 LIST_TYPES = {
     "list": pa.list_,
     "large": pa.large_list,
