@@ -165,12 +165,8 @@ def collect_log(options: LogOptions) -> Iterator[ExecutionLog]:
     """
     own, root = logging.getLogger(LOGGER_NAME), logging.getLogger()
     log = ExecutionLog(options)
-    level_before, propagated_before = own.level, own.propagate
     handlers = [(own, log), (root, _Tap(log))]
-    if propagated_before:
-        handlers.append((own, _Forwarder(own.getEffectiveLevel())))
-    own.setLevel(min(options.kept_level, own.getEffectiveLevel()))
-    own.propagate = False
+    _LOGGER.take(options.kept_level)
     for logger, handler in handlers:
         logger.addHandler(handler)
     try:
@@ -178,6 +174,47 @@ def collect_log(options: LogOptions) -> Iterator[ExecutionLog]:
     finally:
         for logger, handler in handlers:
             logger.removeHandler(handler)
-        own.setLevel(level_before)
-        own.propagate = propagated_before
+        _LOGGER.give_back()
         log.finish()
+
+
+class _OwnLogger:
+    """The logger of segcore: the first log that takes it changes it, the last restores it.
+
+    Runs in threads of one process end in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_takers = 0
+        self._before = (logging.NOTSET, True)
+        self._forwarder: logging.Handler | None = None
+
+    def take(self, level: int) -> None:
+        """Let records of this level and above reach the handlers of the logger, and only these."""
+        own = logging.getLogger(LOGGER_NAME)
+        with self._lock:
+            if self._n_takers == 0:
+                self._before = (own.level, own.propagate)
+                if own.propagate:
+                    self._forwarder = _Forwarder(own.getEffectiveLevel())
+                    own.addHandler(self._forwarder)
+            self._n_takers += 1
+            own.setLevel(min(level, own.getEffectiveLevel()))
+            own.propagate = False
+
+    def give_back(self) -> None:
+        """Undo `take`, unless others need it still."""
+        own = logging.getLogger(LOGGER_NAME)
+        with self._lock:
+            self._n_takers -= 1
+            if self._n_takers:
+                return
+            if self._forwarder is not None:
+                own.removeHandler(self._forwarder)
+                self._forwarder = None
+            level, own.propagate = self._before
+            own.setLevel(level)
+
+
+_LOGGER = _OwnLogger()

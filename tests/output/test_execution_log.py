@@ -118,6 +118,21 @@ def test_the_logging_of_the_program_stays_as_it_is(root_level, caplog) -> None:
     assert after == before
 
 
+def test_logs_that_overlap_end_in_any_order(caplog) -> None:
+    own = logging.getLogger("segcore")
+    before = own.level, own.propagate, list(own.handlers)
+    first, second = collect_log(OPTIONS), collect_log(OPTIONS)
+    pieces = _Pieces()
+    first.__enter__()
+    second.__enter__().open(pieces.write)
+    first.__exit__(None, None, None)
+    LOGGER.warning("of the second")
+    second.__exit__(None, None, None)
+    assert (own.level, own.propagate, list(own.handlers)) == before
+    assert [line.partition(": ")[2] for line in pieces.lines] == ["of the second"]
+    assert caplog.messages == ["of the second"]
+
+
 def test_json_lines() -> None:
     pieces = _Pieces()
     with collect_log(LogOptions(format="json", quiet=True, level="error")) as log:
