@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -48,11 +49,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.fixture(autouse=True)
-def _stderr_is_nobodys() -> Iterator[None]:
-    """A command that shows its log on stderr would take the records of later tests there, too."""
+def _the_logger_is_as_before() -> Iterator[None]:
+    """A command that shows its log on stderr would hide the records of later tests."""
     yield
     if stderr_log := sys.modules.get("segcore.cli.stderr_log"):
         stderr_log.hide_log()
+    own = logging.getLogger("segcore")
+    left = (own.level, own.propagate)
+    own.setLevel(logging.NOTSET)
+    own.propagate = True
+    assert left == (logging.NOTSET, True)
 
 
 @pytest.fixture(scope="session")
