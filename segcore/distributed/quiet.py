@@ -64,9 +64,12 @@ def no_ray_output() -> Iterator[None]:
     """Keep the lines of Ray's loggers and threads off the terminal during the block."""
     import ray.data  # noqa: F401  sets its handlers on import
 
-    for name in ("ray", "ray.data"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
+    of_the_program = logging.getLogger().handlers
+    for logger in (logging.getLogger("ray"), logging.getLogger("ray.data")):
+        for handler in list(logger.handlers):
+            if handler in of_the_program:  # Ray took it over; others write to it, too
+                logger.removeHandler(handler)
+            elif isinstance(handler, logging.StreamHandler):
                 handler.setLevel(logging.CRITICAL + 1)
     streams = sys.stdout, sys.stderr
     filtered_streams = _WithoutRayThreads(sys.stdout), _WithoutRayThreads(sys.stderr)

@@ -136,7 +136,8 @@ def test_retries_have_an_end(s3: LoopbackS3, s3_prefix: str) -> None:
                 with pytest.raises(StorageError) as caught:
                     action()
                 assert "\n" not in caught.value.message
-                assert 2 <= proxy.requests - before <= 12, (fault, name)
+                most = 60 if fault == "slow_down" else 12  # there is patience with it
+                assert 2 <= proxy.requests - before <= most, (fault, name)
 
 
 # --- whole runs
