@@ -49,7 +49,7 @@ def command(
             }
         )
         return
-    if not history:
+    if not (history or calls):
         notify("Nothing has been executed yet.")
         return
     lines = {past.execution.execution: f"{past.execution.summary()}  [{past.edition}]"
