@@ -62,6 +62,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def one_line(text: object, limit: int) -> str:
+    """Text of others, such as an error's, as the beginning of one printable line."""
+    return printable(" ".join(str(text).split()))[:limit]
+
+
 def printable_lines(text: str) -> str:
     """The same line by line: line breaks stay."""
     return "\n".join(printable(line) for line in text.split("\n"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from segcore.annotators.task_names import TaskName, upload_name
 from segcore.errors import NothingFound, UsageError
+from segcore.evaluation.evaluate import model_categories
 from segcore.evaluation.paths import PathIndex
 from segcore.exports.archive import Archive, ArchivedImage, MaskColumns
 from segcore.exports.formats.base import Context, ExportImage, Tally, model_text
@@ -94,10 +95,10 @@ class EditionImages:
             UsageError: `dest` is no export of this edition, or an option is wrong.
             NothingFound: There is no image.
         """
-        model = results.edition["model"]
-        categories = {int(c["id"]): str(c["name"]) for c in model["categories"]}
-        self._selection = Selection(options, categories, read_image_list(results.storage, options))
-        self.context = Context(options, self._selection.labels, model_text(model), results.name)
+        listed = read_image_list(results.storage, options)
+        self._selection = Selection(options, model_categories(results), listed)
+        model = model_text(results.edition["model"])
+        self.context = Context(options, self._selection.labels, model, results.name)
         self._archive = Archive(results)
         self._whole_names = whole_names
         self._lock = threading.Lock()

@@ -34,7 +34,7 @@ class LabelStudioBackend:
     def __init__(self, images: EditionImages) -> None:
         self._images = images
         context = images.context
-        self.model_version = f"segcore {context.model} {context.edition}"
+        self.model_version = context.model_version
         self.counts: Counter[str] = Counter()
         self._forms = {
             kind: LabelStudio(

@@ -22,10 +22,11 @@ import cv2
 
 from segcore.bench.held_model import HELD_MODEL, HOLD_MS, IMGSZ, LOG_FOLDER, checksum
 from segcore.bench.images import BenchArchive, parse_size, plan_archive, write_synthetic
-from segcore.bench.machine import Machine, count_cores, describe_machine
+from segcore.bench.machine import Machine, describe_machine
 from segcore.config import Config, load_config
 from segcore.distributed.cluster import local_ray_with_gpus
 from segcore.errors import SegcoreError
+from segcore.evaluation.resources import n_cores
 from segcore.images import DecodeOptions
 from segcore.models.yolo.model import Preprocess
 from segcore.run.segment import segment
@@ -153,7 +154,7 @@ def bench_feed(
 
 def _decode_alone(archive: str, images: int) -> DecodingCost:
     units = list(_archive_units(archive))
-    cores = count_cores()
+    cores = n_cores()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
         list(pool.map(_decode_units, [[]] * cores * 2))  # starts and imports
@@ -198,7 +199,7 @@ def _feed(archive: str, output: str, log: Path, hold_ms: float, images: int) -> 
             sets=[f"model.name={HELD_MODEL}", "model.device=cuda"], flags=flags
         )
         # One CPU more than the machine has: the process that launches kernels hardly computes.
-        with local_ray_with_gpus(config.ray, cpus=count_cores() + 1, gpus=1), sampler:
+        with local_ray_with_gpus(config.ray, cpus=n_cores() + 1, gpus=1), sampler:
             report = segment(config)
     finally:
         os.environ.pop(LOG_FOLDER)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segcore.evaluation.resources import n_cores
 from segcore.models import torch_runtime
 
 _PACKAGES = ("segcore", "torch", "numpy", "numba", "ray", "simplejpeg", "opencv-python-headless")
@@ -47,17 +48,12 @@ def describe_machine() -> Machine:
             versions[name] = "not installed"
     return Machine(
         cpu=_cpu_model(),
-        cores=count_cores(),
+        cores=n_cores(),
         gpu=torch_runtime.cuda_device_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions=versions,
     )
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 
 from segcore.bench.images import BenchArchive, copy_images, parse_size, write_synthetic
-from segcore.bench.machine import count_cores, describe_machine
+from segcore.bench.machine import describe_machine
 from segcore.bench.report import BenchReport
 from segcore.bench.stages import StageTimes, measure_stages
 from segcore.bench.throughput import (
@@ -18,6 +18,7 @@ from segcore.bench.throughput import (
     make_parts,
 )
 from segcore.errors import UsageError
+from segcore.evaluation.resources import n_cores
 from segcore.images import DecodeOptions
 from segcore.masks import default_backend
 from segcore.models import torch_runtime
@@ -174,7 +175,7 @@ def _measure_archive(
 
 def _count_processes(device: str) -> int:
     """Processes that fill the machine: one for each GPU, or one for each core."""
-    return torch_runtime.cuda_device_count() if device.startswith("cuda") else count_cores()
+    return torch_runtime.cuda_device_count() if device.startswith("cuda") else n_cores()
 
 
 def _measure_job(

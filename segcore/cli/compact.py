@@ -9,7 +9,6 @@ import typer
 
 from segcore.cli.console import (
     JsonFlag,
-    ProgressInterval,
     PublishedEdition,
     RunOutput,
     StorageSets,
@@ -17,6 +16,7 @@ from segcore.cli.console import (
     open_storage,
     print_json,
     print_text,
+    unit_progress,
 )
 from segcore.errors import UsageError
 
@@ -90,12 +90,6 @@ def command(
         grace_s=_parse_time(grace),
         min_pending=min_pending,
     )
-    interval = ProgressInterval()
-
-    def show_progress(done: int, total: int) -> None:
-        if interval.is_over():
-            notify(f"{done:,} of {total:,} units copied.")
-
     report = compact(
         open_storage(sets),
         output,
@@ -103,7 +97,7 @@ def command(
         options,
         dry_run=dry_run,
         notify=notify,
-        progress=show_progress,
+        progress=unit_progress("copied"),
     )
     print_json(report.to_dict()) if as_json else print_text(report.summary())
     notify(*report.edition_notes)

@@ -11,7 +11,6 @@ import typer
 from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
-    ProgressInterval,
     StorageSets,
     notify,
     open_storage,
@@ -19,6 +18,7 @@ from segcore.cli.console import (
     print_table,
     print_text,
     safe_cell,
+    unit_progress,
 )
 from segcore.exit_codes import ExitCode
 from segcore.text import printable
@@ -107,12 +107,6 @@ def command(
         "vanished": max_vanished,
         "appeared": max_appeared,
     }
-    interval = ProgressInterval()
-
-    def notify_progress(done: int, units: int) -> None:
-        if interval.is_over():
-            notify(f"{done:,} of {units:,} units compared.")
-
     comparison = compare(
         open_storage(sets),
         first,
@@ -120,7 +114,7 @@ def command(
         CompareOptions(MatchLimits(match_iou, same_iou), min_score, table, None, include_unlisted),
         first_edition=edition_a,
         second_edition=edition_b,
-        notify_progress=notify_progress,
+        notify_progress=unit_progress("compared"),
     )
     exceeded = exceeded_limits(comparison, limits)
     if as_json:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -98,6 +98,21 @@ class ProgressInterval:
             return False
         self._last = now
         return True
+
+
+def unit_progress(done_what: str) -> Callable[[int, int], None]:
+    """What a long command calls with the units that are done, and all: says so now and then.
+
+    Args:
+        done_what: What was done with them: ``read``, ``compared``, ...
+    """
+    interval = ProgressInterval()
+
+    def say(done: int, units: int) -> None:
+        if interval.is_over():
+            notify(f"{done:,} of {units:,} units {done_what}.")
+
+    return say
 
 
 def new_app(*, add_completion: bool = False, **options: Any) -> typer.Typer:

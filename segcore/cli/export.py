@@ -37,7 +37,14 @@ archive has grown: ids stay, and what was written is not written again. docs/ann
 each tool takes the files.
 """
 
+LIST_KEYS = {  # of the flags that `common_flags` takes
+    "include": "export.include",
+    "exclude": "export.exclude",
+    "image_list": "export.image_list",
+    "categories": "export.categories",
+}
 KEYS = {
+    **LIST_KEYS,
     "output": "output",
     "dest": "dest",
     "form": "export.format",
@@ -46,25 +53,22 @@ KEYS = {
     "tolerance": "export.tolerance",
     "max_per_image": "export.max_per_image",
     "min_area": "export.min_area",
-    "include": "export.include",
-    "exclude": "export.exclude",
-    "image_list": "export.image_list",
     "ranking": "export.ranking",
     "top": "export.top",
     "skip_empty": "export.skip_empty",
     "chunk_images": "export.chunk_images",
-    "categories": "export.categories",
     "workers": "export.workers",
 }
 
 
-def _schema() -> Any:
+def schema() -> Any:
+    """The schema of its configuration; importing it takes a while."""
     from segcore.config.exports import ExportConfig
 
     return ExportConfig
 
 
-Command = command_class(KEYS, _schema)
+Command = command_class(KEYS, schema)
 
 Form = Annotated[str | None, typer.Option("--format", metavar="FORMAT", show_default=False)]
 Images = Annotated[str | None, typer.Option(metavar="HOW", show_default=False)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from segcore.cli import stderr_log
 from segcore.cli.console import ConfigSets, IncludeUnlisted, PublishedEdition, notify
 from segcore.cli.export import (
+    LIST_KEYS,
     Categories,
     Exclude,
     ImageList,
@@ -17,6 +18,7 @@ from segcore.cli.export import (
     MinScores,
     Renames,
     common_flags,
+    schema,
 )
 from segcore.cli.option_help import command_class
 from segcore.errors import UsageError
@@ -35,22 +37,13 @@ docs/annotation-servers.md says how an image is found, and what happens if it is
 """
 
 KEYS = {
+    **LIST_KEYS,
     "output": "output",
     "masks": "export.masks",
-    "include": "export.include",
-    "exclude": "export.exclude",
-    "image_list": "export.image_list",
-    "categories": "export.categories",
 }
 
 
-def _schema() -> Any:
-    from segcore.config.exports import ExportConfig
-
-    return ExportConfig
-
-
-Command = command_class(KEYS, _schema)
+Command = command_class(KEYS, schema)
 
 
 def command(

@@ -9,6 +9,7 @@ import typer
 
 from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
 from segcore.cli.export import (
+    LIST_KEYS,
     Categories,
     Exclude,
     Form,
@@ -45,6 +46,7 @@ reads. Rerun the same command to resume, or to add the images by which the archi
 """
 
 KEYS = {
+    **LIST_KEYS,
     "input": "input",
     "dest": "dest",
     "output": "output",
@@ -52,23 +54,20 @@ KEYS = {
     "device": "model.device",
     "form": "export.format",
     "images": "export.images",
-    "include": "export.include",
-    "exclude": "export.exclude",
-    "image_list": "export.image_list",
     "ranking": "export.ranking",
     "top": "export.top",
-    "categories": "export.categories",
     "workers": "export.workers",
 }
 
 
-def _schema() -> Any:
+def schema() -> Any:
+    """The schema of its configuration; importing it takes a while."""
     from segcore.config.exports import PrelabelConfig
 
     return PrelabelConfig
 
 
-Command = command_class(KEYS, _schema)
+Command = command_class(KEYS, schema)
 
 
 def command(

@@ -10,7 +10,6 @@ import typer
 from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
-    ProgressInterval,
     PublishedEdition,
     RunOutput,
     StorageSets,
@@ -18,6 +17,7 @@ from segcore.cli.console import (
     open_storage,
     print_json,
     print_text,
+    unit_progress,
 )
 from segcore.exit_codes import ExitCode
 from segcore.ranking.methods import STRATA, RankBy
@@ -88,19 +88,14 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Rank images: which to look at, correct or label first."""
+    from segcore.output.image_rows import describe_unread
     from segcore.output.results import open_results
     from segcore.ranking.rank import RankOptions, rank
 
     chosen = tuple(word.strip() for word in strata.split(",") if word.strip())
     options = RankOptions(by, name, limit, seed, chosen, overwrite)
     results = open_results(open_storage(sets), output, edition, include_unlisted=include_unlisted)
-    interval = ProgressInterval()
-
-    def notify_progress(done: int, units: int) -> None:
-        if interval.is_over():
-            notify(f"{done:,} of {units:,} units read.")
-
-    report = rank(results, options, notify_progress)
+    report = rank(results, options, unit_progress("read"))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -108,7 +103,7 @@ def command(
         lines = [f"{row['rank']:>3}  {row['image_id']}  {row['why']}" for row in first]
         print_text("\n".join(map(printable, lines)))
     notify(*results.edition_notes, *report.notes)
-    notify(*(f"A unit cannot be read and is left out: {text}" for text in report.damaged_units))
+    notify(*describe_unread(report.damaged_units, report.n_damaged))
     n_ranked, n_images = report.ranking.rows.num_rows, report.ranking.n_images
     of_all = f" of {n_images:,}" if n_ranked < n_images else ""
     notify(

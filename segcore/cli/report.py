@@ -10,13 +10,13 @@ import typer
 from segcore.cli.console import (
     IncludeUnlisted,
     JsonFlag,
-    ProgressInterval,
     PublishedEdition,
     RunOutput,
     StorageSets,
     notify,
     open_storage,
     print_json,
+    unit_progress,
 )
 from segcore.errors import UsageError
 from segcore.exit_codes import ExitCode
@@ -101,14 +101,8 @@ def command(
         raise UsageError(f"--out {out} is no name of an HTML file.", "Let it end with .html.")
     storage = open_storage(sets)
     results = open_results(storage, output, edition, include_unlisted=include_unlisted)
-    interval = ProgressInterval()
-
-    def notify_progress(done: int, units: int) -> None:
-        if interval.is_over():
-            notify(f"{done:,} of {units:,} units read.")
-
     options = ReportOptions(ground_truth, against, images, seed, include_unlisted, ranking, price)
-    report = make_report(results, options, notify_progress)
+    report = make_report(results, options, unit_progress("read"))
     target = out or f"{results.name}-report.html"
     storage.write(target, report.html)
     if as_json:

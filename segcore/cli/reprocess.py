@@ -31,14 +31,15 @@ to do, with --exit-99-if-nothing-to-do; 130 interrupted.
 """
 
 
-def _schema() -> Any:
+def schema() -> Any:
+    """The schema of its configuration; importing it takes a while."""
     from segcore.config.reprocess import ReprocessConfig
 
     return ReprocessConfig
 
 
 KEYS = {"metrics_file": "metrics.file", **stderr_log.KEYS}
-Command = command_class(KEYS, _schema)
+Command = command_class(KEYS, schema)
 
 
 def command(
@@ -85,7 +86,7 @@ def command(
         "--metrics-file": (KEYS["metrics_file"], metrics_file),
         **log_flags(log_level, quiet, log_format),
     }
-    options = load_config(config, sets or (), flags, schema=_schema())
+    options = load_config(config, sets or (), flags, schema=schema())
     show_log(options.log)
     report = reprocess(options, logical_date=logical_date)
     if as_json:

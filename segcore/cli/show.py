@@ -51,6 +51,7 @@ Exit codes: 0 done; 1 an image cannot be shown, or a part of the output cannot b
 error; 130 interrupted.
 """
 _DEFAULT_LIMIT = 12
+_MAX_UNREAD = 5  # units that are named
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -110,6 +111,7 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Draw masks, labels and scores over images of an output, as one picture or a contact sheet."""
+    from segcore.output.image_rows import describe_unread
     from segcore.output.rankings import read_ranking
     from segcore.output.results import open_results
     from segcore.visualize.selection import select_images
@@ -123,11 +125,8 @@ def command(
         selection = replace(selection, ranking=ranked)
         notes.append(ranked.remark(results))
     selected = select_images(results, selection)
-    notes += [
-        f"A unit cannot be read and is left out: {text}" for text in selected.damaged_units[:5]
-    ]
-    if (more := len(selected.damaged_units) - 5) > 0:
-        notes.append(f"{plural(more, 'more unit')} cannot be read; `segcore verify` names them.")
+    unread = selected.damaged_units
+    notes += describe_unread(unread[:_MAX_UNREAD], len(unread))
     if not selected.records:
         notify(*notes)
         error = NothingFound if selected.damaged_units else UsageError

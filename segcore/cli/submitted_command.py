@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -24,12 +25,14 @@ class _Job:
     """A command that can be submitted.
 
     Attributes:
+        module: Has its `command`, and the class of that as `Command` if it is not typer's.
         schema: Gives the schema of its configuration; None where it takes none.
         keys: Parameter -> the key of the configuration that it sets.
         files: Keys of files that are sent if they are here.
         places: Keys of what the cluster itself reads and writes.
     """
 
+    module: ModuleType
     schema: Callable[[], type[BaseModel]] | None
     keys: Mapping[str, str]
     files: tuple[str, ...]
@@ -42,18 +45,6 @@ def _segment_schema() -> type[BaseModel]:
     return Config
 
 
-def _prelabel_schema() -> type[BaseModel]:
-    from segcore.config.exports import PrelabelConfig
-
-    return PrelabelConfig
-
-
-def _reprocess_schema() -> type[BaseModel]:
-    from segcore.config.reprocess import ReprocessConfig
-
-    return ReprocessConfig
-
-
 def _train_schema() -> type[BaseModel]:
     from segcore.training.config import TrainConfig
 
@@ -61,22 +52,30 @@ def _train_schema() -> type[BaseModel]:
 
 
 _JOBS = {
-    "segment": _Job(_segment_schema, segment.KEYS, ("model.name",), ("input", "output")),
+    "segment": _Job(segment, _segment_schema, segment.KEYS, ("model.name",), ("input", "output")),
     "reprocess": _Job(
-        _reprocess_schema,
+        reprocess,
+        reprocess.schema,
         {},
         ("model.name", "schedule.published_model", "gates.golden"),
         ("input", "output"),
     ),
     "prelabel": _Job(
-        _prelabel_schema,
+        prelabel,
+        prelabel.schema,
         prelabel.KEYS,
         ("model.name", "export.image_list"),
         ("input", "dest", "output"),
     ),
-    "train": _Job(_train_schema, {}, ("init", "data.train", "data.val"), ("data.images", "output")),
+    "train": _Job(
+        train, _train_schema, {}, ("init", "data.train", "data.val"), ("data.images", "output")
+    ),
     "evaluate": _Job(
-        None, {"output": "output", "ground_truth": "ground_truth"}, ("ground_truth",), ("output",)
+        evaluate,
+        None,
+        {"output": "output", "ground_truth": "ground_truth"},
+        ("ground_truth",),
+        ("output",),
     ),
 }
 JOBS = tuple(_JOBS)
@@ -174,16 +173,9 @@ def _with_command(words: Sequence[str]) -> list[str]:
 
 def _parse(name: str, words: Sequence[str]) -> Any:
     """The words as the command takes them; what is wrong with them is said as the command does."""
-    commands: dict[str, Any] = {
-        "segment": (segment, segment.Command),
-        "reprocess": (reprocess, reprocess.Command),
-        "prelabel": (prelabel, prelabel.Command),
-        "train": (train, train.Command),
-        "evaluate": (evaluate, None),
-    }
-    module, kind = commands[name]
+    module = _JOBS[name].module
     app = new_app()
-    app.command(name, cls=kind)(module.command)
+    app.command(name, cls=getattr(module, "Command", None))(module.command)
     command: Any = typer.main.get_command(app)
     return command.make_context(f"segcore {name}", list(words))
 

@@ -16,6 +16,7 @@ from typing import Any
 from segcore.config import RayOptions
 from segcore.distributed import quiet
 from segcore.distributed.cluster_token import matching_token_mode
+from segcore.distributed.code_version import code_to_ship
 from segcore.distributed.private_folder import private_folder
 from segcore.errors import ClusterError, UsageError
 from segcore.signals import SignalShield
@@ -275,7 +276,7 @@ def _connect(
                     address=wanted,
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
-                    runtime_env=_code_to_ship() if options.ship_code else None,
+                    runtime_env=code_to_ship() if options.ship_code else None,
                     **arguments,
                 )
             return
@@ -306,9 +307,3 @@ def _check_listening(target: RayTarget) -> None:
         raise ClusterError(
             f"Cannot connect to {target.name()}: {error}.", hint=_ADDRESS_HINT
         ) from None
-
-
-def _code_to_ship() -> dict[str, list[str]]:
-    """Ray's runtime environment with this package, for clusters whose image does not hold it."""
-    package_folder = Path(__file__).resolve().parents[1]  # .../segcore
-    return {"py_modules": [str(package_folder)]}

@@ -11,6 +11,11 @@ from segcore.version import __version__
 PACKAGE = Path(__file__).resolve().parents[1]  # .../segcore
 
 
+def code_to_ship() -> dict[str, list[str]]:
+    """Ray's runtime environment with this package, for clusters whose image does not hold it."""
+    return {"py_modules": [str(PACKAGE)]}
+
+
 @functools.cache
 def code_version() -> str:
     """The version of segcore in this process, with a fingerprint of its source files.

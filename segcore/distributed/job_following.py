@@ -14,7 +14,7 @@ from typing import Any
 from segcore.distributed.job_server import JobServer
 from segcore.errors import ClusterError, UsageError
 from segcore.exit_codes import ExitCode
-from segcore.text import format_duration, printable
+from segcore.text import format_duration, one_line
 
 _STATUS_INTERVAL_S = 2.0
 _WAIT_S = 0.2
@@ -92,8 +92,9 @@ def ask_to_stop(server: JobServer, job_id: str) -> None:
     try:
         server.client.stop_job(job_id)
     except Exception as error:  # Ray raises bare ones
-        text = printable(" ".join(str(error).split()))[:300]
-        raise ClusterError(f"The job {job_id} could not be asked to stop: {text}") from None
+        raise ClusterError(
+            f"The job {job_id} could not be asked to stop: {one_line(error, 300)}"
+        ) from None
 
 
 class _OutputTail:
@@ -188,8 +189,8 @@ def _end(status: Any, lacks_segcore: bool) -> JobEnd:
             "itself, but not what it needs.",
         )
     if code is None:
-        text = printable(" ".join(str(status.message).split()))[:600]
-        return JobEnd(name, ExitCode.INCOMPLETE, f"The job did not come to its end: {text}")
+        text = f"The job did not come to its end: {one_line(status.message, 600)}"
+        return JobEnd(name, ExitCode.INCOMPLETE, text)
     if code < 0 or (code > 128 and code != ExitCode.INTERRUPTED):
         number = -code if code < 0 else code - 128
         return JobEnd(
@@ -204,7 +205,7 @@ def _end(status: Any, lacks_segcore: bool) -> JobEnd:
 def _lost(server: JobServer, job_id: str, silence_s: float, error: Exception) -> ClusterError:
     return ClusterError(
         f"The job server at {server.address} has not answered for {format_duration(silence_s)}: "
-        f"{printable(' '.join(str(error).split()))[:200]}",
+        f"{one_line(error, 200)}",
         hint="If only the connection is gone, the job goes on: segcore submit --attach "
         f"{job_id} --address {server.address}. If the head is gone, so is the job: submit it again "
         "to resume; finished units are not redone.",

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from segcore.distributed.cluster import NodeResources
 from segcore.errors import ClusterError, UsageError
-from segcore.text import printable, redact_link
+from segcore.text import one_line, printable, redact_link
 
 REQUEST_TIMEOUT_S = 30
 MIN_RAY = (2, 60)  # the floor of pyproject.toml
@@ -106,7 +106,7 @@ def connect(address: str) -> JobServer:
         client = client_class(url, headers=dict(headers))
     except Exception as error:  # Ray raises bare ones
         raise ClusterError(
-            f"Ray's client cannot talk to {shown}: {' '.join(str(error).split())[:300]}",
+            f"Ray's client cannot talk to {shown}: {one_line(error, 300)}",
             hint=_ADDRESS_HINT,
         ) from None
     return JobServer(shown, version, client, _read_nodes(_get(url, "/nodes?view=summary", headers)))
@@ -200,8 +200,7 @@ def _get(url: str, path: str, headers: dict[str, str]) -> _Answer:
 
 
 def _reason(error: object) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return printable(text or type(error).__name__)[:200]
+    return one_line(error, 200).rstrip(".") or type(error).__name__
 
 
 def _headers(url: str, shown: str) -> dict[str, str]:

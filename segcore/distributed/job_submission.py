@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from segcore.distributed import quiet
+from segcore.distributed.code_version import code_to_ship
 from segcore.distributed.job_server import JobServer
 from segcore.errors import ClusterError, UsageError
-from segcore.text import format_bytes, printable
+from segcore.text import format_bytes, one_line
 from segcore.version import __version__
 
 STOP_WAIT_S = 120  # for the unit in progress and the lease; by default Ray kills after 3 s
@@ -106,7 +107,7 @@ def _runtime_env(request: JobRequest, folder: Path) -> dict[str, Any]:
     if request.files or request.working_dir is not None:
         environment["working_dir"] = str(folder)
     if request.ship_code:
-        environment["py_modules"] = [str(Path(__file__).resolve().parents[1])]
+        environment |= code_to_ship()
     return environment
 
 
@@ -126,10 +127,10 @@ def _not_sent(folder: str, names: list[str]) -> list[str]:
 
 
 def _refusal(error: Exception, job_id: str, server: JobServer) -> UsageError | ClusterError:
-    text = printable(" ".join(str(error).split()))
+    text = one_line(error, 400)
     if "already exists" in text:
         return UsageError(
             f"There is a job {job_id} on the cluster already.",
             hint=f"To follow it: segcore submit --attach {job_id} --address {server.address}",
         )
-    return ClusterError(f"The job server at {server.address} did not take the job: {text[:400]}")
+    return ClusterError(f"The job server at {server.address} did not take the job: {text}")

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain, islice
 
 from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreError
+from segcore.evaluation.evaluate import model_categories
 from segcore.exports.archive import Archive, ArchivedImage
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
@@ -68,7 +69,7 @@ def export(
     storage = results.storage
     layout = DestLayout(normalize(dest))
     check_destination(options, layout)
-    categories = {int(c["id"]): str(c["name"]) for c in results.edition["model"]["categories"]}
+    categories = model_categories(results)
     listed = read_image_list(storage, options)
     ranking = read_ranking(results, options.ranking) if options.ranking else None
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from segcore.lakehouse.files import TABLES, TableFiles, list_table_files
 from segcore.lakehouse.iceberg import IcebergTable
@@ -19,28 +18,6 @@ from segcore.output.registered import pin_files
 from segcore.output.run_records import RunRecord
 from segcore.storage import Storage
 from segcore.storage.uris import basename
-
-
-class LakeTable(Protocol):
-    """A table of any format."""
-
-    def head(self) -> Mapping[str, str]:
-        """What `stage` was told of the rows that readers find now; empty without any."""
-
-    def referenced(self) -> set[str]:
-        """URIs of all files that any version refers to that can still be read."""
-
-    def stage(self, files: TableFiles, marks: Mapping[str, str]) -> None:
-        """Prepare that the table holds these files, and no others; readers do not see it."""
-
-    def staged_rows(self) -> int:
-        """Rows of what is prepared."""
-
-    def discard(self) -> None:
-        """Drop what is prepared."""
-
-    def forward(self) -> None:
-        """Let readers find what is prepared."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +46,7 @@ class TablesReport:
         )
 
 
-def open_tables(target: TableTarget, output: OutputLayout) -> dict[Table, LakeTable]:
+def open_tables(target: TableTarget, output: OutputLayout) -> dict[Table, IcebergTable]:
     """Both tables, checked; those that do not exist are created by the first commit.
 
     Raises:
@@ -134,7 +111,7 @@ def _pin(
     storage: Storage,
     layout: EditionLayout,
     target: TableTarget,
-    tables: Mapping[Table, LakeTable],
+    tables: Mapping[Table, IcebergTable],
     files: Mapping[Table, TableFiles],
 ) -> None:
     """Write down which files the tables refer to, or will; those that no version has are free."""
@@ -154,7 +131,7 @@ def _pin(
 
 
 def _check_rows(
-    target: TableTarget, tables: Mapping[Table, LakeTable], files: Mapping[Table, TableFiles]
+    target: TableTarget, tables: Mapping[Table, IcebergTable], files: Mapping[Table, TableFiles]
 ) -> None:
     for table, staged in tables.items():
         if staged.staged_rows() != files[table].n_rows:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from segcore.errors import StorageError, UsageError
 from segcore.output.results import Results
 from segcore.output.schema import INSTANCES_SCHEMA
+from segcore.text import plural
 
 _IMAGE_COLUMNS = ("image_id", "n_instances")
 
@@ -96,6 +97,21 @@ def read_unit_rows(
             "`segcore verify` says what is wrong.",
         )
     return UnitRows(unit, images, instances, offsets)
+
+
+def describe_unread(named: Sequence[str], n_units: int) -> list[str]:
+    """Sentences about units that cannot be read and whose images are left out.
+
+    Args:
+        named: ``unit: what is wrong``, of some of them.
+        n_units: How many there are.
+    """
+    sentences = [f"A unit cannot be read and is left out: {text}" for text in named]
+    if more := n_units - len(named):
+        sentences.append(
+            f"{plural(more, 'more unit')} cannot be read; `segcore verify` names them."
+        )
+    return sentences
 
 
 def read_instances(

@@ -238,24 +238,29 @@ class Parts:
             if kept.get(name.unit) != name.generation
             and self.layout.part("images", *name) not in pinned
         ]
-        self.delete_parts("images", images)
+        self.delete_parts("images", images, pinned)
         instances = list_part_names(self.storage, self.layout, "instances")
-        self.delete_parts(
-            "instances", [name for name in instances if kept.get(name.unit) != name.generation]
-        )
+        others = [name for name in instances if kept.get(name.unit) != name.generation]
+        self.delete_parts("instances", others, pinned)
         gone = {name.unit for name in images} - kept.keys()
         gone |= self.compacted.units().generations.keys() - kept.keys()
         withdraw_units(self.storage, self.layout, gone)
         return len(gone)
 
-    def delete_parts(self, table: Table, names: Collection[PartName]) -> None:
+    def delete_parts(
+        self, table: Table, names: Collection[PartName], pinned: frozenset[str] | None = None
+    ) -> None:
         """Delete these files, but not those that a table outside of segcore refers to.
 
         Those that do not exist are no error.
+
+        Args:
+            pinned: `pinned_files`, if the caller has read them.
         """
         if not names:
             return
-        pinned = pinned_files(self.storage, self.layout)
+        if pinned is None:
+            pinned = pinned_files(self.storage, self.layout)
         uris = (self.layout.part(table, *name) for name in names)
         self.storage.delete_all(uri for uri in uris if uri not in pinned)
 

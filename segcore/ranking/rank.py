@@ -94,7 +94,8 @@ class RankReport:
 
     Attributes:
         n_candidates: Images that it was chosen from, of `ranking.n_images`.
-        damaged_units: Sentences about units that cannot be read and whose images are left out.
+        damaged_units: Sentences about units that cannot be read and whose images are left out, the
+            first 20 of `n_damaged`.
         notes: Sentences for people.
     """
 
@@ -102,6 +103,7 @@ class RankReport:
     edition: str
     n_candidates: int
     damaged_units: tuple[str, ...] = ()
+    n_damaged: int = 0
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class RankReport:
             "candidates": self.n_candidates,
             "ranked": self.ranking.rows.num_rows,
             "damaged_units": list(self.damaged_units),
+            "n_damaged_units": self.n_damaged,
             "notes": list(self.notes),
         }
 
@@ -189,9 +192,8 @@ def rank(
             f"Chosen from {len(rows):,} of {plural(n_images, 'image')}, drawn at random: comparing "
             "all of them would take too long."
         )
-    if more := order.n_damaged - len(order.damaged):
-        order.damaged.append(f"{plural(more, 'more unit')}")
-    return RankReport(ranking, results.name, len(rows), tuple(order.damaged), tuple(notes))
+    damage = tuple(order.damaged)
+    return RankReport(ranking, results.name, len(rows), damage, order.n_damaged, tuple(notes))
 
 
 def _refuse_other(results: Results, name: str, options: RankOptions) -> None:

@@ -9,7 +9,7 @@ from segcore.comparison.compare import CompareOptions, Comparison, compare
 from segcore.errors import SegcoreError
 from segcore.evaluation.evaluate import evaluate
 from segcore.evaluation.remarks import shorten
-from segcore.output.image_rows import ImageRecord
+from segcore.output.image_rows import ImageRecord, describe_unread
 from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.output.run_records import RunRecord, read_run_records
@@ -161,10 +161,7 @@ def _groups(
 
 
 def _describe_damage(contents: Contents) -> list[str]:
-    lines = [f"A unit cannot be read and is left out: {text}" for text in contents.damaged_units]
-    if more := contents.n_damaged - len(lines):
-        lines.append(f"{plural(more, 'more unit')} cannot be read.")
-    return lines
+    return describe_unread(contents.damaged_units, contents.n_damaged)
 
 
 def _find_run(results: Results) -> RunRecord | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -119,11 +119,11 @@ class _Units:
     results: Results
     damaged: dict[str, str] = field(default_factory=dict)
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The rows of each in `images`, with `RECORD_COLUMNS`."""
+    def tables(self, columns: Sequence[str] = RECORD_COLUMNS) -> Iterator[pa.Table]:
+        """The rows of each in `images`."""
         for unit in self.results.units:
             try:
-                yield self.results.read_rows("images", unit, list(RECORD_COLUMNS))
+                yield self.results.read_rows("images", unit, list(columns))
             except (StorageError, UsageError) as error:
                 self.damaged[unit] = f"{unit}: {error.message}"
 
@@ -190,7 +190,7 @@ def _suggest(units: _Units, name: str) -> str:
     stem = base.rpartition(".")[0] or base
     alike: dict[str, str] = {}  # last part of an id -> the id
     n_images = 0
-    for table in units.tables():
+    for table in units.tables(["image_id"]):
         n_images += table.num_rows
         ids = table["image_id"]
         if len(alike) >= _MAX_LOOKED_AT:

@@ -224,7 +224,7 @@ def test_contradicting_options_are_refused():
 @pytest.mark.faults
 def test_a_whole_measurement(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
-    monkeypatch.setattr("segcore.bench.run.count_cores", lambda: 1)
+    monkeypatch.setattr("segcore.bench.run.n_cores", lambda: 1)
     options = BenchOptions(MODEL, sizes=("64x48",), images=24, stage_images=4)
     messages: list[str] = []
     report = run_bench(options, messages.append)

@@ -11,7 +11,8 @@ import pytest
 import segcore
 from segcore.config import Config, RayOptions
 from segcore.distributed import cluster
-from segcore.distributed.cluster import NodeResources, _code_to_ship, connected, find_target
+from segcore.distributed.cluster import NodeResources, connected, find_target
+from segcore.distributed.code_version import code_to_ship
 from segcore.errors import ClusterError, UsageError
 from segcore.run.job import check_paths_reachable
 from segcore.run.segment import segment
@@ -28,7 +29,7 @@ def test_an_address_where_nothing_listens_is_an_error_at_once(address):
 
 
 def test_the_code_that_is_shipped_is_the_package():
-    assert _code_to_ship() == {"py_modules": [str(Path(segcore.__file__).resolve().parent)]}
+    assert code_to_ship() == {"py_modules": [str(Path(segcore.__file__).resolve().parent)]}
 
 
 _HERE = NodeResources(2, 0, "a" * 56, "127.0.0.1", socket.gethostname())

@@ -49,6 +49,11 @@ class Context:
     iou_every: int = 1
     decoding: DecodeOptions = field(default_factory=DecodeOptions)
 
+    @property
+    def model_version(self) -> str:
+        """What tools show as the version of the model that predicted."""
+        return f"segcore {self.model} {self.edition}"
+
 
 def model_text(model: Mapping[str, Any]) -> str:
     """Name of the model of an edition, with the beginning of its weights' sha256."""

@@ -51,10 +51,11 @@ class LabelStudio(Format):
         is_exact = self.context.options.are_exact
         masks = self._brushes(image, tally) if is_exact else self._polygons(image, tally)
         regions = list(masks)
-        version = f"segcore {self.context.model} {self.context.edition}"
-        head = json.dumps(
-            {"model_version": version, "score": min(image.scores, default=0.0)}, ensure_ascii=False
-        )[:-1]
+        facts = {
+            "model_version": self.context.model_version,
+            "score": min(image.scores, default=0.0),
+        }
+        head = json.dumps(facts, ensure_ascii=False)[:-1]
         return len(regions), f'{head}, "result": [{", ".join(chain(*regions))}]}}'
 
     def file_name(self, name: str) -> str:
