@@ -253,7 +253,7 @@ def _what(selection: Selection) -> str:
         Choice.FAILED: "failed images",
         Choice.CROWDED: "segmented images, the most crowded first",
         Choice.EMPTY: "images without instances",
-        Choice.RANKED: "ranked images, the first of them first",
+        Choice.RANKED: "images of the ranking, in its order",
     }
     named = f" like {selection.name}" if selection.name else ""
     return f"{words[selection.choice]}{named}"
