@@ -45,7 +45,17 @@ class BenchGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Name the default command where none is named."""
         named = args and args[0] in self.commands
-        return super().parse_args(ctx, list(args) if named else [_DEFAULT, *args])
+        is_completed_here = ctx.resilient_parsing and not args
+        added = [] if named or is_completed_here else [_DEFAULT]
+        return super().parse_args(ctx, [*added, *args])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The measurements, and what the default one takes."""
+        default: Any = self.commands[_DEFAULT]
+        offered = super().shell_complete(ctx, incomplete)
+        values = {item.value for item in offered}
+        more = default.shell_complete(default.context_class(default, parent=ctx), incomplete)
+        return [*offered, *(item for item in more if item.value not in values)]
 
 
 def command(

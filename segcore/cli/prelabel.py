@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from segcore.cli import stderr_log
 from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
 from segcore.cli.export import (
     LIST_KEYS,
@@ -25,6 +27,7 @@ from segcore.cli.export import (
     cores,
 )
 from segcore.cli.option_help import command_class
+from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
 from segcore.exit_codes import EXIT_CODES
 
 EPILOG = f"""
@@ -47,6 +50,7 @@ reads. Rerun the same command to resume, or to add the images by which the archi
 
 KEYS = {
     **LIST_KEYS,
+    **stderr_log.KEYS,
     "input": "input",
     "dest": "dest",
     "output": "output",
@@ -91,6 +95,9 @@ def command(
         str | None, typer.Option(help="YAML file with any of the options.", show_default=False)
     ] = None,
     sets: ConfigSets = None,
+    log_level: LogLevel = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Segment an archive and write the masks as files that an annotation tool imports."""
@@ -109,14 +116,19 @@ def command(
         "--top": ("export.top", top),
         "--workers": ("export.workers", workers),
         **common_flags(form, categories, renames, min_scores, include, exclude, image_list),
+        **log_flags(log_level, quiet, log_format),
     }
     options = load_config(config, sets or (), flags, schema=PrelabelConfig)
+    show_log(options.log)
     if options.export.workers is None:
         chosen = options.export.model_copy(update={"workers": cores()})
         options = options.model_copy(update={"export": chosen})
-    report = prelabel(options, notify=notify)
-    print_json(report.to_dict()) if as_json else print_text(report.text())
-    notify(*report.run.advice())
+    report = prelabel(options)
+    if as_json:
+        print_json(report.to_dict())
+    elif not options.log.quiet:
+        print_text(report.text())
+    notify(*report.run.advice(), level=logging.ERROR if report.exit_code else logging.INFO)
     if report.export is not None:
         notify(*report.export.notes)
     sys.exit(report.exit_code)

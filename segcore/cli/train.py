@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +56,7 @@ def command(
         print_json(report.to_dict())
     elif not train_config.log.quiet:
         print_text(report.summary())
+    notify(*report.advice(), level=logging.WARNING)
     notify(f"To use it: segcore segment INPUT OUTPUT --model {report.checkpoint}")
 
 

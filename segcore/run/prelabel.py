@@ -20,28 +20,10 @@ from segcore.output.report import RunReport
 from segcore.output.results import Results, open_results
 from segcore.ranking.methods import STRATA, RankBy
 from segcore.ranking.rank import RankOptions, rank
+from segcore.run.history import log_and_tell
 from segcore.run.segment import segment
 from segcore.storage import Storage, normalize
 from segcore.text import plural
-
-
-def _make_ranking(results: Results, name: str, notify: Callable[[str], None]) -> None:
-    """Rank the images, where the name is a way to rank and there is no ranking of this state."""
-    if name not in list(RankBy):
-        return
-    there = find_ranking(results.storage, results.layout, name)
-    if there is None or (there.options.get("by") == name and there.remark(results)):
-        options = there.options if there else {}
-        made = rank(
-            results,
-            RankOptions(
-                RankBy(name),
-                limit=options.get("limit"),
-                seed=options.get("seed", 0),
-                strata=tuple(options.get("strata") or STRATA),
-            ),
-        )
-        notify(f"Ranked {plural(made.ranking.rows.num_rows, 'image')}: {made.ranking.uri}")
 
 
 @dataclass(frozen=True)
@@ -95,10 +77,30 @@ def prelabel(
     report = segment(Config(**values), notify=notify)
     if report.exit_code not in (ExitCode.DONE, ExitCode.TOO_MANY_FAILED) or not report.ok:
         return PrelabelReport(report, None)
+    tell = log_and_tell(notify)
     storage = Storage(config.storage)
     edition = EditionLayout(report.prefix).name
     results = open_results(storage, values["output"], edition)
     if config.export.ranking:
-        _make_ranking(results, config.export.ranking, notify)
-    summary = export(results, config.dest, config.export, notify)
+        _make_ranking(results, config.export.ranking, tell)
+    summary = export(results, config.dest, config.export, tell)
     return PrelabelReport(report, summary)
+
+
+def _make_ranking(results: Results, name: str, notify: Callable[[str], None]) -> None:
+    """Rank the images, where the name is a way to rank and there is no ranking of this state."""
+    if name not in list(RankBy):
+        return
+    there = find_ranking(results.storage, results.layout, name)
+    if there is None or (there.options.get("by") == name and there.remark(results)):
+        options = there.options if there else {}
+        made = rank(
+            results,
+            RankOptions(
+                RankBy(name),
+                limit=options.get("limit"),
+                seed=options.get("seed", 0),
+                strata=tuple(options.get("strata") or STRATA),
+            ),
+        )
+        notify(f"Ranked {plural(made.ranking.rows.num_rows, 'image')}: {made.ranking.uri}")

@@ -38,7 +38,7 @@ NMS IoU {iou}:
 |---|---|---|---|
 | mask | {mask_ap:.3f} | {mask_ap50:.3f} | {mask_ap75:.3f} |
 | box | {box_ap:.3f} | {box_ap50:.3f} | {box_ap75:.3f} |
-
+{start}
 ## Curves
 
 Losses are means over the epoch; scores are of the averaged weights after it.
@@ -70,6 +70,17 @@ def curve_rows(log: list[dict[str, Any]], max_rows: int = 40) -> str:
     return "\n".join(rows)
 
 
+def start_rows(scores: dict[str, float]) -> str:
+    """Rows of the table of results for the weights that training started from; "" if unknown."""
+    return "".join(
+        f"| {kind}, before training | "
+        + " | ".join(f"{scores[f'{kind}_{name}']:.3f}" for name in ("ap", "ap50", "ap75"))
+        + " |\n"
+        for kind in ("mask", "box")
+        if scores
+    )
+
+
 def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
     """Write the card beside a checkpoint.
 
@@ -77,7 +88,7 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         path: The Markdown file.
         config: The run's configuration.
         facts: The other fields of the card: sha256, bytes, parameters, classes, counts of images
-            and instances, scores, config_file.
+            and instances, scores, starting_scores, config_file.
     """
     log = read_log(Path(config.output))
     text = _CARD.format(
@@ -98,6 +109,7 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         conf=config.validation.conf,
         iou=config.validation.iou,
         curves=curve_rows(log),
+        start=start_rows(facts.pop("starting_scores")),
         **facts,
     )
     path.write_text(text)

@@ -45,6 +45,7 @@ def export_checkpoint(
     labelled: LabelledSet,
     config_file: str,
     train_counts: tuple[int, int],
+    starting_scores: dict[str, float],
 ) -> ExportedModel:
     """Write `<output>/<name>.safetensors` and its card.
 
@@ -56,6 +57,7 @@ def export_checkpoint(
         labelled: The validation set.
         config_file: Path of the configuration, for the card.
         train_counts: Images and instances that were trained on, for the card.
+        starting_scores: Of the weights that training started from, for the card; {} if unknown.
     """
     stored = halve_kernels(weights)
     scores = measure_accuracy(config, {name: t.float() for name, t in stored.items()}, labelled)
@@ -84,6 +86,7 @@ def export_checkpoint(
         "val_images": scores.n_images,
         "val_instances": scores.n_ground_truth,
         "config_file": config_file,
+        "starting_scores": starting_scores,
         **summarize_scores(scores),
     }
     write_card(card, config, facts)

@@ -41,6 +41,10 @@ class Trainer:
         validate: Averaged weights -> scores; the score `mask_ap` chooses the best epoch. None: the
             last epoch counts as the best.
         progress: Called after each step with epoch (from 0), step, steps of the epoch, loss.
+
+    Attributes:
+        starting_scores: Those of the weights that training starts from; empty where some of
+            them are random, because there is no `init` or its classes are others.
     """
 
     def __init__(
@@ -59,7 +63,8 @@ class Trainer:
         self.dataset = CropDataset(
             images, config.augment, config.samples_per_epoch or len(images), config.seed
         )
-        self.model = build_model(config, len(self.labelled.truth.categories)).to(self.device)
+        self.model, self._is_pretrained = build_model(config, len(self.labelled.truth.categories))
+        self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged_model = average_weights(self.model, config.optimizer)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -69,12 +74,16 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.minutes = 0.0  # spent on steps
         self.best_score = -1.0
+        self.starting_scores: dict[str, float] = {}
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end; returns the averaged weights of the best epoch.
 
         The state is saved after each epoch; `resume` restores it.
         """
+        if self.epoch == 0 and self._is_pretrained and self.validate is not None:
+            self.starting_scores = self.validate(self.averaged_weights())
+            _LOGGER.info("The starting weights: %s", self.starting_scores, extra=KEPT_ONLY)
         while not self.finished:
             losses = self.train_one_epoch()
             scores = self.validate_epoch()
@@ -192,6 +201,7 @@ class Trainer:
                 "step": self.step,
                 "minutes": self.minutes,
                 "best": self.best_score,
+                "starting_scores": self.starting_scores,
             }
         )
 
@@ -216,6 +226,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.minutes, self.best_score = state["minutes"], state["best"]
+        self.starting_scores = state.get("starting_scores", {})  # which older states lack
         return True
 
     def discard(self) -> None:
@@ -223,17 +234,16 @@ class Trainer:
         self.files.remove()
 
 
-def build_model(config: TrainConfig, n_classes: int) -> YOLO11Seg:
-    """The network to train, with the weights of `config.init` where it is set."""
+def build_model(config: TrainConfig, n_classes: int) -> tuple[YOLO11Seg, bool]:
+    """The network to train, and whether all of its weights are those of `config.init`."""
     model = build_network(config.architecture, n_classes)
     model.head.initialize_biases()
-    if config.init:
-        load_matching_weights(model, config.init)
-    return model
+    is_pretrained = config.init is not None and load_matching_weights(model, config.init)
+    return model, is_pretrained
 
 
-def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> int:
-    """Copy the tensors of a model that have the same shape; returns how many.
+def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> bool:
+    """Copy the tensors of a model that have the same shape; returns whether all have.
 
     Class heads keep their initial weights where the classes differ.
 
@@ -255,4 +265,4 @@ def load_matching_weights(model: YOLO11Seg, checkpoint: str) -> int:
             "Set `architecture` to that of the checkpoint, or leave `init` out.",
         )
     model.load_state_dict(matching, strict=False)
-    return len(matching)
+    return len(matching) == len(own)

@@ -32,11 +32,14 @@ class TrainReport:
         checkpoint: The ``.safetensors`` file that `load_model` takes.
         card: Markdown: where the weights come from, and how good they are.
         scores: Of the checkpoint as it is stored, on the validation set.
+        starting_scores: Of the weights that training started from, by ``mask_ap``, ``mask_ap50``,
+            ..., ``box_ap75``; empty where some of them were random.
     """
 
     checkpoint: Path
     card: Path
     scores: Scores
+    starting_scores: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -44,12 +47,33 @@ class TrainReport:
             "checkpoint": str(self.checkpoint),
             "card": str(self.card),
             "scores": self.scores.to_dict(),
+            "starting_scores": self.starting_scores,
         }
+
+    def advice(self) -> list[str]:
+        """What to know before the checkpoint is used."""
+        before = self.starting_scores.get("mask_ap")
+        if before is None or self.scores.mask.ap > before:
+            return []
+        return [
+            "The masks are no better than those of the starting weights "
+            f"(AP50-95 {before:.3f}, now {self.scores.mask.ap:.3f}).",
+            "Train for longer or with a lower optimizer.lr, or check that the starting weights had "
+            "not seen these images.",
+        ]
 
     def summary(self) -> str:
         """The result for people, a few aligned lines."""
         mask, box = self.scores.mask, self.scores.box
+        start = self.starting_scores
+        before = (
+            f"before   AP50-95 {start['mask_ap']:.3f}, AP50 {start['mask_ap50']:.3f}, "
+            f"AP75 {start['mask_ap75']:.3f} (masks of the starting weights)\n"
+            if start
+            else ""
+        )
         return (
+            f"{before}"
             f"mask AP50-95 {mask.ap:.3f}, AP50 {mask.ap50:.3f}, AP75 {mask.ap75:.3f}\n"
             f"box  AP50-95 {box.ap:.3f}, AP50 {box.ap50:.3f}, AP75 {box.ap75:.3f}\n"
             f"checkpoint {self.checkpoint}\n"
@@ -102,9 +126,11 @@ def _train(
         trainer.discard()
     elif trainer.resume():
         notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
-    exported = export_checkpoint(config, trainer.run(), labelled, config_file, trainer.counts)
+    weights = trainer.run()
+    start = trainer.starting_scores
+    exported = export_checkpoint(config, weights, labelled, config_file, trainer.counts, start)
     _LOGGER.info("Wrote %s.", exported.checkpoint, extra=KEPT_ONLY)
-    return TrainReport(exported.checkpoint, exported.card, exported.scores)
+    return TrainReport(exported.checkpoint, exported.card, exported.scores, start)
 
 
 def _log_and_tell(notify: Callable[[str], None]) -> Callable[[str], None]:

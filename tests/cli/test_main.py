@@ -155,6 +155,9 @@ def test_a_bug_shows_its_traceback(capsys):
         ("seg", ["segment"]),
         ("segment --retry", ["--retry-failed"]),
         ("bench --stag", ["--stages-only"]),
+        ("bench sc", ["scale"]),
+        ("bench scale --un", ["--units"]),
+        ("bench --size 640x480 --sec", ["--seconds"]),
     ],
 )
 def test_the_shell_completes_commands_and_options(typed: str, expected: list[str]) -> None:

@@ -48,8 +48,13 @@ def test_the_keys_of_the_saved_state_do_not_change(
     trainer.save()
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert set(state) == {
-        *("architecture", "model", "average", "optimizer", "epoch", "step", "minutes", "best")
+        *("architecture", "model", "average", "optimizer", "epoch", "step", "minutes", "best"),
+        "starting_scores",
     }
+    del state["starting_scores"]  # which version 0.1 did not keep at first
+    torch.save(state, tmp_path / "run" / "last.pt")
+    assert trainer.resume()
+    assert trainer.starting_scores == {}
     assert list(state["average"]) == list(state["model"]) == list(trainer.model.state_dict())
 
 
@@ -96,6 +101,9 @@ def test_the_decay_of_averaged_weights_rises_with_the_steps(restored_at: int | N
 
 def test_training_starts_from_a_model_by_its_name(tiny_config: TrainConfig) -> None:
     config = tiny_config.model_copy(update={"init": "nuclei-yolo11n"})
-    weights = build_model(config, n_classes=1).state_dict()
+    model, is_pretrained = build_model(config, n_classes=1)
+    weights = model.state_dict()
+    assert is_pretrained
+    assert not build_model(config, n_classes=2)[1]  # its class heads are new
     for name, tensor in load_checkpoint("nuclei-yolo11n").state_dict.items():
         torch.testing.assert_close(weights[name], tensor.to(weights[name].dtype))

@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 
 from segcore.cli import train
 from segcore.cli.console import new_app
+from segcore.evaluation.average_precision import AveragePrecision, Scores
 from segcore.models.base import ModelOptions
 from segcore.models.registry import load_model, read_checkpoint
 from segcore.training.config import TrainConfig
+from segcore.training.train import TrainReport
+from segcore.training.validate import summarize_scores
 
 
 @pytest.mark.faults
@@ -33,6 +36,8 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     assert first.exit_code == 0, first.output
     report = json.loads(first.stdout)
     assert report["scores"]["n_images"] == 6
+    assert report["starting_scores"] == {}  # they were random
+    assert "before" not in first.stderr
     pieces = sorted((tiny_config.output / "logs").glob("*.log"))
     assert "Done with epoch 2 of 2" in "".join(piece.read_text() for piece in pieces)
     card = Path(report["card"]).read_text()
@@ -53,8 +58,23 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     fine_tuning = [*arguments, "--restart", "--set", f"init={copy}", "--set", "optimizer.lr=1e-9"]
     second = CliRunner().invoke(app, [*fine_tuning, "--set", "epochs=1"])
     assert second.exit_code == 0, second.output
+    before = json.loads(second.stdout)["starting_scores"]
+    for name in ("ap", "ap50", "ap75"):
+        assert before[f"mask_{name}"] == pytest.approx(report["scores"]["mask"][name], abs=0.02)
+    card = Path(report["card"]).read_text()
+    assert f"| box, before training | {before['box_ap']:.3f} | {before['box_ap50']:.3f}" in card
     log = (tiny_config.output / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == [1]
     for name, tensor in initial.items():
         if tensor.ndim > 1:
             torch.testing.assert_close(weights(second)[name], tensor, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("before", "n_sentences"), [(None, 0), (0.4, 0), (0.5, 2), (0.6, 2)])
+def test_a_training_that_gained_nothing_says_so(before: float | None, n_sentences: int) -> None:
+    precision = AveragePrecision(0.5, 0.7, 0.6, 0.5, 0.5, 0.5, 0.8, 0.9)
+    scores = Scores(precision, precision, (), 6, 18, 20, 100)
+    start = {} if before is None else summarize_scores(scores) | {"mask_ap": before}
+    report = TrainReport(Path("a.safetensors"), Path("a.md"), scores, start)
+    assert len(report.advice()) == n_sentences
+    assert ("before   AP50-95" in report.summary()) == (before is not None)
