@@ -52,6 +52,7 @@ class Comparison:
         images: Why images were not compared -> how many; ``compared`` for the others.
         damaged_units: Units that cannot be read; their images are not in the totals.
         notes: Sentences for people.
+        known: The known masks, where one side is a ground truth.
     """
 
     first: str
@@ -61,6 +62,7 @@ class Comparison:
     images: Counter[str] = field(default_factory=Counter)
     damaged_units: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    known: TruthImages | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -176,6 +178,7 @@ def compare(
                     examples.setdefault(reason, []).extend(ids[:_EXAMPLES])
             notify_progress(number, len(walked.units))
         _finish(comparison, other, examples, is_swapped)
+    comparison.known = other if isinstance(other, TruthImages) else None
     return comparison
 
 

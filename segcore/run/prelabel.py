@@ -25,25 +25,6 @@ from segcore.storage import Storage, normalize
 from segcore.text import plural
 
 
-def _make_ranking(results: Results, name: str, notify: Callable[[str], None]) -> None:
-    """Rank the images, where the name is a way to rank and there is no ranking of this state."""
-    if name not in list(RankBy):
-        return
-    there = find_ranking(results.storage, results.layout, name)
-    if there is None or (there.options.get("by") == name and there.remark(results)):
-        options = there.options if there else {}
-        made = rank(
-            results,
-            RankOptions(
-                RankBy(name),
-                limit=options.get("limit"),
-                seed=options.get("seed", 0),
-                strata=tuple(options.get("strata") or STRATA),
-            ),
-        )
-        notify(f"Ranked {plural(made.ranking.rows.num_rows, 'image')}: {made.ranking.uri}")
-
-
 @dataclass(frozen=True)
 class PrelabelReport:
     """What a prelabel job did.
@@ -102,3 +83,22 @@ def prelabel(
         _make_ranking(results, config.export.ranking, notify)
     summary = export(results, config.dest, config.export, notify)
     return PrelabelReport(report, summary)
+
+
+def _make_ranking(results: Results, name: str, notify: Callable[[str], None]) -> None:
+    """Rank the images, where the name is a way to rank and there is no ranking of this state."""
+    if name not in list(RankBy):
+        return
+    there = find_ranking(results.storage, results.layout, name)
+    if there is None or (there.options.get("by") == name and there.remark(results)):
+        options = there.options if there else {}
+        made = rank(
+            results,
+            RankOptions(
+                RankBy(name),
+                limit=options.get("limit"),
+                seed=options.get("seed", 0),
+                strata=tuple(options.get("strata") or STRATA),
+            ),
+        )
+        notify(f"Ranked {plural(made.ranking.rows.num_rows, 'image')}: {made.ranking.uri}")
