@@ -203,7 +203,9 @@ def _other_side(
             f"The two are of different archives, {roots[1]} and {roots[0]}: images with the same "
             "id, or the same path in them, are compared."
         )
-    return EditionImages(other, walked.units, (roots[0], roots[1]))
+    images = EditionImages(other, walked.units, (roots[0], roots[1]))
+    comparison.damaged_units += images.damaged
+    return images
 
 
 def _finish(
@@ -236,11 +238,9 @@ def _finish(
             f"{plural(count, 'image')} whose file changed between the two runs: compared as they "
             "are."
         )
-    if comparison.damaged_units:
-        comparison.notes.append(
-            f"{plural(len(comparison.damaged_units), 'unit')} cannot be read: left out "
-            f"({comparison.damaged_units[0]})."
-        )
+    if damaged := comparison.damaged_units:
+        units = plural(len(damaged), "unit")
+        comparison.notes.append(f"{units} cannot be read: left out ({damaged[0]}).")
     if not comparison.totals.images and not comparison.damaged_units:
         raise UsageError(
             f"{comparison.first} and {comparison.second} have no image in common that can be "

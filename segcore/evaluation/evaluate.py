@@ -17,10 +17,11 @@ from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, measu
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
-from segcore.evaluation.objects import Detections
+from segcore.evaluation.objects import Detections, text_of
 from segcore.evaluation.remarks import list_names
 from segcore.evaluation.resources import paused_collection
 from segcore.evaluation.truth_file import load_ground_truth
+from segcore.masks.overlap import MaskStrings
 from segcore.output.results import Results, open_results
 from segcore.output.schema import INSTANCES_SCHEMA
 from segcore.storage import Storage, normalize
@@ -210,7 +211,7 @@ def _detections(
         [categories[category_id] for category_id in rows["category_id"].to_pylist()],
         rows["score"].to_numpy().astype(np.float64),
         np.stack(boxes, axis=1).astype(np.float64),
-        rows["counts"].to_pylist(),
-        rows["height"].to_numpy().astype(np.int64),
-        rows["width"].to_numpy().astype(np.int64),
+        MaskStrings.of_text(
+            *text_of(rows["counts"]), rows["height"].to_numpy(), rows["width"].to_numpy()
+        ),
     )

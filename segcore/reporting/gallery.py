@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ class Shown:
         svg_start: Size and small picture; "" for an image without pixels.
         paths: (category, score, number of its colour, path) of each mask that is drawn.
         n_left: Masks that there was no room for, known ones included.
-        known: (category, path) of each known mask that is drawn.
+        known: (category, title, path) of each known mask that is drawn.
         text: What is known about it, for people.
         reason: Why there is no picture; "" where there is one.
         problem: The same for an image that ought to have one.
@@ -49,7 +50,7 @@ class Shown:
     jpeg: str = ""
     paths: tuple[tuple[str, float, int, str], ...] = ()
     n_left: int = 0
-    known: tuple[tuple[str, str], ...] = ()
+    known: tuple[tuple[str, str, str], ...] = ()
     text: str = ""
     reason: str = ""
     problem: str = ""
@@ -67,8 +68,9 @@ class Gallery:
     shown: dict[str, Shown] = field(default_factory=dict)
     categories: Counter[str] = field(default_factory=Counter)
 
+    @cached_property
     def toggles(self) -> list[str]:
-        """The categories that can be hidden, the most frequent first."""
+        """The categories that can be hidden, the most frequent first, once all images are in it."""
         return [name for name, _ in self.categories.most_common(MAX_TOGGLES)]
 
     def problems(self) -> list[str]:
@@ -116,12 +118,12 @@ def _show(picture: Picture, budget: int, known: TruthImages | None) -> Shown:
     room.kept = 0
     drawn = []
     for mask in known_masks or ():
-        name = f"{mask.category} (crowd region)" if mask.is_crowd else mask.category
-        if (path := room.path(mask.counts, mask.box, name)) is not None:
-            drawn.append((name, path))
+        title = f"known: {shorten(mask.category)}{' (crowd region)' if mask.is_crowd else ''}"
+        if (path := room.path(mask.counts, mask.box, title)) is not None:
+            drawn.append((mask.category, title, path))
     text = describe_instances(rows)
     if known_masks is not None:
-        text += f"; {len(known_masks):,} known"
+        text += f"; {plural(len(known_masks), 'known object')}"
     return Shown(record, (width, height), jpeg, tuple(paths), room.n_left, tuple(drawn), text)
 
 
@@ -250,10 +252,9 @@ class FigureWriter:
         )
 
     def _paths(self, shown: Shown) -> Iterator[Markup]:
-        places = {name: place for place, name in enumerate(self.gallery.toggles())}
         # Those with the highest scores are drawn last, over the others.
         for category, score, number, path in reversed(shown.paths):
-            classes = f"k{number % len(COLOURS)} c{places.get(category, MAX_TOGGLES)}"
+            classes = f"k{number % len(COLOURS)} {self._toggle(category)}"
             step = min(int(round(score, 4) * 10), 9)
             yield element(
                 "path",
@@ -264,8 +265,13 @@ class FigureWriter:
             )
 
     def _known_paths(self, shown: Shown) -> Iterator[Markup]:
-        for category, path in shown.known:
-            yield element("path", element("title", f"known: {shorten(category)}"), d=path)
+        for category, title, path in shown.known:
+            yield element("path", element("title", title), class_=self._toggle(category), d=path)
+
+    def _toggle(self, category: str) -> str:
+        """The class by which the box of a category hides a mask."""
+        toggles = self.gallery.toggles
+        return f"c{toggles.index(category) if category in toggles else MAX_TOGGLES}"
 
 
 def _title(record: ImageRecord) -> str:
@@ -277,7 +283,7 @@ def controls(gallery: Gallery) -> Markup:
     boxes = [_checkbox("masks", "Masks")]
     if any(shown.known for shown in gallery.shown.values()):
         boxes.append(_checkbox("known", "Known masks (dashed)"))
-    names = gallery.toggles()
+    names = gallery.toggles
     if len(gallery.categories) > 1:
         boxes += [_checkbox(f"c{place}", shorten(name)) for place, name in enumerate(names)]
         if len(gallery.categories) > len(names):

@@ -102,7 +102,7 @@ def _rules() -> list[str]:
         for layer in ("masks", "known")
     ]
     rules += [
-        f"body:has(#show-c{number}:not(:checked)) .masks .c{number}{{display:none}}"
+        f"body:has(#show-c{number}:not(:checked)) :is(.masks,.known) .c{number}{{display:none}}"
         for number in range(MAX_TOGGLES + 1)
     ]
     for step in range(1, 10):
