@@ -11,7 +11,7 @@ import pyarrow as pa
 from segcore.comparison.editions import OtherImages
 from segcore.comparison.instances import ImageInstances
 from segcore.errors import UsageError
-from segcore.evaluation.evaluate import image_rows, model_categories
+from segcore.evaluation.evaluate import image_rows
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import match_categories, match_images
 from segcore.evaluation.remarks import list_names
@@ -64,7 +64,7 @@ class TruthImages:
                 f"were left out: {list_names(match.ambiguous)}."
             )
         names = {category.id: category.name for category in truth.categories}
-        own = model_categories(results)
+        own = results.categories
         try:
             matched, by_id = match_categories(own, truth.categories)
             names |= {truth_id: own[number] for number, truth_id in matched.items()}

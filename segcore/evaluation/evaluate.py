@@ -110,7 +110,7 @@ def evaluate(
     notes = match.check(results.prefix, ground_truth, allow_missing)
     for image_id, (width, height) in match.shown_size.items():
         truth.set_size(image_id, width, height)
-    categories, by_id = match_categories(model_categories(results), truth.categories)
+    categories, by_id = match_categories(results.categories, truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
@@ -178,12 +178,6 @@ def image_rows(results: Results) -> Iterator[ImageRow]:
         for row in table.to_pylist():
             failed = row.pop("status") != "ok"
             yield ImageRow(**row, failed=failed)
-
-
-def model_categories(results: Results) -> dict[int, str]:
-    """The classes of the model of an edition by their ids."""
-    model = results.edition.get("model", {})
-    return {int(c["id"]): str(c["name"]) for c in model.get("categories", [])}
 
 
 def _detections(

@@ -72,6 +72,37 @@ class Results:
         """Name of the edition."""
         return self.layout.name
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """The classes of the model by their ids.
+
+        Raises:
+            DamagedOutput: ``edition.json`` does not say.
+        """
+        try:
+            return {int(c["id"]): str(c["name"]) for c in self.edition["model"]["categories"]}
+        except (KeyError, TypeError, ValueError):
+            raise self._no_model("which classes its model has") from None
+
+    @property
+    def model_text(self) -> str:
+        """Name of the model, with the beginning of its weights' sha256.
+
+        Raises:
+            DamagedOutput: ``edition.json`` does not say.
+        """
+        try:
+            model = self.edition["model"]
+            return f"{model['name']} {str(model['weights_sha256'])[:12]}"
+        except (KeyError, TypeError):
+            raise self._no_model("which model it is of") from None
+
+    def _no_model(self, what: str) -> DamagedOutput:
+        return DamagedOutput(
+            f"{self.layout.edition_json} is damaged: it does not say {what}.",
+            "Restore it, or delete it and rerun the same `segcore segment` command.",
+        )
+
     def remarks(self) -> list[str]:
         """Sentences for people about what is read."""
         sentences = []

@@ -179,6 +179,25 @@ def test_damaged_documents_are_no_usage_errors(layout: EditionLayout, name: str,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("model", [None, 5, {}, {"categories": "x"}, {"categories": [{"id": "a"}]}])
+def test_an_edition_without_its_model(layout: EditionLayout, tmp_path: Path, model: object) -> None:
+    file = Path(layout.edition_json)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model": model}))
+    truth = str(tmp_path / "truth.json")
+    for command in (
+        ("evaluate", layout.prefix, truth),
+        ("compare", layout.prefix, truth),
+        ("export", layout.prefix, str(tmp_path / "coco"), "--workers", "1"),
+        ("rank", layout.prefix, "--by", "diverse"),
+    ):
+        done = call_segcore(*command)
+        assert (done.returncode, "edition.json is damaged" in done.stderr) == (1, True), done.stderr
+    done = call_segcore("report", layout.prefix, "--out", str(tmp_path / "r.html"))
+    assert done.returncode == 1  # the rest goes on: the pictures are not there, either
+    assert (tmp_path / "r.html").exists()
+    assert call_segcore("failures", layout.prefix).returncode == 0
+
+
 def test_a_part_that_is_sound_is_read_whole(layout: EditionLayout, images: dict) -> None:
     results = open_results(storage, layout.prefix)
     assert results.to_arrow("images")["image_id"].to_pylist() == sorted(images)
