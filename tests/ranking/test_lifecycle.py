@@ -146,12 +146,14 @@ def test_pruned_editions_take_their_rankings_with_them(tmp_path: Path) -> None:
         _check_accounts(report.prefix)
 
 
-def test_a_damaged_unit_does_not_hide_that_the_state_is_older(tmp_path: Path) -> None:
+def test_damaged_units_do_not_hide_that_the_state_is_older(tmp_path: Path) -> None:
     write_files(tmp_path / "in", bright_pngs(4))
     prefix = _run(tmp_path).prefix
     segcore.rank(prefix, "uncertain")
     (tmp_path / "in" / "new.png").write_bytes(bright_png(7))
     _run(tmp_path)
     results = open_results(storage, prefix)
-    Path(results.layout.part("images", results.units[0])).write_bytes(b"PAR1")
-    assert "in 1 unit that cannot be read" in _remark(prefix)
+    for unit in results.units:
+        Path(results.layout.part("images", unit)).write_bytes(b"PAR1")
+    n = len(results.units)
+    assert f": 4 of its images are gone or in {n} units that cannot be read;" in _remark(prefix)
