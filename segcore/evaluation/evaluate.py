@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -190,12 +190,10 @@ def _detections(
 
     Those of classes without ground truth are counted in `other_classes` and left out.
     """
-    matched_ids = pa.array(list(image_ids), pa.string())
-    known = pa.array(list(categories), pa.int32())
     parts = [INSTANCES_SCHEMA.empty_table().select(_COLUMNS)]
     for table in results.instances(_COLUMNS):
-        table = table.filter(pc.is_in(table["image_id"], value_set=matched_ids))
-        has_truth = pc.is_in(table["category_id"], value_set=known)
+        table = table.filter(_is_among(table["image_id"], image_ids))
+        has_truth = _is_among(table["category_id"], categories)
         other_classes.update(table["category"].filter(pc.invert(has_truth)).to_pylist())
         parts.append(table.filter(has_truth))
     rows = pa.concat_tables(part.cast(parts[0].schema) for part in parts)
@@ -209,3 +207,10 @@ def _detections(
             *text_of(rows["counts"]), rows["height"].to_numpy(), rows["width"].to_numpy()
         ),
     )
+
+
+def _is_among(column: pa.ChunkedArray, known: Container[Any]) -> pa.BooleanArray:
+    """Which rows of a column with few different values have one that is known."""
+    values = pc.unique(column)
+    are_known = pa.array([value in known for value in values.to_pylist()], pa.bool_())
+    return are_known.take(pc.index_in(column, values).combine_chunks())
