@@ -7,6 +7,7 @@ it is not that of its base)::
       UsageError (2)            the command, the configuration or the input is wrong
         NothingFound (1)        the input holds no image at all
         ListingShrank (1)       the input lacks much of what the last listing had
+        DamagedOutput (1)       a file of an output is not what a run wrote there
         CheckpointError         a model file is missing, damaged, unsafe or of the wrong kind
       StorageError              storage failed, after retries
         ObjectNotFound (2)      there is no object at this URI
@@ -86,6 +87,12 @@ class UsageError(SegcoreError):
 
 class ListingShrank(UsageError):
     """The input lacks much of the last listing; `source.allow_shrunk_listing` allows it."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class DamagedOutput(UsageError):
+    """A file of an output is not what a run wrote there, or is gone."""
 
     exit_code = ExitCode.INCOMPLETE
 

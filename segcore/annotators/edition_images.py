@@ -11,10 +11,9 @@ import numpy as np
 
 from segcore.annotators.task_names import TaskName, upload_name
 from segcore.errors import NothingFound, UsageError
-from segcore.evaluation.evaluate import model_categories
 from segcore.evaluation.paths import PathIndex
 from segcore.exports.archive import Archive, ArchivedImage, MaskColumns
-from segcore.exports.formats.base import Context, ExportImage, Tally, model_text
+from segcore.exports.formats.base import Context, ExportImage, Tally
 from segcore.exports.options import ExportOptions
 from segcore.exports.selection import NO_MASKS, Selection, read_image_list
 from segcore.exports.state import DestLayout, read_manifest, read_state
@@ -96,8 +95,8 @@ class EditionImages:
             NothingFound: There is no image.
         """
         listed = read_image_list(results.storage, options)
-        self._selection = Selection(options, model_categories(results), listed)
-        model = model_text(results.edition["model"])
+        self._selection = Selection(options, results.categories, listed)
+        model = results.model_text
         self.context = Context(options, self._selection.labels, model, results.name)
         self._archive = Archive(results)
         self._whole_names = whole_names

@@ -121,7 +121,7 @@ def command(
         print_json({**comparison.to_dict(), "limits_exceeded": exceeded})
     else:
         print_comparison(comparison)
-    notify(*comparison.notes)
+    notify(*dict.fromkeys(comparison.notes))  # both sides may say the same
     if table is not None:
         notify(f"Wrote {table}.")
     notify(*(f"Over the limit: {sentence}" for sentence in exceeded))

@@ -16,7 +16,7 @@ from segcore.cli.console import (
     print_json,
     print_text,
 )
-from segcore.errors import UsageError
+from segcore.errors import NothingFound, UsageError
 from segcore.text import plural
 
 EPILOG = """
@@ -112,5 +112,5 @@ def _count_images(
     notify(*results.edition_notes, *results.remarks())
     n_images = sum(table["status"].to_pylist().count("ok") for table in results.images(["status"]))
     if not n_images:
-        raise UsageError(f"{results.prefix} has no segmented image.")
+        raise NothingFound(f"{results.prefix} has no segmented image.")
     return n_images

@@ -52,6 +52,7 @@ class Comparison:
         images: Why images were not compared -> how many; ``compared`` for the others.
         damaged_units: Units that cannot be read; their images are not in the totals.
         notes: Sentences for people.
+        known: The known masks, where one side is a ground truth.
     """
 
     first: str
@@ -61,6 +62,7 @@ class Comparison:
     images: Counter[str] = field(default_factory=Counter)
     damaged_units: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    known: TruthImages | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -176,6 +178,7 @@ def compare(
                     examples.setdefault(reason, []).extend(ids[:_EXAMPLES])
             notify_progress(number, len(walked.units))
         _finish(comparison, other, examples, is_swapped)
+    comparison.known = other if isinstance(other, TruthImages) else None
     return comparison
 
 
@@ -200,7 +203,9 @@ def _other_side(
             f"The two are of different archives, {roots[1]} and {roots[0]}: images with the same "
             "id, or the same path in them, are compared."
         )
-    return EditionImages(other, walked.units, (roots[0], roots[1]))
+    images = EditionImages(other, walked.units, (roots[0], roots[1]))
+    comparison.damaged_units += images.damaged
+    return images
 
 
 def _finish(
@@ -233,11 +238,9 @@ def _finish(
             f"{plural(count, 'image')} whose file changed between the two runs: compared as they "
             "are."
         )
-    if comparison.damaged_units:
-        comparison.notes.append(
-            f"{plural(len(comparison.damaged_units), 'unit')} cannot be read: left out "
-            f"({comparison.damaged_units[0]})."
-        )
+    if damaged := comparison.damaged_units:
+        units = plural(len(damaged), "unit")
+        comparison.notes.append(f"{units} cannot be read: left out ({damaged[0]}).")
     if not comparison.totals.images and not comparison.damaged_units:
         raise UsageError(
             f"{comparison.first} and {comparison.second} have no image in common that can be "

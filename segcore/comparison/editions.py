@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.comparison.instances import COLUMNS, ImageInstances
+from segcore.errors import StorageError, UsageError
 from segcore.output.image_rows import UnitRows, read_unit_rows
 from segcore.output.results import Results
 
@@ -47,6 +48,9 @@ class EditionImages:
         results: The edition in which to look.
         others: The units of the edition whose images are looked up.
         roots: The inputs of both; where they differ, ids are compared without them, too.
+
+    Attributes:
+        damaged: Sentences about units that cannot be read, so that their images are not found.
     """
 
     def __init__(self, results: Results, others: Sequence[str], roots: tuple[str, str]) -> None:
@@ -59,9 +63,13 @@ class EditionImages:
         self._kept: OrderedDict[str, UnitRows] = OrderedDict()
         self._lock = threading.Lock()
         self._found: set[str] = set()
+        self.damaged: list[str] = []
         for unit in results.units:
             if unit not in shared:
-                self._index(unit, results.read_rows("images", unit, ["image_id"]))
+                try:
+                    self._index(unit, results.read_rows("images", unit, ["image_id"]))
+                except (StorageError, UsageError) as error:
+                    self.damaged.append(f"{unit}: {error.message}")
 
     def _index(self, unit: str, images: pa.Table) -> None:
         for row, image_id in enumerate(images["image_id"].to_pylist()):

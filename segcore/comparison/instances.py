@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from segcore.evaluation.objects import text_of
 from segcore.masks.overlap import MaskStrings
 
 COLUMNS = ("category", "score", "counts", "height", "width")
@@ -92,17 +93,3 @@ class ImageInstances:
 def _places(offsets: np.ndarray) -> np.ndarray:
     """The place of each instance in its image."""
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
-
-
-def text_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) uint8 the strings of a column one after another, and (N + 1,) int64 their offsets."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    array = array.cast(pa.large_string())
-    if len(array) == 0:
-        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    text = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return text[ends[0] : ends[-1]], ends - ends[0]

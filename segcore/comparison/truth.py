@@ -11,12 +11,28 @@ import pyarrow as pa
 from segcore.comparison.editions import OtherImages
 from segcore.comparison.instances import ImageInstances
 from segcore.errors import UsageError
-from segcore.evaluation.evaluate import image_rows, model_categories
+from segcore.evaluation.evaluate import image_rows
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import match_categories, match_images
 from segcore.evaluation.remarks import list_names
 from segcore.output.results import Results
 from segcore.text import plural
+
+
+@dataclass(frozen=True)
+class KnownMask:
+    """A known object of an image.
+
+    Attributes:
+        category: The name that the edition has for its class, or else its own.
+        counts: COCO compressed RLE on the canvas of the image.
+        box: x, y, width, height in pixels.
+    """
+
+    category: str
+    is_crowd: bool
+    counts: str
+    box: tuple[float, float, float, float]
 
 
 @dataclass
@@ -48,7 +64,7 @@ class TruthImages:
                 f"were left out: {list_names(match.ambiguous)}."
             )
         names = {category.id: category.name for category in truth.categories}
-        own = model_categories(results)
+        own = results.categories
         try:
             matched, by_id = match_categories(own, truth.categories)
             names |= {truth_id: own[number] for number, truth_id in matched.items()}
@@ -94,6 +110,22 @@ class TruthImages:
             no,
             ImageInstances.of_lists(counts, strings, canvases, labels, [np.nan] * len(strings)),
         )
+
+    def masks(self, image_id: str, size: tuple[int, int]) -> list[KnownMask] | None:
+        """The known objects of an image of the edition; None where there is none of these images.
+
+        Args:
+            size: (height, width) of the image; masks on another canvas are none of it.
+        """
+        truth_id = self.ids.get(image_id)
+        if truth_id is None or self.truth.canvas(truth_id) != size:
+            return None
+        return [
+            KnownMask(
+                self.names[item.category_id], item.is_crowd, item.rle["counts"].decode(), item.bbox
+            )
+            for item in self.truth.objects(truth_id)
+        ]
 
     def remarks(self) -> list[str]:
         """What a person should know, when all was compared."""

@@ -222,23 +222,31 @@ def _confuse(measurement: Measurement, kept: np.ndarray, names: list[str]) -> tu
     is_kept[kept] = True
     found_of = np.full(len(truths), -1)
     is_used = np.zeros(len(detections), bool)
-    for place in np.lexsort((pairs.truths, pairs.detections, -pairs.ious)).tolist():
-        d, g = int(pairs.detections[place]), int(pairs.truths[place])
-        if is_kept[d] and not is_used[d] and found_of[g] < 0 and not truths.is_crowd[g]:
-            found_of[g], is_used[d] = d, True
+    order = np.lexsort((pairs.truths, pairs.detections, -pairs.ious))
+    counts = is_kept[pairs.detections[order]] & ~truths.is_crowd[pairs.truths[order]]
+    order = order[counts]
+    found: dict[int, int] = {}  # object -> detection
+    used: set[int] = set()
+    for d, g in zip(pairs.detections[order].tolist(), pairs.truths[order].tolist(), strict=True):
+        if d not in used and g not in found:
+            found[g] = d
+            used.add(d)
+    rows = np.fromiter(found.values(), np.int64, len(found))
+    found_of[np.fromiter(found, np.int64, len(found))] = rows
+    is_used[rows] = True
     in_crowd = np.zeros(len(detections), bool)
     in_crowd[pairs.detections[truths.is_crowd[pairs.truths]]] = True
     counted = np.flatnonzero(~truths.is_crowd)
     classes = np.append(detections.categories, -1)  # which -1 reads
     before = [truths.categories[counted], np.full(int((is_kept & ~is_used & ~in_crowd).sum()), -1)]
     after = [classes[found_of[counted]], detections.categories[is_kept & ~is_used & ~in_crowd]]
+    named = [*names, ""]  # whose last one -1 reads
     cells, numbers = np.unique(
-        np.stack([np.concatenate(before), np.concatenate(after)]), axis=1, return_counts=True
+        np.concatenate(before) * len(named) + np.concatenate(after) + 1, return_counts=True
     )
-    named = [*names, ""]
     confusions = [
-        Confusion(named[int(cells[0, i])], named[int(cells[1, i])], int(n))
-        for i, n in enumerate(numbers)
+        Confusion(named[cell // len(named)], named[cell % len(named) - 1], n)
+        for cell, n in zip(cells.tolist(), numbers.tolist(), strict=True)
     ]
     return tuple(sorted(confusions, key=lambda one: (-one.n, one.truth, one.found)))
 

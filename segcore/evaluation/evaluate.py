@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,10 +17,11 @@ from segcore.evaluation.average_precision import DEFAULT_MAX_DETS, Scores, measu
 from segcore.evaluation.exif_labels import ExifLabels
 from segcore.evaluation.ground_truth import GroundTruth, Id
 from segcore.evaluation.matching import ImageRow, match_categories, match_images
-from segcore.evaluation.objects import Detections
+from segcore.evaluation.objects import Detections, text_of
 from segcore.evaluation.remarks import list_names
 from segcore.evaluation.resources import paused_collection
 from segcore.evaluation.truth_file import load_ground_truth
+from segcore.masks.overlap import MaskStrings
 from segcore.output.results import Results, open_results
 from segcore.output.schema import INSTANCES_SCHEMA
 from segcore.storage import Storage, normalize
@@ -109,7 +110,7 @@ def evaluate(
     notes = match.check(results.prefix, ground_truth, allow_missing)
     for image_id, (width, height) in match.shown_size.items():
         truth.set_size(image_id, width, height)
-    categories, by_id = match_categories(model_categories(results), truth.categories)
+    categories, by_id = match_categories(results.categories, truth.categories)
     if by_id:
         notes.append("Classes were matched by their ids, because they have no name in common.")
     other_classes: Counter[str] = Counter()
@@ -179,12 +180,6 @@ def image_rows(results: Results) -> Iterator[ImageRow]:
             yield ImageRow(**row, failed=failed)
 
 
-def model_categories(results: Results) -> dict[int, str]:
-    """The classes of the model of an edition by their ids."""
-    model = results.edition.get("model", {})
-    return {int(c["id"]): str(c["name"]) for c in model.get("categories", [])}
-
-
 def _detections(
     results: Results,
     image_ids: Mapping[str, Id],
@@ -195,12 +190,10 @@ def _detections(
 
     Those of classes without ground truth are counted in `other_classes` and left out.
     """
-    matched_ids = pa.array(list(image_ids), pa.string())
-    known = pa.array(list(categories), pa.int32())
     parts = [INSTANCES_SCHEMA.empty_table().select(_COLUMNS)]
     for table in results.instances(_COLUMNS):
-        table = table.filter(pc.is_in(table["image_id"], value_set=matched_ids))
-        has_truth = pc.is_in(table["category_id"], value_set=known)
+        table = table.filter(_is_among(table["image_id"], image_ids))
+        has_truth = _is_among(table["category_id"], categories)
         other_classes.update(table["category"].filter(pc.invert(has_truth)).to_pylist())
         parts.append(table.filter(has_truth))
     rows = pa.concat_tables(part.cast(parts[0].schema) for part in parts)
@@ -210,7 +203,14 @@ def _detections(
         [categories[category_id] for category_id in rows["category_id"].to_pylist()],
         rows["score"].to_numpy().astype(np.float64),
         np.stack(boxes, axis=1).astype(np.float64),
-        rows["counts"].to_pylist(),
-        rows["height"].to_numpy().astype(np.int64),
-        rows["width"].to_numpy().astype(np.int64),
+        MaskStrings.of_text(
+            *text_of(rows["counts"]), rows["height"].to_numpy(), rows["width"].to_numpy()
+        ),
     )
+
+
+def _is_among(column: pa.ChunkedArray, known: Container[Any]) -> pa.BooleanArray:
+    """Which rows of a column with few different values have one that is known."""
+    values = pc.unique(column)
+    are_known = pa.array([value in known for value in values.to_pylist()], pa.bool_())
+    return are_known.take(pc.index_in(column, values).combine_chunks())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from segcore.errors import UsageError
 from segcore.evaluation.remarks import Remarks, shorten
@@ -56,8 +56,7 @@ class TruthCategory:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):  # which is made in a third of the time of a dataclass
     """An annotation whose image and class are known; its segmentation is not read yet.
 
     Attributes:
@@ -74,8 +73,7 @@ class Annotation:
     is_crowd: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledObject:
+class LabelledObject(NamedTuple):
     """An object with its mask.
 
     Attributes:
@@ -109,7 +107,7 @@ class GroundTruth:
     annotations: dict[Id, list[Annotation]]
     remarks: Remarks
     _objects: dict[Id, list[LabelledObject]] = field(default_factory=dict)
-    _measured: dict[int, Measured] = field(default_factory=dict)  # by the id() of an annotation
+    _measured: dict[Id, list[Measured | None]] = field(default_factory=dict)  # by image
 
     def set_size(self, image_id: Id, width: int, height: int, orientation: int = 1) -> None:
         """Set the canvas of the masks of an image, before its objects are read."""
@@ -139,8 +137,8 @@ class GroundTruth:
         """
         if image_id not in self._objects:
             annotations = self.annotations.get(image_id, [])
-            found = (self._read_object(annotation) for annotation in annotations)
-            self._objects[image_id] = [item for item in found if item is not None]
+            measured = self._measured.pop(image_id, [None] * len(annotations))
+            self._objects[image_id] = self._read_objects(annotations, measured)
         return self._objects[image_id]
 
     def measure(self, image_ids: Iterable[Id]) -> None:
@@ -148,18 +146,23 @@ class GroundTruth:
 
         What cannot be measured so is read, and remarked on, by `objects`.
         """
-        annotations = [
-            annotation
-            for image_id in image_ids
-            if image_id not in self._objects and self.images[image_id].orientation == 1
-            for annotation in self.annotations.get(image_id, ())
-        ]
-        self._measured |= measure_rles(
-            [
-                (id(a), a.segmentation, *self._stored_size(self.images[a.image_id]))
-                for a in annotations
-            ]
-        )
+        images, rows = [], []
+        for image_id in image_ids:
+            image = self.images[image_id]
+            if image.orientation == 1 and image_id not in self._objects:
+                images.append(image_id)
+                size = list(self._stored_size(image))
+                rows += [(a.segmentation, size) for a in self.annotations.get(image_id, ())]
+        measured = measure_rles(rows)
+        start = 0
+        for image_id in images:
+            annotations = self.annotations.get(image_id, [])
+            own = measured[start : start + len(annotations)]
+            start += len(annotations)
+            if None in own:
+                self._measured[image_id] = own
+            else:
+                self._objects[image_id] = self._read_objects(annotations, own)
 
     def require_objects(self, image_ids: Iterable[Id]) -> None:
         """Refuse a ground truth whose annotations of these images can all not be used.
@@ -177,32 +180,36 @@ class GroundTruth:
                 "Masks are polygons or RLE in `segmentation`, as in COCO instances files.",
             )
 
-    def _read_object(self, annotation: Annotation) -> LabelledObject | None:
-        image = self.images[annotation.image_id]
-        height, width = self._stored_size(image)
-        measured = self._measured.pop(id(annotation), None)
-        try:
-            if measured is not None:
-                rle, dropped = measured.rle, ""
-            else:
-                rle, dropped = read_mask(annotation.segmentation, height, width)
-        except Unusable as error:
-            self.remarks.leave_out("annotation", error.reason, annotation.name, error.detail)
-            return None
-        if dropped:
-            reason = "with polygons that cannot be read: only those polygons were left out"
-            self.remarks.add("annotation", reason, annotation.name, dropped)
-        n_pixels = mask_area(rle) if measured is None else measured.area
+    def _read_objects(
+        self, annotations: Sequence[Annotation], measured: Sequence[Measured | None]
+    ) -> list[LabelledObject]:
+        objects = map(self._read_object, annotations, measured)
+        return [item for item in objects if item is not None]
+
+    def _read_object(
+        self, annotation: Annotation, measured: Measured | None
+    ) -> LabelledObject | None:
+        bbox, orientation = annotation.bbox, 1
+        if measured is not None:
+            rle, n_pixels, mask_bbox = measured
+        else:
+            image = self.images[annotation.image_id]
+            orientation = image.orientation
+            try:
+                rle, dropped = read_mask(annotation.segmentation, *self._stored_size(image))
+            except Unusable as error:
+                self.remarks.leave_out("annotation", error.reason, annotation.name, error.detail)
+                return None
+            if dropped:
+                reason = "with polygons that cannot be read: only those polygons were left out"
+                self.remarks.add("annotation", reason, annotation.name, dropped)
+            n_pixels = mask_area(rle)
         if not n_pixels:
             reason = "with a mask of 0 pixels: counted as an object that nothing can match"
             self.remarks.add("annotation", reason, annotation.name)
-        bbox = annotation.bbox
-        if image.orientation != 1:
-            rle, bbox = turn(rle, bbox, image.orientation)
-        return LabelledObject(
-            annotation.category_id,
-            annotation.is_crowd,
-            rle,
-            float(n_pixels) if annotation.area is None else annotation.area,
-            bbox or (mask_box(rle) if measured is None else measured.box),
-        )
+        if orientation != 1:
+            rle, bbox = turn(rle, bbox, orientation)
+        if bbox is None:
+            bbox = mask_box(rle) if measured is None else mask_bbox
+        area = float(n_pixels) if annotation.area is None else annotation.area
+        return LabelledObject(annotation.category_id, annotation.is_crowd, rle, area, bbox)

@@ -64,25 +64,21 @@ class ImageMatch:
     def add(self, image: TruthImage, row: ImageRow) -> None:
         """Record that `row` is `image` of the ground truth."""
         size, shown = (image.width, image.height), (row.width, row.height)
-        difference = (
-            f"{shorten(row.path, 200)} is {row.width} x {row.height} pixels, "
-            f"not {image.width} x {image.height} (width x height)"
-        )
         if None in size:
             if row.width is None or row.height is None:
                 self.other_size.append(
                     f"{shorten(row.path, 200)} failed, and the ground truth has no size of it"
                 )
             elif any(side not in (None, actual) for side, actual in zip(size, shown, strict=True)):
-                self.other_size.append(difference)
+                self.other_size.append(_differ(image, row))
             else:
                 self.shown_size[image.id] = (row.width, row.height)
                 self.n_without_size += 1
         elif not row.failed and size != shown:
             if size != shown[::-1]:
-                self.other_size.append(difference)
+                self.other_size.append(_differ(image, row))
             elif self.exif_labels == ExifLabels.REFUSE:
-                self.swapped.append(difference)
+                self.swapped.append(_differ(image, row))
             elif self.exif_labels == ExifLabels.LEAVE_OUT:
                 self.n_left_out += 1
                 return
@@ -135,6 +131,13 @@ class ImageMatch:
             (self.n_left_out, "with swapped sides in the ground truth: left out of the scores"),
         )
         return [f"{plural(count, 'image')} {what}." for count, what in facts if count]
+
+
+def _differ(image: TruthImage, row: ImageRow) -> str:
+    return (
+        f"{shorten(row.path, 200)} is {row.width} x {row.height} pixels, "
+        f"not {image.width} x {image.height} (width x height)"
+    )
 
 
 def match_images(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from segcore.errors import UsageError
 from segcore.evaluation.ground_truth import GroundTruth, Id, id_order
@@ -83,31 +84,32 @@ class Detections:
         image_ids, category_ids: Of the ground truth.
         scores: (N,).
         boxes: (N, 4) x, y, w, h.
-        counts: Compressed RLE strings.
-        heights, widths: (N,) canvas of each mask.
+        masks: Valid ones, or not.
     """
 
     image_ids: Sequence[Id]
     category_ids: Sequence[Id]
     scores: np.ndarray
     boxes: np.ndarray
-    counts: Sequence[str | bytes]
-    heights: np.ndarray
-    widths: np.ndarray
+    masks: MaskStrings
 
     @classmethod
     def of_dicts(cls, detections: Iterable[Mapping[str, Any]]) -> Detections:
         """COCO results: image_id, category_id, score, segmentation (RLE) and bbox."""
         rows = list(detections)
-        sizes = np.array([row["segmentation"]["size"] for row in rows], np.int64).reshape(-1, 2)
+        masks = [row["segmentation"] for row in rows]
+        sizes = np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2)
+        strings = [mask["counts"] for mask in masks]
         return cls(
             [row["image_id"] for row in rows],
             [row["category_id"] for row in rows],
             np.array([float(row["score"]) for row in rows], np.float64),
             np.array([[float(v) for v in row["bbox"]] for row in rows]).reshape(-1, 4),
-            [row["segmentation"]["counts"] for row in rows],
-            sizes[:, 0],
-            sizes[:, 1],
+            MaskStrings.of_strings(
+                [s.encode() if isinstance(s, str) else bytes(s) for s in strings],
+                sizes[:, 0],
+                sizes[:, 1],
+            ),
         )
 
 
@@ -139,12 +141,9 @@ def detected_objects(
     rows = np.argsort(numbers, kind="stable")
     rows = rows[int((numbers < 0).sum()) :]
     numbers = numbers[rows]
-    heights, widths = detections.heights[rows], detections.widths[rows]
     ids = list(images)
-    _check_canvases(truth, ids, numbers, heights, widths)
-    strings = [detections.counts[row] for row in rows.tolist()]
-    texts = [s.encode("ascii", "replace") if isinstance(s, str) else bytes(s) for s in strings]
-    masks = MaskStrings.of_strings(texts, heights, widths)
+    masks = detections.masks.take(rows)
+    _check_canvases(truth, ids, numbers, masks)
     if not masks.measures.valid.all():
         row = int(np.flatnonzero(~masks.measures.valid)[0])
         raise UsageError(
@@ -164,10 +163,10 @@ def detected_objects(
 
 
 def _check_canvases(
-    truth: GroundTruth, ids: list[Id], numbers: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    truth: GroundTruth, ids: list[Id], numbers: np.ndarray, masks: MaskStrings
 ) -> None:
     canvases = np.array([truth.canvas(image_id) for image_id in ids], np.int64).reshape(-1, 2)
-    actual = np.stack([heights, widths], axis=1)
+    actual = np.stack([masks.heights, masks.widths], axis=1)
     wrong = np.flatnonzero((canvases[numbers] != actual).any(axis=1))
     if wrong.size:
         row = int(wrong[0])
@@ -175,3 +174,16 @@ def _check_canvases(
             f"a mask of image id {ids[numbers[row]]} is {tuple(actual[row].tolist())} (height, "
             f"width), but the ground truth says {tuple(canvases[numbers[row]].tolist())}"
         )
+
+
+def text_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(B,) uint8 the strings of a column one after another, and (N + 1,) int64 their offsets."""
+    array = column.cast(pa.large_string()).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    if len(array) == 0:
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    text = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return text[ends[0] : ends[-1]], ends - ends[0]

@@ -12,6 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from segcore.masks.rle import MAX_CANVAS
 
 _MAX_AREA = 1e10  # pycocotools ignores objects of a larger area without a word
 _MAX_COORDINATE = 1e9  # of a box
+_ROWS_AT_ONCE = 1000
 
 
 def load_ground_truth(data: bytes, name: str) -> GroundTruth:
@@ -74,13 +76,17 @@ def check_ground_truth(document: Any, name: str = "the ground truth") -> GroundT
     categories = _check_categories(rows["categories"], name, remarks)
     by_image: dict[Id, list[Annotation]] = defaultdict(list)
     seen: set[Id] = set()
-    for number, row in enumerate(rows["annotations"]):
-        annotation = _plain_annotation(row, images, categories, seen)
-        if annotation is None:
-            annotation = _check_annotation(row, number, images, categories, remarks)
-            if annotation is not None:
-                _remark_on_id(row.get("id"), seen, remarks)
-        if annotation is not None:
+    for start in range(0, len(rows["annotations"]), _ROWS_AT_ONCE):
+        some = rows["annotations"][start : start + _ROWS_AT_ONCE]
+        annotations = _plain_annotations(some, images, categories, seen)
+        if annotations is None:
+            annotations = []
+            for number, row in enumerate(some, start):
+                annotation = _check_annotation(row, number, images, categories, remarks)
+                if annotation is not None:
+                    _remark_on_id(row.get("id"), seen, remarks)
+                    annotations.append(annotation)
+        for annotation in annotations:
             by_image[annotation.image_id].append(annotation)
     ordered = sorted(categories.values(), key=lambda category: id_order(category.id))
     return GroundTruth(name, images, tuple(ordered), dict(by_image), remarks)
@@ -181,54 +187,70 @@ def _check_categories(rows: list[Any], name: str, remarks: Remarks) -> dict[Id, 
     return categories
 
 
-def _plain_annotation(
-    row: Any,
+def _plain_annotations(
+    rows: list[Any],
     images: Mapping[Id, TruthImage],
     categories: Mapping[Id, TruthCategory],
     seen: set[Id],
-) -> Annotation | None:
-    """What `_check_annotation` gives for a row without anything odd; None for all others.
+) -> list[Annotation] | None:
+    """What `_check_annotation` gives for rows without anything odd; None where one of them is odd.
 
-    Files have millions of such rows.
+    Files have millions of such rows, so that they are looked at as columns.
 
     Args:
-        seen: Ids of the rows before; that of this one is added.
+        seen: Ids of the rows before; those of these are added.
     """
-    if type(row) is not dict:
+    if set(map(type, rows)) != {dict}:
         return None
-    annotation_id: Any = row.get("id")
-    image_id: Any = row.get("image_id")
-    category_id: Any = row.get("category_id")
-    area, box, is_crowd = row.get("area"), row.get("bbox"), row.get("iscrowd", 0)
+    ids, image_ids, category_ids, areas, boxes = (
+        [row.get(key) for row in rows] for key in ("id", "image_id", "category_id", "area", "bbox")
+    )
+    crowds = [row.get("iscrowd", 0) for row in rows]
+    if {type(value) for column in (ids, image_ids, category_ids, crowds) for value in column} != {
+        int
+    }:
+        return None
+    own = set(ids)
+    sides = [box for box in boxes if box is not None]
     is_plain = (
-        type(annotation_id) is int
-        and annotation_id != 0
-        and annotation_id not in seen
-        and type(image_id) is int
-        and image_id in images
-        and type(category_id) is int
-        and category_id in categories
-        and (area is None or (type(area) in (int, float) and 0 <= area <= _MAX_AREA))
-        and type(is_crowd) is int
-        and 0 <= is_crowd <= 1
-        and (box is None or (type(box) is list and len(box) == 4 and all(map(_is_side, box))))
+        len(own) == len(rows)
+        and 0 not in own
+        and seen.isdisjoint(own)
+        and images.keys() >= set(image_ids)
+        and categories.keys() >= set(category_ids)
+        and set(crowds) <= {0, 1}
+        and _are_lengths([area for area in areas if area is not None], _MAX_AREA)
+        and set(map(type, sides)) <= {list}
+        and set(map(len, sides)) <= {4}
+        and _are_lengths(list(chain.from_iterable(sides)), _MAX_COORDINATE)
     )
     if not is_plain:
         return None
-    seen.add(annotation_id)
-    return Annotation(
-        str(annotation_id),
-        image_id,
-        category_id,
-        row.get("segmentation"),
-        None if area is None else float(area),
-        None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-        is_crowd == 1,
-    )
+    seen |= own
+    return [
+        Annotation(
+            str(annotation_id),
+            image_id,
+            category_id,
+            row.get("segmentation"),
+            None if area is None else float(area),
+            None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+            crowd == 1,
+        )
+        for annotation_id, image_id, category_id, row, area, box, crowd in zip(
+            ids, image_ids, category_ids, rows, areas, boxes, crowds, strict=True
+        )
+    ]
 
 
-def _is_side(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= _MAX_COORDINATE
+def _are_lengths(values: list[Any], most: float) -> bool:
+    """Whether all are plain numbers from 0 to `most`."""
+    if not values:
+        return True
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    # Of NaN, which min and max may pass over, the sum is NaN.
+    return min(values) >= 0 and max(values) <= most and sum(values) >= 0
 
 
 def _check_annotation(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
@@ -55,8 +54,7 @@ def read_mask(segmentation: Any, height: int, width: int) -> tuple[Rle, str]:
     return _read_polygons(segmentation, height, width)
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A compressed RLE that is well-formed and fills its canvas."""
 
     rle: Rle
@@ -64,37 +62,35 @@ class Measured:
     box: Box
 
 
-def measure_rles(rows: Sequence[tuple[int, Any, int, int]]) -> dict[int, Measured]:
+def measure_rles(rows: Sequence[tuple[Any, list[int]]]) -> list[Measured | None]:
     """The masks among segmentations that are plain compressed RLE and valid.
 
     Args:
-        rows: A key, the segmentation, and height and width of its image.
+        rows: The segmentation, and [height, width] of its image.
 
     Returns:
-        Key -> what `read_mask`, `mask_area` and `mask_box` give; without the others.
+        For each what `read_mask`, `mask_area` and `mask_box` give; None for the others.
     """
     keys: list[int] = []
     texts: list[bytes] = []
-    sizes: list[tuple[int, int]] = []
-    for key, segmentation, height, width in rows:
-        if type(segmentation) is dict and segmentation.get("size") == [height, width]:
+    for key, (segmentation, size) in enumerate(rows):
+        if type(segmentation) is dict and segmentation.get("size") == size:
             counts = segmentation.get("counts")
             if isinstance(counts, str) and counts.isascii():
                 counts = counts.encode()
             if isinstance(counts, bytes):
                 keys.append(key)
                 texts.append(counts)
-                sizes.append((height, width))
+    sizes = [rows[key][1] for key in keys]
     heights, widths = np.array(sizes, np.int64).reshape(-1, 2).T
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     measures = measure_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, heights, widths)
     areas, boxes = measures.areas.tolist(), measures.boxes.astype(np.float64).tolist()
-    return {
-        keys[row]: Measured(
-            {"size": list(sizes[row]), "counts": texts[row]}, areas[row], tuple(boxes[row])
-        )
-        for row in np.flatnonzero(measures.valid).tolist()
-    }
+    found: list[Measured | None] = [None] * len(rows)
+    for place in np.flatnonzero(measures.valid).tolist():
+        rle = {"size": sizes[place], "counts": texts[place]}
+        found[keys[place]] = Measured(rle, areas[place], tuple(boxes[place]))
+    return found
 
 
 def mask_area(rle: Rle) -> int:

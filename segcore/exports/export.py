@@ -17,11 +17,10 @@ from functools import partial
 from itertools import chain, islice
 
 from segcore.errors import ImageError, NothingFound, ObjectNotFound, SegcoreError
-from segcore.evaluation.evaluate import model_categories
 from segcore.exports.archive import Archive, ArchivedImage
 from segcore.exports.encoding import encode_images
 from segcore.exports.formats import make_format
-from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, model_text
+from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally
 from segcore.exports.names import UniqueNames, extension_of
 from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
@@ -69,7 +68,7 @@ def export(
     storage = results.storage
     layout = DestLayout(normalize(dest))
     check_destination(options, layout)
-    categories = model_categories(results)
+    categories = results.categories
     listed = read_image_list(storage, options)
     ranking = read_ranking(results, options.ranking) if options.ranking else None
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
@@ -103,7 +102,7 @@ def export(
 
 def _context(archive: Archive, options: ExportOptions, selection: Selection) -> Context:
     results = archive.results
-    name = model_text(results.edition["model"])
+    name = results.model_text
     n_masks = 0
     for unit in results.units:
         part = results.read_rows("images", unit, ["n_instances"])

@@ -65,12 +65,13 @@ class MaskStrings:
 
     def take(self, rows: np.ndarray) -> MaskStrings:
         """Some of the strings, in this order."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        starts, stops = self.offsets[:-1][rows], self.offsets[1:][rows]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        text = memoryview(self.text)
+        pieces = zip(starts.tolist(), stops.tolist(), strict=True)
         measures = self.measures
         return MaskStrings(
-            self.text[places],
+            np.frombuffer(b"".join(text[start:stop] for start, stop in pieces), np.uint8),
             offsets,
             self.heights[rows],
             self.widths[rows],

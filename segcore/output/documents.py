@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from segcore.errors import UsageError
+from segcore.errors import DamagedOutput
 from segcore.storage import Storage
 
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -15,14 +15,14 @@ def read_document(storage: Storage, uri: str) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UsageError: It is not a JSON object.
+        DamagedOutput: It is not a JSON object.
         ObjectNotFound: It does not exist.
         StorageError: It cannot be read, or is too large for a document of segcore.
     """
     try:
         document = json.loads(storage.read(uri, MAX_DOCUMENT_BYTES))
     except ValueError as error:
-        raise UsageError(f"{uri} is not JSON: {error}") from None
+        raise DamagedOutput(f"{uri} is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise UsageError(f"{uri} is not a JSON object.")
+        raise DamagedOutput(f"{uri} is not a JSON object.")
     return document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segcore.errors import ObjectNotFound, StorageError, UsageError
+from segcore.errors import DamagedOutput, ObjectNotFound, StorageError, UsageError
 from segcore.output.latest import read_latest, read_published
 from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.storage import Storage, normalize
@@ -154,12 +154,12 @@ def _published_or_only_edition(storage: Storage, output: OutputLayout) -> Editio
             ) from None
         raise _no_output(output) from None
     if not isinstance(latest.get("edition"), str):
-        raise UsageError(
+        raise DamagedOutput(
             f"{output.latest_json} does not name an edition.", "Choose one with --edition."
         )
     layout = output.edition(latest["edition"])
     if not storage.exists(layout.edition_json):
-        raise UsageError(
+        raise DamagedOutput(
             f"{output.latest_json} names the edition {layout.name}, which does not exist.",
             f"Choose one with --edition. {_describe_editions(_editions(storage, output))}",
         )

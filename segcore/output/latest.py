@@ -29,7 +29,7 @@ def read_latest(storage: Storage, output: OutputLayout) -> dict[str, Any]:
 
     Raises:
         ObjectNotFound: Nothing is published.
-        UsageError: It is not a JSON object.
+        DamagedOutput: It is not a JSON object.
     """
     return read_document(storage, output.latest_json)
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -57,28 +58,44 @@ class Ranking:
     n_images: int
     state: str
 
-    def places(self, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    @cached_property
+    def _place_of(self) -> dict[str, int]:
+        ids = self.rows["image_id"].to_pylist()
+        return {image_id: place for place, image_id in enumerate(ids)}
+
+    def places(self, image_ids: pa.ChunkedArray) -> pa.Array:
         """The place of each image in `rows`, from 0; null for an image that is not ranked."""
-        return pc.index_in(image_ids, value_set=self.rows["image_id"])
+        return pa.array(map(self._place_of.get, image_ids.to_pylist()), pa.int64())
 
     def remark(self, results: Results) -> str:
         """A sentence if the edition is another than when it was ranked; "" if it is the same."""
         if self.state == edition_state(results):
             return ""
-        n_there = n_new = 0
-        for table in results.images(["image_id", "status"]):
+        n_there = n_new = n_unread = 0
+        for unit in results.units:
+            try:
+                table = results.read_rows("images", unit, ["image_id", "status"])
+            except (StorageError, UsageError):  # who reads the images says which it is
+                n_unread += 1
+                continue
             ok = table.filter(pc.equal(table["status"], "ok"))
             n_found = len(ok) - self.places(ok["image_id"]).null_count
             n_there += n_found
             n_new += len(ok) - n_found
         n_gone = len(self.rows) - n_there
         beyond = self.n_images - len(self.rows)
-        others = [f"{plural(n_gone, 'of its images is', 'of its images are')} not there any more"]
+        changes = []
+        if n_gone:
+            unread = f" or in {plural(n_unread, 'unit')} that cannot be read" if n_unread else ""
+            changes.append(
+                f"{plural(n_gone, 'of its images is', 'of its images are')} gone{unread}"
+            )
         if n_new > beyond:
-            others.append(f"{plural(n_new - beyond, 'image')} came since")
+            changes.append(f"{plural(n_new - beyond, 'image')} came since")
+        what = f": {' and '.join(changes)}" if changes else ""
         return (
-            f"Ranking {self.name} was made from an older state of this edition: "
-            f"{' and '.join(others)}; what was found in the others may have changed, too. "
+            f"Ranking {self.name} was made from an older state of this edition{what}; what was "
+            f"found in {'the others' if n_gone else 'its images'} may have changed, too. "
             "`segcore rank` with the same options makes it anew."
         )
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection
 
-from segcore.errors import UsageError
+from segcore.errors import DamagedOutput, UsageError
 from segcore.output.documents import read_document
 from segcore.output.layout import EditionLayout
 from segcore.storage import Storage
@@ -22,7 +22,7 @@ def pinned_files(storage: Storage, layout: EditionLayout) -> frozenset[str]:
     Each document of ``registered/`` names them as ``files``, from the folder of the edition.
 
     Raises:
-        UsageError: A document is not a list of files; then nothing may be deleted.
+        DamagedOutput: A document is not a list of files; then nothing may be deleted.
     """
     pinned: set[str] = set()
     for info, _ in storage.list_folder(layout.registered_folder):
@@ -30,7 +30,7 @@ def pinned_files(storage: Storage, layout: EditionLayout) -> frozenset[str]:
             continue
         files = read_document(storage, info.uri).get("files")
         if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-            raise UsageError(f"{info.uri} does not list the files that a table refers to.")
+            raise DamagedOutput(f"{info.uri} does not list the files that a table refers to.")
         pinned.update(f"{layout.prefix}/{name}" for name in files)
     return frozenset(pinned)
 

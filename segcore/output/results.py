@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import ObjectNotFound, UsageError
+from segcore.errors import DamagedOutput, ObjectNotFound, UsageError
 from segcore.output.compacted_rows import CompactedParts
 from segcore.output.documents import read_document
 from segcore.output.editions import choose_edition
@@ -72,6 +72,37 @@ class Results:
         """Name of the edition."""
         return self.layout.name
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """The classes of the model by their ids.
+
+        Raises:
+            DamagedOutput: ``edition.json`` does not say.
+        """
+        try:
+            return {int(c["id"]): str(c["name"]) for c in self.edition["model"]["categories"]}
+        except (KeyError, TypeError, ValueError):
+            raise self._no_model("which classes its model has") from None
+
+    @property
+    def model_text(self) -> str:
+        """Name of the model, with the beginning of its weights' sha256.
+
+        Raises:
+            DamagedOutput: ``edition.json`` does not say.
+        """
+        try:
+            model = self.edition["model"]
+            return f"{model['name']} {str(model['weights_sha256'])[:12]}"
+        except (KeyError, TypeError):
+            raise self._no_model("which model it is of") from None
+
+    def _no_model(self, what: str) -> DamagedOutput:
+        return DamagedOutput(
+            f"{self.layout.edition_json} is damaged: it does not say {what}.",
+            "Restore it, or delete it and rerun the same `segcore segment` command.",
+        )
+
     def remarks(self) -> list[str]:
         """Sentences for people about what is read."""
         sentences = []
@@ -94,7 +125,7 @@ class Results:
         Columns that an output of schema 1 lacks have their defaults: no warnings, no page.
 
         Raises:
-            UsageError: A part is not a table of this schema.
+            DamagedOutput: A part is not a table of this schema, or is gone.
         """
         for unit in self.units:
             yield self.read_rows("images", unit, columns or IMAGES_SCHEMA.names)
@@ -113,7 +144,8 @@ class Results:
             columns: Their names; default all.
 
         Raises:
-            UsageError: There is no such table or column, or a part is not a table of this schema.
+            UsageError: There is no such table or column.
+            DamagedOutput: A part is not a table of this schema, or is gone.
         """
         if table not in _SCHEMAS:
             raise UsageError(f"There is no table {table!r}.", "The tables: images, instances.")
@@ -175,29 +207,59 @@ class Results:
         """The rows of one unit in `images` or `instances`.
 
         Raises:
-            UsageError: Its part is not a table of this schema.
+            DamagedOutput: Its part is not a table of this schema, or is gone.
         """
-        if self.compacted is not None and self._is_compacted(unit):
-            return self.compacted.read(table, unit, columns)
         try:
-            return self._read_own_part(table, unit, columns)
-        except ObjectNotFound:
-            if self.compacted is None or not self._is_compacted(unit, refresh=True):
-                raise
-            return self.compacted.read(table, unit, columns)  # moved there in the meantime
+            if self.compacted is not None and self._is_compacted(unit):
+                return self.compacted.read(table, unit, columns)
+            try:
+                return self._read_own_part(table, unit, columns)
+            except ObjectNotFound:
+                if self.compacted is None or not self._is_compacted(unit, refresh=True):
+                    raise
+                return self.compacted.read(table, unit, columns)  # moved there in the meantime
+        except ObjectNotFound as error:
+            raise DamagedOutput(
+                f"A part of the results cannot be read: {error.message}",
+                "If a run made it again in this moment, repeat the command; `segcore verify` says "
+                "whether it is missing.",
+            ) from None
 
     def _read_own_part(self, table: Table, unit: str, columns: Sequence[str]) -> pa.Table:
         uri = self.layout.part(table, unit, self.generations.get(unit, 0))
+        names = list(columns)
         with self.storage.open(uri) as file:
             try:
-                part = pq.ParquetFile(file)
-                names = list(columns)
+                part = pq.ParquetFile(file, page_checksum_verification=True)
                 if stated_version(part.metadata.metadata) == 1:
                     present = [name for name in names if name not in ADDED_IN_2]
-                    return add_new_columns(part.read(columns=present), table, names)
-                return part.read(columns=names).select(names)
-            except (pa.ArrowException, OSError, KeyError) as error:
-                raise UsageError(f"{uri} is not a part of a segcore output: {error}") from None
+                    rows = add_new_columns(part.read(columns=present), table, names)
+                else:
+                    rows = part.read(columns=names).select(names)
+                _check_columns(rows, _SCHEMAS[table])
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                reason = str(error).partition("\n")[0][:200]
+                raise DamagedOutput(
+                    f"{uri} is not a part of a segcore output: {reason}",
+                    "`segcore verify` names every damaged file. To segment the images of this one "
+                    "again, delete the file of this name in `images` and rerun the same `segcore "
+                    "segment` command.",
+                ) from None
+        return rows
+
+
+def _check_columns(rows: pa.Table, schema: pa.Schema) -> None:
+    """Refuse columns of other types, and missing values where there is always one.
+
+    Raises:
+        ValueError: Says which.
+    """
+    for column in rows.schema:
+        expected = schema.field(column.name)
+        if column.type != expected.type:
+            raise ValueError(f"{column.name} is {column.type}, not {expected.type}")
+        if not expected.nullable and (n := rows[column.name].null_count):
+            raise ValueError(f"{column.name} lacks a value in {plural(n, 'row')}")
 
 
 def open_results(

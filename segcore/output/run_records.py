@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.errors import SegcoreError, StorageError, UsageError, describe_error
+from segcore.errors import DamagedOutput, SegcoreError, StorageError, describe_error
 from segcore.output.documents import MAX_DOCUMENT_BYTES
 from segcore.output.layout import EditionLayout
 from segcore.output.plan_columns import read_plan_columns
@@ -53,7 +53,7 @@ class RunRecord:
         """The record that a file holds.
 
         Raises:
-            UsageError: It is not a run record.
+            DamagedOutput: It is not a run record.
         """
         try:
             values = json.loads(data)
@@ -68,7 +68,7 @@ class RunRecord:
                 values=values,
             )
         except (ValueError, KeyError, TypeError):
-            raise UsageError(
+            raise DamagedOutput(
                 f"{uri} is not a run record of segcore.", hint="Delete it and run again."
             ) from None
 
@@ -85,7 +85,7 @@ def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]
     """All runs of an edition, oldest first.
 
     Raises:
-        UsageError: A file in ``runs/`` is not a run record; names it.
+        DamagedOutput: A file in ``runs/`` is not a run record; names it.
     """
     files = [
         (info.uri, changed)
@@ -105,7 +105,7 @@ def read_newest_run(storage: Storage, layout: EditionLayout) -> RunRecord | None
     """The newest run of an edition; None when there is none.
 
     Raises:
-        UsageError: See `read_run_records`.
+        DamagedOutput: See `read_run_records`.
     """
     records = read_run_records(storage, layout)
     return records[-1] if records else None
@@ -116,7 +116,7 @@ def read_run_record(storage: Storage, layout: EditionLayout, run: str) -> RunRec
 
     Raises:
         ObjectNotFound: There is none.
-        UsageError: It is not a run record.
+        DamagedOutput: It is not a run record.
     """
     uri = layout.run_record(run)
     return RunRecord.parse(uri, 0.0, storage.read(uri, MAX_DOCUMENT_BYTES))

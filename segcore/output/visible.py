@@ -47,8 +47,8 @@ def find_visible_units(
         include_unlisted: Also those of images that the listing of that run lacked.
 
     Raises:
-        UsageError: A run record is damaged; or unlisted images are asked for before a run has
-            found out which they are.
+        UsageError: Unlisted images are asked for before a run has found out which they are.
+        DamagedOutput: A run record is damaged.
         StorageError: A plan or the list of unlisted images is damaged.
     """
     run, planned, newer_run = _choose_run(storage, layout, committed)

@@ -288,9 +288,7 @@ class _Chosen:
         self._why = [""] * len(rows)
         columns = None
         if options.by == RankBy.DIVERSE:
-            model = results.edition.get("model")
-            known = model.get("categories", ()) if isinstance(model, dict) else ()
-            columns = feature_columns(str(category["name"]) for category in known)
+            columns = feature_columns(results.categories.values())
         features = []
         self._feature_places: list[np.ndarray] = []
         for places, unit_rows, facts in self._facts(results, columns):

@@ -7,10 +7,12 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
+from segcore.comparison.truth import TruthImages
 from segcore.evaluation.remarks import shorten
 from segcore.output.image_rows import ImageRecord
 from segcore.output.results import Results
@@ -26,6 +28,7 @@ _MAX_THUMBNAIL_BYTES = 30_000
 _QUALITIES = (82, 65, 45)  # of JPEG, tried in this order
 _MAX_NAME_CHARS, _MAX_REASON_CHARS = 120, 400
 _CAPTION_BYTES = 4000  # kept for what is around the masks
+_TAG_BYTES = 80  # around a path
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Shown:
     Attributes:
         svg_start: Size and small picture; "" for an image without pixels.
         paths: (category, score, number of its colour, path) of each mask that is drawn.
-        n_left: Masks that there was no room for.
+        n_left: Masks that there was no room for, known ones included.
+        known: (category, title, path) of each known mask that is drawn.
         text: What is known about it, for people.
         reason: Why there is no picture; "" where there is one.
         problem: The same for an image that ought to have one.
@@ -46,6 +50,7 @@ class Shown:
     jpeg: str = ""
     paths: tuple[tuple[str, float, int, str], ...] = ()
     n_left: int = 0
+    known: tuple[tuple[str, str, str], ...] = ()
     text: str = ""
     reason: str = ""
     problem: str = ""
@@ -63,8 +68,9 @@ class Gallery:
     shown: dict[str, Shown] = field(default_factory=dict)
     categories: Counter[str] = field(default_factory=Counter)
 
+    @cached_property
     def toggles(self) -> list[str]:
-        """The categories that can be hidden, the most frequent first."""
+        """The categories that can be hidden, the most frequent first, once all images are in it."""
         return [name for name, _ in self.categories.most_common(MAX_TOGGLES)]
 
     def problems(self) -> list[str]:
@@ -72,19 +78,24 @@ class Gallery:
         return [f"{s.record.image_id}: {s.problem}" for s in self.shown.values() if s.problem]
 
 
-def read_gallery(results: Results, records: Sequence[ImageRecord], max_bytes: int) -> Gallery:
+def read_gallery(
+    results: Results,
+    records: Sequence[ImageRecord],
+    max_bytes: int,
+    known: TruthImages | None = None,
+) -> Gallery:
     """Read these images from the archive and draw them, each within its share of the bytes."""
     unique = list({record.image_id: record for record in records}.values())
     gallery = Gallery()
     budget = max_bytes // max(len(unique), 1)
     for picture in read_pictures(results, unique):
-        shown = _show(picture, budget)
+        shown = _show(picture, budget, known)
         gallery.shown[picture.record.image_id] = shown
         gallery.categories.update(category for category, *_ in shown.paths)
     return gallery
 
 
-def _show(picture: Picture, budget: int) -> Shown:
+def _show(picture: Picture, budget: int, known: TruthImages | None) -> Shown:
     record = picture.record
     if picture.image is None:
         return Shown(
@@ -92,20 +103,58 @@ def _show(picture: Picture, budget: int) -> Shown:
         )
     height, width = picture.image.shape[:2]
     jpeg = base64.b64encode(thumbnail(picture.image)).decode()
-    room = budget - len(jpeg) - _CAPTION_BYTES
-    paths, n_left = [], 0
+    room = _Room(budget - len(jpeg) - _CAPTION_BYTES, height, width)
+    known_masks = known.masks(record.image_id, (height, width)) if known is not None else None
+    # Half of the room is kept for known masks, so that neither side hides that the other is there.
+    room.kept = room.left // 2 if known_masks else 0
     rows = picture.instances
     columns = [rows[name].to_pylist() for name in ("category", "score", "counts")]
-    masks = zip(*columns, picture.boxes().tolist(), strict=True)
-    for number, (category, score, counts, box) in enumerate(masks):
-        path = outline_path(counts, box, height, width) if len(counts) < room else None
-        if path is None or len(path) > room:
-            n_left += 1
-            continue
-        room -= len(path) + len(category.encode()) + 80  # tags
-        paths.append((category, score, number, path))
+    paths = []
+    for number, (category, score, counts, box) in enumerate(
+        zip(*columns, picture.boxes().tolist(), strict=True)
+    ):
+        if (path := room.path(counts, box, category)) is not None:
+            paths.append((category, score, number, path))
+    room.kept = 0
+    drawn = []
+    for mask in known_masks or ():
+        title = f"known: {shorten(mask.category)}{' (crowd region)' if mask.is_crowd else ''}"
+        if (path := room.path(mask.counts, mask.box, title)) is not None:
+            drawn.append((mask.category, title, path))
     text = describe_instances(rows)
-    return Shown(record, (width, height), jpeg, tuple(paths), n_left, text)
+    if known_masks is not None:
+        text += f"; {plural(len(known_masks), 'known object')}"
+    return Shown(record, (width, height), jpeg, tuple(paths), room.n_left, tuple(drawn), text)
+
+
+@dataclass
+class _Room:
+    """Draws masks while there is room for them.
+
+    Attributes:
+        left: Bytes.
+        height, width: Of the canvas of the masks.
+        kept: Of these, for what comes later.
+        n_left: Masks that were not drawn.
+    """
+
+    left: int
+    height: int
+    width: int
+    kept: int = 0
+    n_left: int = 0
+
+    def path(self, counts: str, box: Sequence[float], category: str) -> str | None:
+        """The path of a mask; None where it cannot be drawn."""
+        room = self.left - self.kept
+        path = None
+        if len(counts) < room:
+            path = outline_path(counts, box, self.height, self.width)
+        if path is None or len(path) > room:
+            self.n_left += 1
+            return None
+        self.left -= len(path) + len(category.encode()) + _TAG_BYTES
+        return path
 
 
 def thumbnail(image: np.ndarray) -> bytes:
@@ -195,16 +244,17 @@ class FigureWriter:
             height=height,
             preserveAspectRatio="none",
         )
-        masks = element("g", *self._paths(shown), class_="masks")
+        layers = [element("g", *self._paths(shown), class_="masks")]
+        if shown.known:
+            layers.append(element("g", *self._known_paths(shown), class_="known"))
         return element(
-            "svg", image, masks, role="img", aria_label=label, viewBox=f"0 0 {width} {height}"
+            "svg", image, *layers, role="img", aria_label=label, viewBox=f"0 0 {width} {height}"
         )
 
     def _paths(self, shown: Shown) -> Iterator[Markup]:
-        places = {name: place for place, name in enumerate(self.gallery.toggles())}
         # Those with the highest scores are drawn last, over the others.
         for category, score, number, path in reversed(shown.paths):
-            classes = f"k{number % len(COLOURS)} c{places.get(category, MAX_TOGGLES)}"
+            classes = f"k{number % len(COLOURS)} {self._toggle(category)}"
             step = min(int(round(score, 4) * 10), 9)
             yield element(
                 "path",
@@ -214,6 +264,15 @@ class FigureWriter:
                 d=path,
             )
 
+    def _known_paths(self, shown: Shown) -> Iterator[Markup]:
+        for category, title, path in shown.known:
+            yield element("path", element("title", title), class_=self._toggle(category), d=path)
+
+    def _toggle(self, category: str) -> str:
+        """The class by which the box of a category hides a mask."""
+        toggles = self.gallery.toggles
+        return f"c{toggles.index(category) if category in toggles else MAX_TOGGLES}"
+
 
 def _title(record: ImageRecord) -> str:
     return shorten(record.key.rpartition("/")[2] or record.key, _MAX_NAME_CHARS)
@@ -222,7 +281,9 @@ def _title(record: ImageRecord) -> str:
 def controls(gallery: Gallery) -> Markup:
     """What hides masks: all, those of a category, those below a score. Works without a script."""
     boxes = [_checkbox("masks", "Masks")]
-    names = gallery.toggles()
+    if any(shown.known for shown in gallery.shown.values()):
+        boxes.append(_checkbox("known", "Known masks (dashed)"))
+    names = gallery.toggles
     if len(gallery.categories) > 1:
         boxes += [_checkbox(f"c{place}", shorten(name)) for place, name in enumerate(names)]
         if len(gallery.categories) > len(names):

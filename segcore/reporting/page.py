@@ -97,9 +97,12 @@ def _hash(text: str) -> str:
 def _rules() -> list[str]:
     """Colours of masks, and what the boxes and steps of the gallery hide."""
     rules = [f".k{number}{{color:rgb{colour}}}" for number, colour in enumerate(COLOURS)]
-    rules += ["body:has(#show-masks:not(:checked)) .masks{display:none}"]
     rules += [
-        f"body:has(#show-c{number}:not(:checked)) .masks .c{number}{{display:none}}"
+        f"body:has(#show-{layer}:not(:checked)) .{layer}{{display:none}}"
+        for layer in ("masks", "known")
+    ]
+    rules += [
+        f"body:has(#show-c{number}:not(:checked)) :is(.masks,.known) .c{number}{{display:none}}"
         for number in range(MAX_TOGGLES + 1)
     ]
     for step in range(1, 10):
@@ -174,6 +177,9 @@ figure:target{grid-column:1/-1;order:-1}figure:target .links .smaller{display:in
 .masks path{fill:currentColor;fill-opacity:.3;fill-rule:evenodd;stroke:currentColor;
 stroke-width:1.5;vector-effect:non-scaling-stroke}
 .masks path:hover{fill-opacity:.6}
+.known{filter:drop-shadow(0 0 1px #000) drop-shadow(0 0 1px #000)}
+.known path{fill:none;stroke:#fff;stroke-width:2;stroke-dasharray:7 4;pointer-events:stroke;
+vector-effect:non-scaling-stroke}
 button{font:inherit;min-width:2rem;margin:.25rem .25rem 0 0;color:inherit;background:var(--paper);
 border:1px solid var(--line);border-radius:.3rem}
 @media (max-width:40rem){.controls{position:static}figure{scroll-margin-top:1rem}}

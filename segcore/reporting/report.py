@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from segcore.comparison.compare import CompareOptions, Comparison, compare
+from segcore.comparison.truth import TruthImages
 from segcore.errors import SegcoreError
 from segcore.evaluation.evaluate import evaluate
 from segcore.evaluation.remarks import shorten
@@ -86,6 +87,7 @@ class _Comparisons:
         notes: Heading of a group -> image_id -> what is said of the image.
         explanations: Heading of a group -> what is said of all of them.
         remarks: Sentences for people about what is not as they may think.
+        known: The known masks, if there are any.
     """
 
     sections: list[Section] = field(default_factory=list)
@@ -93,6 +95,7 @@ class _Comparisons:
     explanations: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    known: TruthImages | None = None
 
 
 def make_report(
@@ -117,16 +120,11 @@ def make_report(
     problems = [*compared.problems, *_describe_damage(contents)]
     groups = _groups(contents, compared)
     records = [record for _, _, members, _ in groups for record in members]
-    gallery = read_gallery(results, records, _FIGURE_BYTES)
+    gallery = read_gallery(results, records, _FIGURE_BYTES, compared.known)
     problems += gallery.problems()
     writer = FigureWriter(gallery)
     figures = [writer.group(*group) for group in groups]
-    explanation = (
-        "Each colour is one mask, drawn along the edges of its pixels; its class and score are "
-        "told under the pointer. Pictures are small copies; dark images are brightened. With "
-        "JavaScript, they can be magnified and any lowest score be chosen."
-    )
-    pictures = join(element("p", explanation, class_="note"), controls(gallery), *figures)
+    pictures = join(element("p", _explain(compared), class_="note"), controls(gallery), *figures)
     run = run_section(results, _find_run(results), contents, problems, _RUN_BYTES,
                       options.price)  # fmt: skip
     sections = [
@@ -140,6 +138,16 @@ def make_report(
     page = write_page(f"Report on {results.name}", subtitle, sections)
     sizes = {section.name: len(section.to_markup().encode()) for section in sections}
     return Report(results.name, page, tuple(problems), sizes, tuple(compared.remarks))
+
+
+def _explain(compared: _Comparisons) -> str:
+    """What is drawn over the images."""
+    known = " Known masks are dashed lines." if compared.known else ""
+    return (
+        "Each colour is one mask, drawn along the edges of its pixels; its class and score are "
+        f"told under the pointer.{known} Pictures are small copies; dark images are brightened. "
+        "With JavaScript, they can be magnified and any lowest score be chosen."
+    )
 
 
 def _groups(
@@ -211,6 +219,7 @@ def _add_scores(compared: _Comparisons, results: Results, options: ReportOptions
 def _add_errors(compared: _Comparisons, results: Results, options: ReportOptions) -> None:
     if options.ground_truth:
         comparison = _compare_with(results.storage, options.ground_truth, results, options)
+        compared.known = comparison.known
         worst = comparison.totals.most_changed()[: options.images]
         compared.notes["Most errors"] = {
             image.image_id: describe_errors(image.changes) for image in worst

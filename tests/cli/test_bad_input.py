@@ -25,6 +25,7 @@ COMPARE = ("compare", "out", "truth.json", "--table", "table.parquet")
 EVALUATE = ("evaluate", "out", "truth.json")
 REPORT = ("report", "out", "--ground-truth", "truth.json", "--out", "report.html")
 RANK = ("rank", "out", "--by", "uncertain")
+EXPORT = ("export", "out", "coco", "--workers", "1")
 FILES = {"show": "sheet.png", "compare": "table.parquet", "report": "report.html"}
 
 
@@ -128,10 +129,12 @@ UNREADABLE = "is not a part of a segcore output"
         (_unit_missing, RANK, 0, UNFINISHED),
         (_damaged_instances, SHOW, 1, CANNOT),
         (_damaged_instances, COMPARE, 1, "1 unit cannot be read: left out"),
+        (_damaged_instances, EVALUATE, 1, UNREADABLE),
+        (_damaged_instances, EXPORT, 1, UNREADABLE),
         (_damaged_instances, REPORT, 1, "A unit cannot be read and is left out"),
         (_damaged_instances, RANK, 1, "A unit cannot be read and is left out"),
         (_damaged_images, SHOW, 1, "A unit cannot be read and is left out"),
-        (_damaged_images, EVALUATE, 2, UNREADABLE),
+        (_damaged_images, EVALUATE, 1, UNREADABLE),
         (_damaged_images, REPORT, 1, "Scores left out"),
         (_damaged_images, RANK, 1, "A unit cannot be read and is left out"),
     ],

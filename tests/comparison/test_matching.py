@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from segcore import masks
-from segcore.comparison.instances import ImageInstances, text_of
+from segcore.comparison.instances import ImageInstances
 from segcore.comparison.matching import Change, Matches, MatchLimits, match_instances
+from segcore.evaluation.objects import text_of
 from segcore.masks import from_logits
 from tests.masks.test_overlap import draw_mask
 

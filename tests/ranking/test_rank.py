@@ -12,7 +12,6 @@ import pytest
 
 import segcore
 from segcore.errors import StorageError, UsageError
-from segcore.inspection.verify import verify_output
 from segcore.instances import Instances
 from segcore.output.layout import EditionLayout
 from segcore.output.rankings import RANKING_SCHEMA, read_ranking
@@ -20,15 +19,9 @@ from segcore.output.results import open_results
 from segcore.ranking import facts as facts_module
 from segcore.ranking import rank as rank_module
 from segcore.ranking.diverse import feature_columns
-from segcore.run import segment as job
-from segcore.run.compact import compact
-from segcore.run.compact_plan import CompactOptions
 from segcore.storage import Storage
-from tests.support.bright_images import bright_png, bright_pngs
 from tests.support.commands import call_segcore
 from tests.support.generated_output import CATEGORIES, draw_instances
-from tests.support.jobs import job_config, write_files
-from tests.support.run_without_ray import without_ray
 from tests.support.two_editions import write_images
 
 storage = Storage()
@@ -205,47 +198,6 @@ def test_a_ranking_made_otherwise_is_kept_unless_told(layout: EditionLayout) -> 
         segcore.rank(layout.prefix, "random", seed=3)
     segcore.rank(layout.prefix, "random", seed=3, overwrite=True)
     assert read_ranking(open_results(storage, layout.prefix), "random").options["seed"] == 3
-
-
-@pytest.mark.slow
-def test_an_older_state_is_recognized(tmp_path: Path) -> None:
-    photos = tmp_path / "in"
-    write_files(photos, bright_pngs(5))
-    config = job_config(
-        photos, tmp_path / "out", "plan.images=2", "source.allow_shrunk_listing=true"
-    )
-    with without_ray():
-        job.segment(config)
-        prefix = segcore.rank(str(tmp_path / "out"), "uncertain").ranking.uri.rpartition("/rank")[0]
-        results = open_results(storage, prefix)
-        assert read_ranking(results, "uncertain").remark(results) == ""
-        compact(storage, prefix, options=CompactOptions())  # moves rows and changes none
-        moved = open_results(storage, prefix)
-        assert read_ranking(moved, "uncertain").remark(moved) == ""
-        gone, *_ = sorted(photos.iterdir())
-        gone.unlink()
-        (photos / "new1.png").write_bytes(bright_png(7))
-        (photos / "new2.png").write_bytes(bright_png(8))
-        job.segment(config)
-    assert verify_output(storage, prefix).ok  # `rankings/` is no problem
-    now = open_results(storage, prefix)
-    remark = read_ranking(now, "uncertain").remark(now)
-    assert (
-        "Ranking uncertain was made from an older state of this edition: 1 of its images is not "
-        "there any more and 2 images came since;" in remark
-    )
-    shown = call_segcore("show", prefix, "--ranking", "uncertain", "--out", f"{tmp_path}/x.png")
-    exported = call_segcore(
-        "export", prefix, f"{tmp_path}/coco", "--ranking", "uncertain", "--workers", "1"
-    )
-    report = call_segcore(
-        "report", prefix, "--ranking", "uncertain", "--out", f"{tmp_path}/report.html"
-    )
-    for done in (shown, exported, report):
-        assert (done.returncode, remark in done.stderr) == (0, True), done.stderr
-    assert "older state of this edition" in (tmp_path / "report.html").read_text()
-    segcore.rank(prefix, "uncertain")
-    assert read_ranking(now, "uncertain").remark(now) == ""
 
 
 @pytest.mark.slow

@@ -55,11 +55,6 @@ class Context:
         return f"segcore {self.model} {self.edition}"
 
 
-def model_text(model: Mapping[str, Any]) -> str:
-    """Name of the model of an edition, with the beginning of its weights' sha256."""
-    return f"{model['name']} {str(model['weights_sha256'])[:12]}"
-
-
 @dataclass(frozen=True)
 class ExportImage:
     """One image and the masks that are exported of it, by descending score.
