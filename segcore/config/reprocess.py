@@ -90,7 +90,7 @@ class ScheduleOptions(BaseModel):
         None,
         min_length=1,
         description="Tables that hold the published edition, too, before latest.json names it: "
-        "iceberg://CATALOG/NAMESPACE.NAME.",
+        "iceberg://CATALOG/NAMESPACE.NAME, or delta for those in the folder delta of the output.",
     )
     verify: bool = Field(
         True, description="Check all results as `segcore verify` does before they are published."

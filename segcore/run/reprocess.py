@@ -133,7 +133,8 @@ def reprocess(
     call = _Call(config, Storage(config.storage), output, notify)
     if config.schedule.table is not None:
         call.tables = parse_target(config.schedule.table)
-        open_tables(call.tables, output)  # what is wrong with them is said before anything runs
+        # What is wrong with them is said before anything runs.
+        open_tables(call.storage, call.tables, output)
     is_told = False
     while True:
         try:
@@ -275,7 +276,7 @@ def _tables_lag(call: _Call, run: RunReport) -> bool:
         return False
     layout = call.output.edition(run.edition)
     record = read_run_record(call.storage, layout, run.run)
-    return not hold_execution(call.tables, layout, record)
+    return not hold_execution(call.storage, call.tables, layout, record)
 
 
 def _publish(call: _Call, run: RunReport) -> None:
