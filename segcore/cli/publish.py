@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -59,5 +60,7 @@ def command(
 
     report = publish_edition(open_storage(sets), output, edition, notify, to=to)
     print_json(report.to_dict()) if as_json else print_text(report.summary())
+    if report.other_tables:
+        notify(report.other_tables, level=logging.WARNING)
     if report.newer_run:
         notify(f"Its newest run, {report.newer_run}, is not complete: readers find the one before.")

@@ -14,12 +14,13 @@ from segcore.lakehouse.delta import DeltaLakeTable
 from segcore.lakehouse.files import TABLES, TableFiles, list_table_files
 from segcore.lakehouse.iceberg import IcebergTable
 from segcore.lakehouse.table import LakeTable
-from segcore.lakehouse.target import TableError, TableTarget
+from segcore.lakehouse.target import DELTA, TableError, TableTarget
 from segcore.output.layout import EditionLayout, OutputLayout, Table
-from segcore.output.registered import pin_files
+from segcore.output.registered import pin_files, registering_tables
 from segcore.output.run_records import RunRecord
 from segcore.storage import Storage
 from segcore.storage.uris import basename
+from segcore.text import one_line
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,27 @@ def open_tables(
     if target.is_delta:
         return {table: DeltaLakeTable(storage, table, output) for table in TABLES}
     return {table: IcebergTable(target, table, output.uri) for table in TABLES}
+
+
+def describe_other_tables(
+    storage: Storage, target: TableTarget | None, output: OutputLayout
+) -> str:
+    """Which tables hold rows of this output, and are not those that are published to; "" if none.
+
+    Raises:
+        StorageError: That cannot be found out.
+    """
+    others = set(registering_tables(storage, output))
+    if any(True for _ in storage.list_folder(output.delta_log("images"))):
+        others.add(DELTA)
+    others -= {target.url if target else ""}
+    if not others:
+        return ""
+    names = one_line(", ".join(sorted(others)), 300)
+    return (
+        f"Tables of this output that were not named lag behind now: {names}. `segcore publish` "
+        "with --to brings them up to date."
+    )
 
 
 def hold_execution(

@@ -271,6 +271,10 @@ class OutputLayout:
         """The folder of a Delta table; see `segcore.lakehouse.delta`."""
         return join(self.delta_folder, table)
 
+    def delta_log(self, table: Table) -> str:
+        """Holds the commits of a Delta table."""
+        return join(self.delta_table(table), "_delta_log")
+
     def index(self, key: str) -> str:
         """The index of a large tar shard; see `segcore.sources.tar_index`."""
         return join(self.uri, "indexes", f"{key}.parquet")

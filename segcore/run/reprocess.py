@@ -18,7 +18,7 @@ from segcore.config.schema import Config, ModelConfig
 from segcore.errors import ListingShrank, UsageError
 from segcore.images import DecodeOptions
 from segcore.inspection.verify import verify_output
-from segcore.lakehouse.publish import hold_execution, open_tables
+from segcore.lakehouse.publish import describe_other_tables, hold_execution, open_tables
 from segcore.lakehouse.target import TableTarget, parse_target
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import LeaseHeld
@@ -195,8 +195,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
     if run.nothing_to_do and is_current and run.status != "too_many_failed":
         if not _tables_lag(call, run):
             return replace(report, status=NOTHING_TO_DO)
-        _publish(call, run)
-        return replace(report, status=PUBLISHED)
+        return _publish(call, run, replace(report, status=PUBLISHED))
     return _decide(call, report, run, published)
 
 
@@ -250,8 +249,7 @@ def _decide(
     reasons = tuple(map(str, decision["reasons"]))
     report = replace(report, reasons=reasons, measured=decision["measured"])
     if not reasons:
-        _publish(call, run)
-        return replace(report, status=PUBLISHED, published=run.edition)
+        return _publish(call, run, replace(report, status=PUBLISHED, published=run.edition))
     report = replace(report, again=again)
     if published.edition in ("", run.edition) or call.config.schedule.on_refusal == "keep":
         return report
@@ -279,8 +277,11 @@ def _tables_lag(call: _Call, run: RunReport) -> bool:
     return not hold_execution(call.storage, call.tables, layout, record)
 
 
-def _publish(call: _Call, run: RunReport) -> None:
+def _publish(call: _Call, run: RunReport, report: ReprocessReport) -> ReprocessReport:
     """Bring the edition into its tables, and then move the pointer, under the lease of the output.
+
+    Returns:
+        The report, with a note of tables that now lag.
 
     Raises:
         SegcoreError: A table could not be written; the pointer is where it was.
@@ -294,12 +295,14 @@ def _publish(call: _Call, run: RunReport) -> None:
         layout = call.output.edition(run.edition)
         if call.tables is not None:
             record = read_run_record(call.storage, layout, run.run)
-            report = publish_to_tables(
+            tables = publish_to_tables(
                 call.storage, layout, record, call.tables, lease.check, call.notify
             )
-            call.say(report.summary())
+            call.say(tables.summary())
         lease.check()
         publish(call.storage, layout, run.run, run.status)
+    others = describe_other_tables(call.storage, call.tables, call.output)
+    return replace(report, notes=(*report.notes, others)) if others else report
 
 
 def _update_published(
@@ -325,7 +328,7 @@ def _update_published(
         note = f"Not all new images are in the published edition {published.edition} yet: {what}."
         return replace(report, notes=(note, *run.errors), updated=False)
     if published != (run.edition, run.run) or _tables_lag(call, run):
-        _publish(call, run)
+        report = _publish(call, run, report)
     return replace(report, updated=True)
 
 
