@@ -2,10 +2,10 @@
 
     python -m tests.measure.nothing_to_do [--units 100000] [--shards]
 
-The archive has a file for each unit, or with --shards a tar for ten of them, and the output of a first night has parts without payload,
-whose counts are in the cache. The second night is the real command with the bundled model, twice:
-it has to end with 99. Time of the user and of the system together, so that other work on the
-machine counts less.
+The archive has a file for each unit, or with --shards a tar for ten of them, and the output of a
+first night has parts without payload, whose counts are in the cache. The second night is the real
+command with the bundled model, twice: it has to end with 99. Time of the user and of the system
+together, so that other work on the machine counts less.
 """
 
 from __future__ import annotations
