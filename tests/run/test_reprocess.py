@@ -253,6 +253,20 @@ def test_a_published_edition_that_is_gone(folder: Path) -> None:
         night(folder)
 
 
+def test_tables_that_are_not_named_any_more_are_said_to_lag(folder: Path) -> None:
+    first = night(folder)
+    write_files(folder / "out" / "delta/images/_delta_log", {f"{0:020}.json": b"{}"})
+    registered = folder / "out" / first.edition / "registered"
+    registered.mkdir()
+    (registered / "1.json").write_text('{"table": "iceberg://lake/a.b\\u001b[31m", "files": []}')
+    write_files(folder / "in", {"new.png": bright_png(9)})
+    (note,) = night(folder).notes
+    assert note.startswith("Tables of this output that were not named lag behind now: delta, ice")
+    assert "\x1b" not in note
+    done = call_segcore("publish", str(folder / "out"), first.edition)
+    assert (done.returncode, "lag behind now: delta, iceberg" in done.stderr) == (0, True)
+
+
 @pytest.mark.slow
 def test_damaged_results_are_not_published(folder: Path) -> None:
     night(folder)
