@@ -80,7 +80,7 @@ def describe_other_tables(
         return ""
     names = one_line(", ".join(sorted(others)), 300)
     return (
-        f"Tables of this output that were not named lag behind now: {names}. `segcore publish` "
+        f"Other tables of this output were left as they are: {names}. `segcore publish` "
         "with --to brings them up to date."
     )
 

@@ -53,6 +53,10 @@ from segcore.storage import Storage
 from segcore.text import join_counts
 
 _WAIT_S = 5.0  # between two looks at a lease that is held
+_IF_IT_SHRANK = (
+    "If a folder is not mounted or a prefix is wrong, mend that. If the images are gone on "
+    "purpose, call it once with --set source.allow_shrunk_listing=true."
+)
 Notify = Callable[[str], None]
 
 
@@ -183,7 +187,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
     try:
         run = call.segment(config, published.edition, check)
     except ListingShrank as error:
-        return replace(empty, reasons=(error.message,))
+        return replace(empty, reasons=(error.message,), notes=(_IF_IT_SHRANK,))
     _remember_model(call, config, jobs[0])
     report = replace(
         empty, edition=run.edition, run=run.run, images_this_time=run.images_this_time, segment=run

@@ -78,11 +78,13 @@ class _Nights:
         command = [sys.executable, "-m", "segcore", *self.arguments(sets, BRIGHT_MODEL)]
         environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
         both = [
-            subprocess.Popen(command, cwd=ROOT, env=environment,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             for _ in range(2)
         ]  # fmt: skip
-        return sorted(process.wait() for process in both)
+        for process in both:
+            print(*process.communicate(), process.returncode, sep="\n")  # shown if the test fails
+        return sorted(process.returncode for process in both)
 
     def check(self, what: str, end: str, expected: dict[str, Any]) -> None:
         """The published table is this one; a row of the printed table."""
