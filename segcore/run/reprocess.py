@@ -175,7 +175,8 @@ def _reprocess(call: _Call) -> ReprocessReport:
     def check(job: Job) -> None:
         jobs.append(job)
         gates = call.config.gates
-        check_gates(gates, call.storage, (item.name for item in job.model.info.categories))
+        categories = {item.id: item.name for item in job.model.info.categories}
+        check_gates(gates, call.storage, categories)
         if published.edition:
             layout = call.output.edition(published.edition)
             check_listing_size(job, layout, gates.max_listing_loss)
@@ -249,7 +250,8 @@ def _decide(
         measured = measure(call.storage, run, published.edition, call.config.gates)
         decision = {"reasons": measured.reasons, "measured": measured.values, "facts": facts}
         call.check_lease()
-        write_decision(call.storage, call.output, key, decision)
+        if measured.was_compared:
+            write_decision(call.storage, call.output, key, decision)
     reasons = tuple(map(str, decision["reasons"]))
     report = replace(report, reasons=reasons, measured=decision["measured"])
     if not reasons:
