@@ -100,7 +100,7 @@ grid: $(VENV)/.test ## compare the pixels of a generated grid of images with tho
 	$(BIN)/python -m tests.grid coco
 
 .PHONY: lakehouse
-lakehouse: $(VENV)/.test ## publish to Iceberg tables, in an environment of its own (100 MB)
+lakehouse: $(VENV)/.test ## publish to Iceberg and Delta tables, in an environment of its own (250 MB)
 	$(BIN)/python -m tests.lakehouse
 
 .PHONY: cluster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -23,11 +24,15 @@ EPILOG = """
 
   segcore publish out/ nuclei-yolo11n-0123456789ab --to iceberg://prod/vision.nuclei
 
+  segcore publish out/ nuclei-yolo11n-0123456789ab --to delta
+
 `segcore editions` lists the editions. An edition that lacks results is refused. To go back to an
 earlier edition, publish that one.
 
-With --to, the tables vision.nuclei_instances and vision.nuclei_images hold this edition before
-latest.json names it: the files stay where they are and are registered.
+With --to, two tables hold this edition before latest.json names it. Of Iceberg, they are
+vision.nuclei_instances and vision.nuclei_images: the files stay where they are and are registered.
+Of Delta, they are out/delta/instances and out/delta/images: the files are linked there or, on S3,
+copied by the server.
 
 Exit codes: 0 done, or published already; 1 the edition is not complete, the tables or their catalog
 cannot be used, or a lease is held; 2 usage error; 130 interrupted.
@@ -44,7 +49,7 @@ def command(
         typer.Option(
             "--to",
             metavar="URL",
-            help="Tables to publish it to as well: iceberg://CATALOG/NAMESPACE.NAME.",
+            help="Tables to publish it to as well: iceberg://CATALOG/NAMESPACE.NAME, or delta.",
         ),
     ] = None,
     sets: StorageSets = None,
@@ -55,5 +60,7 @@ def command(
 
     report = publish_edition(open_storage(sets), output, edition, notify, to=to)
     print_json(report.to_dict()) if as_json else print_text(report.summary())
+    if report.other_tables:
+        notify(report.other_tables, level=logging.WARNING)
     if report.newer_run:
         notify(f"Its newest run, {report.newer_run}, is not complete: readers find the one before.")

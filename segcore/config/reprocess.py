@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segcore.config.schema import Config
 
@@ -33,7 +33,7 @@ class GateOptions(BaseModel):
         description="Refuse if the number of objects of a category changes by a larger share, in "
         "either direction.",
     )
-    max_change_by_category: dict[str, float] = Field(
+    max_change_by_category: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="The same for categories by their names; wins over max_category_change."
     )
     golden: str | None = Field(
@@ -58,6 +58,19 @@ class GateOptions(BaseModel):
         description="Refuse if the listing of a new edition is smaller than that of the published "
         "one by a larger share: images, or bytes where images are counted only when they are read.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_and_no(cls, value: Any) -> Any:
+        """A gate that is set to `yes` would be open: that is 1 to pydantic.
+
+        Raises:
+            ValueError: It is a truth value, or one of its numbers is.
+        """
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(number, bool) for number in numbers):
+            raise ValueError("yes and no are no limits: give a number, or null for none")
+        return value
 
 
 class ScheduleOptions(BaseModel):
@@ -90,7 +103,7 @@ class ScheduleOptions(BaseModel):
         None,
         min_length=1,
         description="Tables that hold the published edition, too, before latest.json names it: "
-        "iceberg://CATALOG/NAMESPACE.NAME.",
+        "iceberg://CATALOG/NAMESPACE.NAME, or delta for those in the folder delta of the output.",
     )
     verify: bool = Field(
         True, description="Check all results as `segcore verify` does before they are published."

@@ -1,5 +1,5 @@
-"""Publishing editions as tables of warehouses: the files stay where they are, and are registered.
+"""Publishing editions as tables of warehouses, without writing a row again.
 
-`target` reads the URL of the tables, `files` finds the files that make up an edition, `iceberg`
-knows the table format, and `publish` keeps the order that a death cannot harm.
+`target` reads the URL of the tables, `files` finds the files that make up an edition, `iceberg` and
+`delta` know the table formats, and `publish` keeps the order that a death cannot harm.
 """

@@ -21,7 +21,10 @@ _DENIED = ("Forbidden", "Unauthorized", "PermissionError", "PermissionDenied", "
 
 
 class IcebergTable:
-    """One of the two tables; nothing is created before the first commit.
+    """One of the two tables, see `segcore.lakehouse.table.LakeTable`.
+
+    Attributes:
+        name: Its identifier in the catalog.
 
     Args:
         output: URI of the output whose rows it holds.
@@ -33,7 +36,7 @@ class IcebergTable:
     """
 
     def __init__(self, target: TableTarget, table: Table, output: str) -> None:
-        self._name, self._table, self._output = target.name(table), table, output
+        self.name, self._table, self._output = target.name(table), table, output
         self._catalog_name = target.catalog
         import_library("pyiceberg.catalog")
         # It warns of each column of each file without rows.
@@ -43,16 +46,17 @@ class IcebergTable:
         if self._opened is not None:
             self._check()
 
-    def head(self) -> Mapping[str, str]:
-        """What `stage` was told of the rows that readers find now; empty without any."""
-        return self._marks(None if self._opened is None else self._opened.current_snapshot())
+    def holds(self, marks: Mapping[str, str]) -> bool:
+        """Whether the snapshot that readers find now was published with these marks."""
+        snapshot = None if self._opened is None else self._opened.current_snapshot()
+        return marks.items() <= self._marks(snapshot).items()
 
-    def referenced(self) -> set[str]:
-        """URIs of all files that any snapshot refers to."""
+    def pins(self, files: TableFiles) -> set[str]:
+        """These files, and all that any snapshot refers to."""
         if self._opened is None:
-            return set()
+            return set(files.uris)
         with self._translated("read"):
-            return set(map(_to_uri, _data_files(self._opened, self._opened.snapshots())))
+            return {*files.uris, *map(_to_uri, _data_files(self._opened, self._opened.snapshots()))}
 
     def stage(self, files: TableFiles, marks: Mapping[str, str]) -> None:
         """Commit these files, and no others, to the branch of the candidate."""
@@ -118,15 +122,15 @@ class IcebergTable:
     def _load(self) -> Any:
         errors = import_library("pyiceberg.exceptions")
         try:
-            return self._catalog.load_table(self._name)
+            return self._catalog.load_table(self.name)
         except (errors.NoSuchTableError, errors.NoSuchNamespaceError):
             return None
 
     def _create(self) -> Any:
-        namespace = self._name.rpartition(".")[0]
+        namespace = self.name.rpartition(".")[0]
         if not self._catalog.namespace_exists(namespace):
             self._catalog.create_namespace_if_not_exists(namespace)
-        table = self._catalog.create_table(self._name, schema=SCHEMAS[self._table])
+        table = self._catalog.create_table(self.name, schema=SCHEMAS[self._table])
         mapping = table.schema().name_mapping.model_dump_json()
         with table.transaction() as transaction:  # parts have no ids of Iceberg in them
             transaction.set_properties(
@@ -135,7 +139,7 @@ class IcebergTable:
         return table
 
     def _check(self) -> None:
-        table, name = self._opened, self._name
+        table, name = self._opened, self.name
         pyarrow_io = import_library("pyiceberg.io.pyarrow")
         wanted = pyarrow_io.visit_pyarrow(
             SCHEMAS[self._table], pyarrow_io._ConvertToIcebergWithoutIDs()
@@ -179,7 +183,7 @@ class IcebergTable:
         except Exception as error:
             kind = type(error).__name__
             reason = redact(" ".join(str(error).split()))[:300] or kind
-            what = f"The table {self._name} of the catalog {self._catalog_name} could not be {verb}"
+            what = f"The table {self.name} of the catalog {self._catalog_name} could not be {verb}"
             if any(word in kind for word in _DENIED):
                 raise AccessDenied(f"{what}: {reason}", "Ask for the right to write it.") from None
             raise TableError(

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from segcore.lakehouse.delta import DeltaLakeTable
 from segcore.lakehouse.files import TABLES, TableFiles, list_table_files
 from segcore.lakehouse.iceberg import IcebergTable
-from segcore.lakehouse.target import TableError, TableTarget
+from segcore.lakehouse.table import LakeTable
+from segcore.lakehouse.target import DELTA, TableError, TableTarget
 from segcore.output.layout import EditionLayout, OutputLayout, Table
-from segcore.output.registered import pin_files
+from segcore.output.registered import pin_files, registering_tables
 from segcore.output.run_records import RunRecord
 from segcore.storage import Storage
 from segcore.storage.uris import basename
+from segcore.text import one_line
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class TablesReport:
     """What became of the tables.
 
     Attributes:
-        url: Of both.
+        url: Of both; the folder that has both Delta tables.
         changed: False if they held this execution of this edition already.
         images, instances: Rows.
         files: Files that they refer to.
@@ -46,7 +49,9 @@ class TablesReport:
         )
 
 
-def open_tables(target: TableTarget, output: OutputLayout) -> dict[Table, IcebergTable]:
+def open_tables(
+    storage: Storage, target: TableTarget, output: OutputLayout
+) -> dict[Table, LakeTable]:
     """Both tables, checked; those that do not exist are created by the first commit.
 
     Raises:
@@ -54,14 +59,39 @@ def open_tables(target: TableTarget, output: OutputLayout) -> dict[Table, Iceber
         TableError: They cannot be reached.
         AccessDenied: They may not be read.
     """
+    if target.is_delta:
+        return {table: DeltaLakeTable(storage, table, output) for table in TABLES}
     return {table: IcebergTable(target, table, output.uri) for table in TABLES}
 
 
-def hold_execution(target: TableTarget, layout: EditionLayout, record: RunRecord) -> bool:
+def describe_other_tables(
+    storage: Storage, target: TableTarget | None, output: OutputLayout
+) -> str:
+    """Which tables hold rows of this output, and are not those that are published to; "" if none.
+
+    Raises:
+        StorageError: That cannot be found out.
+    """
+    others = set(registering_tables(storage, output))
+    if any(True for _ in storage.list_folder(output.delta_log("images"))):
+        others.add(DELTA)
+    others -= {target.url if target else ""}
+    if not others:
+        return ""
+    names = one_line(", ".join(sorted(others)), 300)
+    return (
+        f"Other tables of this output were left as they are: {names}. `segcore publish` "
+        "with --to brings them up to date."
+    )
+
+
+def hold_execution(
+    storage: Storage, target: TableTarget, layout: EditionLayout, record: RunRecord
+) -> bool:
     """Whether readers of both tables find this execution of this edition; nothing is listed."""
     wanted = _marks(layout, record)
-    tables = open_tables(target, layout.output).values()
-    return all(wanted.items() <= table.head().items() for table in tables)
+    tables = open_tables(storage, target, layout.output).values()
+    return all(table.holds(wanted) for table in tables)
 
 
 def publish_tables(
@@ -78,25 +108,26 @@ def publish_tables(
     Raises:
         SegcoreError: It did not come so far; the next call goes on.
     """
-    tables = open_tables(target, layout.output)
+    tables = open_tables(storage, target, layout.output)
     files = list_table_files(storage, layout, record)
     marks = {
         table: {**_marks(layout, record), "segcore.files": files[table].digest} for table in TABLES
     }
-    stale = [table for table in TABLES if tables[table].head() != marks[table]]
+    stale = [table for table in TABLES if not tables[table].holds(marks[table])]
     check_lease()
     _pin(storage, layout, target, tables, files)
     if stale:
         for table in stale:
             check_lease()
             tables[table].stage(files[table], marks[table])
-        _check_rows(target, {table: tables[table] for table in stale}, files)
+        _check_rows({table: tables[table] for table in stale}, files)
         for table in stale:
             check_lease()
             tables[table].forward()
     n_files = sum(len(files[table].uris) for table in TABLES)
     n_rows = {table: files[table].n_rows for table in TABLES}
-    return TablesReport(target.url, bool(stale), n_rows["images"], n_rows["instances"], n_files)
+    url = layout.output.delta_folder if target.is_delta else target.url
+    return TablesReport(url, bool(stale), n_rows["images"], n_rows["instances"], n_files)
 
 
 def _marks(layout: EditionLayout, record: RunRecord) -> dict[str, str]:
@@ -111,13 +142,13 @@ def _pin(
     storage: Storage,
     layout: EditionLayout,
     target: TableTarget,
-    tables: Mapping[Table, IcebergTable],
+    tables: Mapping[Table, LakeTable],
     files: Mapping[Table, TableFiles],
 ) -> None:
     """Write down which files the tables refer to, or will; those that no version has are free."""
-    uris = {uri for table in TABLES for uri in files[table].uris}
-    for table in tables.values():
-        uris |= table.referenced()
+    if target.is_delta:
+        return  # their files have names of their own
+    uris = {uri for table in TABLES for uri in tables[table].pins(files[table])}
     output = layout.output
     by_edition: dict[str, list[str]] = {
         basename(folder): [] for folder in storage.folders(output.uri)
@@ -130,16 +161,14 @@ def _pin(
         pin_files(storage, output.edition(edition), target.url, pinned)
 
 
-def _check_rows(
-    target: TableTarget, tables: Mapping[Table, IcebergTable], files: Mapping[Table, TableFiles]
-) -> None:
+def _check_rows(tables: Mapping[Table, LakeTable], files: Mapping[Table, TableFiles]) -> None:
     for table, staged in tables.items():
         if staged.staged_rows() != files[table].n_rows:
             found = staged.staged_rows()
             for candidate in tables.values():
                 candidate.discard()
             raise TableError(
-                f"The candidate of {target.name(table)} has {found:,} rows, but the run counted "
+                f"The candidate of {staged.name} has {found:,} rows, but the run counted "
                 f"{files[table].n_rows:,} {table}. Nothing was published.",
                 "See what `segcore verify` says of the edition.",
             )

@@ -1,7 +1,8 @@
 """What the URL of tables means.
 
 ``iceberg://CATALOG/NAMESPACE.NAME`` names the tables ``NAMESPACE.NAME_instances`` and
-``NAMESPACE.NAME_images`` of a catalog that pyiceberg's own configuration defines.
+``NAMESPACE.NAME_images`` of a catalog that pyiceberg's own configuration defines. ``delta`` names
+the folders ``delta/instances`` and ``delta/images`` of the output.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from segcore.exit_codes import ExitCode
 from segcore.output.layout import Table
 from segcore.text import redact
 
-FORM = "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration."
+DELTA = "delta"
+FORM = (
+    "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration, or delta."
+)
 _ICEBERG = re.compile(r"iceberg://([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+)")
 
 
@@ -32,16 +36,21 @@ class TableTarget:
 
     Attributes:
         url: As it was given.
-        catalog: Name of the catalog.
-        place: Identifier of the tables without ``_images``.
+        catalog: Name of the Iceberg catalog.
+        place: Identifier of the Iceberg tables without ``_images``.
     """
 
     url: str
-    catalog: str
-    place: str
+    catalog: str = ""
+    place: str = ""
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether they are the Delta tables of the output."""
+        return self.url == DELTA
 
     def name(self, table: Table) -> str:
-        """Identifier of one of the two."""
+        """Identifier of one of the two Iceberg tables."""
         return f"{self.place}_{table}"
 
 
@@ -51,6 +60,8 @@ def parse_target(url: str) -> TableTarget:
     Raises:
         UsageError: It names none.
     """
+    if url == DELTA:
+        return TableTarget(url)
     match = _ICEBERG.fullmatch(url)
     if match is None:
         raise UsageError(f"{redact(url)[:200]!r} names no table.", FORM)

@@ -19,6 +19,7 @@
 <output>/<edition>/registered/<name>.json    files that a table outside of segcore refers to
 <output>/<edition>/registered/<table>/       rows for such a table, copied out of compacted files
 <output>/lease/                              who publishes, prunes or compacts
+<output>/delta/<table>/                      a Delta table of what is published
 <output>/reprocess/calls/<id>.json           what each call of `segcore reprocess` came to
 <output>/reprocess/decisions/<key>.json      whether an edition may be published in place of another
 <output>/reprocess/models/<edition>.json     the options with which an edition was made
@@ -260,6 +261,19 @@ class OutputLayout:
     def lease_folder(self) -> str:
         """Holds the lease of whoever publishes, prunes or compacts."""
         return join(self.uri, "lease")
+
+    @property
+    def delta_folder(self) -> str:
+        """Holds the two Delta tables."""
+        return join(self.uri, "delta")
+
+    def delta_table(self, table: Table) -> str:
+        """The folder of a Delta table; see `segcore.lakehouse.delta`."""
+        return join(self.delta_folder, table)
+
+    def delta_log(self, table: Table) -> str:
+        """Holds the commits of a Delta table."""
+        return join(self.delta_table(table), "_delta_log")
 
     def index(self, key: str) -> str:
         """The index of a large tar shard; see `segcore.sources.tar_index`."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from contextlib import suppress
 
-from segcore.errors import DamagedOutput, UsageError
+from segcore.errors import DamagedOutput, SegcoreError, UsageError
 from segcore.output.documents import read_document
-from segcore.output.layout import EditionLayout
+from segcore.output.layout import EditionLayout, OutputLayout
 from segcore.storage import Storage
 
 
@@ -51,6 +52,17 @@ def pin_files(storage: Storage, layout: EditionLayout, table: str, files: Collec
     data = (json.dumps({"table": table, "files": names}, indent=1) + "\n").encode()
     if not storage.exists(uri) or storage.read(uri) != data:
         storage.write(uri, data)
+
+
+def registering_tables(storage: Storage, output: OutputLayout) -> frozenset[str]:
+    """URLs of the tables that refer to files of an output; damaged documents are passed over."""
+    tables = set()
+    for folder in storage.folders(output.uri):
+        for info, _ in storage.list_folder(EditionLayout(folder).registered_folder):
+            if info.uri.endswith(".json"):
+                with suppress(SegcoreError):
+                    tables.add(str(read_document(storage, info.uri).get("table", "")))
+    return frozenset(tables - {""})
 
 
 def refuse_to_overwrite(storage: Storage, layout: EditionLayout) -> None:

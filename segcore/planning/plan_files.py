@@ -79,7 +79,11 @@ def decode_plan(data: bytes | BinaryIO, name: str = "the plan") -> Plan:
         for batch in map_in_order(from_stored_batch, stored_batches):
             builder.add_batch(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise SegcoreError(f"{name} cannot be read: {error}") from error
+        raise SegcoreError(
+            f"{name} cannot be read: {error}",
+            "Restore it from a copy. If that cannot be done, delete it and run the same command "
+            "again: the archive is planned anew.",
+        ) from error
     units = builder.finish()
     if run_name(units) != metadata["segcore.run"]:
         raise SegcoreError(f"{name} is damaged: its units do not match its name.")

@@ -20,7 +20,7 @@ from segcore.planning.lost import (
 )
 from segcore.sources.base import Entries
 from segcore.sources.objects import pack_objects_unit
-from segcore.sources.packed_members import MemberColumns, unpack_members
+from segcore.sources.packed_members import MemberColumns, unpack_all
 from segcore.sources.parallel import map_in_order
 from segcore.sources.unit_tables import UnitTableBuilder, units_to_table
 from segcore.sources.units import Member, Unit, make_objects_unit
@@ -122,12 +122,12 @@ class _Reduction:
         """The units of loose images in a batch of the previous plan, and where their images are."""
         numbers = np.flatnonzero(pc.equal(batch["kind"], "objects").to_numpy(False))
         loose = batch.take(pa.array(numbers))
-        parts = [*map(unpack_members, loose["members"].to_pylist())]
-        images = MemberColumns.concat(parts)
+        images, counts = unpack_all(loose["members"].to_pylist())
         digests = object_digests(images.uris, images.sizes.to_numpy(), images.etags)
         rows = self._index.find(digests)
         uris = images.uris.filter(pa.array(rows < 0))
-        return _LookedUp(batch.num_rows, numbers, loose["unit"].to_pylist(), parts, rows, uris)
+        units = loose["unit"].to_pylist()
+        return _LookedUp(batch.num_rows, numbers, units, images, counts, rows, uris)
 
     def _compare(
         self, batches: Iterable[_LookedUp], is_kept: np.ndarray
@@ -137,17 +137,33 @@ class _Reduction:
         for batch in batches:
             self.unmatched.total += len(batch.rows)
             self.unmatched.add(batch.unmatched_uris)
+            if self._keep_all(batch):
+                is_kept[first_unit + batch.numbers] = True
+                first_unit += batch.n_units
+                continue
             stop = 0
-            for number, unit, part in zip(batch.numbers, batch.units, batch.parts, strict=True):
-                start, stop = stop, stop + len(part)
+            for number, unit, n in zip(
+                batch.numbers, batch.units, batch.counts.tolist(), strict=True
+            ):
+                start, stop = stop, stop + n
                 unit_rows = batch.rows[start:stop]
                 is_unchanged = (unit_rows >= 0) & ~self.is_covered[unit_rows]
                 self.is_covered[unit_rows[is_unchanged]] = True
                 if is_unchanged.all():
                     is_kept[first_unit + number] = True
                 elif is_unchanged.any():
-                    yield unit, part.take(np.flatnonzero(is_unchanged))
+                    yield unit, batch.images.take(start + np.flatnonzero(is_unchanged))
             first_unit += batch.n_units
+
+    def _keep_all(self, batch: _LookedUp) -> bool:
+        """Mark the images of a batch in which nothing has changed: the usual case, seen at once."""
+        rows = batch.rows
+        if (rows < 0).any() or self.is_covered[rows].any() or not batch.counts.all():
+            return False
+        if len(np.unique(rows)) < len(rows):
+            return False
+        self.is_covered[rows] = True
+        return True
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,9 @@ class _LookedUp:
     Attributes:
         n_units: All of its units.
         numbers: Which of them are of loose images.
-        units, parts: These units and their images.
+        units: These units.
+        images: Of all of them, in order.
+        counts: How many images each has.
         rows: The rows of all these images in the index; -1 where they are not.
         unmatched_uris: Of the latter.
     """
@@ -165,7 +183,8 @@ class _LookedUp:
     n_units: int
     numbers: np.ndarray
     units: list[str]
-    parts: list[MemberColumns]
+    images: MemberColumns
+    counts: np.ndarray
     rows: np.ndarray
     unmatched_uris: pa.Array
 

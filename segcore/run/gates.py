@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from segcore.comparison.compare import CompareOptions, Comparison, compare
 from segcore.comparison.matching import Change, MatchLimits
 from segcore.comparison.totals import Totals
 from segcore.config.reprocess import GateOptions
-from segcore.errors import ListingShrank, SegcoreError, UsageError
+from segcore.errors import ListingShrank, ObjectNotFound, SegcoreError, UsageError
 from segcore.evaluation.evaluate import evaluate, read_ground_truth
+from segcore.evaluation.matching import match_categories
 from segcore.output.layout import EditionLayout
 from segcore.output.report import TOO_MANY_FAILED, RunReport
 from segcore.output.run_records import read_newest_run, read_planned_sizes
@@ -36,10 +37,12 @@ class Measured:
     Attributes:
         reasons: A sentence for each gate that refuses; empty if all are open.
         values: What was measured, by name.
+        was_compared: False if it could not be, so that the next call has to try again.
     """
 
     reasons: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    was_compared: bool = True
 
     def limit(self, name: str, value: float, most: float | None, what: str, key: str) -> None:
         """Note a value, and a reason if it is over its limit."""
@@ -48,16 +51,17 @@ class Measured:
             self.reasons.append(f"{what}: {value:.2%}; gates.{key} allows {most:.2%}.")
 
 
-def check_gates(gates: GateOptions, storage: Storage, categories: Iterable[str]) -> None:
+def check_gates(gates: GateOptions, storage: Storage, categories: Mapping[int, str]) -> None:
     """Refuse gates that cannot be applied, before hours go into segmenting.
 
     Args:
-        categories: Those of the model.
+        categories: Those of the model, by their ids.
 
     Raises:
-        UsageError: A category is unknown, or the golden set is missing or no COCO file.
+        UsageError: A category is unknown, or the golden set is missing, no COCO file, or of other
+            categories.
     """
-    known = sorted(set(categories))
+    known = sorted(set(categories.values()))
     unknown = sorted(gates.max_change_by_category.keys() - set(known))
     if unknown:
         raise UsageError(
@@ -69,7 +73,8 @@ def check_gates(gates: GateOptions, storage: Storage, categories: Iterable[str])
             f"gates.same_iou ({gates.same_iou:g}) is below gates.match_iou ({gates.match_iou:g})."
         )
     if gates.golden is not None:
-        read_ground_truth(storage, gates.golden)
+        truth = read_ground_truth(storage, gates.golden)
+        match_categories(categories, truth.categories)  # refuses those that have none in common
     elif gates.min_ap is not None:
         raise UsageError("gates.min_ap needs gates.golden.", "Name a COCO file with true masks.")
 
@@ -85,7 +90,15 @@ def check_listing_size(job: Job, published: EditionLayout, max_loss: float) -> N
     record = read_newest_run(job.storage, published)
     if record is None or record.input != job.plan.input:
         return
-    before, now = read_planned_sizes(job.storage, published, record.run), job.plan.units.table
+    try:
+        before = read_planned_sizes(job.storage, published, record.run)
+    except ObjectNotFound as error:
+        raise UsageError(
+            f"The plan of the published edition is gone, so it is not known how much it holds: "
+            f"{error.message}",
+            "Call it once with the model of that edition, which writes it again.",
+        ) from None
+    now = job.plan.units.table
     is_counted = not before["n_images"].null_count and not now["n_images"].null_count
     column, noun = ("n_images", "images") if is_counted else ("n_bytes", "bytes")
     n_before, n_now = (int(pc.sum(table[column]).as_py() or 0) for table in (before, now))
@@ -142,10 +155,11 @@ def _compare(
         )
     except UsageError as error:
         measured.reasons.append(f"Nothing can be compared: {error.message}")
+        measured.was_compared = False
         return
     if comparison.damaged_units:
         raise Damaged(
-            f"{comparison.damaged_units[0]}; so {report.edition} was not compared.",
+            f"{comparison.damaged_units[0].rstrip('.')}; so {report.edition} was not compared.",
             "`segcore verify` with --edition says more. Nothing was published.",
         )
     totals = comparison.totals
@@ -190,7 +204,7 @@ def _measure_ap(
     storage: Storage, report: RunReport, published: str, gates: GateOptions, measured: Measured
 ) -> None:
     assert gates.golden is not None, "checked by the caller"
-    ap = evaluate(storage, report.output, gates.golden, report.edition).scores.mask.ap
+    ap = _mask_ap(storage, report.output, gates.golden, report.edition)
     measured.values["ap"] = None if math.isnan(ap) else ap
     if math.isnan(ap):
         measured.reasons.append(f"{gates.golden} has no object in these images: no AP.")
@@ -198,10 +212,21 @@ def _measure_ap(
     if gates.min_ap is not None and ap < gates.min_ap:
         measured.reasons.append(f"Mask AP {ap:.4f}; gates.min_ap asks for {gates.min_ap:g}.")
     if published and gates.max_ap_drop is not None:
-        before = evaluate(storage, report.output, gates.golden, published).scores.mask.ap
+        before = _mask_ap(storage, report.output, gates.golden, published)
         measured.values["ap_before"] = None if math.isnan(before) else before
         if ap < before - gates.max_ap_drop:
             measured.reasons.append(
                 f"Mask AP {ap:.4f}, of the published edition {before:.4f}; gates.max_ap_drop "
                 f"allows {gates.max_ap_drop:g}."
             )
+
+
+def _mask_ap(storage: Storage, output: str, golden: str, edition: str) -> float:
+    """Raises a UsageError that says what to do here if the golden set does not fit."""
+    try:
+        return evaluate(storage, output, golden, edition).scores.mask.ap
+    except UsageError as error:
+        raise UsageError(
+            f"The golden set does not fit: {error.message} Nothing was published.",
+            "gates.golden is a COCO file of images of this archive, each with its size and masks.",
+        ) from None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segcore.lakehouse.publish import TablesReport, publish_tables
+from segcore.lakehouse.publish import TablesReport, describe_other_tables, publish_tables
 from segcore.lakehouse.target import TableTarget, parse_target
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.output.completeness import find_complete_run
@@ -29,6 +29,7 @@ class PublishReport:
         newer_run: A newer run of the edition that is not complete; "" if there is none.
         changed: False if this was published already.
         tables: The tables that were asked for; None without.
+        other_tables: A sentence about tables that now lag; "" if there are none.
     """
 
     edition: str
@@ -38,6 +39,7 @@ class PublishReport:
     newer_run: str
     changed: bool
     tables: TablesReport | None = None
+    other_tables: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -89,6 +91,7 @@ def publish_edition(
         if changed:
             publish(storage, layout, record.run, record.status)
         newest = read_newest_run(storage, layout)
+        others = describe_other_tables(storage, target, whole)
     return PublishReport(
         edition=layout.name,
         run=record.run,
@@ -97,6 +100,7 @@ def publish_edition(
         newer_run=newest.run if newest and newest.run != record.run else "",
         changed=changed,
         tables=tables,
+        other_tables=others,
     )
 
 

@@ -18,7 +18,7 @@ from segcore.config.schema import Config, ModelConfig
 from segcore.errors import ListingShrank, UsageError
 from segcore.images import DecodeOptions
 from segcore.inspection.verify import verify_output
-from segcore.lakehouse.publish import hold_execution, open_tables
+from segcore.lakehouse.publish import describe_other_tables, hold_execution, open_tables
 from segcore.lakehouse.target import TableTarget, parse_target
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import LeaseHeld
@@ -53,6 +53,10 @@ from segcore.storage import Storage
 from segcore.text import join_counts
 
 _WAIT_S = 5.0  # between two looks at a lease that is held
+_IF_IT_SHRANK = (
+    "If a folder is not mounted or a prefix is wrong, mend that. If the images are gone on "
+    "purpose, call it once with --set source.allow_shrunk_listing=true."
+)
 Notify = Callable[[str], None]
 
 
@@ -133,7 +137,8 @@ def reprocess(
     call = _Call(config, Storage(config.storage), output, notify)
     if config.schedule.table is not None:
         call.tables = parse_target(config.schedule.table)
-        open_tables(call.tables, output)  # what is wrong with them is said before anything runs
+        # What is wrong with them is said before anything runs.
+        open_tables(call.storage, call.tables, output)
     is_told = False
     while True:
         try:
@@ -170,7 +175,8 @@ def _reprocess(call: _Call) -> ReprocessReport:
     def check(job: Job) -> None:
         jobs.append(job)
         gates = call.config.gates
-        check_gates(gates, call.storage, (item.name for item in job.model.info.categories))
+        categories = {item.id: item.name for item in job.model.info.categories}
+        check_gates(gates, call.storage, categories)
         if published.edition:
             layout = call.output.edition(published.edition)
             check_listing_size(job, layout, gates.max_listing_loss)
@@ -182,7 +188,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
     try:
         run = call.segment(config, published.edition, check)
     except ListingShrank as error:
-        return replace(empty, reasons=(error.message,))
+        return replace(empty, reasons=(error.message,), notes=(_IF_IT_SHRANK,))
     _remember_model(call, config, jobs[0])
     report = replace(
         empty, edition=run.edition, run=run.run, images_this_time=run.images_this_time, segment=run
@@ -194,8 +200,7 @@ def _reprocess(call: _Call) -> ReprocessReport:
     if run.nothing_to_do and is_current and run.status != "too_many_failed":
         if not _tables_lag(call, run):
             return replace(report, status=NOTHING_TO_DO)
-        _publish(call, run)
-        return replace(report, status=PUBLISHED)
+        return _publish(call, run, replace(report, status=PUBLISHED))
     return _decide(call, report, run, published)
 
 
@@ -245,12 +250,12 @@ def _decide(
         measured = measure(call.storage, run, published.edition, call.config.gates)
         decision = {"reasons": measured.reasons, "measured": measured.values, "facts": facts}
         call.check_lease()
-        write_decision(call.storage, call.output, key, decision)
+        if measured.was_compared:
+            write_decision(call.storage, call.output, key, decision)
     reasons = tuple(map(str, decision["reasons"]))
     report = replace(report, reasons=reasons, measured=decision["measured"])
     if not reasons:
-        _publish(call, run)
-        return replace(report, status=PUBLISHED, published=run.edition)
+        return _publish(call, run, replace(report, status=PUBLISHED, published=run.edition))
     report = replace(report, again=again)
     if published.edition in ("", run.edition) or call.config.schedule.on_refusal == "keep":
         return report
@@ -275,11 +280,14 @@ def _tables_lag(call: _Call, run: RunReport) -> bool:
         return False
     layout = call.output.edition(run.edition)
     record = read_run_record(call.storage, layout, run.run)
-    return not hold_execution(call.tables, layout, record)
+    return not hold_execution(call.storage, call.tables, layout, record)
 
 
-def _publish(call: _Call, run: RunReport) -> None:
+def _publish(call: _Call, run: RunReport, report: ReprocessReport) -> ReprocessReport:
     """Bring the edition into its tables, and then move the pointer, under the lease of the output.
+
+    Returns:
+        The report, with a note of tables that now lag.
 
     Raises:
         SegcoreError: A table could not be written; the pointer is where it was.
@@ -293,12 +301,14 @@ def _publish(call: _Call, run: RunReport) -> None:
         layout = call.output.edition(run.edition)
         if call.tables is not None:
             record = read_run_record(call.storage, layout, run.run)
-            report = publish_to_tables(
+            tables = publish_to_tables(
                 call.storage, layout, record, call.tables, lease.check, call.notify
             )
-            call.say(report.summary())
+            call.say(tables.summary())
         lease.check()
         publish(call.storage, layout, run.run, run.status)
+    others = describe_other_tables(call.storage, call.tables, call.output)
+    return replace(report, notes=(*report.notes, others)) if others else report
 
 
 def _update_published(
@@ -324,7 +334,7 @@ def _update_published(
         note = f"Not all new images are in the published edition {published.edition} yet: {what}."
         return replace(report, notes=(note, *run.errors), updated=False)
     if published != (run.edition, run.run) or _tables_lag(call, run):
-        _publish(call, run)
+        report = _publish(call, run, report)
     return replace(report, updated=True)
 
 

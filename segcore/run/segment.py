@@ -346,6 +346,8 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
+    if not job.storage.exists(job.layout.plan(last_run.run)):
+        return False  # somebody deleted it: readers need it
     if not should_publish(job.published, job.edition.name, job.config.run.publish):
         return True
     return job.published == (job.edition.name, job.plan.run)

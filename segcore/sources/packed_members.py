@@ -9,7 +9,9 @@ members themselves in its place.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from segcore.storage.spill import SpillFile
 
 _REFERENCE = b"\xff" * 8  # where a packed value has its length, which is never as large
 _LEVEL = 1
+_NO_MEMBERS = bytes(16)  # what `pack_members` would compress
 # References from which no table is left cannot be told from others, so this lives as long as the
 # process does. Only plans of more than a few million images use it.
 _spill = SpillFile(memory_bytes=0)
@@ -91,6 +94,40 @@ def pack_members(members: MemberColumns) -> bytes:
     return len(data).to_bytes(8, "little") + compressed
 
 
+def pack_all(members: MemberColumns, offsets: np.ndarray) -> list[bytes]:
+    """What `pack_members` gives for each unit, at a tenth of the time where units are small.
+
+    Args:
+        offsets: (N + 1,) int64: where the members of each unit begin, and where the last ends.
+    """
+    first, last = int(offsets[0]), int(offsets[-1])
+    members, bounds = members.slice(first, last - first), (offsets - first).tolist()
+    if members.image_ids.null_count < len(members):  # members of shards
+        return [pack_members(members.slice(i, j - i)) for i, j in pairwise(bounds)]
+    sizes = _numbers(members.sizes).astype(np.int64).tobytes()
+    lengths, places, texts = [], [], []
+    for column in (members.uris, members.etags):
+        text_lengths, text = _split_text(column)
+        lengths.append(text_lengths.tobytes())
+        ends = np.concatenate(([0], np.cumsum(text_lengths, dtype=np.int64)))
+        places.append(ends[offsets - first].tolist())
+        texts.append(bytes(text))
+    packed, codec = [], pa.Codec("zstd", _LEVEL)
+    for number, (i, j) in enumerate(pairwise(bounds)):
+        if i == j:
+            packed.append(b"")
+            continue
+        pieces = [(j - i).to_bytes(8, "little"), bytes(8), sizes[8 * i : 8 * j]]
+        pieces += [column[4 * i : 4 * j] for column in lengths]
+        pieces += [
+            text[place[number] : place[number + 1]]
+            for text, place in zip(texts, places, strict=True)
+        ]
+        data = b"".join(pieces)
+        packed.append(len(data).to_bytes(8, "little") + codec.compress(data, asbytes=True))
+    return packed
+
+
 def unpack_members(packed: bytes) -> MemberColumns:
     """Inverse of `pack_members`, also of a reference to members that are set aside."""
     if not packed:
@@ -121,6 +158,44 @@ def unpack_members(packed: bytes) -> MemberColumns:
     if is_valid is not None:
         image_ids = pa.array(texts[2].to_pylist(), pa.large_string(), mask=~is_valid)
     return MemberColumns(image_ids, texts[0], texts[1], sizes)
+
+
+def unpack_all(values: Sequence[bytes]) -> tuple[MemberColumns, np.ndarray]:
+    """The members of all units in one, and (N,) int64 how many each has.
+
+    As `unpack_members` for each, at a tenth of the time where units are small.
+    """
+    codec = pa.Codec("zstd")
+    contents = [_decompress(packed, codec) if packed else _NO_MEMBERS for packed in values]
+    headers = np.frombuffer(b"".join([data[:16] for data in contents]), np.int64).reshape(-1, 2)
+    counts = headers[:, 0].copy()
+    if headers[:, 1].any():  # images with ids of their own are members of shards
+        return MemberColumns.concat([unpack_members(packed) for packed in values]), counts
+    lengths, texts = [], []
+    starts = [16 + 8 * n for n in counts.tolist()]
+    sizes = b"".join([data[16:start] for data, start in zip(contents, starts, strict=True)])
+    for _ in range(2):  # URIs, etags
+        ends = [start + 4 * n for start, n in zip(starts, counts.tolist(), strict=True)]
+        joined = b"".join([d[i:j] for d, i, j in zip(contents, starts, ends, strict=True)])
+        lengths.append(np.frombuffer(joined, np.int32).astype(np.int64))
+        starts = ends
+    first_rows = np.concatenate(([0], np.cumsum(counts)))
+    for text_lengths in lengths:
+        offsets = np.concatenate(([0], np.cumsum(text_lengths)))
+        n_bytes = np.diff(offsets[first_rows]).tolist()
+        ends = [start + n for start, n in zip(starts, n_bytes, strict=True)]
+        joined = b"".join([d[i:j] for d, i, j in zip(contents, starts, ends, strict=True)])
+        starts = ends
+        buffers = pa.py_buffer(offsets), pa.py_buffer(joined)
+        texts.append(pa.LargeStringArray.from_buffers(len(text_lengths), *buffers))
+    numbers = pa.Array.from_buffers(pa.int64(), int(first_rows[-1]), [None, pa.py_buffer(sizes)])
+    return MemberColumns.of_images(*texts, numbers), counts
+
+
+def _decompress(packed: bytes, codec: Any) -> bytes:
+    packed = _resolve(packed)
+    n_bytes = int.from_bytes(packed[:8], "little")
+    return bytes(codec.decompress(packed[8:], n_bytes, asbytes=True))
 
 
 def set_aside(packed: bytes) -> bytes:

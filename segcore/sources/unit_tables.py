@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from segcore.sources.packed_members import (
     MemberColumns,
+    pack_all,
     pack_members,
     set_aside,
+    unpack_all,
     unpack_members,
 )
 from segcore.sources.units import Member, Unit
@@ -150,12 +152,9 @@ def unit_batches(table: pa.Table) -> Iterator[pa.Table]:
 def to_stored_table(batch: pa.Table) -> pa.Table:
     """One of `unit_batches` as a table of `STORED_UNIT_SCHEMA`."""
     stored_field = STORED_UNIT_SCHEMA.field("members")
-    parts = [unpack_members(packed) for packed in batch["members"].to_pylist()]
-    offsets = [0]
-    for part in parts:
-        offsets.append(offsets[-1] + len(part))
-    arrays = MemberColumns.concat(parts).columns()
-    members = pa.StructArray.from_arrays(list(arrays), fields=list(_MEMBER_TYPE))
+    columns, counts = unpack_all(batch["members"].to_pylist())
+    members = pa.StructArray.from_arrays(list(columns.columns()), fields=list(_MEMBER_TYPE))
+    offsets = np.concatenate(([0], np.cumsum(counts)))
     nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
     return batch.set_column(_MEMBERS, stored_field, nested.cast(stored_field.type))
 
@@ -163,11 +162,10 @@ def to_stored_table(batch: pa.Table) -> pa.Table:
 def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Inverse of `to_stored_table` for one batch, which must have `STORED_UNIT_SCHEMA`."""
     nested = batch["members"]
-    offsets = nested.offsets.to_pylist()
     columns = MemberColumns(
         *(nested.values.field(name) for name in ("image_id", "uri", "etag", "size"))
     )
-    packed = [pack_members(columns.slice(start, stop - start)) for start, stop in pairwise(offsets)]
+    packed = pack_all(columns, nested.offsets.to_numpy())
     arrays = [batch[name] for name in UNIT_SCHEMA.names]
     arrays[_MEMBERS] = pa.array(packed, pa.large_binary())
     return pa.RecordBatch.from_arrays(arrays, schema=UNIT_SCHEMA)

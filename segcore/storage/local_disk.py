@@ -8,6 +8,7 @@ import secrets
 import stat as file_modes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shutil import copyfileobj
 from typing import BinaryIO
 
 from segcore.errors import AccessDenied, ObjectChanged, ObjectNotFound, StorageError, StorageFull
@@ -19,6 +20,9 @@ LINKED_FOLDER = "!folder"  # a link to a folder that was not entered
 BAD_NAME = "!name"  # a file name that is not valid UTF-8
 SPECIAL_FILE = "!special"  # a pipe, a socket or a device
 HIDDEN = "!hidden"  # a name that starts with a dot, of a file or of a folder that was not entered
+
+# What a file system says that makes no hard link here.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 _FULL_HINTS = {
     errno.ENOSPC: "Free some space on this disk, then rerun the same command to resume.",
@@ -268,13 +272,30 @@ def write_if_absent(path: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in _NO_LINKS:
                 raise
             return _create_exclusively(path, data)  # a file system without hard links
         finally:
             os.unlink(temporary)
         _sync_folder(os.path.dirname(path))
         return True
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name, or else its bytes; nothing is done if that exists."""
+    with translate_errors(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            os.link(os.path.realpath(source), target)
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open_file(source) as file:
+                write_with(target, lambda copy: copyfileobj(file, copy))
+            return
+        _sync_folder(os.path.dirname(target))
 
 
 def _create_exclusively(path: str, data: bytes) -> bool:

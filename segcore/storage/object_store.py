@@ -312,6 +312,12 @@ def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
     raise StorageError(f"{uri} was created without its bytes.", "Delete this object.")
 
 
+def copy(store: Any, source: str, target: str) -> None:
+    """Let the store copy an object within a bucket; replaces what had this name."""
+    with translate_errors(source):
+        _with_retries(store, lambda: obstore.copy(store, split(source)[2], split(target)[2]))
+
+
 def delete(store: Any, uri: str) -> None:
     """Delete the object if it exists."""
     with translate_errors(uri):

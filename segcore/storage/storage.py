@@ -312,6 +312,18 @@ class Storage:
             return object_store.write_if_absent(self._store(uri), uri, data)
         return local_disk.write_if_absent(uri, data)
 
+    def link_or_copy(self, source: str, target: str) -> None:
+        """Give an object that is never changed in place a second name, in the same bucket or disk.
+
+        On disk it is a hard link where that is possible, and nothing is done if the name exists.
+        Object stores copy it themselves.
+        """
+        source, target = normalize_object(source), normalize(target)
+        if is_remote(source):
+            object_store.copy(self._store(source), source, target)
+        else:
+            local_disk.link_or_copy(source, target)
+
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""
         uri = normalize(uri)

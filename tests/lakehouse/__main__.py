@@ -36,7 +36,9 @@ def main() -> int:
         subprocess.run([*pip, *wanted], check=True)
         complete.touch()
     arguments = sys.argv[1:] or ["tests/lakehouse"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    tools = Path(sys.executable).parent  # the S3 server is one of them
+    path = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     command = [str(python), "-m", "pytest", "-q", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 

@@ -7,14 +7,11 @@ published edition; and every file that any snapshot refers to must keep its byte
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from segcore.errors import AccessDenied, SegcoreError, UsageError
 from segcore.inspection.verify import verify_output
@@ -25,22 +22,24 @@ from segcore.lease.lease import LeaseHeld
 from segcore.output.layout import OutputLayout
 from segcore.output.schema import IMAGES_SCHEMA
 from segcore.run.compact import compact
-from segcore.run.compact_plan import CompactOptions
 from segcore.run.prune import prune
 from segcore.run.publish import PublishReport, publish_edition
-from segcore.run.segment import segment
 from segcore.storage import Storage
 from tests.support import lake
 from tests.support.bright_images import bright_png, bright_pngs
-from tests.support.fake_models import RAISES
-from tests.support.jobs import job_config, write_files
+from tests.support.jobs import write_files
+from tests.support.lake_changes import (
+    AT_ONCE,
+    CHANGES,
+    new_edition,
+    segment_again,
+    seven_images,
+)
 from tests.support.nights import BLIND_MODEL, night, published_rows
 from tests.support.run_without_ray import ProcessKilled, killed_when, without_ray
 
 storage = Storage()
-AT_ONCE = CompactOptions(grace_s=0.0)
 PATIENT = ("run.max_failed_fraction=0.5", "run.lease_ttl_s=60")
-SHRUNK = "source.allow_shrunk_listing=true"
 
 
 @pytest.fixture(autouse=True)
@@ -53,21 +52,8 @@ def _lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The output of an archive of seven images; one of them fails until it is mended."""
-    folder = tmp_path / "a b"  # spaces are not escaped in Iceberg
     monkeypatch.setenv("FAKE_MODEL_MENDED", str(tmp_path / "mended"))
-    fails = np.zeros((20, 30, 3), np.uint8)
-    fails[0, 0], fails[5:10, 5:20] = RAISES, (0, 255, 0)
-    sink = io.BytesIO()
-    Image.fromarray(fails).save(sink, "png")
-    write_files(folder / "in", {**bright_pngs(6), "fails.png": sink.getvalue()})
-    _segment(folder)
-    return folder
-
-
-def _segment(folder: Path, *sets: str, **options: bool) -> str:
-    sets = ("plan.images=3", "run.max_failed_fraction=0.5", *sets)
-    config = job_config(folder / "in", folder / "out", *sets)
-    return segment(config, **options).edition
+    return seven_images(tmp_path / "a b")  # spaces are not escaped in Iceberg
 
 
 def _publish(folder: Path, edition: str | None = None) -> PublishReport:
@@ -113,52 +99,6 @@ def test_parts_are_registered_as_they_are_and_twice_is_once(folder: Path) -> Non
         assert found["segcore.execution"]
 
 
-def _grow(folder: Path) -> str:
-    write_files(folder / "in", {"new.png": bright_png(31)})
-    return _segment(folder)
-
-
-def _change(folder: Path) -> str:
-    write_files(folder / "in", {"001.png": bright_png(32)})
-    return _segment(folder)
-
-
-def _lose(folder: Path) -> str:
-    (folder / "in" / "002.png").unlink()
-    return _segment(folder, SHRUNK)
-
-
-def _lose_and_remove(folder: Path) -> str:
-    (folder / "in" / "002.png").unlink()
-    return _segment(folder, SHRUNK, remove_unlisted=True)
-
-
-def _retry(folder: Path) -> str:
-    (folder.parent / "mended").touch()
-    return _segment(folder, retry_failed=True)
-
-
-def _compact(folder: Path) -> str:
-    edition = _segment(folder)
-    compact(storage, str(folder / "out"), edition, AT_ONCE)
-    return edition
-
-
-def _compact_and_lose(folder: Path) -> str:
-    _compact(folder)
-    (folder / "in" / "004.png").unlink()
-    return _segment(folder, SHRUNK)
-
-
-def _new_edition(folder: Path) -> str:
-    return _segment(folder, "model.conf=0.5", "run.publish=true")
-
-
-CHANGES = [
-    _grow, _change, _lose, _lose_and_remove, _retry, _compact, _compact_and_lose, _new_edition
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
 def test_no_registered_file_changes_underneath(folder: Path, change: Callable[[Path], str]) -> None:
     _publish(folder)
@@ -178,7 +118,7 @@ def test_no_registered_file_changes_underneath(folder: Path, change: Callable[[P
 
 def test_files_are_free_once_the_table_has_dropped_its_snapshots(folder: Path) -> None:
     old = _publish(folder).edition
-    new = _new_edition(folder)
+    new = new_edition(folder)
     _publish(folder, new)
     output = str(folder / "out")
     (kept,) = [e for e in prune(storage, output, 0, dry_run=False).editions if e.edition == old]
@@ -194,7 +134,7 @@ def test_files_are_free_once_the_table_has_dropped_its_snapshots(folder: Path) -
 
 
 def test_a_run_at_work_makes_no_part_while_files_are_registered(folder: Path) -> None:
-    layout = OutputLayout(str(folder / "out")).edition(_segment(folder))
+    layout = OutputLayout(str(folder / "out")).edition(segment_again(folder))
     with hold_lease(storage, layout.lease_folder, 60.0), pytest.raises(LeaseHeld):
         _publish(folder)
     assert lake.lake_rows() == {}
@@ -203,7 +143,7 @@ def test_a_run_at_work_makes_no_part_while_files_are_registered(folder: Path) ->
 def test_overwriting_is_refused_while_a_table_has_the_files(folder: Path) -> None:
     _publish(folder)
     with pytest.raises(UsageError, match=r"6 files.*would change them underneath"):
-        _segment(folder, overwrite=True)
+        segment_again(folder, overwrite=True)
     _check(folder)
 
 
@@ -287,7 +227,7 @@ def test_a_refused_edition_does_not_reach_the_tables(folder: Path) -> None:
 def _refuses(folder: Path, error: type[SegcoreError], words: str) -> None:
     """Publishing ends so; nothing is published, by hand or by a night."""
     latest = (folder / "out" / "latest.json").read_bytes()
-    edition = _segment(folder, "model.conf=0.5")
+    edition = segment_again(folder, "model.conf=0.5")
     with pytest.raises(error, match=words) as caught:
         _publish(folder, edition)
     assert "Traceback" not in caught.value.message
@@ -346,7 +286,7 @@ def test_a_table_with_another_schema(folder: Path, kind: str) -> None:
 def test_a_table_of_others(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_files(other / "in", bright_pngs(3))
-    _segment(other)
+    segment_again(other)
     _publish(other)
     _refuses(folder, UsageError, "One pair of tables|holds the rows of")
     _check(other)
@@ -359,7 +299,7 @@ def test_a_table_of_others(folder: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_url_that_names_no_table(folder: Path, url: str) -> None:
     with pytest.raises(UsageError, match="names no table") as caught:
-        publish_edition(storage, str(folder / "out"), _segment(folder), to=url)
+        publish_edition(storage, str(folder / "out"), segment_again(folder), to=url)
     assert "secret" not in caught.value.message
     with pytest.raises(SegcoreError):
         night(folder, *PATIENT, f"schedule.table={url or 'x'}")

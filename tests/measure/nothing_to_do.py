@@ -1,20 +1,22 @@
 """CPU time of `segcore reprocess` where nothing is to be done, by the number of units.
 
-    python -m tests.measure.nothing_to_do [--units 100000]
+    python -m tests.measure.nothing_to_do [--units 100000] [--shards]
 
-The archive has a file for each unit, and the output of a first night has parts without payload,
-whose counts are in the cache. The second night is the real command with the bundled model, twice:
-it has to end with 99. Time of the user and of the system together, so that other work on the
-machine counts less.
+The archive has a file for each unit, or with --shards a tar for ten of them, and the output of a
+first night has parts without payload, whose counts are in the cache. The second night is the real
+command with the bundled model, twice: it has to end with 99. Time of the user and of the system
+together, so that other work on the machine counts less.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -46,6 +48,17 @@ def write_archive(folder: Path, n_images: int) -> None:
         path.write_bytes(b"%d" % number)
 
 
+def write_shards(folder: Path, n_images: int) -> None:
+    """Tars of ten images, of which only the headers are read."""
+    folder.mkdir()
+    for number in range(0, n_images, 10):
+        with tarfile.open(folder / f"{number // 10:06}.tar", "w") as shard:
+            for image in range(number, min(number + 10, n_images)):
+                info = tarfile.TarInfo(f"{image:08}.jpg")
+                info.size = 8
+                shard.addfile(info, io.BytesIO(b"%08d" % image))
+
+
 def write_parts(job: Job, passes: Sequence[Pass], state: RunState, notify: Notify) -> None:
     """Stands for the work: a part of one byte for each unit, and its counts."""
     for table in _TABLES:
@@ -64,10 +77,13 @@ def main() -> None:
     """Measure, and print a line for each night."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=100_000)
-    units = parser.parse_args().units
+    parser.add_argument("--shards", action="store_true")
+    arguments = parser.parse_args()
+    units = arguments.units
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
-        write_archive(folder / "in", units)
+        write = write_shards if arguments.shards else write_archive
+        write(folder / "in", units)
         sets = [f"input={folder}/in", f"output={folder}/out", "plan.images=1",
                 "plan.bytes=1", "schedule.verify=false"]  # fmt: skip
         config = load_config(sets=sets, schema=ReprocessConfig)
@@ -75,10 +91,10 @@ def main() -> None:
         report = reprocess(config)
         assert report.segment is not None
         print(f"{report.status}: {report.segment.units:,} units")
-        arguments = [part for text in sets for part in ("--set", text)]
+        options = [part for text in sets for part in ("--set", text)]
         config_file = str(ROOT / "configs" / "reprocess.yaml")
         command = [sys.executable, "-m", "segcore", "reprocess", config_file,
-                   "--exit-99-if-nothing-to-do", *arguments]  # fmt: skip
+                   "--exit-99-if-nothing-to-do", *options]  # fmt: skip
         for _ in range(2):
             before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
             environment = {**os.environ, "PYTHONPATH": PYTHONPATH}

@@ -171,6 +171,7 @@ def test_a_listing_that_shrank_is_refused_before_anything_is_segmented(
     report = night(folder, *sets)
     assert (report.status, report.exit_code, report.images_this_time) == ("refused", 4, 0)
     assert "shrunk" in report.reasons[0]
+    assert "source.allow_shrunk_listing=true" in report.notes[0]
     assert published_rows(folder) == before
 
 
@@ -211,8 +212,14 @@ def test_the_golden_set(folder: Path) -> None:
     assert bad.status == "refused"
     assert bad.reasons[0].startswith("Mask AP 0.0000, of the published edition 1.0000;")
     unfit = f"gates.golden={_golden(folder, 'other.json', 'elsewhere.png')}"
-    with pytest.raises(UsageError, match=r"elsewhere\.png"):
+    with pytest.raises(UsageError, match=r"golden set does not fit: .*elsewhere\.png"):
         night(folder, "model.conf=0.6", unfit)
+    dogs = json.loads((folder / "golden.json").read_text())
+    dogs["categories"], dogs["annotations"][0]["category_id"] = [{"id": 9, "name": "dog"}], 9
+    (folder / "dogs.json").write_text(json.dumps(dogs))
+    with pytest.raises(UsageError, match="dog"):
+        night(folder, "model.conf=0.7", f"gates.golden={folder}/dogs.json")
+    assert len(list((folder / "out").glob("*/edition.json"))) == 4  # refused before the night
     assert _latest(folder)["edition"] == good.edition
 
 
@@ -234,6 +241,9 @@ def test_gates_by_category(folder: Path) -> None:
         ("gates.golden=/nowhere/golden.json", "/nowhere/golden.json"),
         ("gates.min_ap=0.3", "needs gates.golden"),
         ("gates.same_iou=0.2", "is below gates.match_iou"),
+        ("gates.max_vanished=yes", "yes and no are no limits"),
+        ("gates.max_change_by_category={bright: no}", "yes and no are no limits"),
+        ("gates.max_change_by_category={bright: -1}", "greater than or equal to 0"),
     ],
 )
 def test_gates_that_cannot_be_applied_are_refused_before_the_night(
@@ -251,6 +261,37 @@ def test_a_published_edition_that_is_gone(folder: Path) -> None:
     shutil.rmtree(report.segment.prefix)
     with pytest.raises(UsageError, match="the published edition was deleted"):
         night(folder)
+
+
+def test_tables_that_are_not_named_any_more_are_said_to_lag(folder: Path) -> None:
+    first = night(folder)
+    write_files(folder / "out" / "delta/images/_delta_log", {f"{0:020}.json": b"{}"})
+    registered = folder / "out" / first.edition / "registered"
+    registered.mkdir()
+    (registered / "1.json").write_text('{"table": "iceberg://lake/a.b\\u001b[31m", "files": []}')
+    write_files(folder / "in", {"new.png": bright_png(9)})
+    (note,) = night(folder).notes
+    assert note.startswith("Other tables of this output were left as they are: delta, iceberg:")
+    assert "\x1b" not in note
+    done = call_segcore("publish", str(folder / "out"), first.edition)
+    assert (done.returncode, "left as they are: delta, iceberg" in done.stderr) == (0, True)
+
+
+@pytest.mark.slow
+def test_a_published_edition_of_which_something_is_gone(folder: Path) -> None:
+    first = night(folder)
+    assert first.segment is not None
+    prefix = Path(first.segment.prefix)
+    shutil.rmtree(prefix / "plans")
+    with pytest.raises(UsageError, match="The plan of the published edition is gone"):
+        night(folder, NEW_MODEL)
+    assert night(folder).status == "published"  # writes it again
+    for table in ("images", "instances"):
+        shutil.rmtree(prefix / table)
+    refused = night(folder, NEW_MODEL)  # there is nothing to compare with, and that comes back
+    assert (refused.status, refused.images_added) == ("refused", 7)
+    assert "Nothing can be compared" in refused.reasons[0]
+    assert night(folder, NEW_MODEL).status == "published"
 
 
 @pytest.mark.slow

@@ -214,6 +214,27 @@ def test_write_if_absent_without_hard_links(
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_keeps_the_bytes_of_the_first(
+    folder: str, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", _refuse_link)
+    first, second = join(folder, "a b", "é?#%41.bin"), join(folder, "other", "b%41.bin")
+    storage.write(first, b"one")
+    for _ in range(2):
+        storage.link_or_copy(first, second)
+    storage.write(first, b"two")
+    storage.delete(first)
+    assert storage.read(second) == b"one"
+    with pytest.raises(ObjectNotFound):
+        storage.link_or_copy(first, join(folder, "other", "c.bin"))
+
+
+def _refuse_link(*args: object) -> None:
+    raise OSError(18, "Invalid cross-device link")
+
+
 def test_a_file_that_is_deleted_during_the_listing_is_not_listed(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).write_bytes(b"x")

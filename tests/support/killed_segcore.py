@@ -1,0 +1,16 @@
+"""`segcore` that kills itself with SIGKILL before it writes an object.
+
+python -m tests.support.killed_segcore PART_OF_ITS_URI ARGUMENTS OF SEGCORE
+"""
+
+from __future__ import annotations
+
+import sys
+
+from segcore.cli.main import main
+from tests.support.night_process import kill_before
+
+if __name__ == "__main__":
+    place = sys.argv.pop(1)
+    kill_before(place)
+    main()
