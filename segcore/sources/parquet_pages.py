@@ -236,6 +236,8 @@ class _CompactReader:
         header = self._byte()
         kind = header & 0x0F
         length = header >> 4 if header >> 4 != 15 else self._varint()
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deep")
         if length > self._end - self.position:  # each element takes a byte at least
             raise ValueError("a list longer than its bytes")
         values = []

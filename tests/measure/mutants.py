@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from PIL import Image
+
 from segcore.errors import ImageError, SegcoreError
 from segcore.evaluation.truth_file import load_ground_truth
 from segcore.images import DecodeOptions, decode_with_warnings
@@ -102,7 +104,7 @@ def make_mutant(good: list[bytes], number: int) -> bytes:
     data = random.choice(good)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         is_text = data[:1] in b'{["#' or b"\n" in data[:60]
-        mutate = random.choice((*BLIND, *[_change_token] * 5) if is_text else BLIND)
+        mutate = _change_token if is_text and random.random() < 0.8 else random.choice(BLIND)
         data = mutate(data, random) if data else b"x"
     return data
 
@@ -155,6 +157,13 @@ def _read_training_set(path: Path) -> str:
     return "ok"
 
 
+def _write_training_images(folder: Path) -> None:
+    for image in clean_document()["images"]:
+        file = folder / image["file_name"]
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (image["width"], image["height"])).save(file)
+
+
 def _check_text(message: str) -> None:
     assert message.isprintable(), f"a message that is not printable: {message!r}"
 
@@ -191,6 +200,8 @@ def _try_many(kind: str, first: int, count: int, answers: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     suffix = kind.rpartition(".")[2] if kind not in ("truth", "train") else "json"
     path = answers.parent / f"mutant.{suffix}"
+    if kind == "train":
+        _write_training_images(path.parent)
     with answers.open("a") as sink:
         for number in range(first, count):
             path.write_bytes(make_mutant(good, number))
