@@ -23,7 +23,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from segcore.errors import ObjectNotFound, SegcoreError, StorageError
+from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
 from segcore.lease.clock import SYSTEM_CLOCK, SteadyClock
 from segcore.lease.holder import MAX_BYTES, Holder
 from segcore.lease.observation import (
@@ -86,7 +86,7 @@ class Lease:
         self._expires_at = clock.now()  # others wait at least until then
         self._lock = threading.Lock()
         self._released = False
-        self._last_error = ""
+        self._last_error: StorageError | None = None
 
     @property
     def is_expired(self) -> bool:
@@ -108,7 +108,7 @@ class Lease:
                 self.storage.write(self.uri, self._holder.to_json())
                 self._detect_takeover()
             except StorageError as error:
-                self._last_error = error.message
+                self._last_error = error
                 raise
             self._expires_at = started + self.ttl_s
 
@@ -137,11 +137,14 @@ class Lease:
 
     def mark_lost(self) -> LeaseLost:
         """Give the lease up, for the known reason or because heartbeats keep failing."""
-        reason = f": {self._last_error}" if self._last_error else "."
+        error = self._last_error
+        again = "Rerun the same command when the storage responds again."
+        if isinstance(error, AccessDenied):  # it responds, and says what has to be done
+            again = f"{error.hint} The same command resumes."
         self.lost = self.lost or LeaseLost(
             f"No heartbeat could be written to {self._folder} for {self.ttl_s:g} s, so another "
-            f"run may have taken over{reason}",
-            hint="Finished units are kept. Rerun the same command when the storage responds again.",
+            f"run may have taken over{f': {error.message}' if error else '.'}",
+            hint=f"Finished units are kept. {again}",
         )
         return self.lost
 

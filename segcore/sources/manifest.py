@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +30,7 @@ _URI_COLUMNS = ("uri", "url", "image_uri", "image_url", "image_path", "path", "f
 _URI_COLUMN_HINT = "Name it with --set source.uri_column=NAME."
 _MAX_LINE_CHARS = 1 << 20
 _BATCH_ROWS = 10_000
+_LINE_END = re.compile("\r\n|\r|\n")
 _MAX_LOOKUPS = 1000  # of lines that begin with "#"
 
 
@@ -74,13 +78,37 @@ def open_text(uri: str, storage: Storage) -> Iterator[io.TextIOWrapper]:
     """The file as UTF-8 text.
 
     Raises:
-        UsageError: It is not UTF-8.
+        UsageError: It is not UTF-8; names the first line that is not.
     """
-    with storage.open(uri) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+    with storage.open(uri) as raw:
+        start = raw.read(2)
+        if start in (b"\xff\xfe", b"\xfe\xff") or 0 in start:
+            raise UsageError(f"{uri}, line 1: UTF-16 or UTF-32, not UTF-8.", "Save it as UTF-8.")
+        raw.seek(0)
+        with io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            try:
+                yield file
+            except UnicodeDecodeError as error:
+                message = f"{uri}, line {_first_bad_line(raw)}: not UTF-8 text."
+                raise UsageError(message, "Save it as UTF-8.") from error
+
+
+def _first_bad_line(file: BinaryIO) -> int:
+    """Number of the first line that is not UTF-8, with line ends of any kind."""
+    file.seek(0)
+    number, tail = 1, b""
+    while piece := file.readline(_MAX_LINE_CHARS):
         try:
-            yield file
+            text = (tail + piece).decode()
         except UnicodeDecodeError as error:
-            raise UsageError(f"{uri} is not UTF-8 text.", "Save it as UTF-8.") from error
+            is_cut = error.reason == "unexpected end of data" and not piece.endswith(b"\n")
+            text, tail = (tail + piece)[: error.start].decode(), (tail + piece)[error.start :]
+            number += len(_LINE_END.findall(text))
+            if is_cut:  # the piece ends inside a character
+                continue
+            return number
+        number, tail = number + len(_LINE_END.findall(text)), b""
+    return number
 
 
 def _read_lines(uri: str, resolver: ReferenceResolver, skipped: Counter[str]) -> Iterator[str]:
@@ -132,8 +160,9 @@ def _read_json_lines(uri: str, options: SourceOptions, storage: Storage) -> Iter
     key: str | None = None
     with open_text(uri, storage) as file:
         for number, line in _numbered_lines(uri, file):
+            repeated: set[str] = set()
             try:
-                value = json.loads(line)
+                value = json.loads(line, object_pairs_hook=partial(_as_dict, repeated))
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{uri}, line {number}: not valid JSON.") from error
             if isinstance(value, dict):
@@ -141,12 +170,23 @@ def _read_json_lines(uri: str, options: SourceOptions, storage: Storage) -> Iter
                     key = _find_uri_column(uri, list(value), options)
                 if key not in value:
                     raise UsageError(f"{uri}, line {number}: no key {key!r}.", _URI_COLUMN_HINT)
+                if key in repeated:
+                    raise UsageError(f"{uri}, line {number}: key {key!r} is there twice.")
                 value = value[key]
             if not isinstance(value, str) or not value:
                 raise UsageError(
                     f"{uri}, line {number}: the URI is not a string.", _URI_COLUMN_HINT
                 )
             yield value
+
+
+def _as_dict(repeated: set[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; adds the names that occur more than once to `repeated`."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        repeated.update(name for name, count in names.items() if count > 1)
+    return values
 
 
 def _read_parquet(
@@ -180,6 +220,11 @@ def _find_uri_column(uri: str, names: list[str], options: SourceOptions) -> str:
     columns = ", ".join(repr(name) for name in names)[:500]
     name = _known(names, options)
     if name is not None:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"{uri} has {names.count(name)} columns {name!r}; its columns are {columns}.",
+                "Give them different names.",
+            )
         return name
     if options.uri_column is not None:
         raise UsageError(

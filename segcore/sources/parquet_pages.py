@@ -148,11 +148,13 @@ def _read_claims(chunk: ColumnChunk, data: bytes) -> _Claims:
                 f"stored in {backed:,}; the limit is {_FREE_PAGE_BYTES >> 20} MiB, or "
                 f"{_MAX_RATIO} times what is stored"
             )
-        claims.n_bytes += n_bytes
         if page.get(1) == _DICTIONARY_PAGE:
             claims.dictionary_bytes = n_bytes
         header = page.get(5) or page.get(8) or {}
-        n_values = header.get(1, 0)
+        n_values = header.get(1, 0) if isinstance(header, dict) else None
+        if not (isinstance(n_values, int) and n_values >= 0 and n_bytes >= 0):
+            break
+        claims.n_bytes += n_bytes
         claims.n_values += n_values
         if header.get(2, header.get(4)) in _DICTIONARY_ENCODINGS:
             claims.n_dictionary_values += n_values
@@ -179,10 +181,12 @@ def read_column_chunks(file: BinaryIO) -> list[ColumnChunk]:
 
 def _to_chunk(metadata: dict[int, Any]) -> ColumnChunk:
     path = tuple(part.decode("utf-8", "replace") for part in metadata.get(3, []))
-    start = metadata.get(9, 0)
-    if 0 < (dictionary_start := metadata.get(11, 0)) < start:
+    start, dictionary_start, n_bytes = (metadata.get(field, 0) for field in (9, 11, 7))
+    if 0 < dictionary_start < start:
         start = dictionary_start
-    return ColumnChunk(path, start, metadata.get(7, 0))
+    if not (isinstance(start, int) and isinstance(n_bytes, int)):
+        raise TypeError("not a number")
+    return ColumnChunk(path, start, n_bytes)
 
 
 class _CompactReader:
@@ -205,6 +209,8 @@ class _CompactReader:
             field_id = field_id + (header >> 4) if header >> 4 else _unzigzag(self._varint())
             value = self._value(header & 0x0F, wanted.get(field_id), depth)
             if field_id in wanted:
+                if wanted[field_id] and not isinstance(value, dict | list):
+                    raise ValueError("another type than that of the field")
                 values[field_id] = value
         return values
 
@@ -230,6 +236,8 @@ class _CompactReader:
         header = self._byte()
         kind = header & 0x0F
         length = header >> 4 if header >> 4 != 15 else self._varint()
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deep")
         if length > self._end - self.position:  # each element takes a byte at least
             raise ValueError("a list longer than its bytes")
         values = []

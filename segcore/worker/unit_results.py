@@ -48,9 +48,15 @@ class ReusedRows:
     def without_reused(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """The samples that have no row yet; adds the files of all of them to `file_order`."""
         for sample in samples:
-            self.file_order.append(file_image_id(sample.image_id, sample.page))
-            if sample.image_id not in self.rows:
+            file_id = file_image_id(sample.image_id, sample.page)
+            self.file_order.append(file_id)
+            if sample.image_id not in self.rows and not self._has_older_name(sample, file_id):
                 yield sample
+
+    def _has_older_name(self, sample: Sample, file_id: str) -> bool:
+        """Whether a row has its image by the id that files named like pages had in older parts."""
+        row = self.rows.get(file_id) if sample.page == 1 else None
+        return row is not None and row.page in (None, 1)
 
     def merge(self, new_rows: list[ImageResult]) -> list[ImageResult]:
         """All rows of the unit in its order. `without_reused` must have been exhausted."""

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 import segcore
 from segcore.config import load_config
@@ -30,6 +32,7 @@ from segcore.storage import Storage
 from segcore.text import printable
 from segcore.worker.pages import image_bytes, split_pages
 from tests.support import archives
+from tests.support.commands import call_segcore
 from tests.support.paths import ROOT, SHARED
 from tests.support.run_without_ray import without_ray
 
@@ -234,21 +237,48 @@ def hostile_parquet(name: str, folder: Path) -> str:
     return f"{n_mib} MiB; {text}"
 
 
-def command(*arguments: str) -> Callable[[Path], str]:
-    """Exit code and the end of what a command of segcore prints; no control character may come."""
+def _commands(*commands: Sequence[str]) -> str:
+    """Exit codes of commands, the end of what they print, and whether that is printable."""
+    codes, text = [], ""
+    for arguments in commands:
+        done = call_segcore(*arguments)
+        codes.append(f"{arguments[0]} {done.returncode}")
+        text += done.stdout + done.stderr
+    is_clean = all(printable(line) == line for line in text.split("\n"))
+    last = " ".join(text.split())[-200:]
+    return f"{', '.join(codes)}; {'clean' if is_clean else 'CONTROL CHARACTERS'}: {last}"
 
-    def run(folder: Path) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "segcore", *(a.format(out=folder) for a in arguments)],
-            cwd=CASES_FOLDER, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-            text=True, timeout=300, check=False,
-        )  # fmt: skip
-        text = done.stdout + done.stderr
-        is_clean = all(printable(line) == line for line in text.split("\n"))
-        last = " ".join(text.split())[-200:]
-        return f"exit {done.returncode}, {'clean' if is_clean else 'CONTROL CHARACTERS'}: {last}"
 
-    return run
+def odd_names(name: str, folder: Path) -> str:
+    """Every command that shows names of an archive."""
+    source, output = str(CASES_FOLDER / name), str(folder / "out")
+    with without_ray():
+        return _commands(
+            ("segment", source, output),
+            ("segment", source, output, "--dry-run"),
+            *((command, output) for command in ("status", "failures", "verify", "history", "rank")),
+            ("verify", output, "--input"),
+            ("show", output, "--out", str(folder / "show.png")),
+            ("report", output, "--out", str(folder / "report.html")),
+            ("export", output, str(folder / "export"), "--format", "coco"),
+            ("segment", source + "\x1b[31m", output),
+        )
+
+
+def odd_classes(name: str, folder: Path) -> str:
+    """Ground truth whose classes have such names, and one image that there is."""
+    images, output = folder / "in", str(folder / "out")
+    images.mkdir()
+    size = (640, 480)
+    Image.new("RGB", size).save(images / "i000.jpg")
+    truth = str(CASES_FOLDER / name)
+    with without_ray():
+        return _commands(
+            ("segment", str(images), output),
+            ("evaluate", output, truth),
+            ("evaluate", output, truth, "--json"),
+            ("report", output, "--out", str(folder / "r.html"), "--ground-truth", truth),
+        )
 
 
 def under(limit_mib: int, *words: str) -> Callable[[str], bool]:
