@@ -109,6 +109,9 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_TMPDIR": self._folder,
             "RAY_raylet_start_wait_time_s": str(_START_S),
+            # by default the same ports for every Ray of a machine
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "DASHBOARD_METRIC_PORT": str(free_port()),
             **environment,
         }
         self._cpus = cpus

@@ -93,6 +93,7 @@ def test_a_job_works_with_these_rights(server: FakeS3, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert not is_allowed(POLICY, "s3:PutObject", "shards/000.png")
     assert not is_allowed(POLICY, "s3:GetObject", "private/x.png")
+    server.objects = {"private/x.png": b"x"}
     code, said = segment(server, POLICY, source="s3://bucket/private/")
     assert (code, "No permission for s3://bucket/private" in said) == (1, True), said
 

