@@ -137,9 +137,11 @@ class RayHead:
             RuntimeError: It did not start.
         """
         log = Path(self._folder) / f"{name}.log"
+        # Ray waits 15 s for agents that choose their ports; on a busy machine it takes longer.
+        agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
         command = [
             str(self.python), "-m", "ray.scripts.scripts", "start", "--block",
-            "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options,
+            "--disable-usage-stats", *(f"--{name}-port={free_port()}" for name in agents), *options,
         ]  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -165,6 +167,7 @@ class RayHead:
         folder = folder or Path(self._folder) / name
         options = (
             f"--address=127.0.0.1:{self.gcs_port}", "--num-cpus=1", f"--temp-dir={folder}",
+            f"--metrics-export-port={free_port()}",
         )  # fmt: skip
         variables = {**self._environment, **(environment or {})}
         return RayNode(_patiently(lambda: self._ray_start(name, variables, *options)))

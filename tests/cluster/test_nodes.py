@@ -75,14 +75,14 @@ class Job:
         stdout, _ = self.process.communicate(timeout=900)
         return self.process.returncode, stdout + self._log.read_text()
 
-    def check_whole(self) -> str:
+    def check_whole(self, number: int = IMAGES) -> str:
         """Nothing is lost, nothing is there twice; returns what was said."""
         code, said = self.wait()
         assert code == 0, said
         assert "Traceback" not in said
         (edition,) = (path.parent for path in self.output.glob("*/edition.json"))
         rows = image_rows(str(edition))
-        assert len(rows) == IMAGES
+        assert len(rows) == number
         assert all(row["status"] == "ok" for row in rows.values())
         return said
 
@@ -94,16 +94,17 @@ def _raylets_at_work(work: Path) -> set[int]:
 
 
 def test_a_node_comes_and_another_goes_in_the_middle(
-    head: RayHead, archive: str, work: Path, tmp_path: Path
+    head: RayHead, work: Path, tmp_path: Path
 ) -> None:
+    source = write_files(tmp_path / "in", bright_pngs(6 * IMAGES))  # it takes a node long to start
     going = head.add_node("going")
-    job = Job(head, archive, tmp_path)
-    job.wait_for_parts(6)
+    job = Job(head, source, tmp_path)
+    job.wait_for_parts(12)
+    assert going.raylet in _raylets_at_work(work)
+    going.kill()
     coming = head.add_node("coming")
     try:
-        assert going.raylet in _raylets_at_work(work)
-        going.kill()
-        job.check_whole()
+        job.check_whole(6 * IMAGES)
         assert coming.raylet in _raylets_at_work(work)
     finally:
         coming.kill()
