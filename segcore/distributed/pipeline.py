@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +25,11 @@ from segcore.distributed.actors import (
     UnitOutcome,
 )
 from segcore.distributed.bundles import Bundles, bundle_sizes, max_bundle_units
+from segcore.distributed.graph_options import data_context, pool_options
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.node_failures import ClusterView, NodeFailures, Verdict
 from segcore.distributed.pool import PoolSize
+from segcore.distributed.pool_failures import PoolFailed, find_other_code
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
 from segcore.logs.relay import Entry
@@ -47,7 +49,7 @@ class _Stage:
     """One kind of actor in the graph.
 
     Attributes:
-        pool_options: How many actors, and what each takes; see `_pool_options`.
+        pool_options: How many actors, and what each takes; see `pool_options`.
         extra_arguments: Of its constructor, besides those that all actors get.
     """
 
@@ -149,11 +151,11 @@ class Pipeline:
         if taken_out:
             pool = pool.on_nodes([n for n in cluster.live_nodes() if n.node_id not in taken_out])
         min_actors = min(pool.min_actors, n_units)  # a second pass may have few
-        options = _pool_options(min_actors, pool.max_actors, pool, taken_out)
+        options = pool_options(min_actors, pool.max_actors, pool, taken_out)
         if not pool.readers:
             return [_Stage(UnitActor, options)]
         readers = pool.reader_pool()
-        reader_options = _pool_options(readers.min_actors, readers.max_actors, readers, taken_out)
+        reader_options = pool_options(readers.min_actors, readers.max_actors, readers, taken_out)
         return [_Stage(ReadActor, reader_options), _Stage(SegmentActor, options)]
 
     def isolate(self, units: Units) -> Iterator[UnitOutcome]:
@@ -168,7 +170,7 @@ class Pipeline:
         def stages(n_units: int) -> list[_Stage]:
             # An isolator itself takes nothing; the processes that it starts have the pool's size.
             taken_out = self._nodes.taken_out
-            options = _pool_options(1, min(self._pool.max_actors, n_units), None, taken_out)
+            options = pool_options(1, min(self._pool.max_actors, n_units), None, taken_out)
             arguments = {"pool": self._pool, "taken_out": tuple(taken_out)}
             return [_Stage(Isolator, options, extra_arguments=arguments)]
 
@@ -190,20 +192,26 @@ class Pipeline:
             slots = self._pool.max_actors * self._pool.units_in_flight
             sizes = bundle_sizes(len(left), slots, max_bundle)
             bundles = Bundles(select_units(units, left).table, sizes)
-            with closing(self._run_graph(bundles, stages)) as outcomes:
-                for outcome in outcomes:
-                    if outcome.unit not in left:
-                        continue  # told twice
-                    left.remove(outcome.unit)
-                    bad_node = self._judge(outcome)
-                    if outcome.error:
-                        failures[outcome.unit] = outcome
-                    else:
-                        yield outcome
-                    if bad_node is not None:
-                        break
+            try:
+                with closing(self._run_graph(bundles, stages)) as outcomes:
+                    for outcome in outcomes:
+                        if outcome.unit not in left:
+                            continue  # told twice
+                        left.remove(outcome.unit)
+                        bad_node = self._judge(outcome)
+                        if outcome.error:
+                            failures[outcome.unit] = outcome
+                        else:
+                            yield outcome
+                        if bad_node is not None:
+                            break
+            except PoolFailed:
+                bad_node = self._take_out_other_code()
+                if bad_node is None:
+                    raise
             if bad_node is not None:
-                again = {unit for unit, failure in failures.items() if failure.node == bad_node}
+                taken_out = self._nodes.taken_out
+                again = {unit for unit, failure in failures.items() if failure.node in taken_out}
                 left |= again
                 for unit in again:
                     del failures[unit]
@@ -252,6 +260,25 @@ class Pipeline:
         self._measure("segcore_nodes_taken_out", len(self._nodes.taken_out))
         self._notify(sentence)
         return node
+
+    def _take_out_other_code(self) -> str | None:
+        """Take out the nodes with other code, on which actors may not even begin; returns one.
+
+        None if there is no such node.
+
+        Raises:
+            ClusterError: There are no others.
+        """
+        taken_out = self._nodes.taken_out
+        able = {node.node_id for node in cluster.live_nodes() if self._pool.fits_on(node)}
+        able -= taken_out.keys()
+        others = find_other_code(able, self._spec.code)
+        if able and others.keys() >= able:
+            raise ClusterError(next(iter(others.values())))
+        for node, error in others.items():
+            taken_out[node] = error
+            self._take_out(node)
+        return next(iter(others), None)
 
     def _outage(self, outcome: UnitOutcome) -> SegcoreError:
         """The error of a run that no node can go on with, after this outcome."""
@@ -305,7 +332,7 @@ class Pipeline:
             "progress": self._progress,
             "retry_failed": self._retry_failed,
         }
-        with ray.data.DataContext.current(_data_context()), warnings.catch_warnings():
+        with ray.data.DataContext.current(data_context()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # no other way yet
             # `from_arrow` would start a task for each of them.
             dataset: ray.data.Dataset = ray.data.from_blocks(bundles)  # type: ignore[arg-type]
@@ -324,10 +351,7 @@ class Pipeline:
                 for row in table.to_pylist():  # `iter_rows` takes ten times as long
                     yield UnitOutcome(**row)
         except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"The actor pool failed: {_last_line(error)}",
-                hint="Does every machine have the same versions of segcore, Ray and Python?",
-            ) from error
+            raise PoolFailed.because(error) from error
         finally:
             self._kill_actors()
 
@@ -345,50 +369,3 @@ class Pipeline:
                 ray.kill(cloudpickle.loads(handle), no_restart=True)
         except ray.exceptions.RayError:  # the cluster itself is going: nothing left to free
             return
-
-
-def _pool_options(
-    min_actors: int, max_actors: int, pool: PoolSize | None, taken_out: Iterable[str]
-) -> dict[str, Any]:
-    """Arguments of `map_batches`: how many actors, what each takes of the cluster, and where.
-
-    Args:
-        pool: Size of one actor; None for actors that take no CPU.
-        taken_out: Ids of the nodes on which no actor may be.
-    """
-    from ray.data import ActorPoolStrategy
-
-    units_in_flight = pool.units_in_flight if pool else 1
-    return {
-        # No unit is queued at an actor: it would wait behind a slow one, and share its death.
-        "compute": ActorPoolStrategy(
-            min_size=min_actors,
-            max_size=max_actors,
-            max_tasks_in_flight_per_actor=units_in_flight,
-            max_concurrent_calls_per_actor=units_in_flight,
-            enable_true_multi_threading=units_in_flight > 1,
-        ),
-        "num_cpus": pool.cpus if pool else 0,
-        "num_gpus": (pool.gpus or None) if pool else None,
-        **cluster.away_from(taken_out),
-    }
-
-
-def _data_context() -> Any:
-    """Ray Data's settings for this graph: one bundle is one block, and no output."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current().copy()
-    context.target_max_block_size = None  # never split or merge bundles
-    context.max_errored_blocks = -1  # a lost unit shows when the output is compared with the plan
-    context.max_consecutive_actor_init_deaths = 2  # a lost machine is not a broken model
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_auto_log_stats = False
-    return context
-
-
-def _last_line(error: BaseException) -> str:
-    """What went wrong inside Ray, in one line: the last of the worker's traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:500]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.errors import NothingFound, ObjectNotFound, UsageError
+from segcore.errors import AccessDenied, NothingFound, ObjectNotFound, UsageError
 from segcore.sources import manifest
 from segcore.sources.arrow_types import is_text_type
 from segcore.sources.base import REFUSALS, Kind, Source, SourceOptions, other_images_hint
@@ -60,7 +60,11 @@ def open_source(input_uri: str, options: SourceOptions, storage: Storage) -> Sou
 
 
 def _stat_file(uri: str, storage: Storage) -> ObjectInfo | None:
-    """The object of this URI; None if there is none, as for a folder."""
+    """The object of this URI; None if there is none, as for a folder.
+
+    Raises:
+        AccessDenied: It may not be read, and nothing is listed below it.
+    """
     if not is_remote(uri) and os.path.isdir(uri):
         return None
     try:
@@ -69,6 +73,11 @@ def _stat_file(uri: str, storage: Storage) -> ObjectInfo | None:
         if not is_remote(uri) and os.path.exists(uri):
             raise  # it is there, but is a pipe or device
         return None
+    except AccessDenied:
+        # Rights for `folder/*` do not cover the name of the folder itself.
+        if is_remote(uri) and next(storage.list(uri), None) is not None:
+            return None
+        raise
 
 
 def _is_also_folder(uri: str, input_uri: str, options: SourceOptions, storage: Storage) -> bool:

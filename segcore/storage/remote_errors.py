@@ -78,6 +78,9 @@ _BARE_400_HINT = (
     + CREDENTIALS_HINT
 )
 _ERROR_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
+_DELETE_CODE = re.compile(  # of one key among those that are deleted together
+    r"^Generic \w+ error: DeleteObjects request failed .*\(code: ([A-Za-z]+)\)$", re.MULTILINE
+)
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _RETRIES_EXHAUSTED = re.compile(r"after (\d+) retries")
 
@@ -198,7 +201,7 @@ def _to_segcore_error(error: Exception, uri: str) -> StorageError:
 
 def _response_of(text: str) -> tuple[str, str]:
     """(HTTP status, error code) in the text of an obstore error; "" where there is none."""
-    status, code = _HTTP_STATUS.search(text), _ERROR_CODE.search(text)
+    status, code = _HTTP_STATUS.search(text), _ERROR_CODE.search(text) or _DELETE_CODE.search(text)
     return status.group(1) if status else "", code.group(1) if code else ""
 
 

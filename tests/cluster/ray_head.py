@@ -7,44 +7,23 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
-import venv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
-import ray
 
+from tests.cluster.tools import cluster_python
 from tests.support.commands import kill_trees
 from tests.support.paths import PYTHONPATH, ROOT
 
-_FOLDER = ROOT / ".venv-cluster"
 _START_S = 240
-_MAX_ATTEMPTS = 3  # on a busy machine Ray's agent may take longer than Ray waits for it
-
-
-def cluster_python() -> Path:
-    """Python of an environment that has what this one has, and `ray[default]`; made on first use.
-
-    SEGCORE_CLUSTER_PYTHON names another one.
-    """
-    if named := os.environ.get("SEGCORE_CLUSTER_PYTHON"):
-        return Path(named)
-    python = _FOLDER / "bin" / "python"
-    complete = _FOLDER / "complete"
-    if not complete.exists():
-        venv.create(_FOLDER, with_pip=True)
-        packages = Path(subprocess.check_output(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-        ).strip())  # fmt: skip
-        (packages / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"ray[default]=={ray.__version__}"], check=True)
-        complete.touch()
-    return python
+_MAX_ATTEMPTS = 3
+Started = TypeVar("Started")
 
 
 def free_port() -> int:
@@ -74,14 +53,44 @@ def _role(command: str) -> str:
     return min(starts)[1] if starts else command
 
 
+def _patiently(start: Callable[[], Started]) -> Started:
+    """What `start` gives: on a busy machine Ray's agent may take longer than Ray waits for it."""
+    for _ in range(_MAX_ATTEMPTS - 1):
+        with suppress(RuntimeError):
+            return start()
+    return start()
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A node that joined a head.
+
+    Attributes:
+        process: `ray start`; all others of the node are below it.
+    """
+
+    process: psutil.Process
+
+    @property
+    def raylet(self) -> int:
+        """The process id of its raylet, the parent of its workers."""
+        (raylet,) = (one for one in self.process.children() if one.name() == "raylet")
+        return raylet.pid
+
+    def kill(self) -> None:
+        """Kill the node with all that runs on it."""
+        kill_trees([self.process, *self.process.children(recursive=True)])
+
+
 class RayHead:
-    """A head with a token, one CPU, and `segcore` and `tests` on its path.
+    """A head with a token, and `segcore` and `tests` on its path; other nodes may join it.
 
     Attributes:
         address: Of its job server.
         token: What it wants.
         metrics_port: Where Prometheus finds the metrics.
         environment: What a client needs besides the address.
+        programs: A folder that is first on the path of its processes.
     """
 
     def __init__(self, environment: Mapping[str, str], *, cpus: int = 1) -> None:
@@ -89,7 +98,9 @@ class RayHead:
         self.token = secrets.token_hex(32)
         # Ray's sockets lie below it, and their paths may have 107 bytes at most
         self._folder = tempfile.mkdtemp(prefix="ray")
-        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        self.programs = Path(self._folder) / "programs"
+        self.programs.mkdir()
+        path = os.pathsep.join((str(self.programs), str(self.python.parent), os.environ["PATH"]))
         base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         base |= {"PATH": path, "PYTHONPATH": PYTHONPATH, "HOME": self._folder}
         self.environment = {**base, "RAY_AUTH_TOKEN": self.token}
@@ -98,39 +109,68 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_TMPDIR": self._folder,
             "RAY_raylet_start_wait_time_s": str(_START_S),
+            # by default the same ports for every Ray of a machine
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "DASHBOARD_METRIC_PORT": str(free_port()),
             **environment,
         }
         self._cpus = cpus
-        self._log = Path(self._folder) / "head.log"
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            try:
-                self._start()
-                break
-            except RuntimeError:
-                if attempt == _MAX_ATTEMPTS:
-                    raise
+        _patiently(self._start)
 
     def _start(self) -> None:
-        port, dashboard, self.metrics_port = free_port(), free_port(), free_port()
+        dashboard, self.gcs_port = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
-        self.gcs_port = port
-        command = [
-            str(self.python), "-m", "ray.scripts.scripts", "start", "--head", "--block",
-            f"--num-cpus={self._cpus}", f"--port={port}", f"--dashboard-port={dashboard}",
+        self.metrics_port = free_port()
+        self._ray_start(
+            "head", self._environment, "--head", f"--num-cpus={self._cpus}",
+            f"--port={self.gcs_port}", f"--dashboard-port={dashboard}",
             "--dashboard-host=127.0.0.1", f"--metrics-export-port={self.metrics_port}",
             f"--ray-client-server-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
+        )  # fmt: skip
+
+    def _ray_start(
+        self, name: str, environment: Mapping[str, str], *options: str
+    ) -> psutil.Process:
+        """`ray start OPTIONS`, once it says that it runs.
+
+        Raises:
+            RuntimeError: It did not start.
+        """
+        log = Path(self._folder) / f"{name}.log"
+        # Ray waits 15 s for agents that choose their ports; on a busy machine it takes longer.
+        agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+        command = [
+            str(self.python), "-m", "ray.scripts.scripts", "start", "--block",
+            "--disable-usage-stats", *(f"--{name}-port={free_port()}" for name in agents), *options,
         ]  # fmt: skip
-        with self._log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, env=self._environment, stdout=output, stderr=output, start_new_session=True
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
         give_up_at = time.monotonic() + _START_S
-        while b"Ray runtime started" not in self._log.read_bytes():
-            if self.process.poll() is not None or time.monotonic() > give_up_at:
-                self.kill()
-                raise RuntimeError(f"Ray did not start:\n{self._log.read_text()[-3000:]}")
+        while b"Ray runtime started" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > give_up_at:
+                kill_trees([psutil.Process(process.pid)] if process.poll() is None else [])
+                raise RuntimeError(f"Ray did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
+        return psutil.Process(process.pid)
+
+    def add_node(
+        self, name: str, environment: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> RayNode:
+        """A node with one CPU, joined by `ray start`.
+
+        Args:
+            environment: Of its own.
+            folder: For all its files. Nodes that share one would delete each other's packages.
+        """
+        folder = folder or Path(self._folder) / name
+        options = (
+            f"--address=127.0.0.1:{self.gcs_port}", "--num-cpus=1", f"--temp-dir={folder}",
+            f"--metrics-export-port={free_port()}",
+        )  # fmt: skip
+        variables = {**self._environment, **(environment or {})}
+        return RayNode(_patiently(lambda: self._ray_start(name, variables, *options)))
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the head, and of the jobs on it: they share its folder."""
@@ -184,7 +224,3 @@ class RayHead:
         process = self.segcore("submit", *words, "--address", self.address, log=log)
         stdout, _ = process.communicate(timeout=900)
         return process.returncode, stdout
-
-
-if __name__ == "__main__":
-    print(cluster_python(), file=sys.stdout)

