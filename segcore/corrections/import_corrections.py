@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal
@@ -23,6 +21,7 @@ from segcore.exports.state import (
     read_state,
 )
 from segcore.storage import Storage, normalize
+from segcore.storage.spill import SpillBuffer
 from segcore.storage.uris import parent
 from segcore.text import align_columns, plural, redact
 
@@ -190,7 +189,7 @@ class _TruthWriter:
             "contributor": manifest.get("model", ""),
         }
         file.write(b'{"info": ' + json.dumps(info).encode() + b', "annotations": [')
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as entries:
+        with SpillBuffer(_SPOOL_BYTES) as entries:
             add_annotation, add_image = _line_writer(file), _line_writer(entries)
             for image in corrections:
                 self._add(image, add_annotation, add_image)
@@ -200,8 +199,7 @@ class _TruthWriter:
                      *self._remarks.sentences()]
                 )  # fmt: skip
             file.write(b'\n], "images": [')
-            entries.seek(0)
-            shutil.copyfileobj(entries, file)
+            entries.copy_to(file)
         categories = [{"id": id_, "name": name} for name, id_ in self._category_ids.items()]
         file.write(b'\n], "categories": ' + json.dumps(categories).encode() + b"}\n")
 

@@ -93,6 +93,8 @@ def export(
     summary.notes = (*remarks, *run.notes(listed is None and ranked is None))
     summary.edition_notes = results.edition_notes
     if not summary.images and not len(state):
+        if not is_continued:
+            storage.delete(layout.manifest)  # so that other options may follow
         raise NothingFound(
             f"No image of {results.prefix} is left to export.",
             "; ".join(f"{name}: {count:,}" for name, count in summary.counts.items()),
@@ -152,11 +154,13 @@ class _Export:
     def write(self, summary: ExportSummary, workers: int, notify: Notify) -> None:
         """Write all chunks that are left."""
         with self._writer:
-            for name, data in self._form.extra_files().items():
-                self._storage.write(self._layout.file(name), data)
             encoded = encode_images(self._form, self._images(), workers)
             number, told = self._state.n_chunks, time.monotonic()
             for first in encoded:
+                if number == self._state.n_chunks:
+                    for name, data in self._form.extra_files().items():
+                        # Somebody may have edited the one that is there.
+                        self._storage.write_if_absent(self._layout.file(name), data)
                 number += 1
                 chunk = chain([first], islice(encoded, self._options.images_per_chunk - 1))
                 rows = self._write_chunk(number, chunk)

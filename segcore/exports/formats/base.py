@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from segcore.exports.options import ExportOptions
-from segcore.exports.shapes import Outline, outline, outline_iou
+from segcore.exports.shapes import Outline, outline_iou, outlines
 from segcore.images import DecodeOptions
 from segcore.masks.bitmaps import Bitmap, to_bitmaps
 
@@ -195,8 +195,9 @@ class Format(ABC):
         """Each mask as polygons, with its place in the image; losses are counted."""
         options = self.context.options
         is_measured = image.number % self.context.iou_every == 0
-        for place, bitmap in self.bitmaps(image, tally):
-            shape = outline(bitmap, options.tolerance, options.max_vertices)
+        found = list(self.bitmaps(image, tally))
+        shapes = outlines([bitmap for _, bitmap in found], options.tolerance, options.max_vertices)
+        for (place, bitmap), shape in zip(found, shapes, strict=True):
             if self.takes_one_part and len(shape.rings) > 1 and not options.split_parts:
                 tally.counts["masks_cut_to_largest_part"] += 1
                 tally.counts["parts_lost"] += len(shape.rings) - 1
@@ -221,12 +222,6 @@ class Format(ABC):
 def number_text(value: float) -> str:
     """A coordinate without needless digits: ``12``, ``12.5``."""
     return f"{value:.10g}"
-
-
-def join_numbers(values: np.ndarray, separator: str, form: str = "%.10g") -> str:
-    """Numbers as one text; a single call, as there are tens of millions of them."""
-    flat = values.ravel().tolist()
-    return separator.join([form] * len(flat)) % tuple(flat)
 
 
 def score_text(value: float) -> str:

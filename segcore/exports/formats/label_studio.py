@@ -8,9 +8,8 @@ from itertools import chain
 from typing import Any, BinaryIO
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, score_text
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.formats.rle_pack import pack_masks
 from segcore.exports.shapes import canvas_row_runs
 from segcore.text import printable
@@ -26,6 +25,7 @@ class LabelStudio(Format):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._points = PointTexts("[%.8g", "%.8g]", ", ", whole=100.0)
         self._label_texts = [
             json.dumps(printable(label.name), ensure_ascii=False) for label in context.labels
         ]
@@ -98,12 +98,11 @@ class LabelStudio(Format):
 
     def _polygons(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
         """The regions of each mask, one for each of its parts."""
-        size = (image.width, image.height)
-        for place, shape in self.outlines(image, tally):
+        found = list(self.outlines(image, tally))
+        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
+        for (place, _), rings in zip(found, texts, strict=True):
             regions = []
-            for part, ring in enumerate(shape.rings):
-                shares = np.clip(ring / size * 100, 0, 100).ravel().tolist()
-                points = ", ".join(["[%.8g, %.8g]"] * len(ring)) % tuple(shares)
+            for part, points in enumerate(rings):
                 value = f'"points": [{points}], "closed": true'
                 region = self._region(image, place, "polygonlabels", _FROM_POLYGON, value, part)
                 regions.append(region)
