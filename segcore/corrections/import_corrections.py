@@ -255,7 +255,7 @@ class _TruthWriter:
                 raise Unusable("with swapped sides: the tool ignored the EXIF orientation", detail)
             raise Unusable("of another size than exported", detail)
         if exported.number in self._seen:
-            raise Unusable("that occurs more than once in the corrections")
+            raise Unusable("that occurs more than once; the last file and its first entry count")
         self._seen.add(exported.number)
         return exported
 

@@ -12,10 +12,11 @@ from segcore.corrections.readers.cvat import read_cvat
 from segcore.corrections.readers.json_files import parse
 from segcore.corrections.readers.label_studio import read_label_studio
 from segcore.corrections.readers.labelme import read_labelme
-from segcore.corrections.readers.yolo import read_labels, read_names
+from segcore.corrections.readers.yolo import read_labels
 from segcore.errors import UsageError
 from segcore.evaluation.remarks import Remarks
 from segcore.evaluation.truth_masks import Unusable
+from segcore.exports.tool_labels import read_class_names
 from segcore.storage import Storage, normalize
 from segcore.storage.uris import basename
 from segcore.text import redact
@@ -61,7 +62,9 @@ def read_corrections(
         chosen = [f for f in chosen if not basename(f).startswith(("images-", "results-"))]
     if not chosen:
         raise UsageError(f"{redact(uri)} holds no {form} file ({_ENDINGS[form]}).")
-    for file in chosen:
+    # An image that had changed is in a later file of an export, too; the first that is read counts.
+    is_chunked = form not in ("labelme", "yolo-seg")
+    for file in sorted(chosen, reverse=is_chunked):
         if form == "labelme":
             name = _below(file, folder)
             yield from _labelme(storage, file, name, remarks)
@@ -109,7 +112,10 @@ def _read_yolo(
     names: dict[int, str] | list[str] = labels
     for file in files:
         if basename(file) in ("data.yaml", "data.yml"):
-            names = read_names(storage.read(file, _MAX_SMALL_FILE), redact(file))
+            try:
+                names = read_class_names(storage.read(file, _MAX_SMALL_FILE))
+            except UsageError as error:
+                raise UsageError(f"{redact(file)}: {error.message}") from None
     texts = [file for file in files if file.lower().endswith(".txt")]
     inside = [file for file in texts if _below(file, folder).startswith("labels/")]
     for file in inside or texts:

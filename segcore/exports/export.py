@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
@@ -40,10 +41,11 @@ from segcore.exports.state import (
     record_chunk,
 )
 from segcore.exports.summary import ExportSummary
+from segcore.exports.tool_labels import read_tool_labels
 from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.storage import normalize
-from segcore.text import json_text, plural, redact
+from segcore.text import json_text, plural, printable, redact
 
 Notify = Callable[[str], None]
 _PROGRESS_S = 10.0  # between two sentences
@@ -69,13 +71,15 @@ def export(
     storage = results.storage
     layout = DestLayout(normalize(dest))
     check_destination(options, layout)
+    tool = read_tool_labels(storage, options)
+    options = options.model_copy(update=tool.options) if tool else options
     categories = model_categories(results)
     listed = read_image_list(storage, options)
     ranking = read_ranking(results, options.ranking) if options.ranking else None
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
-    selection = Selection(options, categories, listed, ranked)
+    selection = Selection(options, categories, listed, ranked, tool)
     archive = Archive(results)
-    context = _context(archive, options, selection)
+    context = replace(_context(archive, options, selection), tool=tool)
     manifest = {
         "format": str(options.format),
         "edition": results.name,
@@ -179,6 +183,11 @@ class _Export:
         gone = len(self._state) - self._n_seen - self.tally.counts["changed_images"]
         if is_whole and gone > 0:
             yield f"{plural(gone, 'image')} of earlier exports are not selected any more; kept."
+        if lacking := list(self._selection.lacking.values()):
+            yield (
+                f"The tool has no label for {plural(len(lacking), 'class', 'classes')}, such as "
+                f"{printable(lacking[0])!r}; --rename CLASS=NAME gives a class the name of one."
+            )
         unmatched = self._selection.unmatched
         if unmatched:
             yield (

@@ -20,6 +20,7 @@ MEANINGS: Mapping[str, str] = {
     "images_without_masks": "images have no mask in the export",
     "empty_images_skipped": "images without a mask left out (--skip-empty)",
     "masks_of_other_classes": "masks of classes that were not asked for left out",
+    "masks_of_labels_that_the_tool_lacks": "masks of labels that the tool lacks left out",
     "masks_under_the_lowest_score": "masks under the lowest score left out",
     "masks_under_the_smallest_area": "masks under the smallest area left out",
     "masks_over_the_largest_area": "masks over the largest area left out",

@@ -277,3 +277,37 @@ def test_members_of_one_name_in_several_shards_are_told_apart(tmp_path: Path) ->
     report = evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
     assert (report.images, report.not_in_ground_truth) == (6, 3)
     assert report.scores.mask.ap == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat"])
+def test_of_an_image_that_has_changed_the_newest_masks_count(archive: Path, form: str) -> None:
+    dest = exported(archive, form)
+    drawn = drawn_masks()
+    changed = "north/a.png"
+    write_files(archive / "in", {changed: picture(8)})
+    drawn[changed] = [Drawn(drawn[changed][0].mask, 9, 0.5)]
+    write_results(str(archive / "in"), str(archive / "out"), drawn, sequence=2)
+    exported(archive, form)
+    found, report = read(archive, dest)
+    ((mask, label),) = found[changed]
+    assert label == "tree"
+    assert (mask == drawn[changed][0].mask).all()
+    assert report.left_out == 1
+    assert "occurs more than once; the last file" in report.notes[0]
+    assert sorted(found) == sorted(PICTURES)
+
+
+def test_of_two_tasks_of_an_image_the_last_that_somebody_annotated_counts(archive: Path) -> None:
+    dest = exported(archive, "label-studio", masks="exact")
+    accept_predictions(dest)
+    tasks = json.loads((dest / "tasks-00001.json").read_bytes())
+    first = next(task for task in tasks if task["annotations"][0]["result"])
+    result = first["annotations"][0]["result"]
+    later = {"data": first["data"], "annotations": [{"result": result[:1]}]}
+    nobody = {"data": first["data"], "annotations": []}
+    file = archive / "project.json"
+    file.write_text(json.dumps([*tasks, later, nobody]))
+    found, report = read(archive, file, dest=str(dest))
+    assert len(found[first["data"]["name"]]) == 1
+    assert report.left_out == 2
+    assert any("of an image that a later task has, too" in note for note in report.notes)

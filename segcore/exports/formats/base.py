@@ -13,6 +13,7 @@ import numpy as np
 
 from segcore.exports.options import ExportOptions
 from segcore.exports.shapes import Outline, outline_iou, outlines
+from segcore.exports.tool_labels import ToolLabels
 from segcore.images import DecodeOptions
 from segcore.masks.bitmaps import Bitmap, to_bitmaps
 
@@ -40,6 +41,7 @@ class Context:
         edition: Name of the edition.
         iou_every: The IoU of polygons is measured in one of so many images.
         decoding: How pixels are made of pictures.
+        tool: The labels that the tool has already.
     """
 
     options: ExportOptions
@@ -48,6 +50,7 @@ class Context:
     edition: str
     iou_every: int = 1
     decoding: DecodeOptions = field(default_factory=DecodeOptions)
+    tool: ToolLabels | None = None
 
     @property
     def model_version(self) -> str:

@@ -22,13 +22,17 @@ class YoloSeg(Format):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._points = PointTexts("%.6g", "%.6g", " ", whole=1.0)
+        self._names = [label.name for label in context.labels]
+        self._numbers = list(range(len(self._names)))
+        if context.tool:
+            self._numbers = [context.tool.numbers[name] for name in self._names]
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The text of the label file."""
         found = list(self.outlines(image, tally))
         texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
         lines = [
-            f"{image.labels[place]} {points}\n"
+            f"{self._numbers[image.labels[place]]} {points}\n"
             for (place, _), rings in zip(found, texts, strict=True)
             for points in rings
         ]
@@ -40,9 +44,11 @@ class YoloSeg(Format):
 
     def extra_files(self) -> Mapping[str, bytes]:
         """The data set's description."""
+        if self.context.tool:
+            return {"data.yaml": self.context.tool.text.encode()}
         names = (
-            f"  {number}: {json.dumps(label.name, ensure_ascii=False)}\n"
-            for number, label in enumerate(self.context.labels)
+            f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"
+            for number, name in enumerate(self._names)
         )
         head = f"# pre-labels by {printable(self.context.model)}\n"
         text = f"{head}path: .\ntrain: images\nval: images\nnames:\n"
