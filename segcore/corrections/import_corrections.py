@@ -27,6 +27,10 @@ from segcore.text import align_columns, plural, redact
 
 FileNames = Literal["archive", "export"]
 _SPOOL_BYTES = 16 << 20
+_EXPECTED = (
+    "They are what a tool exports after somebody has corrected the images of --dest, or its own "
+    "files: CVAT for images 1.1, JSON of Label Studio (not JSON-MIN), labelme, YOLO or COCO."
+)
 
 
 @dataclass
@@ -194,10 +198,9 @@ class _TruthWriter:
             for image in corrections:
                 self._add(image, add_annotation, add_image)
             if not self._report.images:
-                raise UsageError(
-                    ["No image of the corrections belongs to the export.",
-                     *self._remarks.sentences()]
-                )  # fmt: skip
+                reasons = self._remarks.sentences()
+                first = "The corrections hold no image" + (" that can be used." if reasons else ".")
+                raise UsageError([first, *reasons], _EXPECTED)
             file.write(b'\n], "images": [')
             entries.copy_to(file)
         categories = [{"id": id_, "name": name} for name, id_ in self._category_ids.items()]

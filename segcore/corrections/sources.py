@@ -26,6 +26,7 @@ FORMATS: tuple[str, ...] = get_args(CorrectionFormat)
 _MAX_SMALL_FILE = 256 << 20
 _MAX_XML_IN_ZIP = 16 << 30
 _ENDINGS = {"coco": ".json", "label-studio": ".json", "labelme": ".json", "cvat": ".xml"}
+_READ = "CVAT for images 1.1 (zip or XML), JSON of Label Studio, labelme, YOLO labels, COCO"
 _OWN_FILES = ("segcore-export.json", "segcore-summary.json")
 
 
@@ -131,7 +132,8 @@ def _read_zip(file: BinaryIO, name: str, remarks: Remarks) -> Iterator[Corrected
             if len(members) != 1 or members[0].file_size > _MAX_XML_IN_ZIP:
                 raise UsageError(
                     f"{name} does not hold one annotations.xml.",
-                    "Export from CVAT as 'CVAT for images 1.1', or unpack the zip first.",
+                    "Export from CVAT as 'CVAT for images 1.1'. Of a zip of another format, name "
+                    "the folder that you unpacked it to.",
                 )
             with archive.open(members[0]) as xml:
                 yield from read_cvat(xml, name, remarks)  # type: ignore[arg-type]
@@ -158,7 +160,10 @@ def _guess_json(storage: Storage, uri: str) -> str:
     try:
         document = parse(storage.read(uri, MAX_DOCUMENT_BYTES))
     except Unusable as error:
-        raise UsageError(f"{redact(uri)} is no JSON: {error.detail or error.reason}.") from None
+        raise UsageError(
+            f"{redact(uri)} is no JSON: {error.detail or error.reason}.",
+            f"What is read: {_READ}.",
+        ) from None
     if isinstance(document, list):
         return "label-studio"
     if isinstance(document, dict) and "shapes" in document:

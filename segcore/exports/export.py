@@ -27,6 +27,8 @@ from segcore.exports.names import UniqueNames, extension_of
 from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
     check_destination,
+    check_template,
+    has_no_link,
     link_of,
     needs_bytes,
     write_picture,
@@ -79,6 +81,7 @@ def export(
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
     selection = Selection(options, categories, listed, ranked, tool)
     archive = Archive(results)
+    check_template(options, archive.first_shard)
     context = replace(_context(archive, options, selection), tool=tool)
     manifest = {
         "format": str(options.format),
@@ -321,6 +324,7 @@ class _Export:
             number, name = known.number, known.name
             counts["changed_images"] += 1
         self._digests[number] = record, digest
+        counts["images_without_link"] += has_no_link(self._options, record)
         self._write_picture(record, name, data)
         image = ExportImage(
             number=number,

@@ -37,6 +37,8 @@ MEANINGS: Mapping[str, str] = {
     "renamed_images": "images have another name in the export than in the archive",
     "pictures_written": "images written",
     "pictures_missing": "images could not be read any more; their masks are exported",
+    "images_without_link": "images lie in tar or Parquet files, so that the tool has no link to "
+    "them (--images copy or url:TEMPLATE gives one)",
     "changed_images": "images have changed: exported again under new annotation ids",
     "edited_files_kept": "files were edited by people and stay as they are",
     "images_no_longer_there": "images of earlier exports are not in the results any more; kept",

@@ -311,3 +311,27 @@ def test_of_two_tasks_of_an_image_the_last_that_somebody_annotated_counts(archiv
     assert len(found[first["data"]["name"]]) == 1
     assert report.left_out == 2
     assert any("of an image that a later task has, too" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "text", "message"),
+    [
+        ("label-studio", "a.json", "[]", "The corrections hold no image."),
+        ("label-studio", "a.json", '[{"image": "a.png", "id": 1}]', "as in JSON-MIN"),
+        ("cvat", "a.xml", "<annotations/>", "The corrections hold no image."),
+        ("coco", "a.json", '{"images": [], "annotations": [], "categories": []}', "hold no image."),
+        ("coco", "a.csv", "image,label\n", "is no JSON"),
+        ("yolo-seg", "labels/none/a.txt", "", "1 image that the export does not have"),
+    ],
+)
+def test_empty_corrections_say_what_is_expected(
+    archive: Path, form: str, name: str, text: str, message: str
+) -> None:
+    dest = exported(archive, form)
+    write_files(archive / "given", {name: text.encode()})
+    source = archive / "given" / (name if "/" not in name else "")
+    truth = archive / "truth.json"
+    with pytest.raises(UsageError, match=message) as caught:
+        import_corrections(Storage(), str(source), str(truth), dest=str(dest))
+    assert "CVAT for images 1.1" in caught.value.hint
+    assert not truth.exists()

@@ -45,7 +45,8 @@ def read_label_studio(data: bytes, name: str, remarks: Remarks) -> Iterator[Corr
     last = {_image_of(t["data"]).number: n for n, t in enumerate(tasks) if _is_annotated(t)}
     for place, task in enumerate(tasks):
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
-            remarks.leave_out("task", "without data", f"number {place + 1}")
+            reason = "without data, as in JSON-MIN and unlike in JSON"
+            remarks.leave_out("task", reason, f"number {place + 1}")
             continue
         annotation = _newest(task)
         image = _image_of(task["data"])
