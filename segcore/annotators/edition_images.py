@@ -94,6 +94,8 @@ class EditionImages:
             UsageError: `dest` is no export of this edition, or an option is wrong.
             NothingFound: There is no image.
         """
+        if options.label_config is not None:
+            raise UsageError("label_config is for exports: here the tool says which labels it has.")
         listed = read_image_list(results.storage, options)
         self._selection = Selection(options, results.categories, listed)
         model = results.model_text

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from segcore.annotators.edition_images import Answer, EditionImages, NoAnswer
-from segcore.annotators.label_config import MaskControl, find_control
 from segcore.annotators.task_names import name_of_link
 from segcore.errors import UsageError
 from segcore.exports.formats.base import Tally
 from segcore.exports.formats.label_studio import LabelStudio
+from segcore.exports.label_studio_config import MaskControl, find_control
 from segcore.text import plural, printable
 
 MAX_TASKS = 10_000  # of one request

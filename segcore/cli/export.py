@@ -49,6 +49,7 @@ KEYS = {
     "dest": "dest",
     "form": "export.format",
     "images": "export.images",
+    "label_config": "export.label_config",
     "masks": "export.masks",
     "tolerance": "export.tolerance",
     "max_per_image": "export.max_per_image",
@@ -72,6 +73,7 @@ Command = command_class(KEYS, schema)
 
 Form = Annotated[str | None, typer.Option("--format", metavar="FORMAT", show_default=False)]
 Images = Annotated[str | None, typer.Option(metavar="HOW", show_default=False)]
+LabelConfig = Annotated[str | None, typer.Option(metavar="FILE", show_default=False)]
 MinScores = Annotated[
     list[str] | None,
     typer.Option(
@@ -104,6 +106,7 @@ def command(
     images: Images = None,
     masks: Annotated[str | None, typer.Option(metavar="HOW", show_default=False)] = None,
     tolerance: Annotated[float | None, typer.Option(show_default=False)] = None,
+    label_config: LabelConfig = None,
     categories: Categories = None,
     renames: Renames = None,
     min_scores: MinScores = None,
@@ -136,6 +139,7 @@ def command(
         "OUTPUT": ("output", output),
         "DEST": ("dest", dest),
         "--images": ("export.images", images),
+        "--label-config": ("export.label_config", label_config),
         "--masks": ("export.masks", masks),
         "--tolerance": ("export.tolerance", tolerance),
         "--min-area": ("export.min_area", min_area),

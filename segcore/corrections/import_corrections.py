@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal
@@ -23,11 +21,16 @@ from segcore.exports.state import (
     read_state,
 )
 from segcore.storage import Storage, normalize
+from segcore.storage.spill import SpillBuffer
 from segcore.storage.uris import parent
 from segcore.text import align_columns, plural, redact
 
 FileNames = Literal["archive", "export"]
 _SPOOL_BYTES = 16 << 20
+_EXPECTED = (
+    "They are what a tool exports after somebody has corrected the images of --dest, or its own "
+    "files: CVAT for images 1.1, JSON of Label Studio (not JSON-MIN), labelme, YOLO or COCO."
+)
 
 
 @dataclass
@@ -190,18 +193,16 @@ class _TruthWriter:
             "contributor": manifest.get("model", ""),
         }
         file.write(b'{"info": ' + json.dumps(info).encode() + b', "annotations": [')
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as entries:
+        with SpillBuffer(_SPOOL_BYTES) as entries:
             add_annotation, add_image = _line_writer(file), _line_writer(entries)
             for image in corrections:
                 self._add(image, add_annotation, add_image)
             if not self._report.images:
-                raise UsageError(
-                    ["No image of the corrections belongs to the export.",
-                     *self._remarks.sentences()]
-                )  # fmt: skip
+                reasons = self._remarks.sentences()
+                first = "The corrections hold no image" + (" that can be used." if reasons else ".")
+                raise UsageError([first, *reasons], _EXPECTED)
             file.write(b'\n], "images": [')
-            entries.seek(0)
-            shutil.copyfileobj(entries, file)
+            entries.copy_to(file)
         categories = [{"id": id_, "name": name} for name, id_ in self._category_ids.items()]
         file.write(b'\n], "categories": ' + json.dumps(categories).encode() + b"}\n")
 
@@ -257,7 +258,7 @@ class _TruthWriter:
                 raise Unusable("with swapped sides: the tool ignored the EXIF orientation", detail)
             raise Unusable("of another size than exported", detail)
         if exported.number in self._seen:
-            raise Unusable("that occurs more than once in the corrections")
+            raise Unusable("that occurs more than once; the last file and its first entry count")
         self._seen.add(exported.number)
         return exported
 

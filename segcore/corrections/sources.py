@@ -12,10 +12,11 @@ from segcore.corrections.readers.cvat import read_cvat
 from segcore.corrections.readers.json_files import parse
 from segcore.corrections.readers.label_studio import read_label_studio
 from segcore.corrections.readers.labelme import read_labelme
-from segcore.corrections.readers.yolo import read_labels, read_names
+from segcore.corrections.readers.yolo import read_labels
 from segcore.errors import UsageError
 from segcore.evaluation.remarks import Remarks
 from segcore.evaluation.truth_masks import Unusable
+from segcore.exports.tool_labels import read_class_names
 from segcore.storage import Storage, normalize
 from segcore.storage.uris import basename
 from segcore.text import redact
@@ -25,6 +26,7 @@ FORMATS: tuple[str, ...] = get_args(CorrectionFormat)
 _MAX_SMALL_FILE = 256 << 20
 _MAX_XML_IN_ZIP = 16 << 30
 _ENDINGS = {"coco": ".json", "label-studio": ".json", "labelme": ".json", "cvat": ".xml"}
+_READ = "CVAT for images 1.1 (zip or XML), JSON of Label Studio, labelme, YOLO labels, COCO"
 _OWN_FILES = ("segcore-export.json", "segcore-summary.json")
 
 
@@ -61,7 +63,9 @@ def read_corrections(
         chosen = [f for f in chosen if not basename(f).startswith(("images-", "results-"))]
     if not chosen:
         raise UsageError(f"{redact(uri)} holds no {form} file ({_ENDINGS[form]}).")
-    for file in chosen:
+    # An image that had changed is in a later file of an export, too; the first that is read counts.
+    is_chunked = form not in ("labelme", "yolo-seg")
+    for file in sorted(chosen, reverse=is_chunked):
         if form == "labelme":
             name = _below(file, folder)
             yield from _labelme(storage, file, name, remarks)
@@ -109,7 +113,10 @@ def _read_yolo(
     names: dict[int, str] | list[str] = labels
     for file in files:
         if basename(file) in ("data.yaml", "data.yml"):
-            names = read_names(storage.read(file, _MAX_SMALL_FILE), redact(file))
+            try:
+                names = read_class_names(storage.read(file, _MAX_SMALL_FILE))
+            except UsageError as error:
+                raise UsageError(f"{redact(file)}: {error.message}") from None
     texts = [file for file in files if file.lower().endswith(".txt")]
     inside = [file for file in texts if _below(file, folder).startswith("labels/")]
     for file in inside or texts:
@@ -125,7 +132,8 @@ def _read_zip(file: BinaryIO, name: str, remarks: Remarks) -> Iterator[Corrected
             if len(members) != 1 or members[0].file_size > _MAX_XML_IN_ZIP:
                 raise UsageError(
                     f"{name} does not hold one annotations.xml.",
-                    "Export from CVAT as 'CVAT for images 1.1', or unpack the zip first.",
+                    "Export from CVAT as 'CVAT for images 1.1'. Of a zip of another format, name "
+                    "the folder that you unpacked it to.",
                 )
             with archive.open(members[0]) as xml:
                 yield from read_cvat(xml, name, remarks)  # type: ignore[arg-type]
@@ -152,7 +160,10 @@ def _guess_json(storage: Storage, uri: str) -> str:
     try:
         document = parse(storage.read(uri, MAX_DOCUMENT_BYTES))
     except Unusable as error:
-        raise UsageError(f"{redact(uri)} is no JSON: {error.detail or error.reason}.") from None
+        raise UsageError(
+            f"{redact(uri)} is no JSON: {error.detail or error.reason}.",
+            f"What is read: {_READ}.",
+        ) from None
     if isinstance(document, list):
         return "label-studio"
     if isinstance(document, dict) and "shapes" in document:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segcore.errors import ImageError, ObjectNotFound
 from segcore.exports.names import archive_path
@@ -80,6 +81,15 @@ class Archive:
     def input(self) -> str:
         """URI of the archive; "" if the plan is gone."""
         return self._plan.input if self._plan else ""
+
+    @property
+    def first_shard(self) -> str:
+        """URI of a tar or Parquet file that holds images; "" if all are files of their own."""
+        if self._plan is None:
+            return ""
+        shards = self._plan.units.table["shard"]
+        place = pc.index(pc.not_equal(shards, ""), True).as_py()
+        return "" if place < 0 else str(shards[place].as_py())
 
     def images(self, unit: str) -> list[ArchivedImage]:
         """The images of a unit, in order."""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
@@ -25,6 +26,8 @@ from segcore.exports.names import UniqueNames, extension_of
 from segcore.exports.options import ExportOptions
 from segcore.exports.pictures import (
     check_destination,
+    check_template,
+    has_no_link,
     link_of,
     needs_bytes,
     write_picture,
@@ -39,10 +42,11 @@ from segcore.exports.state import (
     record_chunk,
 )
 from segcore.exports.summary import ExportSummary
+from segcore.exports.tool_labels import read_tool_labels
 from segcore.output.rankings import read_ranking
 from segcore.output.results import Results
 from segcore.storage import normalize
-from segcore.text import json_text, plural, redact
+from segcore.text import json_text, plural, printable, redact
 
 Notify = Callable[[str], None]
 _PROGRESS_S = 10.0  # between two sentences
@@ -68,13 +72,16 @@ def export(
     storage = results.storage
     layout = DestLayout(normalize(dest))
     check_destination(options, layout)
+    tool = read_tool_labels(storage, options)
+    options = options.model_copy(update=tool.options) if tool else options
     categories = results.categories
     listed = read_image_list(storage, options)
     ranking = read_ranking(results, options.ranking) if options.ranking else None
     ranked = frozenset(ranking.rows["image_id"][: options.top].to_pylist()) if ranking else None
-    selection = Selection(options, categories, listed, ranked)
+    selection = Selection(options, categories, listed, ranked, tool)
     archive = Archive(results)
-    context = _context(archive, options, selection)
+    check_template(options, archive.first_shard)
+    context = replace(_context(archive, options, selection), tool=tool)
     manifest = {
         "format": str(options.format),
         "edition": results.name,
@@ -92,6 +99,8 @@ def export(
     summary.notes = (*remarks, *run.notes(listed is None and ranked is None))
     summary.edition_notes = results.edition_notes
     if not summary.images and not len(state):
+        if not is_continued:
+            storage.delete(layout.manifest)  # so that other options may follow
         raise NothingFound(
             f"No image of {results.prefix} is left to export.",
             "; ".join(f"{name}: {count:,}" for name, count in summary.counts.items()),
@@ -151,11 +160,13 @@ class _Export:
     def write(self, summary: ExportSummary, workers: int, notify: Notify) -> None:
         """Write all chunks that are left."""
         with self._writer:
-            for name, data in self._form.extra_files().items():
-                self._storage.write(self._layout.file(name), data)
             encoded = encode_images(self._form, self._images(), workers)
             number, told = self._state.n_chunks, time.monotonic()
             for first in encoded:
+                if number == self._state.n_chunks:
+                    for name, data in self._form.extra_files().items():
+                        # Somebody may have edited the one that is there.
+                        self._storage.write_if_absent(self._layout.file(name), data)
                 number += 1
                 chunk = chain([first], islice(encoded, self._options.images_per_chunk - 1))
                 rows = self._write_chunk(number, chunk)
@@ -174,6 +185,11 @@ class _Export:
         gone = len(self._state) - self._n_seen - self.tally.counts["changed_images"]
         if is_whole and gone > 0:
             yield f"{plural(gone, 'image')} of earlier exports are not selected any more; kept."
+        if lacking := list(self._selection.lacking.values()):
+            yield (
+                f"The tool has no label for {plural(len(lacking), 'class', 'classes')}, such as "
+                f"{printable(lacking[0])!r}; --rename CLASS=NAME gives a class the name of one."
+            )
         unmatched = self._selection.unmatched
         if unmatched:
             yield (
@@ -307,6 +323,7 @@ class _Export:
             number, name = known.number, known.name
             counts["changed_images"] += 1
         self._digests[number] = record, digest
+        counts["images_without_link"] += has_no_link(self._options, record)
         self._write_picture(record, name, data)
         image = ExportImage(
             number=number,

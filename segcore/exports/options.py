@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from segcore.text import json_text
 
 _SIGNED = re.compile(r"(?i)[?&](?:[^=&]*(?:sig|token|credential|secret|password|key)[^=&]*)=")
+# What does not decide the content; of `label_config` the labels do, which the manifest has.
+_NOT_STATED = {"workers", "top", "image_list", "ranking", "label_config"}
 _PLACEHOLDERS = {"name", "path", "uri", "key", "bucket"}
 
 
@@ -49,6 +51,13 @@ class ExportOptions(BaseModel):
     categories: tuple[str, ...] = Field((), description="Only these classes; by default all.")
     rename: dict[str, str] = Field(
         {}, description="Class -> name in the export; several may share one name."
+    )
+    label_config: str | None = Field(
+        None,
+        description="A file with the labels that the tool has: the labelling configuration of a "
+        "Label Studio project (XML), the labels of a CVAT task (tab Raw), the label list of "
+        "labelme, or the data.yaml of a YOLO data set. Names of its tags and class numbers are "
+        "taken over; masks of labels that it lacks are left out and counted.",
     )
     min_score: float = Field(0.0, ge=0, le=1, description="Lowest score.")
     min_score_by_category: dict[str, float] = Field(
@@ -160,7 +169,7 @@ class ExportOptions(BaseModel):
 
     def stated(self) -> dict[str, Any]:
         """What decides the content of the files: a later export into one DEST must agree."""
-        return self.model_dump(mode="json", exclude={"workers", "top", "image_list", "ranking"})
+        return self.model_dump(mode="json", exclude=_NOT_STATED)
 
     def fingerprint(self) -> str:
         """16 hex digits of a hash of `stated`."""

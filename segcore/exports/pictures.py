@@ -14,6 +14,7 @@ from segcore.exports.state import DestLayout
 from segcore.storage import Storage
 from segcore.storage.local_disk import translate_errors
 from segcore.storage.uris import is_remote, split
+from segcore.text import redact
 
 
 def check_destination(options: ExportOptions, layout: DestLayout) -> None:
@@ -27,6 +28,29 @@ def check_destination(options: ExportOptions, layout: DestLayout) -> None:
             f"--images link: {layout.uri} is in an object store, which has no links.",
             "Use --images copy or --images url:TEMPLATE.",
         )
+
+
+def check_template(options: ExportOptions, shard: str) -> None:
+    """Refuse links that would be those of a shard and not of an image.
+
+    Args:
+        shard: A tar or Parquet file of the archive; "" if there is none.
+
+    Raises:
+        UsageError: The template tells images in a shard not apart.
+    """
+    template = options.url_template
+    if shard and template and "{name}" not in template and "{path}" not in template:
+        raise UsageError(
+            f"--images url:{template}: {redact(shard)} holds many images, and this would be one "
+            "link for all of them.",
+            "Use {path} or {name}, or write the images with --images copy.",
+        )
+
+
+def has_no_link(options: ExportOptions, record: ArchivedImage) -> bool:
+    """Whether Label Studio is given a name where it needs a link."""
+    return options.format == "label-studio" and options.images == "none" and bool(record.shard)
 
 
 def needs_bytes(options: ExportOptions, form: Format, record: ArchivedImage) -> bool:

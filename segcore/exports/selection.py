@@ -16,6 +16,7 @@ from segcore.errors import UsageError
 from segcore.exports.archive import ArchivedImage, MaskColumns
 from segcore.exports.formats.base import Label
 from segcore.exports.options import ExportOptions
+from segcore.exports.tool_labels import ToolLabels
 from segcore.storage import Storage, normalize
 from segcore.text import plural, redact
 
@@ -44,9 +45,11 @@ class Selection:
     Args:
         listed: Ids, paths or file names of the images to export; None for all.
         ranked: Ids of the images to export; None for all.
+        tool: The labels that the tool has; None for all.
 
     Attributes:
         labels: The classes of the export, in the order of the model.
+        lacking: Classes that the tool has no label for.
         left_out: What was left out, by reason.
     """
 
@@ -56,6 +59,7 @@ class Selection:
         categories: Mapping[int, str],
         listed: frozenset[str] | None,
         ranked: frozenset[str] | None = None,
+        tool: ToolLabels | None = None,
     ) -> None:
         self.options = options
         self.left_out: Counter[str] = Counter()
@@ -69,13 +73,24 @@ class Selection:
         by_name: dict[str, int] = {}
         labels: list[Label] = []
         self._label_of: dict[int, int] = {}
+        self.lacking: dict[int, str] = {}
         for id_, name in sorted(categories.items()):
             if name in chosen:
                 shown = options.rename.get(name, name)
+                if tool is not None and shown not in tool.names:
+                    self.lacking[id_] = shown
+                    continue
+                shown = tool.names[shown] if tool else shown
                 if shown not in by_name:
                     by_name[shown] = len(labels)
                     labels.append(Label(id_, shown))
                 self._label_of[id_] = by_name[shown]
+        if tool is not None and not labels:
+            raise UsageError(
+                f"{tool.file} has a label for none of {', '.join(self.lacking.values())[:200]}.",
+                f"Its labels: {', '.join(list(tool.names)[:_MAX_NAMES_SHOWN])}. "
+                "Give classes the names of its labels with --rename CLASS=NAME.",
+            )
         self.labels = tuple(labels)
         self._min_scores = {
             id_: np.float32(options.min_score_by_category.get(name, options.min_score))
@@ -160,6 +175,8 @@ class Selection:
 
         if not keep.any():
             return keep
+        is_lacking = np.isin(masks.category_ids, np.array(list(self.lacking), np.int64))
+        drop(is_lacking, "masks_of_labels_that_the_tool_lacks")
         is_chosen = np.isin(masks.category_ids, np.array(list(self._label_of), np.int64))
         drop(~is_chosen, "masks_of_other_classes")
         ids, places = np.unique(masks.category_ids, return_inverse=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from segcore.masks.bitmaps import Bitmap
 from segcore.masks.polygons import outline_pixels
 
 _SQUARE = np.ones((3, 3), np.uint8)
+_SHEET_PIXELS = 1 << 18  # of masks that are traced together; fits into a core's cache
 
 
 @dataclass(frozen=True)
@@ -30,48 +32,92 @@ class Outline:
     is_coarser: bool = False
 
 
-def outline(bitmap: Bitmap, tolerance: float, max_vertices: int) -> Outline:
-    """Outlines of the parts of a mask, in pixels of its canvas.
+def outlines(bitmaps: Sequence[Bitmap], tolerance: float, max_vertices: int) -> list[Outline]:
+    """Outlines of the parts of each mask, in pixels of its canvas.
 
     Args:
         tolerance: How far a ring may deviate (Douglas-Peucker), pixels; 0: exact.
         max_vertices: Rings with more points are simplified further.
     """
-    contours, n_holes = _trace(bitmap)
-    if tolerance == 0:
-        exact = outline_pixels(bitmap.pixels)
-        contours = [np.asarray(ring * 2, np.int32)[:, None] for ring in exact]
-    rings, is_coarser = [], False
-    for contour in sorted(contours, key=cv2.contourArea, reverse=True):
-        simple = contour if tolerance == 0 else _simplify(contour, tolerance)
-        wider = max(tolerance, 0.5)
-        while len(simple) > max_vertices:
-            wider *= 2
-            is_coarser = True
-            simple = _simplify(contour, wider)
-        rings.append(simple[:, 0].astype(np.float64) / 2 + (bitmap.left, bitmap.top))
-    return Outline(rings, n_holes, is_coarser)
+    traced = _trace(bitmaps)
+    rings: list[np.ndarray] = []
+    shifts: list[tuple[float, float]] = []  # of each ring, pixels
+    facts: list[tuple[int, int, bool]] = []  # of each mask: rings, holes, is_coarser
+    for bitmap, (contours, row, n_holes) in zip(bitmaps, traced, strict=True):
+        if tolerance == 0:
+            exact = outline_pixels(bitmap.pixels)
+            contours, row = [np.asarray(ring * 2, np.int32)[:, None] for ring in exact], 0
+        if len(contours) > 1:
+            contours = sorted(contours, key=cv2.contourArea, reverse=True)
+        is_coarser = False
+        for contour in contours:
+            simple = contour if tolerance == 0 else _simplify(contour, tolerance)
+            wider = max(tolerance, 0.5)
+            while len(simple) > max_vertices:
+                wider *= 2
+                is_coarser = True
+                simple = _simplify(contour, wider)
+            rings.append(simple)
+            shifts.append((bitmap.left, bitmap.top - row / 2))
+        facts.append((len(contours), n_holes, is_coarser))
+    if not rings:
+        return []
+    sizes = np.array([len(ring) for ring in rings])
+    points = np.concatenate(rings)[:, 0] / 2 + np.repeat(np.array(shifts), sizes, axis=0)
+    pieces = iter(np.split(points, np.cumsum(sizes[:-1])))
+    return [Outline(list(islice(pieces, n)), holes, coarser) for n, holes, coarser in facts]
 
 
-def _trace(bitmap: Bitmap) -> tuple[list[np.ndarray], int]:
-    """Outer contours on the grid of half pixels, and the number of holes.
+def _trace(bitmaps: Sequence[Bitmap]) -> Iterator[tuple[list[np.ndarray], int, int]]:
+    """Of each mask its outer contours on the grid of half pixels, their row 0, its holes.
 
     Each pixel becomes a closed square of 3 x 3 points of that grid, so that a contour runs along
-    the edges of pixels, but for cut inner corners of half a pixel.
+    the edges of pixels, but for cut inner corners of half a pixel. As a call of OpenCV costs more
+    than a small mask, many masks lie below one another on a sheet.
     """
-    grid = np.zeros((2 * bitmap.height + 1, 2 * bitmap.width + 1), np.uint8)
-    grid[1::2, 1::2] = bitmap.pixels
-    cv2.dilate(grid, _SQUARE, grid)
-    contours, hierarchy = cv2.findContours(grid, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-    parents = hierarchy[0, :, 3].tolist()
-    if len(parents) == 1:
-        return [contours[0]], 0
-    depths: list[int] = []
-    for parent in parents:  # a parent comes before its children
-        depths.append(0 if parent < 0 else depths[parent] + 1)
-    # What lies inside a hole is covered when that is filled.
-    outer = [c for c, depth in zip(contours, depths, strict=True) if depth == 0]
-    return outer, sum(depth % 2 for depth in depths)
+    found: list[tuple[list[np.ndarray], int, int]] = [([], 0, 0)] * len(bitmaps)
+    for places in _sheets(bitmaps):
+        heights = [2 * bitmaps[place].height + 2 for place in places]  # an empty row below
+        rows = np.cumsum([0, *heights])
+        sheet = np.zeros((rows[-1], 1 + 2 * max(bitmaps[p].width for p in places)), np.uint8)
+        for place, row in zip(places, rows.tolist(), strict=False):
+            bitmap = bitmaps[place]
+            bottom = row + 1 + 2 * bitmap.height
+            sheet[row + 1 : bottom : 2, 1 : 2 * bitmap.width : 2] = bitmap.pixels
+        cv2.dilate(sheet, _SQUARE, sheet)
+        contours, hierarchy = cv2.findContours(sheet, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+        outer: list[list[np.ndarray]] = [[] for _ in places]
+        n_holes = [0] * len(places)
+        first_rows = [contour[0, 0, 1] for contour in contours]
+        owners = np.searchsorted(rows, first_rows, side="right").tolist()
+        depths: list[int] = []
+        for contour, owner, parent in zip(
+            contours, owners, hierarchy[0, :, 3].tolist(), strict=True
+        ):
+            depth = 0 if parent < 0 else depths[parent] + 1  # a parent comes before its children
+            depths.append(depth)
+            # What lies inside a hole is covered when that is filled.
+            if depth == 0:
+                outer[owner - 1].append(contour)
+            n_holes[owner - 1] += depth % 2
+        for number, place in enumerate(places):
+            found[place] = outer[number], int(rows[number]), n_holes[number]
+    return iter(found)
+
+
+def _sheets(bitmaps: Sequence[Bitmap]) -> Iterator[list[int]]:
+    """The places of masks of similar width that are traced together; a large one is alone."""
+    widths = [bitmap.width for bitmap in bitmaps]
+    places: list[int] = []
+    n_rows = 0
+    for place in sorted(range(len(bitmaps)), key=widths.__getitem__):
+        n_rows += bitmaps[place].height
+        if places and n_rows * widths[place] > _SHEET_PIXELS:
+            yield places
+            places, n_rows = [], bitmaps[place].height
+        places.append(place)
+    if places:
+        yield places
 
 
 def _simplify(contour: np.ndarray, tolerance: float) -> np.ndarray:

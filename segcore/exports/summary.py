@@ -20,6 +20,7 @@ MEANINGS: Mapping[str, str] = {
     "images_without_masks": "images have no mask in the export",
     "empty_images_skipped": "images without a mask left out (--skip-empty)",
     "masks_of_other_classes": "masks of classes that were not asked for left out",
+    "masks_of_labels_that_the_tool_lacks": "masks of labels that the tool lacks left out",
     "masks_under_the_lowest_score": "masks under the lowest score left out",
     "masks_under_the_smallest_area": "masks under the smallest area left out",
     "masks_over_the_largest_area": "masks over the largest area left out",
@@ -36,6 +37,8 @@ MEANINGS: Mapping[str, str] = {
     "renamed_images": "images have another name in the export than in the archive",
     "pictures_written": "images written",
     "pictures_missing": "images could not be read any more; their masks are exported",
+    "images_without_link": "images lie in tar or Parquet files, so that the tool has no link to "
+    "them (--images copy or url:TEMPLATE gives one)",
     "changed_images": "images have changed: exported again under new annotation ids",
     "edited_files_kept": "files were edited by people and stay as they are",
     "images_no_longer_there": "images of earlier exports are not in the results any more; kept",

@@ -12,8 +12,10 @@ from segcore.errors import UsageError
 from segcore.exit_codes import ExitCode
 from segcore.exports.export import export
 from segcore.exports.pictures import check_destination
+from segcore.exports.selection import read_image_list
 from segcore.exports.state import DestLayout
 from segcore.exports.summary import ExportSummary
+from segcore.exports.tool_labels import read_tool_labels
 from segcore.output.layout import EditionLayout
 from segcore.output.rankings import find_ranking
 from segcore.output.report import RunReport
@@ -72,13 +74,15 @@ def prelabel(
         raise UsageError("DEST is missing.", "Usage: segcore prelabel INPUT DEST")
     layout = DestLayout(normalize(config.dest))
     check_destination(config.export, layout)
+    storage = Storage(config.storage)
+    read_tool_labels(storage, config.export)  # what is wrong with these files is said at once
+    read_image_list(storage, config.export)
     values = {name: getattr(config, name) for name in Config.model_fields}
     values["output"] = config.output or default_output(config.dest)
     report = segment(Config(**values), notify=notify)
     if report.exit_code not in (ExitCode.DONE, ExitCode.TOO_MANY_FAILED) or not report.ok:
         return PrelabelReport(report, None)
     tell = log_and_tell(notify)
-    storage = Storage(config.storage)
     edition = EditionLayout(report.prefix).name
     results = open_results(storage, values["output"], edition)
     if config.export.ranking:

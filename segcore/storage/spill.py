@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from segcore.errors import StorageError, StorageFull
@@ -50,24 +53,13 @@ class SpillFile:
         return place
 
     def _write(self, data: bytes) -> None:
-        try:
+        with _translate_errors("A large archive is planned there, with some 80 bytes an image"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
                 self._file_start = self._end
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view) :]
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull(
-                    f"The temporary folder {folder} is full.",
-                    "A large archive is planned there, with some 80 bytes for each image: free "
-                    "some space, or set TMPDIR to a folder on a larger disk.",
-                ) from error
-            raise StorageError(
-                f"The temporary folder {folder} cannot be written to: {error.strerror}."
-            ) from error
 
     def read(self, place: int, length: int) -> bytes:
         """The piece of this length that was appended at this place."""
@@ -84,3 +76,53 @@ class SpillFile:
             pieces.append(piece)
             place, length = place + len(piece), length - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class SpillBuffer:
+    """Bytes that are written once, and then copied into a file behind others.
+
+    Errors name the temporary folder: the file that is being written is often on another disk.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._file = tempfile.SpooledTemporaryFile(memory_bytes)  # noqa: SIM115
+
+    def __enter__(self) -> SpillBuffer:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        with suppress(OSError):  # of bytes that had no room; `write` or `copy_to` has said so
+            self._file.close()
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StorageFull: The temporary folder has no room for it.
+            StorageError: It cannot be written there.
+        """
+        with _translate_errors("A large file is put together there"):
+            self._file.write(data)
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Write all of it to `target`; raises as `write` does."""
+        with _translate_errors("A large file is put together there"):
+            self._file.seek(0)  # writes what was held back
+        shutil.copyfileobj(self._file, target)
+
+
+@contextmanager
+def _translate_errors(use: str) -> Iterator[None]:
+    """Errors of the temporary folder; `use` says what it is needed for."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"The temporary folder {folder} is full.",
+                f"{use}: free some space, or set TMPDIR to a folder on a larger disk.",
+            ) from error
+        raise StorageError(
+            f"The temporary folder {folder} cannot be written to: {error.strerror}."
+        ) from error

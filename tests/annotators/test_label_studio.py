@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from segcore.annotators.edition_images import EditionImages
-from segcore.annotators.label_config import find_control
 from segcore.annotators.label_studio import LabelStudioBackend
 from segcore.annotators.label_studio_server import MAX_BODY_BYTES, BackendServer
 from segcore.errors import UsageError
 from segcore.exports.formats.rle_pack import unpack_mask
+from segcore.exports.label_studio_config import find_control
 from segcore.exports.options import ExportOptions
 from segcore.output.results import Results
 from tests.annotators.conftest import drawn_masks

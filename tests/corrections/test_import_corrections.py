@@ -277,3 +277,61 @@ def test_members_of_one_name_in_several_shards_are_told_apart(tmp_path: Path) ->
     report = evaluate(Storage(), str(tmp_path / "out"), str(tmp_path / "truth.json"))
     assert (report.images, report.not_in_ground_truth) == (6, 3)
     assert report.scores.mask.ap == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat"])
+def test_of_an_image_that_has_changed_the_newest_masks_count(archive: Path, form: str) -> None:
+    dest = exported(archive, form)
+    drawn = drawn_masks()
+    changed = "north/a.png"
+    write_files(archive / "in", {changed: picture(8)})
+    drawn[changed] = [Drawn(drawn[changed][0].mask, 9, 0.5)]
+    write_results(str(archive / "in"), str(archive / "out"), drawn, sequence=2)
+    exported(archive, form)
+    found, report = read(archive, dest)
+    ((mask, label),) = found[changed]
+    assert label == "tree"
+    assert (mask == drawn[changed][0].mask).all()
+    assert report.left_out == 1
+    assert "occurs more than once; the last file" in report.notes[0]
+    assert sorted(found) == sorted(PICTURES)
+
+
+def test_of_two_tasks_of_an_image_the_last_that_somebody_annotated_counts(archive: Path) -> None:
+    dest = exported(archive, "label-studio", masks="exact")
+    accept_predictions(dest)
+    tasks = json.loads((dest / "tasks-00001.json").read_bytes())
+    first = next(task for task in tasks if task["annotations"][0]["result"])
+    result = first["annotations"][0]["result"]
+    later = {"data": first["data"], "annotations": [{"result": result[:1]}]}
+    nobody = {"data": first["data"], "annotations": []}
+    file = archive / "project.json"
+    file.write_text(json.dumps([*tasks, later, nobody]))
+    found, report = read(archive, file, dest=str(dest))
+    assert len(found[first["data"]["name"]]) == 1
+    assert report.left_out == 2
+    assert any("of an image that a later task has, too" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "text", "message"),
+    [
+        ("label-studio", "a.json", "[]", "The corrections hold no image."),
+        ("label-studio", "a.json", '[{"image": "a.png", "id": 1}]', "as in JSON-MIN"),
+        ("cvat", "a.xml", "<annotations/>", "The corrections hold no image."),
+        ("coco", "a.json", '{"images": [], "annotations": [], "categories": []}', "hold no image."),
+        ("coco", "a.csv", "image,label\n", "is no JSON"),
+        ("yolo-seg", "labels/none/a.txt", "", "1 image that the export does not have"),
+    ],
+)
+def test_empty_corrections_say_what_is_expected(
+    archive: Path, form: str, name: str, text: str, message: str
+) -> None:
+    dest = exported(archive, form)
+    write_files(archive / "given", {name: text.encode()})
+    source = archive / "given" / (name if "/" not in name else "")
+    truth = archive / "truth.json"
+    with pytest.raises(UsageError, match=message) as caught:
+        import_corrections(Storage(), str(source), str(truth), dest=str(dest))
+    assert "CVAT for images 1.1" in caught.value.hint
+    assert not truth.exists()

@@ -248,7 +248,25 @@ def test_nothing_to_export_is_an_error_and_writes_no_summary(
 ) -> None:
     with pytest.raises(NothingFound, match="No image"):
         export(results, str(archive / "dest"), ExportOptions(include=("west/*",)))
-    assert not (archive / "dest/segcore-summary.json").exists()
+    assert files_of(archive / "dest") == {}
+    assert export(results, str(archive / "dest"), ExportOptions(include=("north/*",))).images == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("yolo-seg", "data.yaml"), ("label-studio", "config.xml")]
+)
+def test_a_description_of_the_classes_that_somebody_edited_stays(
+    archive: Path, form: str, name: str
+) -> None:
+    dest = archive / "dest"
+    export(reopen(archive), str(dest), ExportOptions(format=form))
+    (dest / name).write_text("edited")
+    drawn = drawn_masks()
+    write_files(archive / "in", {"east/new.png": picture(7)})
+    drawn["east/new.png"] = [Drawn(FAMILY["hard"], 3, 0.5)]
+    write_results(str(archive / "in"), str(archive / "out"), drawn, sequence=2)
+    assert export(reopen(archive), str(dest), ExportOptions(format=form)).images == 1
+    assert (dest / name).read_text() == "edited"
 
 
 def test_an_export_to_an_object_store_has_the_same_bytes(

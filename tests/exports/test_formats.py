@@ -19,11 +19,12 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segcore.exports.export import export
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.formats.rle_pack import pack_mask, pack_masks, unpack_mask
 from segcore.exports.options import ExportOptions
-from segcore.exports.shapes import canvas_row_runs
+from segcore.exports.shapes import canvas_row_runs, outlines
 from segcore.exports.summary import ExportSummary
-from segcore.masks.bitmaps import to_bitmaps
+from segcore.masks.bitmaps import Bitmap, to_bitmaps
 from segcore.output.results import Results
 from tests.exports.conftest import PICTURES, drawn_masks
 from tests.support.masks_output import HEIGHT, WIDTH, hard_mask
@@ -276,3 +277,45 @@ def test_overlays_are_pictures_of_the_size_of_the_image(results: Results, archiv
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("tolerance", [0, 0.5, 3])
+def test_masks_that_are_traced_together_have_the_outlines_of_each_alone(tolerance: float) -> None:
+    rng = np.random.default_rng(11)
+    bitmaps = []
+    for number in range(60):
+        height, width = rng.integers(1, (6, 25, 90)[number % 3], 2)
+        pixels = (rng.random((height, width)) < rng.choice([0.1, 0.5, 0.9])).astype(np.uint8)
+        pixels[0, rng.integers(width)] = pixels[rng.integers(height), 0] = 1
+        bitmaps.append(Bitmap(np.asfortranarray(pixels), *rng.integers(0, 3000, 2).tolist()))
+    for limit in (4, 2000):
+        together = outlines(bitmaps, tolerance, limit)
+        for one, bitmap in zip(together, bitmaps, strict=True):
+            (alone,) = outlines([bitmap], tolerance, limit)
+            assert (one.n_holes, one.is_coarser) == (alone.n_holes, alone.is_coarser)
+            assert one.n_holes == n_holes(bitmap.pixels)
+            assert len(one.rings) == len(alone.rings)
+            for ring, other in zip(one.rings, alone.rings, strict=True):
+                assert (ring == other).all()
+
+
+def n_holes(pixels: np.ndarray) -> int:
+    """Empty parts that set pixels enclose, those that touch at a corner alone, too."""
+    empty = np.pad(pixels == 0, 1, constant_values=True).astype(np.uint8)
+    return int(cv2.connectedComponents(empty, connectivity=4)[0]) - 2
+
+
+@pytest.mark.parametrize(("form", "whole"), [("%.6g", 1.0), ("%.8g", 100.0), ("%.10g", None)])
+def test_points_are_written_as_each_would_be_formatted(form: str, whole: float | None) -> None:
+    rng = np.random.default_rng(3)
+    texts = PointTexts(form, form, " ", whole)
+    for width, height in [(1, 1), (60, 40), (4001, 3), (60, 40), (200_000, 7), (900_000, 100_000)]:
+        size = np.array([width, height])
+        shapes = [
+            [rng.integers(0, 2 * size + 1, (n, 2)) / 2 for n in (3, 5)],
+            [size * np.ones((3, 1))],
+        ]
+        for shape, written in zip(shapes, texts.write(shapes, width, height), strict=True):
+            for ring, text in zip(shape, written, strict=True):
+                values = ring if whole is None else ring / size * whole
+                assert text == " ".join(form % value for value in values.ravel().tolist())

@@ -77,9 +77,61 @@ def test_copies_are_the_bytes_of_the_archive(results: Results, archive: Path) ->
         assert (archive / "dest/images" / image["file_name"]).read_bytes() == PICTURES[path]
 
 
-def test_links_lead_to_files_and_members_are_copied(archive: Path) -> None:
-    members = [(f"{i}.png", picture(i)) for i in range(3)]
-    write_files(archive / "in2", {"shard.tar": tar_bytes(members), "x.png": picture(9)})
+def shards(kind: str) -> dict[str, bytes]:
+    """An archive of one shard of this kind with three images."""
+    pictures = [picture(i) for i in range(3)]
+    if kind == "tar":
+        return {"one.tar": tar_bytes([(f"{i}.png", data) for i, data in enumerate(pictures)])}
+    return {"one.parquet": parquet_bytes({"key": ["0", "1", "2"], "image": pictures})}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("form", ["coco", "label-studio"])
+@pytest.mark.parametrize("images", ["none", "copy", "link", "url:https://host/{path}"])
+def test_members_in_each_way_to_give_images(
+    tmp_path: Path, kind: str, form: str, images: str
+) -> None:
+    write_files(tmp_path / "in", shards(kind))
+    write_results(str(tmp_path / "in"), str(tmp_path / "out"), {})
+    results = open_results(Storage(), str(tmp_path / "out"))
+    dest = tmp_path / "dest"
+    summary = export(results, str(dest), ExportOptions(format=form, images=images))
+    (file,) = [*dest.glob("instances-*.json"), *dest.glob("tasks-*.json")]
+    document = json.loads(file.read_bytes())
+    if form == "coco":
+        links = [one.get("coco_url") for one in document["images"]]
+        names = [one["file_name"] for one in document["images"]]
+    else:
+        links = [one["data"]["image"] for one in document]
+        names = [one["data"]["name"] for one in document]
+    assert len(set(names)) == 3
+    files = {str(path.relative_to(dest / "images")) for path in (dest / "images").rglob("*.png")}
+    has_files = images in ("copy", "link")
+    assert files == (set(names) if has_files else set())
+    if images.startswith("url:"):
+        ending = ".png" if kind == "tar" else ""
+        assert links == [f"https://host/one/{i}{ending}" for i in range(3)]
+    elif form == "label-studio" and has_files:
+        assert links == [f"/data/local-files/?d=images/{name}" for name in names]
+    elif form == "label-studio":
+        assert links == names
+    is_without = form == "label-studio" and images == "none"
+    assert summary.counts.get("images_without_link", 0) == (3 if is_without else 0)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("template", ["{uri}", "https://{bucket}.host/{key}"])
+def test_a_link_to_a_shard_is_no_link_to_an_image(tmp_path: Path, kind: str, template: str) -> None:
+    write_files(tmp_path / "in", shards(kind))
+    write_results(str(tmp_path / "in"), str(tmp_path / "out"), {})
+    results = open_results(Storage(), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=rf"one\.{kind} holds many images") as caught:
+        export(results, str(tmp_path / "dest"), ExportOptions(images=f"url:{template}"))
+    assert "{path}" in caught.value.hint
+    assert not (tmp_path / "dest").exists()
+
+
+def test_links_lead_to_files(archive: Path) -> None:
     results = open_results(Storage(), str(archive / "out"))
     export(results, str(archive / "dest"), ExportOptions(images="link"))
     for link in (archive / "dest/images").rglob("*.*"):

@@ -48,16 +48,14 @@ def pycocotools_results() -> str:
 
 def _by_name(dataset: object, folder: str, names: list[str]) -> Found:
     root = str(BUILD / folder / "images") + "/"
-    return {
-        path.removeprefix(root): [
-            (mask, names[int(category)])
-            for mask, category in zip(
-                annotation.mask if annotation.mask is not None else [], annotation.class_id,
-                strict=True,
-            )
-        ]
-        for path, _, annotation in dataset  # type: ignore[attr-defined]
-    }  # fmt: skip
+    found: Found = {}
+    for path, pixels, annotation in dataset:  # type: ignore[attr-defined]
+        masks = annotation.mask if annotation.mask is not None else []
+        ones = found.setdefault(path.removeprefix(root), [])
+        for mask, category in zip(masks, annotation.class_id, strict=True):
+            assert mask.shape == pixels.shape[:2], f"{path} was not turned by its orientation"
+            ones.append((mask, names[int(category)]))
+    return found
 
 
 def supervision_coco() -> str:
@@ -125,6 +123,9 @@ def datumaro(folder: str, kind: str, lowest: float) -> str:
     found: Found = {name: [] for name in WANTED.images}
     for item in dataset:
         name = stems[item.id]
+        height, width = item.media.data.shape[:2]
+        turned = next((mask.shape for mask, _ in WANTED.images[name]), (height, width))
+        assert (height, width) == turned, f"{name} was not turned by its orientation"
         # It turns the order of COCO annotations round; those of CVAT have no ids.
         ordered = item.annotations if kind == "cvat" else sorted(item.annotations, key=_id_of)
         for one in ordered:
@@ -217,7 +218,8 @@ def hugging_face() -> str:
     found: Found = {}
     for row in rows:
         size = [row["height"], row["width"]]
-        assert row["image"].size in ((row["width"], row["height"]), (row["height"], row["width"]))
+        turned = row["width"], row["height"]
+        assert row["image"].size == turned, f"{row['file_name']} was not turned by its orientation"
         found[row["file_name"]] = [
             (coco.decode({"size": size, "counts": counts}), labels[label])
             for counts, label in zip(

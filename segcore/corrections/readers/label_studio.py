@@ -30,7 +30,8 @@ _LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "labels")
 def read_label_studio(data: bytes, name: str, remarks: Remarks) -> Iterator[CorrectedImage]:
     """The tasks that somebody has annotated.
 
-    Of several annotations of a task, the newest that was not cancelled counts.
+    Of several annotations of a task, the newest that was not cancelled counts; of several tasks of
+    an image, the last, as one that had changed is exported again.
 
     Raises:
         UsageError: It is no JSON export of Label Studio.
@@ -41,17 +42,28 @@ def read_label_studio(data: bytes, name: str, remarks: Remarks) -> Iterator[Corr
         raise UsageError(f"{name} is not a Label Studio file: {error.reason}.") from None
     if not isinstance(tasks, list):
         raise UsageError(f"{name} is not a Label Studio export: it is no list of tasks.")
+    last = {_image_of(t["data"]).number: n for n, t in enumerate(tasks) if _is_annotated(t)}
     for place, task in enumerate(tasks):
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
-            remarks.leave_out("task", "without data", f"number {place + 1}")
+            reason = "without data, as in JSON-MIN and unlike in JSON"
+            remarks.leave_out("task", reason, f"number {place + 1}")
             continue
         annotation = _newest(task)
         image = _image_of(task["data"])
         if annotation is None:
             remarks.leave_out("task", "that nobody has annotated", image.name)
             continue
+        if image.number is not None and last[image.number] != place:
+            remarks.leave_out("task", "of an image that a later task has, too", image.name)
+            continue
         _add_regions(image, annotation, remarks)
         yield image
+
+
+def _is_annotated(task: Any) -> bool:
+    return (
+        isinstance(task, dict) and isinstance(task.get("data"), dict) and _newest(task) is not None
+    )
 
 
 def _newest(task: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,29 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import yaml
-
 from segcore.corrections.objects import MAX_OBJECTS, CorrectedImage, CorrectedObject
-from segcore.errors import UsageError
-from segcore.evaluation.remarks import Remarks, shorten
-
-
-def read_names(data: bytes, name: str) -> dict[int, str]:
-    """The classes in a ``data.yaml``.
-
-    Raises:
-        UsageError: It has none.
-    """
-    try:
-        document = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not YAML: {shorten(str(error), 200)}.") from None
-    names = document.get("names") if isinstance(document, dict) else None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
-        raise UsageError(f"{name} has no `names`.")
-    return {int(k): str(v) for k, v in names.items() if isinstance(k, int) and str(v).strip()}
+from segcore.evaluation.remarks import Remarks
 
 
 def read_labels(

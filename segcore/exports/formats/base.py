@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from segcore.exports.options import ExportOptions
-from segcore.exports.shapes import Outline, outline, outline_iou
+from segcore.exports.shapes import Outline, outline_iou, outlines
+from segcore.exports.tool_labels import ToolLabels
 from segcore.images import DecodeOptions
 from segcore.masks.bitmaps import Bitmap, to_bitmaps
 
@@ -40,6 +41,7 @@ class Context:
         edition: Name of the edition.
         iou_every: The IoU of polygons is measured in one of so many images.
         decoding: How pixels are made of pictures.
+        tool: The labels that the tool has already.
     """
 
     options: ExportOptions
@@ -48,6 +50,7 @@ class Context:
     edition: str
     iou_every: int = 1
     decoding: DecodeOptions = field(default_factory=DecodeOptions)
+    tool: ToolLabels | None = None
 
     @property
     def model_version(self) -> str:
@@ -190,8 +193,9 @@ class Format(ABC):
         """Each mask as polygons, with its place in the image; losses are counted."""
         options = self.context.options
         is_measured = image.number % self.context.iou_every == 0
-        for place, bitmap in self.bitmaps(image, tally):
-            shape = outline(bitmap, options.tolerance, options.max_vertices)
+        found = list(self.bitmaps(image, tally))
+        shapes = outlines([bitmap for _, bitmap in found], options.tolerance, options.max_vertices)
+        for (place, bitmap), shape in zip(found, shapes, strict=True):
             if self.takes_one_part and len(shape.rings) > 1 and not options.split_parts:
                 tally.counts["masks_cut_to_largest_part"] += 1
                 tally.counts["parts_lost"] += len(shape.rings) - 1
@@ -216,12 +220,6 @@ class Format(ABC):
 def number_text(value: float) -> str:
     """A coordinate without needless digits: ``12``, ``12.5``."""
     return f"{value:.10g}"
-
-
-def join_numbers(values: np.ndarray, separator: str, form: str = "%.10g") -> str:
-    """Numbers as one text; a single call, as there are tens of millions of them."""
-    flat = values.ravel().tolist()
-    return separator.join([form] * len(flat)) % tuple(flat)
 
 
 def score_text(value: float) -> str:

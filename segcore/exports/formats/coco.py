@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 from segcore.exports.formats.base import (
+    Context,
     Encoded,
     ExportImage,
     Format,
     Tally,
-    join_numbers,
     number_text,
     score_text,
 )
+from segcore.exports.formats.coordinates import PointTexts
+from segcore.storage.spill import SpillBuffer
 
 _SPOOL_BYTES = 16 << 20
 
@@ -31,6 +31,10 @@ class Coco(Format):
 
     name = "coco"
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._points = PointTexts("%.10g", "%.10g", ",")
+
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """Lines of JSON: (the image, its annotations)."""
         if self.context.options.are_exact:
@@ -39,11 +43,13 @@ class Coco(Format):
                 for place in range(len(image.counts))
             ]
         else:
-            lines = []
-            for place, shape in self.outlines(image, tally):
-                rings = (join_numbers(ring, ",") for ring in shape.rings)
-                text = ",".join(f"[{ring}]" for ring in rings)
-                lines.append(self._annotation(image, place, f"[{text}]"))
+            found = list(self.outlines(image, tally))
+            shapes = [shape.rings for _, shape in found]
+            texts = self._points.write(shapes, image.width, image.height)
+            lines = [
+                self._annotation(image, place, f"[{','.join(f'[{ring}]' for ring in rings)}]")
+                for (place, _), rings in zip(found, texts, strict=True)
+            ]
         return len(lines), (image_entry(image), lines)
 
     def file_name(self, name: str) -> str:
@@ -54,7 +60,7 @@ class Coco(Format):
         """Write one instances file."""
         file.write(json.dumps(self.head(), ensure_ascii=False)[:-1].encode())
         file.write(b', "annotations": [')
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as images:
+        with SpillBuffer(_SPOOL_BYTES) as images:
             lines = _Lines(file)
             image_lines = _Lines(images)
             for piece in pieces:
@@ -63,8 +69,7 @@ class Coco(Format):
                 for line in annotations:
                     lines.add(line)
             file.write(b'\n], "images": [')
-            images.seek(0)
-            shutil.copyfileobj(images, file)
+            images.copy_to(file)
         file.write(b"\n]}\n")
 
     def head(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any, BinaryIO
 from xml.sax.saxutils import escape, quoteattr
 
-from segcore.exports.formats.base import Encoded, ExportImage, Format, Tally, number_text
+from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.shapes import row_runs
 from segcore.text import printable
 
@@ -19,6 +20,10 @@ class Cvat(Format):
     """
 
     name = "cvat"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._points = PointTexts("%.10g,", "%.10g;", "")
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The element of the image."""
@@ -68,15 +73,16 @@ class Cvat(Format):
     def _polygons(self, image: ExportImage, tally: Tally) -> list[list[str]]:
         """The elements of each mask, one for each of its parts."""
         masks = []
-        for place, shape in self.outlines(image, tally):
+        found = list(self.outlines(image, tally))
+        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
+        for (place, _), rings in zip(found, texts, strict=True):
             # The parts of one mask have a group of their own.
-            group = f' group_id="{image.first_annotation + place}"' if len(shape.rings) > 1 else ""
+            group = f' group_id="{image.first_annotation + place}"' if len(rings) > 1 else ""
             elements = []
-            for ring in shape.rings:
-                points = ";".join(f"{number_text(x)},{number_text(y)}" for x, y in ring.tolist())
+            for points in rings:
                 elements.append(
                     f'    <polygon label={self._label(image, place)} source="auto" '
-                    f'occluded="0" points="{points}" z_order="0"{group}></polygon>\n'
+                    f'occluded="0" points="{points[:-1]}" z_order="0"{group}></polygon>\n'
                 )
             masks.append(elements)
         return masks

@@ -8,14 +8,16 @@ from itertools import chain
 from typing import Any, BinaryIO
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from segcore.exports.formats.base import Context, Encoded, ExportImage, Format, Tally, score_text
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.formats.rle_pack import pack_masks
+from segcore.exports.label_studio_config import MaskControl
 from segcore.exports.shapes import canvas_row_runs
 from segcore.text import printable
 
-_FROM_BRUSH, _FROM_POLYGON, _TO = "brush", "polygon", "image"
+_OWN_CONTROLS = {
+    kind: MaskControl(kind, kind, "image", "image", {}) for kind in ("brush", "polygon")
+}
 _COLOURS = ("#ff6347", "#40c4ff", "#ffd600", "#69f0ae", "#ea80fc", "#ffab40", "#8c9eff", "#b2ff59")
 
 
@@ -26,6 +28,12 @@ class LabelStudio(Format):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        own = _OWN_CONTROLS["brush" if context.options.are_exact else "polygon"]
+        tool = context.tool
+        self._control = tool.control if tool and tool.control else own
+        self._points = PointTexts("[%.8g", "%.8g]", ", ", whole=100.0)
+        names = {"from_name": self._control.from_name, "to_name": self._control.to_name}
+        self._names = json.dumps(names, ensure_ascii=False)[1:-1]
         self._label_texts = [
             json.dumps(printable(label.name), ensure_ascii=False) for label in context.labels
         ]
@@ -34,7 +42,7 @@ class LabelStudio(Format):
         """One line of JSON: the task."""
         n_masks, prediction = self._prediction(image, tally)
         data = {
-            "image": image.link or image.name,
+            self._control.variable: image.link or image.name,
             "name": image.name,
             "segcore_image_id": image.image_id,
             "segcore_number": image.number,
@@ -72,16 +80,19 @@ class LabelStudio(Format):
 
     def extra_files(self) -> Mapping[str, bytes]:
         """The labelling configuration."""
-        is_exact = self.context.options.are_exact
-        tag, name = ("BrushLabels", _FROM_BRUSH) if is_exact else ("PolygonLabels", _FROM_POLYGON)
+        if self.context.tool:
+            return {"config.xml": self.context.tool.text.encode()}
+        control = self._control
+        tag = f"{control.kind.capitalize()}Labels"
         labels = "".join(
             f"    <Label value={quoteattr(printable(label.name))} "
             f'background="{_COLOURS[place % len(_COLOURS)]}"/>\n'
             for place, label in enumerate(self.context.labels)
         )
         text = (
-            f'<View>\n  <Image name="{_TO}" value="$image" zoom="true"/>\n'
-            f'  <{tag} name="{name}" toName="{_TO}">\n{labels}  </{tag}>\n</View>\n'
+            f'<View>\n  <Image name="{control.to_name}" value="$image" zoom="true"/>\n'
+            f'  <{tag} name="{control.from_name}" toName="{control.to_name}">\n'
+            f"{labels}  </{tag}>\n</View>\n"
         )
         return {"config.xml": text.encode()}
 
@@ -94,18 +105,17 @@ class LabelStudio(Format):
         packed = pack_masks(*canvas_row_runs(bitmaps, image.height, image.width))
         for place, data in zip(places, packed, strict=True):
             value = f'"format": "rle", "rle": {list(data)}'
-            yield [self._region(image, place, "brushlabels", _FROM_BRUSH, value)]
+            yield [self._region(image, place, "brushlabels", value)]
 
     def _polygons(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
         """The regions of each mask, one for each of its parts."""
-        size = (image.width, image.height)
-        for place, shape in self.outlines(image, tally):
+        found = list(self.outlines(image, tally))
+        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
+        for (place, _), rings in zip(found, texts, strict=True):
             regions = []
-            for part, ring in enumerate(shape.rings):
-                shares = np.clip(ring / size * 100, 0, 100).ravel().tolist()
-                points = ", ".join(["[%.8g, %.8g]"] * len(ring)) % tuple(shares)
+            for part, points in enumerate(rings):
                 value = f'"points": [{points}], "closed": true'
-                region = self._region(image, place, "polygonlabels", _FROM_POLYGON, value, part)
+                region = self._region(image, place, "polygonlabels", value, part)
                 regions.append(region)
             yield regions
 
@@ -114,7 +124,6 @@ class LabelStudio(Format):
         image: ExportImage,
         place: int,
         kind: str,
-        from_name: str,
         value: str,
         part: int = 0,
     ) -> str:
@@ -127,8 +136,8 @@ class LabelStudio(Format):
         label = self._label_texts[image.labels[place]]
         suffix = f"p{part}" if part else ""
         return (
-            f'{{"id": "s{number}{suffix}", "type": "{kind}", "from_name": "{from_name}", '
-            f'"to_name": "{_TO}", "original_width": {image.width}, '
+            f'{{"id": "s{number}{suffix}", "type": "{kind}", {self._names}, '
+            f'"original_width": {image.width}, '
             f'"original_height": {image.height}, "image_rotation": 0, '
             f'"score": {score_text(image.scores[place])}, "meta": {{"mask": {number}}}, '
             f'"value": {{{value}, "{kind}": [{label}]}}}}'

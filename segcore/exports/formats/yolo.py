@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from segcore.exports.formats.base import ExportImage, Format, Tally, join_numbers
+from segcore.exports.formats.base import Context, ExportImage, Format, Tally
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.names import with_suffix
 from segcore.text import printable
 
@@ -20,17 +19,24 @@ class YoloSeg(Format):
     one_file_each = True
     takes_one_part = True
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._points = PointTexts("%.6g", "%.6g", " ", whole=1.0)
+        self._names = [label.name for label in context.labels]
+        self._numbers = list(range(len(self._names)))
+        if context.tool:
+            self._numbers = [context.tool.numbers[name] for name in self._names]
+
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The text of the label file."""
-        lines, n_masks = [], 0
-        size = (image.width, image.height)
-        for place, shape in self.outlines(image, tally):
-            n_masks += 1
-            for ring in shape.rings:
-                shares = np.clip(ring / size, 0, 1)
-                points = join_numbers(shares, " ", "%.6g")
-                lines.append(f"{image.labels[place]} {points}\n")
-        return n_masks, "".join(lines).encode()
+        found = list(self.outlines(image, tally))
+        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
+        lines = [
+            f"{self._numbers[image.labels[place]]} {points}\n"
+            for (place, _), rings in zip(found, texts, strict=True)
+            for points in rings
+        ]
+        return len(found), "".join(lines).encode()
 
     def file_name(self, name: str) -> str:
         """The label file of an image."""
@@ -38,9 +44,11 @@ class YoloSeg(Format):
 
     def extra_files(self) -> Mapping[str, bytes]:
         """The data set's description."""
+        if self.context.tool:
+            return {"data.yaml": self.context.tool.text.encode()}
         names = (
-            f"  {number}: {json.dumps(label.name, ensure_ascii=False)}\n"
-            for number, label in enumerate(self.context.labels)
+            f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"
+            for number, name in enumerate(self._names)
         )
         head = f"# pre-labels by {printable(self.context.model)}\n"
         text = f"{head}path: .\ntrain: images\nval: images\nnames:\n"
