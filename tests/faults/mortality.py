@@ -62,7 +62,7 @@ class _WorkerMortality(Mortality):
 
     def before_operation(self) -> None:
         """As in the base class."""
-        if self.last is None and self._order.exists():
+        if self.last is None and self._order.exists() and _is_unit_actor(psutil.Process()):
             taken = self._order.with_name(f"{_TAKEN}{os.getpid()}")
             with suppress(FileNotFoundError):  # another worker was faster, or it was revoked
                 self._order.rename(taken)
@@ -75,9 +75,8 @@ class MortalModel(BrightModel):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
-        # Not a process that tries images one by one: an image is blamed for the second death.
-        if "UnitActor" in " ".join(command_line(psutil.Process())):
-            _WorkerMortality(Path(os.environ[FOLDER_VARIABLE]))
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            _WorkerMortality(Path(folder))
 
 
 class WorkerKiller:
@@ -150,6 +149,7 @@ class WorkerKiller:
 
 
 def _is_unit_actor(process: psutil.Process) -> bool:
+    """No process that tries images one by one: an image is blamed for the second death."""
     return "UnitActor" in " ".join(command_line(process))
 
 
