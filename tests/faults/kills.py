@@ -51,7 +51,7 @@ _MODEL = f"{MortalModel.__module__}:{MortalModel.__name__}"
 _IMAGES_PER_UNIT = 3
 _MAX_STARTS = 100  # of one job
 _MAX_START_S = 300.0
-_MAX_WORKER_KILLS = 3  # in one start
+_MAX_WORKER_KILLS = 6  # in one start
 _MAX_WORKER_OPERATIONS = 12  # a unit takes about that many
 
 

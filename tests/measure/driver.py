@@ -1,6 +1,6 @@
 """What a unit costs the driver of a run: CPU and memory, with workers that do nothing.
 
-    python -m tests.measure.driver --units 1000,10000 [--actors 2] [--bare]
+    python -m tests.measure.driver --units 1000,10000 [--images 1] [--actors 2] [--bare]
 
 Real Ray and the real pipeline; a worker reports each unit as a real one does, and neither reads nor
 writes. Prints one JSON object for each number of units. The slopes are between the first tenth of
@@ -52,28 +52,32 @@ class NullActor:
         """The outcomes of a bundle."""
         outcomes = []
         for unit in units_from_table(batch):
-            self._progress.report(unit.unit, 1, 0, 0)
-            counts = PartCounts(unit.unit, 1, 0, 0)
+            self._progress.report(unit.unit, unit.n_images or 0, 0, 0)
+            counts = PartCounts(unit.unit, unit.n_images or 0, 0, 0)
             outcomes.append(complete_unit(self._progress, unit, counts, self._node))
         self._progress.flush()
         return outcomes_to_columns(outcomes)
 
 
-def make_units(n: int) -> Units:
-    """Units of one image."""
+def make_units(n: int, n_images: int) -> Units:
+    """Units of so many loose images each."""
 
     def make(number: int) -> Unit:
-        uri = f"s3://bucket/photos/{number:09d}.jpg"
-        member = Member(uri, uri, f"{number:032x}", 100_000)
-        return Unit(f"{number:020x}", "objects", "", "", 0, 1, 1, 100_000, (member,))
+        uris = [f"s3://bucket/photos/{number:06d}/{image:06d}.jpg" for image in range(n_images)]
+        members = tuple(
+            Member(uri, uri, f"{number:016x}{image:016x}", 100_000)
+            for image, uri in enumerate(uris)
+        )
+        n_bytes = n_images * 100_000
+        return Unit(f"{number:020x}", "objects", "", "", 0, n_images, n_images, n_bytes, members)
 
     return Units(units_to_table(make(number) for number in range(n)))
 
 
-def measure(n_units: int, actors: int) -> dict[str, Any]:
+def measure(n_units: int, n_images: int, actors: int) -> dict[str, Any]:
     """Run so many units; costs in ms of CPU, MB and kB."""
     driver = psutil.Process()
-    units = make_units(n_units)
+    units = make_units(n_units, n_images)
     options = RayOptions(address="local", max_actors=actors)
     marks: Marks = []
     with cluster.connected(options):
@@ -81,7 +85,7 @@ def measure(n_units: int, actors: int) -> dict[str, Any]:
         cpu_before, started = time.process_time(), time.monotonic()
         outcomes = pipeline.Pipeline(None, pool).run(units)  # type: ignore[arg-type]
         for number, outcome in enumerate(outcomes, 1):
-            assert outcome.ok == 1, outcome
+            assert outcome.ok == n_images, outcome
             if number % max(1, n_units // 10) == 0:
                 memory = driver.memory_full_info().uss
                 marks.append((number, time.process_time(), time.monotonic(), memory))
@@ -93,6 +97,7 @@ def measure(n_units: int, actors: int) -> dict[str, Any]:
             helpers[process.name()] += times.user + times.system
     return {
         "units": n_units,
+        "images_of_unit": n_images,
         "actors": actors,
         **_costs(marks, n_units, cpu_s, seconds),
         "cpu_s_of_others": {name: round(cpu, 1) for name, cpu in helpers.most_common(8)},
@@ -121,11 +126,11 @@ class BareActor:
         return {"done": [1] * batch.num_rows}
 
 
-def measure_bare(n_units: int, actors: int) -> dict[str, Any]:
+def measure_bare(n_units: int, n_images: int, actors: int) -> dict[str, Any]:
     """The same blocks through Ray Data alone; costs as those of `measure`."""
     import ray
 
-    units = make_units(n_units)
+    units = make_units(n_units, n_images)
     options = RayOptions(address="local", max_actors=actors)
     marks: Marks = []
     with cluster.connected(options):
@@ -159,15 +164,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--units", default="1000,10000", help="numbers of units")
+    parser.add_argument("--images", type=int, default=1, help="of each unit")
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--bare", action="store_true", help="Ray Data alone afterwards")
     options = parser.parse_args()
     pipeline.UnitActor = NullActor  # type: ignore[misc, assignment]
     for n_units in map(int, options.units.split(",")):
-        ours = measure(n_units, options.actors)
+        ours = measure(n_units, options.images, options.actors)
         print(json.dumps(ours), flush=True)
         if options.bare:
-            bare = measure_bare(n_units, options.actors)
+            bare = measure_bare(n_units, options.images, options.actors)
             names = ("driver_ms_per_unit", "driver_ms_per_unit_slope")
             ratios = {name: round(ours[name] / bare[name], 2) for name in names if bare[name]}
             print(json.dumps(bare | {"ratio": ratios}), flush=True)
