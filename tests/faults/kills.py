@@ -132,8 +132,16 @@ class KillRounds:
         (folder / OUTPUTS).mkdir()
         gc.freeze()  # or each child that collects garbage would look at all that is imported
 
-    def run(self, kills: int, max_s: float = float("inf")) -> KillCounts:
+    def run(
+        self,
+        kills: int,
+        max_s: float = float("inf"),
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> KillCounts:
         """Kill until there were `kills` or `max_s` seconds are over; then end the last job.
+
+        Args:
+            notify: Told the counts after each job.
 
         Raises:
             AssertionError: A part has other bytes, or a job ended in a way it must not.
@@ -143,6 +151,7 @@ class KillRounds:
             self._run_job(KINDS[self.counts.jobs % len(KINDS)])
             self.counts.jobs += 1
             self.counts.seconds = time.monotonic() - started
+            notify(self.counts.summary())
         return self.counts
 
     def _run_job(self, kind: str) -> None:
@@ -262,8 +271,15 @@ def _read_tables(output: Path) -> Tables:
     }
 
 
-def kill(kills: int, seed: int, *, pool: bool, max_s: float = float("inf")) -> KillCounts:
-    """See the module.
+def kill(
+    kills: int,
+    seed: int,
+    *,
+    pool: bool,
+    max_s: float = float("inf"),
+    notify: Callable[[str], None] = lambda text: None,
+) -> KillCounts:
+    """See the module, and `KillRounds.run`.
 
     Args:
         pool: On a cluster of two nodes with one CPU each, which lives as long as this takes.
@@ -271,12 +287,12 @@ def kill(kills: int, seed: int, *, pool: bool, max_s: float = float("inf")) -> K
     with tempfile.TemporaryDirectory(prefix="segcore-kills-") as name:
         folder = Path(name)
         if not pool:
-            return KillRounds(folder, seed).run(kills, max_s)
+            return KillRounds(folder, seed).run(kills, max_s, notify)
         environment = {"PYTHONPATH": PYTHONPATH, FOLDER_VARIABLE: name, "OMP_NUM_THREADS": "1"}
         environment["FAKE_MODEL_DELAY"] = "0.01"
         cluster = RealCluster(environment, folder / "cluster.log")
         try:
-            return KillRounds(folder, seed, cluster).run(kills, max_s)
+            return KillRounds(folder, seed, cluster).run(kills, max_s, notify)
         finally:
             cluster.stop()
 
@@ -291,8 +307,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", action="store_true", help="with Ray")
     options = parser.parse_args()
-    counts = kill(options.kills, options.seed, pool=options.pool, max_s=60 * options.minutes)
-    print(counts.summary())
+    kill(
+        options.kills,
+        options.seed,
+        pool=options.pool,
+        max_s=60 * options.minutes,
+        notify=lambda text: print(text, flush=True),
+    )
 
 
 if __name__ == "__main__":
