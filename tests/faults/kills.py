@@ -49,6 +49,7 @@ from tests.support.run_without_ray import without_ray
 
 _MODEL = f"{MortalModel.__module__}:{MortalModel.__name__}"
 _IMAGES_PER_UNIT = 3
+_START_AND_END = 0.2  # share of a run that is there whatever units are left
 _MAX_STARTS = 100  # of one job
 _MAX_START_S = 300.0
 _MAX_WORKER_KILLS = 6  # in one start
@@ -187,12 +188,13 @@ class KillRounds:
 
     def _draw(self, job: _Job, output: Path) -> _Deaths:
         rng = self._rng
+        n_done = len(_committed(output))
+        left = _START_AND_END + (1 - _START_AND_END) * (1 - n_done / job.units)
         at_operation = rng.random() < 0.7
-        operation = rng.randint(1, job.operations) if at_operation else None
-        moment_s = None if at_operation else rng.uniform(0, job.seconds)
+        operation = rng.randint(1, int(left * job.operations)) if at_operation else None
+        moment_s = None if at_operation else rng.uniform(0, left * job.seconds)
         if self._cluster is None:
             return _Deaths(operation, moment_s)
-        n_done = len(_committed(output))
         parts = sorted(
             rng.randint(n_done, job.units) for _ in range(rng.randint(0, _MAX_WORKER_KILLS))
         )
