@@ -79,6 +79,7 @@ class ScaleReport:
         """Plain JSON values."""
         return asdict(self) | {
             "driver_ms_per_unit": self.driver_ms_per_unit,
+            "driver_share_of_core": self.driver_share_of_core,
             "driver_peak_mb": self.run.peak_mb,
             "resume_s": self.resume.seconds,
             "account_s": self.account_s,
@@ -93,6 +94,15 @@ class ScaleReport:
         """
         others = self.units - len(range(0, self.units, _LEFT_TO_DO))
         return round(1e3 * (self.run.cpu_s - self.resume.cpu_s) / others, 3)
+
+    @property
+    def driver_share_of_core(self) -> float:
+        """CPU time of the driver for those units, by the clock's time for them.
+
+        The rest of the machine's time is that of the workers: a driver at 1 could feed no more.
+        """
+        seconds = self.run.seconds - self.resume.seconds
+        return round((self.run.cpu_s - self.resume.cpu_s) / seconds, 3) if seconds > 0 else 0.0
 
     @property
     def account_s(self) -> float:
@@ -119,7 +129,8 @@ class ScaleReport:
                     for name, seconds, peak in rows
                 ),
                 "",
-                f"Driver: {self.driver_ms_per_unit:.2f} ms of CPU for each unit",
+                f"Driver: {self.driver_ms_per_unit:.2f} ms of CPU for each unit, without that of "
+                f"the workers; {self.driver_share_of_core:.0%} of a core",
             ]
         )
 

@@ -34,7 +34,8 @@ def test_each_step_is_measured(tmp_path: Path) -> None:
     done = call_segcore("bench", "scale", "--units", "12", "--output", output, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    for name in ("driver_ms_per_unit", "driver_peak_mb", "resume_s", "account_s", "status_s"):
+    names = ("driver_ms_per_unit", "driver_peak_mb", "resume_s", "account_s", "status_s")
+    for name in (*names, "driver_share_of_core"):
         assert isinstance(report[name], float), name
     assert {"prepare", "account", "settle"} <= report["run"]["steps"].keys()
     assert report["nothing_to_do"]["steps"].keys() == {"prepare", "account"}

@@ -1,11 +1,12 @@
 """Faults that only many units meet: throttled prefixes, listings that change, keys that expire.
 
 Whole runs without Ray, on a server in memory; threads do the units as actors do. Each test has a
-small number of units for `make faults` and ten thousand for `make chaos`.
+small number of units for `make faults` and ten thousand, or FAULT_UNITS, for `make chaos`.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -34,7 +35,7 @@ from tests.support.fake_s3 import FakeS3
 from tests.support.jobs import job_config, part_bytes
 from tests.support.serial_run import without_ray
 
-FEW, MANY = 120, 10_000
+FEW, MANY = 120, int(os.environ.get("FAULT_UNITS", "10000"))
 _WORKERS = 4
 _IMAGES_PER_FOLDER = 100
 _MAX_RUNS = 6  # of the same command, until it says that all is done
