@@ -189,7 +189,8 @@ def unpack_all(values: Sequence[bytes]) -> tuple[MemberColumns, np.ndarray]:
         buffers = pa.py_buffer(offsets), pa.py_buffer(joined)
         texts.append(pa.LargeStringArray.from_buffers(len(text_lengths), *buffers))
     numbers = pa.Array.from_buffers(pa.int64(), int(first_rows[-1]), [None, pa.py_buffer(sizes)])
-    return MemberColumns.of_images(*texts, numbers), counts
+    uris, etags = texts
+    return MemberColumns.of_images(uris, etags, numbers), counts
 
 
 def _decompress(packed: bytes, codec: Any) -> bytes:
