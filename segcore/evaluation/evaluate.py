@@ -117,12 +117,13 @@ def evaluate(
     with ThreadPoolExecutor(1, "detections") as reader:
         reading = reader.submit(_detections, results, match.image_ids, categories, other_classes)
         truth.require_objects(match.image_ids.values())
-        handed = [truth, reading.result()]
+        detections = [reading.result()]
     remarks = truth.remarks
     has_annotations = any(truth.annotations.get(name) for name in match.image_ids.values())
+    truths = [truth]
     del reading, truth
-    # Handed over, so that their strings are gone once they are columns.
-    measurement = measure(handed.pop(0), match.image_ids.values(), handed.pop(), max_dets)
+    # Both are handed over, so that their strings are gone once they are columns.
+    measurement = measure(truths.pop(), match.image_ids.values(), detections.pop(), max_dets)
     scores = measurement.scores
     notes += _class_notes(scores, set(categories.values()), other_classes)
     notes += [*results.remarks(), *remarks.sentences()]

@@ -67,7 +67,7 @@ class MaskStrings:
         """Some of the strings, in this order."""
         starts, stops = self.offsets[:-1][rows], self.offsets[1:][rows]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-        text = memoryview(self.text)
+        text = self.text.data
         pieces = zip(starts.tolist(), stops.tolist(), strict=True)
         measures = self.measures
         return MaskStrings(
