@@ -37,6 +37,9 @@ EPILOG = """
 
 Images are matched by file_name, which must be the key of an image or the end of its path. Images
 that failed in the run count as images without detections.
+
+Exit codes: 0 done; 1 a part of the output cannot be read, so that there are no scores; 2 usage
+error; 130 interrupted.
 """
 
 

@@ -157,7 +157,8 @@ def measure(
     if not isinstance(detections, Detections):
         detections = Detections.of_dicts(detections)
     detected = detected_objects(detections, truth, images, categories)
-    del detections
+    known = truth.categories
+    del detections, ground_truth, truth  # whose strings are gone then, where nobody else has them
     pairs = find_candidates(detected, truths, "mask", same_category=False)
     masks = _evaluate(detected, truths, "mask", pairs.of_one_category(detected, truths),
                       len(categories), max_dets)  # fmt: skip
@@ -174,7 +175,7 @@ def measure(
             mask=_summarize(masks, [k]),
             box=_summarize(boxes, [k]),
         )
-        for k, category in enumerate(truth.categories)
+        for k, category in enumerate(known)
     )
     all_classes = list(range(len(categories)))
     scores = Scores(

@@ -118,13 +118,16 @@ def evaluate(
         reading = reader.submit(_detections, results, match.image_ids, categories, other_classes)
         truth.require_objects(match.image_ids.values())
         detections = [reading.result()]
-    del reading
-    # Handed over, so that its strings are gone once they are compared.
-    measurement = measure(truth, match.image_ids.values(), detections.pop(), max_dets)
+    remarks = truth.remarks
+    has_annotations = any(truth.annotations.get(name) for name in match.image_ids.values())
+    truths = [truth]
+    del reading, truth
+    # Both are handed over, so that their strings are gone once they are columns.
+    measurement = measure(truths.pop(), match.image_ids.values(), detections.pop(), max_dets)
     scores = measurement.scores
     notes += _class_notes(scores, set(categories.values()), other_classes)
-    notes += [*results.remarks(), *truth.remarks.sentences()]
-    if not any(truth.annotations.get(image_id) for image_id in match.image_ids.values()):
+    notes += [*results.remarks(), *remarks.sentences()]
+    if not has_annotations:
         notes.append("The ground truth has no annotation of these images.")
     return EvaluationReport(
         edition=results.name,

@@ -43,6 +43,7 @@ def load_ground_truth(data: bytes, name: str) -> GroundTruth:
     """
     try:
         document = json.loads(data)
+        del data  # as large as all that is read from it
     except RecursionError:
         raise UsageError(f"{name} is not a COCO ground truth: it is nested too deeply.") from None
     except ValueError as error:

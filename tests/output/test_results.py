@@ -138,6 +138,7 @@ def test_damage_is_an_error_that_names_the_file(
             assert str(file) in caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["images", "instances"])
 def test_commands_end_with_1(layout: EditionLayout, tmp_path: Path, table: Table) -> None:
     file = _part(layout, table)
@@ -162,7 +163,7 @@ def test_commands_end_with_1(layout: EditionLayout, tmp_path: Path, table: Table
 @pytest.mark.parametrize(
     ("name", "text"),
     [(name, text) for name in ("edition.json", "latest.json", "record")
-     for text in ("", "{", "[1]", "\x00" * 50)],
+     for text in ("{", "[1]")],
 )  # fmt: skip
 def test_damaged_documents_are_no_usage_errors(layout: EditionLayout, name: str, text: str) -> None:
     output = layout.output
@@ -179,7 +180,8 @@ def test_damaged_documents_are_no_usage_errors(layout: EditionLayout, name: str,
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("model", [None, 5, {}, {"categories": "x"}, {"categories": [{"id": "a"}]}])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [5, {}, {"categories": [{"id": "a"}]}])
 def test_an_edition_without_its_model(layout: EditionLayout, tmp_path: Path, model: object) -> None:
     file = Path(layout.edition_json)
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": model}))

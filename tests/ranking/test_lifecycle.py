@@ -96,6 +96,7 @@ def test_an_older_state_is_said_wherever_it_is_used(tmp_path: Path) -> None:
     assert _remark(prefix) == ""
 
 
+@pytest.mark.slow
 def test_images_that_are_tried_again_change_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_images_that_are_tried_again_change_the_state(
     assert _remark(prefix) == ""
 
 
+@pytest.mark.slow
 def test_pruned_editions_take_their_rankings_with_them(tmp_path: Path) -> None:
     write_files(tmp_path / "in", bright_pngs(3))
     reports = [_run(tmp_path, f"model.conf={conf}") for conf in (0.1, 0.2, 0.3)]

@@ -101,12 +101,14 @@ def write_edition(
     name: str = "generated",
     categories: tuple[Category, ...] = CATEGORIES,
     archive: str = _INPUT,
+    commit: Callable[[Parts, Unit, list[ImageResult]], object] = Parts.commit,
 ) -> EditionLayout:
     """Write the output of a finished run over these units, and publish it.
 
     Args:
         results: Those of a unit.
         name: Of the model.
+        commit: Writes the two parts of a unit.
     """
     storage = Storage()
     info = ModelInfo(name, "none", "0" * 64, "CC0-1.0", categories)
@@ -122,7 +124,7 @@ def write_edition(
     counts: Counter[str] = Counter({"units": len(units)})
     for unit in units:
         rows = results(unit)
-        parts.commit(unit, rows)
+        commit(parts, unit, rows)
         counts["images"] += len(rows)
         counts["ok"] += sum(row.error is None for row in rows)
         counts["instances"] += sum(len(row.instances or ()) for row in rows)
