@@ -119,10 +119,13 @@ class Lease:
 
         Raises:
             LeaseLost: Another process took over, or the storage does not respond.
+            StorageFull: The disk has no room: waiting would not help.
         """
         for _ in range(_MAX_CHECK_ATTEMPTS):
             try:
                 self.renew()
+            except StorageFull:
+                raise
             except StorageError:
                 if self.is_expired:
                     break
