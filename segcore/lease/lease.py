@@ -23,7 +23,13 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from segcore.errors import ObjectNotFound, SegcoreError, StorageError, StorageFull
+from segcore.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    SegcoreError,
+    StorageError,
+    StorageFull,
+)
 from segcore.lease.clock import SYSTEM_CLOCK, SteadyClock
 from segcore.lease.holder import MAX_BYTES, Holder
 from segcore.lease.observation import (
