@@ -23,7 +23,13 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError
+from segcore.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    SegcoreError,
+    StorageError,
+    StorageFull,
+)
 from segcore.lease.clock import SYSTEM_CLOCK, SteadyClock
 from segcore.lease.holder import MAX_BYTES, Holder
 from segcore.lease.observation import (
@@ -119,10 +125,13 @@ class Lease:
 
         Raises:
             LeaseLost: Another process took over, or the storage does not respond.
+            StorageFull: The disk has no room: waiting would not help.
         """
         for _ in range(_MAX_CHECK_ATTEMPTS):
             try:
                 self.renew()
+            except StorageFull:
+                raise
             except StorageError:
                 if self.is_expired:
                     break

@@ -335,3 +335,20 @@ def test_empty_corrections_say_what_is_expected(
         import_corrections(Storage(), str(source), str(truth), dest=str(dest))
     assert "CVAT for images 1.1" in caught.value.hint
     assert not truth.exists()
+
+
+def test_tasks_of_another_export_are_no_images_of_this_one(archive: Path) -> None:
+    """Numbers of images begin at 1 in each export."""
+    results = open_results(Storage(), str(archive / "out"))
+    for name in ("north", "south"):
+        options = ExportOptions(format="label-studio", include=(f"{name}/*",))
+        export(results, str(archive / name), options)
+        accept_predictions(archive / name)
+    tasks = [
+        json.loads((archive / n / "tasks-00001.json").read_bytes()) for n in ("south", "north")
+    ]
+    (archive / "project.json").write_text(json.dumps([*tasks[0], *tasks[1]]))
+    found, report = read(archive, archive / "project.json", dest=str(archive / "north"))
+    assert sorted(found) == sorted(name for name in PICTURES if name.startswith("north/"))
+    assert report.left_out == 3
+    assert "3 images that the export does not have" in report.notes[0]

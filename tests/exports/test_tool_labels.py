@@ -85,6 +85,13 @@ def test_a_project_of_label_studio_gives_the_names_of_its_tags(
             assert "rle" in region["value"]
 
 
+def test_a_variable_of_the_project_may_have_any_name(results: Results, archive: Path) -> None:
+    config = CONFIGS["label-studio"].replace("$picture", "$name")
+    run(results, archive, "label-studio", config, images="url:https://host/{path}")
+    for task in json.loads((archive / "dest/tasks-00001.json").read_bytes()):
+        assert task["data"]["name"].startswith("https://host/")
+
+
 @pytest.mark.parametrize(
     ("form", "text", "options", "message"),
     [

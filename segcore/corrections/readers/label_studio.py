@@ -42,7 +42,7 @@ def read_label_studio(data: bytes, name: str, remarks: Remarks) -> Iterator[Corr
         raise UsageError(f"{name} is not a Label Studio file: {error.reason}.") from None
     if not isinstance(tasks, list):
         raise UsageError(f"{name} is not a Label Studio export: it is no list of tasks.")
-    last = {_image_of(t["data"]).number: n for n, t in enumerate(tasks) if _is_annotated(t)}
+    last = {_key(_image_of(t["data"])): n for n, t in enumerate(tasks) if _is_annotated(t)}
     for place, task in enumerate(tasks):
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
             reason = "without data, as in JSON-MIN and unlike in JSON"
@@ -53,11 +53,15 @@ def read_label_studio(data: bytes, name: str, remarks: Remarks) -> Iterator[Corr
         if annotation is None:
             remarks.leave_out("task", "that nobody has annotated", image.name)
             continue
-        if image.number is not None and last[image.number] != place:
+        if last[_key(image)] != place:
             remarks.leave_out("task", "of an image that a later task has, too", image.name)
             continue
         _add_regions(image, annotation, remarks)
         yield image
+
+
+def _key(image: CorrectedImage) -> tuple[int | None, str]:
+    return image.number, image.name
 
 
 def _is_annotated(task: Any) -> bool:
@@ -81,9 +85,11 @@ def _newest(task: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _image_of(data: dict[str, Any]) -> CorrectedImage:
+    image_id = text(data.get("segcore_image_id"))
     number = data.get("segcore_number")
-    is_number = isinstance(number, int) and not isinstance(number, bool)
-    name = text(data.get("segcore_image_id")) or text(data.get("name"))
+    # Numbers are those of one export, and a project may have tasks of several.
+    is_number = isinstance(number, int) and not isinstance(number, bool) and not image_id
+    name = image_id or text(data.get("name"))
     if not name:
         link = text(data.get("image"))
         name = unquote(link.partition("?d=")[2] or link)

@@ -41,12 +41,13 @@ class LabelStudio(Format):
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """One line of JSON: the task."""
         n_masks, prediction = self._prediction(image, tally)
-        data = {
-            self._control.variable: image.link or image.name,
+        link = {self._control.variable: image.link or image.name}
+        names = {
             "name": image.name,
             "segcore_image_id": image.image_id,
             "segcore_number": image.number,
         }
+        data = link | names | link  # the tool shows what its variable names, whatever that is
         head = json.dumps({"data": data}, ensure_ascii=False)[:-1]
         return n_masks, f'{head}, "predictions": [{prediction}]}}'
 
