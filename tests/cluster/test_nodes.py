@@ -177,7 +177,7 @@ def test_a_full_disk_of_one_node_loses_nothing(
     head: RayHead, archive: str, work: Path, tmp_path: Path, full_at: str
 ) -> None:
     with _small_disk(100) as folder:
-        node = head.add_node("full", {"TMPDIR": str(folder)}, folder)
+        node = head.add_node(f"full-{full_at}", {"TMPDIR": str(folder)}, folder)
         try:
             if full_at == "before":
                 _fill(folder)
