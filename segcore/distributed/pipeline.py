@@ -29,7 +29,7 @@ from segcore.distributed.graph_options import data_context, pool_options
 from segcore.distributed.isolation import Isolator
 from segcore.distributed.node_failures import ClusterView, NodeFailures, Verdict
 from segcore.distributed.pool import PoolSize
-from segcore.distributed.pool_failures import PoolFailed, find_other_code
+from segcore.distributed.pool_failures import PoolFailed, find_broken_nodes
 from segcore.distributed.progress import ProgressActor, ProgressSnapshot
 from segcore.errors import ClusterError, SegcoreError, StorageError, StorageFull
 from segcore.logs.relay import Entry
@@ -206,7 +206,7 @@ class Pipeline:
                         if bad_node is not None:
                             break
             except PoolFailed:
-                bad_node = self._take_out_other_code()
+                bad_node = self._take_out_broken()
                 if bad_node is None:
                     raise
             if bad_node is not None:
@@ -261,24 +261,22 @@ class Pipeline:
         self._notify(sentence)
         return node
 
-    def _take_out_other_code(self) -> str | None:
-        """Take out the nodes with other code, on which actors may not even begin; returns one.
-
-        None if there is no such node.
+    def _take_out_broken(self) -> str | None:
+        """Take out the nodes on which actors cannot even begin; returns one, None if all can.
 
         Raises:
-            ClusterError: There are no others.
+            ClusterError: They are all.
         """
         taken_out = self._nodes.taken_out
         able = {node.node_id for node in cluster.live_nodes() if self._pool.fits_on(node)}
         able -= taken_out.keys()
-        others = find_other_code(able, self._spec.code)
-        if able and others.keys() >= able:
-            raise ClusterError(next(iter(others.values())))
-        for node, error in others.items():
+        broken = find_broken_nodes(able, self._spec.code)
+        if able and broken.keys() >= able:
+            raise ClusterError(next(iter(broken.values())))
+        for node, error in broken.items():
             taken_out[node] = error
             self._take_out(node)
-        return next(iter(others), None)
+        return next(iter(broken), None)
 
     def _outage(self, outcome: UnitOutcome) -> SegcoreError:
         """The error of a run that no node can go on with, after this outcome."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 
 from segcore.errors import ClusterError
 from segcore.text import one_line
@@ -16,29 +15,31 @@ class PoolFailed(ClusterError):
 
     @classmethod
     def because(cls, error: BaseException) -> PoolFailed:
-        """With what went wrong inside Ray: the last line of the worker's traceback."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+        """With what went wrong inside Ray."""
         return cls(
-            f"The actor pool failed: {reason[:500]}",
+            f"The actor pool failed: {_last_line(error)}",
             hint="Does every machine have the same versions of segcore, Ray and Python?",
         )
 
 
-def find_other_code(nodes: Collection[str], code: str) -> dict[str, str]:
-    """The nodes that have another segcore than the driver, or none, found by a task on each.
+def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
+    """The nodes that run no task, or have another segcore than the driver; one task tries each.
 
-    Where a module is missing, an actor cannot even begin, and Ray does not tell on which node.
+    Where a module is missing or the disk is full, an actor cannot even begin, and Ray does not tell
+    on which node.
 
     Args:
         nodes: Ids of living nodes.
         code: The driver's `code_version`.
 
     Returns:
-        Node id -> what is wrong there, for people. Nodes that do not answer are left out.
+        Node id -> what is wrong there, for people. Nodes that do not answer in time are left out.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not nodes:
+        return {}
 
     def read_code() -> str:  # Ray sends its text, because the node may not have this module
         try:
@@ -49,21 +50,25 @@ def find_other_code(nodes: Collection[str], code: str) -> dict[str, str]:
 
     task = ray.remote(num_cpus=0, max_retries=0)(read_code)
     answers = {
-        node: task.options(
+        task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote()
+        ).remote(): node
         for node in nodes
     }
-    ready, _ = (
-        ray.wait(list(answers.values()), num_returns=len(answers), timeout=_ANSWER_TIMEOUT_S)
-        if answers
-        else ([], [])
-    )
-    found = {}
-    for node, answer in answers.items():
-        if answer in ready:
-            with suppress(ray.exceptions.RayError):
-                version = one_line(ray.get(answer), 300)
-                if version != f"segcore {code}":
-                    found[node] = f"This node has {version}, the driver segcore {code}."
-    return found
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_TIMEOUT_S)
+    broken = {}
+    for answer in ready:
+        try:
+            version = one_line(ray.get(answer), 300)
+        except ray.exceptions.RayError as error:
+            broken[answers[answer]] = f"No process can be started there: {_last_line(error)}"
+            continue
+        if version != f"segcore {code}":
+            broken[answers[answer]] = f"This node has {version}, the driver segcore {code}."
+    return broken
+
+
+def _last_line(error: BaseException) -> str:
+    """What went wrong inside Ray, in one line: the last of the worker's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1] if lines else type(error).__name__, 500)

@@ -53,6 +53,15 @@ def _role(command: str) -> str:
     return min(starts)[1] if starts else command
 
 
+def _has_failed(folder: Path) -> bool:
+    """Whether the raylet of a node has given up; `ray start` would wait for it for minutes.
+
+    It waits 15 s for its agent, which on a busy machine takes longer.
+    """
+    logs = folder.glob("session_2*/logs/raylet.err")
+    return any(b"Check failed" in path.read_bytes() for path in logs)
+
+
 def _patiently(start: Callable[[], Started]) -> Started:
     """What `start` gives: on a busy machine Ray's agent may take longer than Ray waits for it."""
     for _ in range(_MAX_ATTEMPTS - 1):
@@ -137,11 +146,9 @@ class RayHead:
             RuntimeError: It did not start.
         """
         log = Path(self._folder) / f"{name}.log"
-        # Ray waits 15 s for agents that choose their ports; on a busy machine it takes longer.
-        agents = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
         command = [
             str(self.python), "-m", "ray.scripts.scripts", "start", "--block",
-            "--disable-usage-stats", *(f"--{name}-port={free_port()}" for name in agents), *options,
+            "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options,
         ]  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -149,7 +156,8 @@ class RayHead:
             )
         give_up_at = time.monotonic() + _START_S
         while b"Ray runtime started" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > give_up_at:
+            is_over = process.poll() is not None or time.monotonic() > give_up_at
+            if is_over or _has_failed(Path(environment["RAY_TMPDIR"]) / name):
                 kill_trees([psutil.Process(process.pid)] if process.poll() is None else [])
                 raise RuntimeError(f"Ray did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
@@ -164,13 +172,20 @@ class RayHead:
             environment: Of its own.
             folder: For all its files. Nodes that share one would delete each other's packages.
         """
-        folder = folder or Path(self._folder) / name
-        options = (
-            f"--address=127.0.0.1:{self.gcs_port}", "--num-cpus=1", f"--temp-dir={folder}",
-            f"--metrics-export-port={free_port()}",
-        )  # fmt: skip
+        link = Path(self._folder) / name
+        if folder is not None:
+            link.symlink_to(folder)
         variables = {**self._environment, **(environment or {})}
-        return RayNode(_patiently(lambda: self._ray_start(name, variables, *options)))
+
+        def start() -> psutil.Process:
+            for path in link.glob("session_2*"):
+                shutil.rmtree(path)  # of an attempt before
+            return self._ray_start(
+                name, variables, f"--address=127.0.0.1:{self.gcs_port}", "--num-cpus=1",
+                f"--temp-dir={folder or link}", f"--metrics-export-port={free_port()}",
+            )  # fmt: skip
+
+        return RayNode(_patiently(start))
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the head, and of the jobs on it: they share its folder."""

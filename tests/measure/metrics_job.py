@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from segcore.models.base import Model, ModelOptions
@@ -64,7 +64,8 @@ class ControlGroup:
         return int(fields[fields.index("usage_usec") + 1]) / 1e6
 
     def remove(self) -> None:
-        self._folder.rmdir()
+        with suppress(OSError):  # some process of an interrupted job is left in it
+            self._folder.rmdir()
 
 
 def job_cpu_seconds(archive: Path, output: Path, *, with_metrics: bool) -> float:
