@@ -380,6 +380,7 @@ def test_a_small_file_cannot_mean_a_large_page(tmp_path: Path) -> None:
     assert len(samples) == 5
 
 
+@pytest.mark.slow
 def test_damaged_headers_of_pages_are_failed_rows(tmp_path: Path) -> None:
     """Fields of another type, and lists in lists without end."""
     whole = parquet_bytes({"key": ["a", "b"], "image": [b"x" * 6000, IMAGES[0]]})
