@@ -58,7 +58,9 @@ def workers() -> Iterator[None]:
 
 
 def _segment(run: Run, fake: FakeS3, *more: str) -> CompletedProcess[str]:
-    sets = ["plan.images=4", "ray.max_actors=2", f"storage.endpoint_url={fake.endpoint}", *more]
+    store = f"storage.endpoint_url={fake.endpoint}"
+    # A run that cannot renew its lease waits for its end.
+    sets = ["plan.images=4", "ray.max_actors=2", "run.lease_ttl_s=20", store, *more]
     flags = [word for text in sets for word in ("--set", text)]
     model = ("--model", BRIGHT_MODEL)
     return run("segment", "s3://bucket/in", "s3://bucket/out", *model, *flags, "--json")

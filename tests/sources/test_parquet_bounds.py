@@ -378,3 +378,27 @@ def test_a_small_file_cannot_mean_a_large_page(tmp_path: Path) -> None:
     _, samples = open_and_read(uri, storage)
     assert set(codes(samples).values()) == {"too_many_bytes"}
     assert len(samples) == 5
+
+
+@pytest.mark.slow
+def test_damaged_headers_of_pages_are_failed_rows(tmp_path: Path) -> None:
+    """Fields of another type, and lists in lists without end."""
+    whole = parquet_bytes({"key": ["a", "b"], "image": [b"x" * 6000, IMAGES[0]]})
+    starts = [chunk.start for chunk in read_column_chunks(io.BytesIO(whole))]
+    damages = [(start, b"\x19" * 5000) for start in starts]
+    damages += [
+        (start + place, bytes([value]))
+        for start in starts
+        for place in range(0, 24)
+        for value in (0x15, 0x1C)
+    ]
+    path = tmp_path / "a.parquet"
+    n_failed = 0
+    for at, damage in damages:
+        path.write_bytes(whole[:at] + damage + whole[at + len(damage) :])
+        try:
+            _, samples = open_and_read(str(path), storage)
+        except UsageError:
+            continue
+        n_failed += "shard_corrupt" in codes(samples).values()
+    assert n_failed > 10
