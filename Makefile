@@ -79,7 +79,7 @@ floors: ## run the fast tests with the oldest versions of the dependencies that 
 	PYTHON=$(PYTHON) .ci/floors
 
 .PHONY: chaos
-chaos: $(VENV)/.test ## run the long tests that kill, cut and delay jobs at random (hours)
+chaos: $(VENV)/.test ## run the long tests that kill, cut and delay jobs at random (many hours; of these, 1,000 kills of a pool 2 to 4)
 	$(PYTEST) -m chaos
 
 .PHONY: parity
