@@ -42,18 +42,19 @@ class Server:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise RuntimeError(f"label-studio ended with code {process.returncode}")
-            with contextlib.suppress(requests.ConnectionError):
-                if self.session.get(f"{self.url}/health", timeout=5).ok:
+            # Its first answer takes long on a busy machine.
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+                if self.session.get(f"{self.url}/health", timeout=120).ok:
                     return
             time.sleep(1)
         raise TimeoutError("label-studio did not answer")
 
     def log_in(self) -> None:
         """Log in as the user that the server was started with."""
-        self.session.get(f"{self.url}/user/login/", timeout=60)
+        self.session.get(f"{self.url}/user/login/", timeout=300)
         form = {"email": USER, "password": PASSWORD, "persist_session": "on"}
         token = {"csrfmiddlewaretoken": self.session.cookies["csrftoken"]}
-        answer = self.session.post(f"{self.url}/user/login/", data=form | token, timeout=60)
+        answer = self.session.post(f"{self.url}/user/login/", data=form | token, timeout=300)
         answer.raise_for_status()
         self.call("GET", "/api/current-user/whoami")
 
@@ -61,7 +62,7 @@ class Server:
         """A request to the API; its JSON."""
         headers = {"X-CSRFToken": self.session.cookies.get("csrftoken", "")}
         answer = self.session.request(
-            method, self.url + path, json=body, headers=headers, timeout=120
+            method, self.url + path, json=body, headers=headers, timeout=300
         )
         if not answer.ok:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
@@ -74,6 +75,8 @@ def settings(data: Path) -> dict[str, str]:
     return environment | {
         "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "", "LABEL_STUDIO_BASE_DATA_DIR": str(data), "DEBUG": "0",
+        # Otherwise it connects to no backend on loopback or in a private network.
+        "ML_BLOCK_LOCAL_IP": "false",
     }  # fmt: skip
 
 
