@@ -75,8 +75,9 @@ def settings(data: Path) -> dict[str, str]:
     return environment | {
         "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "", "LABEL_STUDIO_BASE_DATA_DIR": str(data), "DEBUG": "0",
-        # Otherwise it connects to no backend on loopback or in a private network.
-        "ML_BLOCK_LOCAL_IP": "false",
+        # Otherwise it connects to no backend on loopback or in a private network: the first is for
+        # the backend, the second for the webhook that it is given.
+        "ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED": "false",
     }  # fmt: skip
 
 
