@@ -65,7 +65,7 @@ class Server:
             method, self.url + path, json=body, headers=headers, timeout=300
         )
         if not answer.ok:
-            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:1000]}")
         return answer.json()
 
 
@@ -195,7 +195,8 @@ def ml_backend(one: Server, folder: str, url: str) -> str:
         ]
         assert values[0] == values[1], "the backend's masks differ from those of the export"
         n_regions += len(values[0])
-    wrong = "<View><Image name='i' value='$image'/><Choices name='c' toName='i'/></View>"
+    choices = "<Choices name='c' toName='i'><Choice value='yes'/><Choice value='no'/></Choices>"
+    wrong = f"<View><Image name='i' value='$image'/>{choices}</View>"
     other = one.call("POST", "/api/projects", {"title": "other", "label_config": wrong})["id"]
     refusal = "none"
     try:
