@@ -42,18 +42,19 @@ class Server:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise RuntimeError(f"label-studio ended with code {process.returncode}")
-            with contextlib.suppress(requests.ConnectionError):
-                if self.session.get(f"{self.url}/health", timeout=5).ok:
+            # Its first answer takes long on a busy machine.
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+                if self.session.get(f"{self.url}/health", timeout=120).ok:
                     return
             time.sleep(1)
         raise TimeoutError("label-studio did not answer")
 
     def log_in(self) -> None:
         """Log in as the user that the server was started with."""
-        self.session.get(f"{self.url}/user/login/", timeout=60)
+        self.session.get(f"{self.url}/user/login/", timeout=300)
         form = {"email": USER, "password": PASSWORD, "persist_session": "on"}
         token = {"csrfmiddlewaretoken": self.session.cookies["csrftoken"]}
-        answer = self.session.post(f"{self.url}/user/login/", data=form | token, timeout=60)
+        answer = self.session.post(f"{self.url}/user/login/", data=form | token, timeout=300)
         answer.raise_for_status()
         self.call("GET", "/api/current-user/whoami")
 
@@ -61,10 +62,10 @@ class Server:
         """A request to the API; its JSON."""
         headers = {"X-CSRFToken": self.session.cookies.get("csrftoken", "")}
         answer = self.session.request(
-            method, self.url + path, json=body, headers=headers, timeout=120
+            method, self.url + path, json=body, headers=headers, timeout=300
         )
         if not answer.ok:
-            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+            raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:1000]}")
         return answer.json()
 
 
@@ -74,6 +75,9 @@ def settings(data: Path) -> dict[str, str]:
     return environment | {
         "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "", "LABEL_STUDIO_BASE_DATA_DIR": str(data), "DEBUG": "0",
+        # Otherwise it connects to no backend on loopback or in a private network: the first is for
+        # the backend, the second for the webhook that it is given.
+        "ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED": "false",
     }  # fmt: skip
 
 
@@ -191,7 +195,8 @@ def ml_backend(one: Server, folder: str, url: str) -> str:
         ]
         assert values[0] == values[1], "the backend's masks differ from those of the export"
         n_regions += len(values[0])
-    wrong = "<View><Image name='i' value='$image'/><Choices name='c' toName='i'/></View>"
+    choices = "<Choices name='c' toName='i'><Choice value='yes'/><Choice value='no'/></Choices>"
+    wrong = f"<View><Image name='i' value='$image'/>{choices}</View>"
     other = one.call("POST", "/api/projects", {"title": "other", "label_config": wrong})["id"]
     refusal = "none"
     try:
