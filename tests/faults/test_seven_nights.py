@@ -28,7 +28,7 @@ from tests.support.nights import BLIND_MODEL, fresh_rows, published_rows
 from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.run_without_ray import without_ray
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
 OLD, NEW, NEWEST = (("model.conf=0.25",), ("model.conf=0.5",), ("model.conf=0.75",))
 
 
@@ -52,7 +52,7 @@ class _Nights:
         """The command of a night, but for its name."""
         values = [
             f"input={self.folder}/in", f"output={self.folder}/out", f"model.name={model}",
-            "plan.images=3", "run.lease_ttl_s=20", "schedule.if_busy=wait", *sets,
+            "plan.images=3", "run.lease_ttl_s=60", "schedule.if_busy=wait", *sets,
         ]  # fmt: skip
         sets = [part for value in values for part in ("--set", value)]
         config = str(ROOT / "configs" / "reprocess.yaml")
