@@ -193,6 +193,8 @@ def _listing_row(path: str, status: os.stat_result) -> tuple[str, int, str]:
 
 def _escape_invalid_utf8(path: str) -> str:
     """The path as text; never that of another file, whose name may really have such backslashes."""
+    if path.isascii():
+        return path
     escaped = path.encode("utf-8", "backslashreplace").decode("utf-8")
     while escaped != path and os.path.lexists(escaped):
         stem, extension = os.path.splitext(escaped)

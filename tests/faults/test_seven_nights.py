@@ -28,7 +28,7 @@ from tests.support.nights import BLIND_MODEL, fresh_rows, published_rows
 from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.run_without_ray import without_ray
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
 OLD, NEW, NEWEST = (("model.conf=0.25",), ("model.conf=0.5",), ("model.conf=0.75",))
 
 
@@ -45,14 +45,13 @@ class _Nights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.table: list[str] = []
         self._date = 0
 
     def arguments(self, sets: Sequence[str], model: str) -> list[str]:
         """The command of a night, but for its name."""
         values = [
             f"input={self.folder}/in", f"output={self.folder}/out", f"model.name={model}",
-            "plan.images=3", "run.lease_ttl_s=20", "schedule.if_busy=wait", *sets,
+            "plan.images=3", "run.lease_ttl_s=60", "schedule.if_busy=wait", *sets,
         ]  # fmt: skip
         sets = [part for value in values for part in ("--set", value)]
         config = str(ROOT / "configs" / "reprocess.yaml")
@@ -87,11 +86,11 @@ class _Nights:
         return sorted(process.returncode for process in both)
 
     def check(self, what: str, end: str, expected: dict[str, Any]) -> None:
-        """The published table is this one; a row of the printed table."""
+        """The published table is this one; prints a row about it."""
         found = published_rows(self.folder)
         assert found == expected, what
         n = {name: len(rows) for name, rows in found.items()}
-        self.table.append(f"| {what} | {end} | {n['images']} | {n['instances']} |")
+        print(f"| {what} | {end} | {n['images']} | {n['instances']} |")
 
 
 def _fresh(folder: Path, name: str, sets: Sequence[str]) -> dict[str, Any]:
@@ -101,6 +100,7 @@ def _fresh(folder: Path, name: str, sets: Sequence[str]) -> dict[str, Any]:
 
 def test_seven_nights_with_ray(tmp_path: Path) -> None:
     nights, archive = _Nights(tmp_path), tmp_path / "in"
+    print("\n| night | how it ended | images | instances |\n|---|---|---|---|")
 
     def describe(end: _End) -> str:
         return f"`{end.report.get('status', 'killed')}`, exit code {end.code}, {end.seconds:.0f} s"
@@ -155,5 +155,3 @@ def test_seven_nights_with_ray(tmp_path: Path) -> None:
     assert (end.code, end.report["status"]) == (99, "nothing_to_do")
     nights.check("8: nothing", describe(end), published_rows(tmp_path))
     assert not verify_output(Storage(), f"{tmp_path}/out").counts
-    print("\n| night | how it ended | images | instances |\n|---|---|---|---|")
-    print("\n".join(nights.table))
