@@ -104,7 +104,7 @@ lakehouse: $(VENV)/.test ## publish to Iceberg and Delta tables, in an environme
 	$(BIN)/python -m tests.lakehouse
 
 .PHONY: cluster
-cluster: $(VENV)/.test ## run cluster/ before validators, on a real Slurm (root), Ray job server and Prometheus (40 minutes)
+cluster: $(VENV)/.test ## run cluster/ before validators, on a real Slurm (root), Ray job server and Prometheus (an hour)
 	$(PYTEST) --timeout 3600 -m cluster
 
 .PHONY: triton

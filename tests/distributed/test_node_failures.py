@@ -252,7 +252,7 @@ def test_the_stages_of_split_fit_the_nodes_that_are_left(monkeypatch, nodes_left
     pipeline._pool = PoolSize(1 if grows else 3, 4 if grows else 3, cpus=1, gpus=0, device="cpu",
                               readers=2 if grows else 1, grows=grows)  # fmt: skip
     monkeypatch.setattr(
-        "segcore.distributed.pipeline._pool_options",
+        "segcore.distributed.pipeline.pool_options",
         lambda least, most, _, excluded: {"size": (least, most), "excluded": set(excluded)},
     )
     stages = pipeline._pool_stages(100)

@@ -40,9 +40,11 @@ SHELL_TESTS = {
 OTHER_PROGRAMS = frozenset(
     (
         ".",
+        "airflow",
         "argo",
         "cat",
         "cd",
+        "cp",
         "cvat-cli",
         "docker",
         "export",
