@@ -1,6 +1,6 @@
 """`python -m segcore`: the same as the command `segcore`."""
 
-from segcore.cli.main import main
+from segcore.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -38,6 +38,7 @@ from segcore.cli import (
     train,
     verify,
 )
+from segcore.cli.process import run_as_process
 from segcore.exit_codes import EXIT_CODES
 from segcore.version import __version__
 
@@ -100,5 +101,14 @@ def options(
 
 
 def main() -> NoReturn:
-    """Entry point of the console script."""
+    """Run the command that `sys.argv` names.
+
+    Raises:
+        SystemExit: With its exit code.
+    """
     console.run_app(app)
+
+
+def run() -> NoReturn:
+    """Entry point of the console script: `main`, and the end of the process."""
+    run_as_process(main)

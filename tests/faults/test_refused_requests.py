@@ -142,7 +142,6 @@ def test_one_refused_object_is_one_row_or_one_unit(credentials: None) -> None:
 @pytest.mark.faults
 def test_the_same_with_workers(workers: None) -> None:
     check_outage(call_segcore, "ExpiredToken", "middle")
-    check_refused_object(call_segcore, "middle")
 
 
 @pytest.mark.ray
