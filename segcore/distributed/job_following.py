@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _LAST_OUTPUT_TIMEOUT_S = 10.0
 _MAX_RETRY_PAUSE_S = 5.0
 MAX_SILENCE_S = 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_EXCEPTION = re.compile(r"^\s*([\w.]*(?:Error|Exception)\b.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _end(status: Any, lacks_segcore: bool) -> JobEnd:
             "itself, but not what it needs.",
         )
     if code is None:
-        text = f"The job did not come to its end: {one_line(status.message, 600)}"
+        text = f"The job did not come to its end: {_reason(str(status.message))}"
         return JobEnd(name, ExitCode.INCOMPLETE, text)
     if code < 0 or (code > 128 and code != ExitCode.INTERRUPTED):
         number = -code if code < 0 else code - 128
@@ -200,6 +202,13 @@ def _end(status: Any, lacks_segcore: bool) -> JobEnd:
             + (" Was there enough memory on its node?" if number == 9 else ""),
         )
     return JobEnd(name, code)
+
+
+def _reason(message: str) -> str:
+    """A message of Ray's in one line, with the last exception in place of a traceback."""
+    begin, found, traceback = message.partition("Traceback (most recent call last):")
+    exceptions = _EXCEPTION.findall(traceback)
+    return one_line(f"{begin} {exceptions[-1]}" if found and exceptions else message, 600)
 
 
 def _lost(server: JobServer, job_id: str, silence_s: float, error: Exception) -> ClusterError:

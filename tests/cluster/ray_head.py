@@ -99,7 +99,6 @@ class RayHead:
         token: What it wants.
         metrics_port: Where Prometheus finds the metrics.
         environment: What a client needs besides the address.
-        programs: A folder that is first on the path of its processes.
     """
 
     def __init__(self, environment: Mapping[str, str], *, cpus: int = 1) -> None:
@@ -107,9 +106,7 @@ class RayHead:
         self.token = secrets.token_hex(32)
         # Ray's sockets lie below it, and their paths may have 107 bytes at most
         self._folder = tempfile.mkdtemp(prefix="ray")
-        self.programs = Path(self._folder) / "programs"
-        self.programs.mkdir()
-        path = os.pathsep.join((str(self.programs), str(self.python.parent), os.environ["PATH"]))
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         base |= {"PATH": path, "PYTHONPATH": PYTHONPATH, "HOME": self._folder}
         self.environment = {**base, "RAY_AUTH_TOKEN": self.token}

@@ -142,59 +142,13 @@ def test_the_ports_of_a_running_job_are_those_of_the_page(
     assert {address for _, address, number in listeners if number == port} == {"127.0.0.1"}
 
 
-# Stands for podman: notes its words, and runs the command of the container here, with an
-# environment as small as that of a container.
-_PODMAN = """#!{python}
-import os, sys
-words = sys.argv[1:]
-with open("{log}", "a") as log:
-    print(*words, file=log)
-assert words.pop(0) == "run"
-folder, command = "", []
-environment = {{name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME")}}
-while words[0].startswith("-"):
-    option = words.pop(0)
-    if option in ("-v", "--env", "--entrypoint"):
-        value = words.pop(0)
-        if option == "--entrypoint":
-            command = [value]
-        elif option == "--env":
-            name, _, text = value.partition("=")
-            environment[name] = text
-        elif value.endswith(":/shared:Z"):
-            folder = value.partition(":")[0]
-environment["FAKE_MODEL_HOME"] = words.pop(0)
-command += [word.replace("/shared", folder) if folder else word for word in words]
-os.execvpe(command[0], command, environment)
-"""
-
-
-_IMAGE = "registry.example.com/segcore:1"
-
-
-def test_an_image_is_given_to_podman_for_all_processes_of_the_job(
-    head: RayHead, tmp_path: Path
-) -> None:
-    log, output = tmp_path / "log", tmp_path / "out"
-    model = "tests.support.fake_models:DriverOnlyModel"  # the image has what it wants
-    words = ("segment", _few(tmp_path, 6), str(output), "--model", model, "--device", "cpu")
-    code, stdout = head.submit(*words, "--image", "registry.example.com/other:1", log=log)
-    assert code == 1, stdout + log.read_text()
-    assert "podman" in log.read_text()
-    assert "Traceback" not in stdout + log.read_text()
-
-    calls = tmp_path / "calls"
-    podman = head.programs / "podman"
-    podman.write_text(_PODMAN.format(python=head.python, log=calls))
-    podman.chmod(0o755)
-    code, stdout = head.submit(*words, "--image", _IMAGE, log=log)
-    assert code == 0, stdout + log.read_text()
-    assert len(image_rows(_edition(output))) == 6
-    lines = calls.read_text().splitlines()
-    workers = [line for line in lines if "default_worker.py" in line and "--entrypoint" in line]
-    assert len(workers) >= 2  # the command, and a worker
-    assert all(f"--entrypoint python {_IMAGE} " in line for line in workers)
-    assert _PRIVATE not in "".join(lines)
+def test_an_image_without_podman_on_the_nodes_is_said(head: RayHead, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ("segment", _few(tmp_path, 6), str(tmp_path / "out"), "--model", BRIGHT_MODEL)
+    code, _ = head.submit(*words, "--image", "registry.example.com/segcore:1", log=log)
+    assert code == 1, log.read_text()
+    assert "The job did not come to its end: runtime_env setup failed" in log.read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_token_is_wanted_and_is_nowhere(head: RayHead, tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ def test_the_exit_code_is_the_jobs_own(code: int) -> None:
         (_info("FAILED", 137), 1, "signal 9"),
         (_info("FAILED", -15), 1, "signal 15"),
         (_info("FAILED", None, "runtime_env\x1b[2J failed"), 1, "runtime_env?[2J failed"),
+        (
+            _info(
+                "FAILED",
+                None,
+                "No runtime env. Traceback (most recent call last):\n  File x\n"
+                "KeyError: 1\n\n  File y\nFileNotFoundError: no 'podman'\n\n",
+            ),
+            1,
+            "did not come to its end: No runtime env. FileNotFoundError: no 'podman'",
+        ),
     ],
 )
 def test_ends_without_an_exit_code_of_their_own(info: Any, code: int, words: str) -> None:
