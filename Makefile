@@ -67,7 +67,14 @@ quick: $(VENV)/.test ## run the fast tests: no Ray, no S3 server (two minutes on
 
 .PHONY: test
 test: lint ## lint, then run all tests but those of faults and chaos (under 12 minutes on 2 cores)
+	@$(MAKE) --no-print-directory -j 2 test-files test-ray
+
+# Ray mostly waits for processes that start, so the others run meanwhile.
+.PHONY: test-files test-ray
+test-files:
 	$(PYTEST) $(PARALLEL) -m "not ray and not faults and not chaos and not cluster"
+
+test-ray:
 	$(PYTEST) -m "ray and not faults and not chaos and not cluster"
 
 .PHONY: faults
