@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 from segcore.cli.main import main
-from tests.support.night_process import kill_before
+from tests.support.night_process import die_before_writing
 
 if __name__ == "__main__":
     place = sys.argv.pop(1)
-    kill_before(place)
+    die_before_writing(place)
     main()

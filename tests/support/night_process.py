@@ -61,12 +61,12 @@ def _call(
     sets = ("plan.images=3", "run.lease_ttl_s=60", "schedule.if_busy=wait", *sets)
     config = load_config(sets=list(sets), flags=flags, schema=ReprocessConfig)
     if kill_before:
-        kill_before(kill_before)
+        die_before_writing(kill_before)
     with without_ray():
         answer.send(reprocess(config).status)
 
 
-def kill_before(place: str) -> None:
+def die_before_writing(place: str) -> None:
     """Let this process kill itself before it writes an object whose URI holds this text."""
     write = Storage.write
 
