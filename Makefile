@@ -78,7 +78,7 @@ test-ray:
 	$(PYTEST) -m "ray and not faults and not chaos and not cluster"
 
 .PHONY: faults
-faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (25 minutes; CI)
+faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (half an hour; CI)
 	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos and not cluster"
 
 .PHONY: floors
