@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 
 from segcore.errors import AccessDenied, ObjectNotFound, SegcoreError, StorageError, UsageError
 from segcore.lakehouse.files import SCHEMAS, TableFiles
-from segcore.lakehouse.target import TableError, import_library
+from segcore.lakehouse.target import TableError, import_library, translate_errors
 from segcore.output.layout import OutputLayout, Table
 from segcore.storage import Storage
 from segcore.storage.s3_session import open_session
 from segcore.storage.storage import ObjectInfo
 from segcore.storage.uris import basename, is_remote, parent, split
-from segcore.text import printable, redact
+from segcore.text import printable
 
 _APP = "segcore"  # of the transactions by which a table knows what was published to it
 _THREADS = 16
@@ -252,19 +252,14 @@ class DeltaLakeTable:
             f"The table {self.name} {what}.", "Move or delete its folder; segcore makes it anew."
         )
 
-    @contextmanager
-    def _translated(self, verb: str) -> Iterator[None]:
-        """What goes wrong in deltalake or its storage, as one sentence."""
-        try:
-            yield
-        except SegcoreError:
-            raise
-        except Exception as error:
-            reason = printable(redact(" ".join(str(error).split())))[:300] or type(error).__name__
+    def _translated(self, verb: str) -> AbstractContextManager[None]:
+        def describe(kind: str, reason: str) -> SegcoreError:
             what = f"The table {self.name} could not be {verb}: {reason}"
             if any(word in reason for word in _DENIED):
-                raise AccessDenied(what, "Ask for the right to write it.") from None
-            raise TableError(what, "Run the same command again.") from None
+                return AccessDenied(what, "Ask for the right to write it.")
+            return TableError(what, "Run the same command again.")
+
+        return translate_errors(describe)
 
 
 def _app(name: str, value: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
 from segcore.errors import AccessDenied, SegcoreError, UsageError
 from segcore.lakehouse.files import SCHEMAS, TableFiles
-from segcore.lakehouse.target import TableError, TableTarget, import_library
+from segcore.lakehouse.target import TableError, TableTarget, import_library, translate_errors
 from segcore.output.layout import Table
 from segcore.storage.uris import is_remote
 from segcore.text import redact
@@ -173,24 +173,18 @@ class IcebergTable:
         summary = snapshot.summary.additional_properties if snapshot and snapshot.summary else {}
         return {name: value for name, value in summary.items() if name.startswith(_MARKS)}
 
-    @contextmanager
-    def _translated(self, verb: str) -> Iterator[None]:
-        """What goes wrong in pyiceberg, a catalog or its storage, as one sentence."""
-        try:
-            yield
-        except SegcoreError:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-            reason = redact(" ".join(str(error).split()))[:300] or kind
+    def _translated(self, verb: str) -> AbstractContextManager[None]:
+        def describe(kind: str, reason: str) -> SegcoreError:
             what = f"The table {self.name} of the catalog {self._catalog_name} could not be {verb}"
             if any(word in kind for word in _DENIED):
-                raise AccessDenied(f"{what}: {reason}", "Ask for the right to write it.") from None
-            raise TableError(
+                return AccessDenied(f"{what}: {reason}", "Ask for the right to write it.")
+            return TableError(
                 f"{what}: {kind}: {reason}",
                 "See whether the catalog is there (pyiceberg --catalog NAME list), then run the "
                 "same command again.",
-            ) from None
+            )
+
+        return translate_errors(describe)
 
 
 def _data_files(table: Any, snapshots: Iterable[Any]) -> dict[str, Any]:

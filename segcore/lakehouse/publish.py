@@ -146,9 +146,9 @@ def _pin(
     files: Mapping[Table, TableFiles],
 ) -> None:
     """Write down which files the tables refer to, or will; those that no version has are free."""
-    if target.is_delta:
-        return  # their files have names of their own
     uris = {uri for table in TABLES for uri in tables[table].pins(files[table])}
+    if not uris:  # as of tables whose files have names of their own
+        return
     output = layout.output
     by_edition: dict[str, list[str]] = {
         basename(folder): [] for folder in storage.folders(output.uri)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from segcore.errors import SegcoreError, UsageError
 from segcore.exit_codes import ExitCode
 from segcore.output.layout import Table
-from segcore.text import redact
+from segcore.text import printable, redact
 
 DELTA = "delta"
 FORM = (
@@ -28,6 +30,24 @@ class TableError(SegcoreError):
     """A table or its catalog cannot be used now; the next call goes on."""
 
     exit_code = ExitCode.INCOMPLETE
+
+
+@contextmanager
+def translate_errors(describe: Callable[[str, str], SegcoreError]) -> Iterator[None]:
+    """What goes wrong in a library of tables or its storage, as one sentence.
+
+    Args:
+        describe: Gives the error, of the name of the library's own and of what that says.
+    """
+    try:
+        yield
+    except SegcoreError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise describe(
+            kind, printable(redact(" ".join(str(error).split())))[:300] or kind
+        ) from None
 
 
 @dataclass(frozen=True)

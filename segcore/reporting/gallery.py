@@ -69,9 +69,13 @@ class Gallery:
     categories: Counter[str] = field(default_factory=Counter)
 
     @cached_property
-    def toggles(self) -> list[str]:
-        """The categories that can be hidden, the most frequent first, once all images are in it."""
-        return [name for name, _ in self.categories.most_common(MAX_TOGGLES)]
+    def toggles(self) -> dict[str, int]:
+        """Category that can be hidden -> number of its box, once all images are in the gallery.
+
+        The most frequent is first.
+        """
+        frequent = self.categories.most_common(MAX_TOGGLES)
+        return {name: number for number, (name, _) in enumerate(frequent)}
 
     def problems(self) -> list[str]:
         """Sentences about segmented images that cannot be shown."""
@@ -270,8 +274,7 @@ class FigureWriter:
 
     def _toggle(self, category: str) -> str:
         """The class by which the box of a category hides a mask."""
-        toggles = self.gallery.toggles
-        return f"c{toggles.index(category) if category in toggles else MAX_TOGGLES}"
+        return f"c{self.gallery.toggles.get(category, MAX_TOGGLES)}"
 
 
 def _title(record: ImageRecord) -> str:
@@ -285,7 +288,7 @@ def controls(gallery: Gallery) -> Markup:
         boxes.append(_checkbox("known", "Known masks (dashed)"))
     names = gallery.toggles
     if len(gallery.categories) > 1:
-        boxes += [_checkbox(f"c{place}", shorten(name)) for place, name in enumerate(names)]
+        boxes += [_checkbox(f"c{place}", shorten(name)) for name, place in names.items()]
         if len(gallery.categories) > len(names):
             boxes.append(_checkbox(f"c{MAX_TOGGLES}", "all other classes"))
     steps = [

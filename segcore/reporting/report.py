@@ -117,7 +117,7 @@ def make_report(
     compared = _compare(results, options)
     wanted = [image_id for notes in compared.notes.values() for image_id in notes]
     contents = read_contents(results, options.images, options.seed, wanted, notify_progress)
-    problems = [*compared.problems, *_describe_damage(contents)]
+    problems = [*compared.problems, *describe_unread(contents.damaged_units, contents.n_damaged)]
     groups = _groups(contents, compared)
     records = [record for _, _, members, _ in groups for record in members]
     gallery = read_gallery(results, records, _FIGURE_BYTES, compared.known)
@@ -166,10 +166,6 @@ def _groups(
             explanation += f" {plural(selected.n_matching, 'image')} in all."
         groups.append((heading, explanation, selected.records, {}))
     return [group for group in groups if group[2]]
-
-
-def _describe_damage(contents: Contents) -> list[str]:
-    return describe_unread(contents.damaged_units, contents.n_damaged)
 
 
 def _find_run(results: Results) -> RunRecord | None:

@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +85,14 @@ class Bucket:
         for path in sorted(source.rglob("*")):
             if path.is_file():
                 self.put(f"{name}/{path.relative_to(source).as_posix()}", path.read_bytes())
+
+    @contextmanager
+    def holding(self, source: Path) -> Iterator[None]:
+        """Hold a folder's files, below its name, and then none there."""
+        self.put_files(source, source.name)
+        yield
+        for name in self.objects(f"{source.name}/"):
+            self.delete(f"{source.name}/{name}")
 
     def put(self, name: str, data: bytes) -> None:
         etag = self._client.put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)["ETag"]

@@ -29,11 +29,8 @@ OUTPUT = f"{ROOT_URI}joined/output"
 
 @pytest.fixture
 def storage(s3: LoopbackS3) -> Iterator[Storage]:
-    bucket = Bucket(s3.environment)
-    bucket.put_files(STORED, "joined")
-    yield Storage()
-    for name in bucket.objects("joined/"):
-        bucket.delete(f"joined/{name}")
+    with Bucket(s3.environment).holding(STORED):
+        yield Storage()
 
 
 def test_the_old_output_is_read_and_its_unread_images_are_found(storage: Storage) -> None:

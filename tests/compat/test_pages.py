@@ -50,11 +50,8 @@ pytestmark = pytest.mark.s3
 
 @pytest.fixture
 def storage(s3: LoopbackS3) -> Iterator[Storage]:
-    bucket = Bucket(s3.environment)
-    bucket.put_files(STORED, "pages")
-    yield Storage()
-    for name in bucket.objects("pages/"):
-        bucket.delete(f"pages/{name}")
+    with Bucket(s3.environment).holding(STORED):
+        yield Storage()
 
 
 def _image_ids(storage: Storage, kind: str, status: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,14 @@ from segcore.storage import Storage
 from tests.support.bright_images import bright_png, bright_pngs
 from tests.support.delta_log import TABLES, delta_files, delta_rows, delta_versions
 from tests.support.jobs import job_config, write_files
-from tests.support.lake_changes import AT_ONCE, CHANGES, new_edition, segment_again, seven_images
+from tests.support.lake_changes import (
+    AT_ONCE,
+    CHANGES,
+    check_refusal,
+    new_edition,
+    segment_again,
+    seven_images,
+)
 from tests.support.nights import BLIND_MODEL, night, published_rows
 from tests.support.run_without_ray import ProcessKilled, killed_when, without_ray
 
@@ -245,15 +253,7 @@ def test_an_output_that_was_moved_takes_its_tables_along(folder: Path, tmp_path:
 
 
 def _refuses(folder: Path, error: type[SegcoreError], words: str) -> None:
-    """Publishing ends so; nothing is published, by hand or by a night."""
-    latest = (folder / "out" / "latest.json").read_bytes()
-    edition = segment_again(folder, "model.conf=0.5")
-    with pytest.raises(error, match=words) as caught:
-        _publish(folder, edition)
-    assert "Traceback" not in caught.value.message
-    with pytest.raises(error, match=words):
-        night(folder, *TO_DELTA, "model.conf=0.5")
-    assert (folder / "out" / "latest.json").read_bytes() == latest
+    check_refusal(folder, partial(_publish, folder), TO_DELTA, error, words)
 
 
 OTHER_TABLES = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from tests.support.jobs import write_files
 from tests.support.lake_changes import (
     AT_ONCE,
     CHANGES,
+    check_refusal,
     new_edition,
     segment_again,
     seven_images,
@@ -225,16 +227,8 @@ def test_a_refused_edition_does_not_reach_the_tables(folder: Path) -> None:
 
 
 def _refuses(folder: Path, error: type[SegcoreError], words: str) -> None:
-    """Publishing ends so; nothing is published, by hand or by a night."""
-    latest = (folder / "out" / "latest.json").read_bytes()
-    edition = segment_again(folder, "model.conf=0.5")
-    with pytest.raises(error, match=words) as caught:
-        _publish(folder, edition)
-    assert "Traceback" not in caught.value.message
-    sets = (*PATIENT, f"schedule.table={lake.URL}", "model.conf=0.5")
-    with pytest.raises(error, match=words):
-        night(folder, *sets)
-    assert (folder / "out" / "latest.json").read_bytes() == latest
+    sets = (*PATIENT, f"schedule.table={lake.URL}")
+    check_refusal(folder, partial(_publish, folder), sets, error, words)
 
 
 def test_a_catalog_that_is_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

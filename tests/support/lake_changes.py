@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from segcore.errors import SegcoreError
 from segcore.run.compact import compact
 from segcore.run.compact_plan import CompactOptions
 from segcore.run.segment import segment
@@ -16,6 +18,7 @@ from segcore.storage import Storage
 from tests.support.bright_images import bright_png, bright_pngs
 from tests.support.fake_models import RAISES
 from tests.support.jobs import job_config, write_files
+from tests.support.nights import night
 
 AT_ONCE = CompactOptions(grace_s=0.0)
 SHRUNK = "source.allow_shrunk_listing=true"
@@ -84,3 +87,26 @@ def new_edition(folder: Path) -> str:
 CHANGES: Sequence[Callable[[Path], str]] = [
     _grow, _change, _lose, _lose_and_remove, _retry, _compact, _compact_and_lose, new_edition
 ]  # fmt: skip
+
+
+def check_refusal(
+    folder: Path,
+    publish: Callable[[str], object],
+    sets: Sequence[str],
+    error: type[SegcoreError],
+    words: str,
+) -> None:
+    """Publishing another edition ends so; nothing is published, by hand or by a night.
+
+    Args:
+        publish: Publishes an edition by its name.
+        sets: Options of a night that does the same.
+    """
+    latest = (folder / "out" / "latest.json").read_bytes()
+    edition = segment_again(folder, "model.conf=0.5")
+    with pytest.raises(error, match=words) as caught:
+        publish(edition)
+    assert "Traceback" not in caught.value.message
+    with pytest.raises(error, match=words):
+        night(folder, *sets, "model.conf=0.5")
+    assert (folder / "out" / "latest.json").read_bytes() == latest

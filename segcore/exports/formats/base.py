@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from segcore.exports.formats.coordinates import PointTexts
 from segcore.exports.options import ExportOptions
 from segcore.exports.shapes import Outline, outline_iou, outlines
 from segcore.exports.tool_labels import ToolLabels
@@ -211,6 +212,14 @@ class Format(ABC):
             yield place, shape
 
     takes_one_part: ClassVar[bool] = False
+
+    def outline_texts(
+        self, image: ExportImage, tally: Tally, points: PointTexts
+    ) -> list[tuple[int, list[str]]]:
+        """Each mask that has polygons as the text of each of them, with its place in the image."""
+        found = list(self.outlines(image, tally))
+        texts = points.write([shape.rings for _, shape in found], image.width, image.height)
+        return [(place, rings) for (place, _), rings in zip(found, texts, strict=True)]
 
     def label_of(self, image: ExportImage, place: int) -> Label:
         """The class of a mask."""

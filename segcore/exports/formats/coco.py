@@ -43,12 +43,9 @@ class Coco(Format):
                 for place in range(len(image.counts))
             ]
         else:
-            found = list(self.outlines(image, tally))
-            shapes = [shape.rings for _, shape in found]
-            texts = self._points.write(shapes, image.width, image.height)
             lines = [
                 self._annotation(image, place, f"[{','.join(f'[{ring}]' for ring in rings)}]")
-                for (place, _), rings in zip(found, texts, strict=True)
+                for place, rings in self.outline_texts(image, tally, self._points)
             ]
         return len(lines), (image_entry(image), lines)
 

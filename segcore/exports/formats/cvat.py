@@ -73,9 +73,7 @@ class Cvat(Format):
     def _polygons(self, image: ExportImage, tally: Tally) -> list[list[str]]:
         """The elements of each mask, one for each of its parts."""
         masks = []
-        found = list(self.outlines(image, tally))
-        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
-        for (place, _), rings in zip(found, texts, strict=True):
+        for place, rings in self.outline_texts(image, tally, self._points):
             # The parts of one mask have a group of their own.
             group = f' group_id="{image.first_annotation + place}"' if len(rings) > 1 else ""
             elements = []

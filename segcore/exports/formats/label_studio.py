@@ -110,9 +110,7 @@ class LabelStudio(Format):
 
     def _polygons(self, image: ExportImage, tally: Tally) -> Iterator[list[str]]:
         """The regions of each mask, one for each of its parts."""
-        found = list(self.outlines(image, tally))
-        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
-        for (place, _), rings in zip(found, texts, strict=True):
+        for place, rings in self.outline_texts(image, tally, self._points):
             regions = []
             for part, points in enumerate(rings):
                 value = f'"points": [{points}], "closed": true'

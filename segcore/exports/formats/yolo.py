@@ -29,14 +29,13 @@ class YoloSeg(Format):
 
     def encode_masks(self, image: ExportImage, tally: Tally) -> tuple[int, Any]:
         """The text of the label file."""
-        found = list(self.outlines(image, tally))
-        texts = self._points.write([shape.rings for _, shape in found], image.width, image.height)
+        masks = self.outline_texts(image, tally, self._points)
         lines = [
             f"{self._numbers[image.labels[place]]} {points}\n"
-            for (place, _), rings in zip(found, texts, strict=True)
+            for place, rings in masks
             for points in rings
         ]
-        return len(found), "".join(lines).encode()
+        return len(masks), "".join(lines).encode()
 
     def file_name(self, name: str) -> str:
         """The label file of an image."""
