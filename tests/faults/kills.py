@@ -49,7 +49,9 @@ from tests.support.run_without_ray import without_ray
 
 _MODEL = f"{MortalModel.__module__}:{MortalModel.__name__}"
 _IMAGES_PER_UNIT = 3
-_START_AND_END = 0.2  # share of a run that is there whatever units are left
+_START_AND_END = 0.4  # share of a run that is there whatever units are left
+_DRIVER_LIVES = 0.1  # share of starts, so that a job ends however long its end takes
+_DRIVER_LIVES_WITH_POOL = 0.3
 _MAX_STARTS = 100  # of one job
 _MAX_START_S = 300.0
 _MAX_WORKER_KILLS = 6  # in one start
@@ -190,11 +192,14 @@ class KillRounds:
         rng = self._rng
         n_done = len(_committed(output))
         left = _START_AND_END + (1 - _START_AND_END) * (1 - n_done / job.units)
+        driver_lives = rng.random() < (
+            _DRIVER_LIVES if self._cluster is None else _DRIVER_LIVES_WITH_POOL
+        )
         at_operation = rng.random() < 0.7
         operation = rng.randint(1, int(left * job.operations)) if at_operation else None
         moment_s = None if at_operation else rng.uniform(0, left * job.seconds)
         if self._cluster is None:
-            return _Deaths(operation, moment_s)
+            return _Deaths() if driver_lives else _Deaths(operation, moment_s)
         parts = sorted(
             rng.randint(n_done, job.units) for _ in range(rng.randint(0, _MAX_WORKER_KILLS))
         )
@@ -202,7 +207,7 @@ class KillRounds:
             (n, rng.randint(1, _MAX_WORKER_OPERATIONS) if rng.random() < 0.7 else None)
             for n in parts
         )
-        if rng.random() < 0.3:  # the driver lives
+        if driver_lives:
             return _Deaths(workers=workers)
         return _Deaths(operation, moment_s, workers)
 
