@@ -21,7 +21,11 @@ EPILOG = """
 
   segcore bench --size 12mp --stages-only --json
 
-  segcore bench scale --units 10000 --json
+[bold]Other measurements[/bold]
+
+  segcore bench scale   what many units cost: the driver, resuming, the account, status
+
+  segcore bench feed    how fast a GPU could be fed, without a GPU
 
 An archive is only read; everything is written to a temporary folder. With an archive, the job runs
 on a local copy of its first images; the stage `read` is timed on the archive itself.

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 import segcore
-from segcore.cli import console
+from segcore.cli import bench, console
 from segcore.cli.main import app
 from segcore.errors import CheckpointError, StorageError, UsageError
 from segcore.exit_codes import MEANINGS
@@ -168,3 +168,10 @@ def test_the_shell_completes_commands_and_options(typed: str, expected: list[str
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
     )
     assert done.stdout.split() == expected, done.stderr
+
+
+def test_the_help_of_bench_names_every_measurement() -> None:
+    shown = _run_segcore("bench", "--help").stdout
+    measurements = [command.name for command in bench.app.registered_commands]
+    assert len(measurements) > 2
+    assert [name for name in measurements if f"segcore bench {name}" not in shown] == []
