@@ -49,6 +49,7 @@ class Throughput:
 
     Attributes:
         images: Images of the job.
+        bytes_per_image: Their mean encoded size.
         workers: The actors of the job, for people.
         job_images_per_s: In steady state: after the first parts, which are not counted.
         plain_images_per_s: Mean of a pass before the job and one after it.
@@ -64,6 +65,7 @@ class Throughput:
     """
 
     images: int
+    bytes_per_image: float
     workers: str
     job_images_per_s: float
     plain_images_per_s: float
@@ -121,6 +123,7 @@ def compare_throughput(workload: Workload, processes: int, notify: Notify) -> Th
     plain_cpu_ms = (first.cpu_ms + second.cpu_ms) / 2
     return Throughput(
         images=report.images,
+        bytes_per_image=workload.archive.bytes / workload.archive.images,
         workers=report.pool,
         job_images_per_s=job_images_per_s,
         plain_images_per_s=plain_images_per_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from segcore.cli.option_help import command_class
 from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
 from segcore.exit_codes import EXIT_CODES, ExitCode
 
+if TYPE_CHECKING:
+    from segcore.bench.estimate import Estimate
+    from segcore.output.preview import Preview
+
 EPILOG = f"""
 [bold]Examples[/bold]
 
@@ -28,7 +32,7 @@ EPILOG = f"""
 
   segcore segment s3://bucket/shards/ s3://bucket/masks/ --set model.conf=0.4
 
-  segcore segment --config configs/segment.yaml --dry-run
+  segcore segment --config configs/segment.yaml --dry-run --bench bench.json
 
   segcore segment photos/ out/ --retry-failed
 
@@ -87,6 +91,15 @@ def command(
         bool,
         typer.Option("--dry-run", help="Print the plan and what is already done; start nothing."),
     ] = False,
+    bench: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BENCH.json",
+            help="With --dry-run: also say how long the rest takes on a machine like the one that "
+            "`segcore bench INPUT --json` wrote this file on.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Delete this edition's results first and start over."),
@@ -129,9 +142,12 @@ def command(
     Results go to OUTPUT/<model>-<fingerprint>/: images/*.parquet with one row per input image,
     and instances/*.parquet with one row per mask.
     """
+    from segcore.bench.estimate import estimate_job, read_bench
     from segcore.config import Config, load_config
     from segcore.distributed.pool import describe_growth
+    from segcore.errors import UsageError
     from segcore.run.segment import preview, segment
+    from segcore.storage import Storage
 
     flags: dict[str, tuple[str | tuple[str, ...], object]] = {
         "INPUT": (KEYS["input"], input),
@@ -147,16 +163,18 @@ def command(
     }
     job_config: Config = load_config(config, sets or (), flags)
     show_log(job_config.log)
+    if bench is not None and not dry_run:
+        raise UsageError("--bench is for --dry-run.")
     if dry_run:
+        measured = None if bench is None else read_bench(Storage(job_config.storage), bench)
         planned = preview(
             job_config,
             overwrite=overwrite,
             retry_failed=retry_failed,
             remove_unlisted=remove_unlisted,
         )
-        print_json(planned.to_dict()) if as_json else print_text(planned.summary())
-        units_left = planned.units - planned.units_done
-        notify(*planned.notes(), *describe_growth(job_config.ray, units_left))
+        estimate = None if measured is None else estimate_job(planned, measured)
+        _show_plan(planned, estimate, describe_growth(job_config.ray, planned.units_left), as_json)
         sys.exit(ExitCode.NOTHING_TO_DO if planned.nothing_to_do and exit_99 else ExitCode.DONE)
     report = segment(
         job_config,
@@ -175,3 +193,15 @@ def command(
     if report.nothing_to_do and exit_99 and report.exit_code == ExitCode.DONE:
         sys.exit(ExitCode.NOTHING_TO_DO)
     sys.exit(report.exit_code)
+
+
+def _show_plan(
+    planned: Preview, estimate: Estimate | None, growth: list[str], as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            planned.to_dict() | {"estimate": None if estimate is None else estimate.to_dict()}
+        )
+    else:
+        print_text(planned.summary())
+    notify(*planned.notes(), *growth, *([] if estimate is None else [estimate.summary()]))

@@ -15,7 +15,7 @@ class Preview:
 
     Attributes:
         images: None when shards are counted only as they are read.
-        images_done: Of the units already done; None as above.
+        images_done, bytes_done: Of the units already done; images are None as above.
         units_stale: Committed units that are not in the plan, because images of theirs changed,
             were cut anew or are not listed; those whose images are in other parts are deleted.
         entries_lost: Images or shards of the last run that are not listed any more.
@@ -36,12 +36,18 @@ class Preview:
     images_done: int | None
     units_done: int
     units_stale: int
+    bytes_done: int = 0
     entries_lost: int = 0
     remove_unlisted: bool = False
     nothing_to_do: bool = False
     input_notes: tuple[str, ...] = ()
     precision_reason: str = ""
     new_beside: EditionChanges | None = None
+
+    @property
+    def units_left(self) -> int:
+        """Units that are not done."""
+        return self.units - self.units_done
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,8 +71,7 @@ class Preview:
             plan = f"{units}; their images are counted when read"
         else:
             plan = f"{plural(self.images, 'image')} in {units}"
-        units_left = self.units - self.units_done
-        done = f"; {self.units_done:,} done, {units_left:,} to do" if self.units_done else ""
+        done = f"; {self.units_done:,} done, {self.units_left:,} to do" if self.units_done else ""
         return f"Plan: {plan}{done}."
 
     def summary(self) -> str:
@@ -81,7 +86,7 @@ class Preview:
             ("model", self.model),
             ("output", self.prefix),
             ("skipped", f"{plural(self.units_done, 'unit')} already done ({images_done})"),
-            ("to do", plural(self.units - self.units_done, "unit")),
+            ("to do", plural(self.units_left, "unit")),
         ]
         if self.units_stale:
             stale = plural(self.units_stale, "unit")

@@ -119,6 +119,7 @@ class Job:
             units=counts.units,
             bytes=counts.bytes,
             images_done=counts.done_images,
+            bytes_done=counts.done_bytes,
             units_done=counts.done_units,
             units_stale=len(self.committed - self.planned.keys()),
             entries_lost=self.plan.lost.lost,

@@ -164,7 +164,7 @@ def _segment(
 def _ready_for_work(job: Job, planned: Preview, state: RunState) -> Iterator[None]:
     """Ray with the resources that the run needs, if there are images to segment."""
     refuse_if_held(job.storage, job.layout.lease_folder, job.config.run.lease_ttl_s)
-    n_units = planned.units - planned.units_done
+    n_units = planned.units_left
     if job.rereads or (state.retry_failed and job.last_run is not None and job.last_run.failed):
         n_units = max(n_units, 1)
     with connect_workers(job, n_units, state) if n_units else nullcontext():

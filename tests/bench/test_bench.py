@@ -138,7 +138,7 @@ def test_the_plain_loop_segments_everything_once(tmp_path):
 def _report(**changes):
     ms = dict(zip(STAGES, (1.0, 2.0, 1.0, 10.0, 1.0, 3.0, 2.0), strict=True))
     job = Throughput(
-        500, "2 actors", 50.0, 52.0, (51.0, 53.0), 50 / 52, 20.0, 19.0, 0.95, 30.0, 0.0, 400.0
+        500, 8e4, "2 actors", 50.0, 52.0, (51.0, 53.0), 50 / 52, 20.0, 19.0, 0.95, 30.0, 0.0, 400.0
     )
     values = {
         "machine": describe_machine(),

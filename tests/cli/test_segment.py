@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 
 from segcore.cli.main import app
 from segcore.config import Config
+from segcore.errors import UsageError
 
 
 @dataclass
 class _EmptyPreview:
     nothing_to_do = False
-    units = units_done = 0
+    units_left = 0
 
     def notes(self) -> list[str]:
         return []
@@ -45,3 +46,9 @@ def test_actors_sets_the_fewest_and_the_most(monkeypatch: pytest.MonkeyPatch) ->
 def test_flags_that_are_not_used_leave_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config_of(monkeypatch)
     assert config == Config(input="in", output="out")
+
+
+def test_a_bench_is_for_a_dry_run() -> None:
+    result = CliRunner().invoke(app, ["segment", "in", "out", "--bench", "bench.json"])
+    assert isinstance(result.exception, UsageError)
+    assert "--bench is for --dry-run" in str(result.exception)
