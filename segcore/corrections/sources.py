@@ -114,7 +114,9 @@ def _read_yolo(
     for file in files:
         if basename(file) in ("data.yaml", "data.yml"):
             try:
-                names = read_class_names(storage.read(file, _MAX_SMALL_FILE))
+                names = read_class_names(storage.read(file, _MAX_SMALL_FILE).decode())
+            except UnicodeDecodeError:
+                raise UsageError(f"{redact(file)} is not UTF-8 text.") from None
             except UsageError as error:
                 raise UsageError(f"{redact(file)}: {error.message}") from None
     texts = [file for file in files if file.lower().endswith(".txt")]
