@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _LINK = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/]*)(.*)", re.DOTALL)
 # There "?" and "#" are letters of a name like any other.
@@ -79,6 +80,18 @@ def json_text(document: object, *, sort_keys: bool = False) -> str:
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=sort_keys)
     return "\n".join(_escape_unprintable(line) for line in text.split("\n")) + "\n"
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON document of others.
+
+    Raises:
+        ValueError: It is none, or nested too deeply, which `json.loads` alone says in another way.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _escape_unprintable(line: str) -> str:

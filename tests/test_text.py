@@ -6,6 +6,7 @@ from segcore.text import (
     align_columns,
     format_bytes,
     format_duration,
+    parse_json,
     plural,
     printable,
     redact,
@@ -104,3 +105,9 @@ def test_harmless_names_stay(uri: str) -> None:
 def test_a_shown_link_cannot_steer_a_terminal() -> None:
     assert redact_link("https://host/\x1b[31m.pt?x") == "https://host/?[31m.pt?…"
     assert redact("s3://bucket/\x1b.png") == "s3://bucket/\x1b.png"  # the name of an object
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "{", b"\xff", "1" * 5000])
+def test_json_that_cannot_be_read_is_one_kind_of_error(text):
+    with pytest.raises(ValueError, match=r"nested too deeply|Expecting|decode|Exceeds the limit"):
+        parse_json(text)

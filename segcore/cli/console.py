@@ -17,6 +17,7 @@ import typer
 from segcore.cli import stderr_log
 from segcore.errors import SegcoreError, UsageError, describe_error
 from segcore.exit_codes import ExitCode
+from segcore.logs.cleaning import clean
 from segcore.logs.records import WHOLE
 from segcore.signals import raise_interrupt
 from segcore.text import printable, printable_lines, redact_link
@@ -136,7 +137,8 @@ def run_app(app: typer.Typer) -> NoReturn:
     try:
         run_with_json_errors(app) if "--json" in sys.argv[1:] else app()
     except SegcoreError as error:
-        notify(*f"Error: {error.message}".split("\n"), error.hint, level=logging.ERROR)
+        lines = f"Error: {error.message}".split("\n")
+        notify(*map(clean, (*lines, error.hint)), level=logging.ERROR)
         print_json_error(
             error.code, error.message, error.hint, error.exit_code, details=error.details
         )
@@ -156,7 +158,7 @@ def show_bug(error: Exception) -> None:
     if stderr_log.is_json():
         _LOGGER.error("This is a bug in segcore; please report this line.", exc_info=error)
         return
-    traceback.print_exception(error)
+    print_text(clean("".join(traceback.format_exception(error))), sys.stderr)
     notify("This is a bug in segcore; please report it with the lines above.", level=logging.ERROR)
 
 
@@ -179,10 +181,13 @@ def print_json_error(
 ) -> None:
     """Print the one JSON document of a command that failed, if ``--json`` asks for one.
 
+    What may be secret is cleaned out of it, as out of the log.
+
     Args:
         details: What else went wrong; the list `errors` has it after the message.
     """
     if "--json" in sys.argv[1:]:
+        message, hint, *details = map(clean, (message, hint, *details))
         error = {"code": code, "message": message, "hint": hint, "exit_code": int(exit_code)}
         print_json({"error": error, "errors": [message, *details]})
 

@@ -18,7 +18,8 @@ from pydantic_core import ErrorDetails
 from segcore.config import yaml_lines
 from segcore.config.schema import Config
 from segcore.errors import UsageError
-from segcore.text import redact
+from segcore.plain_yaml import MAX_CHARACTERS
+from segcore.text import plural, redact
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -26,6 +27,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 _MIN_KEY_SIMILARITY = 0.7
 _MIN_LAST_WORD_SIMILARITY = 0.75
 _MAX_SHOWN_VALUE_CHARACTERS = 80
+_MAX_SHOWN_PROBLEMS = 50
 _KEY = re.compile(r"[\w.\-]+")
 
 
@@ -48,8 +50,8 @@ def load_config(
         schema: The kind of configuration; that of a segment job by default.
 
     Raises:
-        UsageError: The file cannot be read, or a key or value is wrong. Lists every problem with
-            the place where the value was set.
+        UsageError: The file cannot be read, or a key or value is wrong. Lists the problems with
+            the places where the values were set.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -60,9 +62,10 @@ def load_config(
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not _KEY.fullmatch(key):
-            raise UsageError(
-                f"--set {redact(assignment)}: expected KEY=VALUE, such as --set model.conf=0.3."
-            )
+            shown = (
+                f"{redact(key)}=..." if separator else redact(assignment)
+            )  # the value may be a secret
+            raise UsageError(f"--set {shown}: expected KEY=VALUE, such as --set model.conf=0.3.")
         value = yaml_lines.parse_scalar(text, f"--set {key}")
         _set_value(values, origins, key, value, f"--set {key}")
     for flag, (keys, value) in (flags or {}).items():
@@ -73,11 +76,13 @@ def load_config(
         return schema.model_validate(values)
     except ValidationError as error:
         known_keys = sorted(dotted_keys(schema))
+        at_fault = [(key, d) for d in error.errors() for key in _keys_at_fault(d)]
         problems = [
             _describe_problem(key, details, origins, known_keys)
-            for details in error.errors()
-            for key in _keys_at_fault(details)
+            for key, details in at_fault[:_MAX_SHOWN_PROBLEMS]
         ]
+        if n_more := len(at_fault) - len(problems):
+            problems.append(f"And {plural(n_more, 'problem')} more.")
         raise UsageError(
             problems, hint="`segcore config` and docs/options.md explain every key."
         ) from None
@@ -100,7 +105,7 @@ def _read_file(path: str | Path) -> str:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read(yaml_lines.MAX_CHARACTERS + 1)
+            return file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise UsageError(f"Configuration file {path} does not exist.") from None
     except UnicodeDecodeError:

@@ -7,20 +7,9 @@ from typing import Any
 import yaml
 
 from segcore.errors import UsageError
-from segcore.text import redact
+from segcore.plain_yaml import MAX_CHARACTERS, PlainLoader, describe_yaml_error
 
-MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 20
-
-
-class _LoaderWithoutAliases(yaml.SafeLoader):
-    """SafeLoader that refuses aliases: a configuration needs none, and they can explode."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
-        return super().compose_node(parent, index)
 
 
 def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -38,8 +27,9 @@ def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"{name} is too long: the limit is {MAX_CHARACTERS:,} characters.")
-    loader = _LoaderWithoutAliases(text)
+    loader: Any = None
     try:
+        loader = PlainLoader(text)
         root = loader.get_single_node()
         if root is None:
             return {}, {}
@@ -49,26 +39,28 @@ def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         _record_lines(root, "", lines, name)
         return loader.construct_document(root), lines
     except yaml.YAMLError as error:
-        raise UsageError(_describe_yaml_error(error, name)) from None
+        raise UsageError(describe_yaml_error(error, name)) from None
     except RecursionError:
         raise UsageError(f"{name} is nested too deeply.") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def parse_scalar(text: str, name: str) -> Any:
     """One value with the type that YAML gives it: ``3``, ``0.5``, ``true``, ``[a, b]``, ``null``.
 
     Raises:
-        UsageError: It is not YAML; `name` is the beginning of the message.
+        UsageError: It is not YAML; `name` is the beginning of the message, which does not repeat
+            the text, as the key may be unknown and the value a secret.
     """
-    loader = _LoaderWithoutAliases(text)
     try:
-        return loader.get_single_data()
+        return yaml.load(text, PlainLoader)
     except (yaml.YAMLError, RecursionError):
-        raise UsageError(f"{name}: `{redact(text)}` is not a YAML value.") from None
-    finally:
-        loader.dispose()
+        raise UsageError(
+            f"{name}: what follows the = is not a YAML value.",
+            "Text with signs that mean something to YAML needs quotes: --set KEY='\"...\"'.",
+        ) from None
 
 
 def _record_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
@@ -98,10 +90,3 @@ def _record_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) 
 def _line(node: yaml.Node) -> int:
     """The line on which a node begins, from 1."""
     return int(node.start_mark.line) + 1
-
-
-def _describe_yaml_error(error: yaml.YAMLError, name: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f"{name} line {mark.line + 1}" if mark is not None else name
-    return f"{place}: not valid YAML: {problem}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,23 @@ from segcore.masks.polygons import check_polygon
 
 MAX_DOCUMENT_BYTES = 1 << 30
 MAX_OBJECTS = 100_000  # of one image
+# A box may reach beyond its image, but not be much larger.
+_MAX_BEYOND = 4
+_MIN_BOX_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Box:
-    """A mask inside a box: (h, w) bool, and the place of the box on the canvas."""
+    """A mask inside a box, and the place of the box on the canvas.
 
-    pixels: np.ndarray
+    A line of text may be a mask of any size, so masks are drawn one by one, on a canvas that is
+    known.
+
+    Attributes:
+        draw: The most pixels that it may have -> (h, w) bool. Raises `Unusable`.
+    """
+
+    draw: Callable[[int], np.ndarray]
     left: int
     top: int
 
@@ -77,13 +87,14 @@ def to_rle(shape: Shape, height: int, width: int, scale: float | None) -> Rle:
 
 
 def _from_box(box: Box, height: int, width: int) -> Rle:
-    h, w = box.pixels.shape
+    pixels = box.draw(max(_MAX_BEYOND * height * width, _MIN_BOX_PIXELS))
+    h, w = pixels.shape
     top, left = max(0, -box.top), max(0, -box.left)
     bottom, right = min(h, height - box.top), min(w, width - box.left)
     if bottom <= top or right <= left:
         raise Unusable("without a pixel on its image")
     columns = np.zeros((height, right - left), bool)
-    columns[box.top + top : box.top + bottom] = box.pixels[top:bottom, left:right]
+    columns[box.top + top : box.top + bottom] = pixels[top:bottom, left:right]
     runs = masks.string_to_counts(masks.encode(columns))
     before = (box.left + left) * height
     after = (width - box.left - right) * height

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, get_args
 
@@ -25,6 +27,10 @@ CorrectionFormat = Literal["coco", "yolo-seg", "cvat", "label-studio", "labelme"
 FORMATS: tuple[str, ...] = get_args(CorrectionFormat)
 _MAX_SMALL_FILE = 256 << 20
 _MAX_XML_IN_ZIP = 16 << 30
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
 _ENDINGS = {"coco": ".json", "label-studio": ".json", "labelme": ".json", "cvat": ".xml"}
 _READ = "CVAT for images 1.1 (zip or XML), JSON of Label Studio, labelme, YOLO labels, COCO"
 _OWN_FILES = ("segcore-export.json", "segcore-summary.json")
@@ -114,7 +120,9 @@ def _read_yolo(
     for file in files:
         if basename(file) in ("data.yaml", "data.yml"):
             try:
-                names = read_class_names(storage.read(file, _MAX_SMALL_FILE))
+                names = read_class_names(storage.read(file, _MAX_SMALL_FILE).decode())
+            except UnicodeDecodeError:
+                raise UsageError(f"{redact(file)} is not UTF-8 text.") from None
             except UsageError as error:
                 raise UsageError(f"{redact(file)}: {error.message}") from None
     texts = [file for file in files if file.lower().endswith(".txt")]
@@ -137,7 +145,7 @@ def _read_zip(file: BinaryIO, name: str, remarks: Remarks) -> Iterator[Corrected
                 )
             with archive.open(members[0]) as xml:
                 yield from read_cvat(xml, name, remarks)  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except _ZIP_ERRORS as error:
         raise UsageError(f"{name} is not a zip that can be read: {error}.") from None
 
 

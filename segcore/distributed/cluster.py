@@ -17,7 +17,8 @@ from segcore.config import RayOptions
 from segcore.distributed import quiet
 from segcore.distributed.cluster_token import matching_token_mode
 from segcore.distributed.code_version import code_to_ship
-from segcore.distributed.private_folder import private_folder
+from segcore.distributed.local_token import own_token
+from segcore.distributed.private_folder import RAY_FOLDER, private_folder
 from segcore.errors import ClusterError, UsageError
 from segcore.signals import SignalShield
 from segcore.storage import is_remote
@@ -142,7 +143,9 @@ def connected(options: RayOptions, **resources: int) -> Iterator[RayTarget]:
         stack.enter_context(quiet.no_ray_output())
         folder: Path | None = None
         if target.is_local:
-            folder = stack.enter_context(private_folder(keep=options.keep_logs))
+            private = stack.enter_context(private_folder(keep=options.keep_logs))
+            stack.enter_context(own_token(private))
+            folder = private / RAY_FOLDER
             target = replace(target, kept_folder=folder if options.keep_logs else None)
         try:
             if connect_here:

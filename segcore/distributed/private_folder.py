@@ -1,9 +1,10 @@
 """The temporary folder of a local Ray: private, and gone at the end.
 
 Ray's default, /tmp/ray, is shared by all users of a machine and keeps the logs and sockets of every
-run. Here each local Ray gets a folder of its own, which nobody else may enter. A run that was
-killed leaves its folder behind; the next one of the same user removes it. Whether the owner of a
-folder lives is told by a lock on a file in it, which the system releases however the owner ends.
+run. Here each local Ray gets a folder inside one that nobody else may enter; its own folder Ray
+opens for everybody to write into. A run that was killed leaves both behind; the next one of the
+same user removes them. Whether the owner of a folder lives is told by a lock on a file in it, which
+the system releases however the owner ends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from segcore.errors import ClusterError
 
 _PREFIX = "segcore-"
 _OWNER_FILE = "owner.lock"
-# Ray's sockets lie 64 characters below the folder, and the system takes 107 for a path.
+RAY_FOLDER = "ray"  # in the private folder: what Ray gets
+# Ray's sockets lie 64 characters below its folder, and the system takes 107 for a path.
 _MAX_PATH_BYTES = 42
 _RANDOM_CHARS = 8  # that mkdtemp adds
 _REMOVAL_TRIES = 10
@@ -31,6 +33,8 @@ _REMOVAL_PAUSE_S = 0.2
 @contextmanager
 def private_folder(*, keep: bool = False) -> Iterator[Path]:
     """A new folder that nobody else may enter, removed at the end of the block.
+
+    Ray gets `RAY_FOLDER` in it.
 
     Args:
         keep: Leave it where it is.
@@ -72,7 +76,7 @@ def remove_abandoned(base: Path) -> None:
 def _base_folder() -> Path:
     """The folder for temporary folders; /tmp where its path is too long for Ray's sockets."""
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    n_bytes = len(os.fsencode(base)) + len(f"/{_PREFIX}") + _RANDOM_CHARS
+    n_bytes = len(os.fsencode(base)) + len(f"/{_PREFIX}/{RAY_FOLDER}") + _RANDOM_CHARS
     return Path(base if n_bytes <= _MAX_PATH_BYTES else "/tmp")
 
 

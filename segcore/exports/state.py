@@ -12,7 +12,6 @@ one thing for ever, and an export that was stopped goes on with the ids that it 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from segcore.errors import ObjectNotFound, SegcoreError, UsageError
 from segcore.storage import Storage
 from segcore.storage.uris import basename, join
-from segcore.text import json_text, redact
+from segcore.text import json_text, parse_json, redact
 
 EXPORT_VERSION = 1
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -151,7 +150,7 @@ def read_manifest(storage: Storage, layout: DestLayout) -> dict[str, Any] | None
         UsageError: It is damaged, or of a newer version.
     """
     try:
-        manifest = json.loads(storage.read(layout.manifest, _MAX_MANIFEST_BYTES))
+        manifest = parse_json(storage.read(layout.manifest, _MAX_MANIFEST_BYTES))
         version = manifest["segcore_export"]
     except ObjectNotFound:
         return None

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import yaml
-
 from segcore.errors import UsageError
 from segcore.exports.label_studio_config import MaskControl, find_control
 from segcore.exports.options import ExportOptions
+from segcore.plain_yaml import parse_yaml
 from segcore.storage import Storage, normalize
-from segcore.text import printable, redact
+from segcore.text import redact
 
 _MAX_BYTES = 16 << 20
 _FORMATS = "label-studio, cvat, labelme or yolo-seg"
@@ -119,19 +118,20 @@ def _yolo(text: str, file: str, options: ExportOptions) -> ToolLabels:
     return ToolLabels({name: name for name in numbers}, file, text, numbers=numbers)
 
 
-def read_class_names(text: str | bytes) -> dict[int, str]:
+def read_class_names(text: str) -> dict[int, str]:
     """The classes in a ``data.yaml``.
 
     Raises:
         UsageError: It has none.
     """
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"This is not YAML: {printable(str(error))[:200]}.") from None
+    document = parse_yaml(text, "the text")
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         raise UsageError("This has no `names`.")
-    return {int(k): str(v) for k, v in names.items() if isinstance(k, int) and str(v).strip()}
+    return {
+        int(k): str(v)
+        for k, v in names.items()
+        if isinstance(k, int) and isinstance(v, str | int | float) and str(v).strip()
+    }

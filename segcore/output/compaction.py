@@ -34,6 +34,7 @@ from segcore.output.part_counts import PartCounts
 from segcore.output.schema import SCHEMA_VERSION
 from segcore.storage import Storage
 from segcore.storage.uris import basename
+from segcore.text import parse_json
 
 SortOrder = Literal["image", "category,score"]
 
@@ -105,7 +106,7 @@ class CoveredUnit:
     def from_row(cls, row: Mapping[str, object]) -> CoveredUnit:
         """Inverse of `to_row`."""
         values = dict(row)
-        counters = {name: json.loads(str(values.pop(name) or "{}")) for name in _COUNTERS}
+        counters = {name: parse_json(str(values.pop(name) or "{}")) for name in _COUNTERS}
         numbers = {name: values.pop(name) for name in ("unit", "ok", "failed", "instances")}
         return cls(counts=PartCounts(**numbers, **counters), **values)  # type: ignore[arg-type]
 
@@ -170,7 +171,7 @@ class CompactedUnits:
                 *(column.to_pylist() for column in batch), strict=True
             ):
                 if unit in units:
-                    counters = (json.loads(text) if text else {} for text in texts)
+                    counters = (parse_json(text) if text else {} for text in texts)
                     yield PartCounts(unit, ok, failed, instances, *counters)
 
     def covers(self, unit: str, generation: int) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from segcore.errors import DamagedOutput
 from segcore.storage import Storage
+from segcore.text import parse_json
 
 MAX_DOCUMENT_BYTES = 16 << 20
 
@@ -20,7 +20,7 @@ def read_document(storage: Storage, uri: str) -> dict[str, Any]:
         StorageError: It cannot be read, or is too large for a document of segcore.
     """
     try:
-        document = json.loads(storage.read(uri, MAX_DOCUMENT_BYTES))
+        document = parse_json(storage.read(uri, MAX_DOCUMENT_BYTES))
     except ValueError as error:
         raise DamagedOutput(f"{uri} is not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from segcore.errors import ImageWarning
 from segcore.output.tables import ImageResult
+from segcore.text import parse_json
 
 _READER = b"segcore.reader"
 
@@ -110,9 +111,9 @@ class PartCounts:
             ok=int(values["segcore.n_ok"]),
             failed=int(values["segcore.n_failed"]),
             instances=int(values["segcore.n_instances"]),
-            failures=json.loads(values["segcore.failures"]),
-            notes=json.loads(values["segcore.notes"]),
-            warnings=json.loads(values.get("segcore.warnings", "{}")),  # not in schema 1
+            failures=parse_json(values["segcore.failures"]),
+            notes=parse_json(values["segcore.notes"]),
+            warnings=parse_json(values.get("segcore.warnings", "{}")),  # not in schema 1
         )
 
     def to_metadata(self) -> dict[str, str]:

@@ -24,7 +24,7 @@ from segcore.output.layout import EditionLayout
 from segcore.output.results import Results
 from segcore.storage import Storage
 from segcore.storage.uris import basename
-from segcore.text import plural
+from segcore.text import parse_json, plural
 
 RANKING_SCHEMA = pa.schema(
     [
@@ -154,7 +154,7 @@ def find_ranking(storage: Storage, layout: EditionLayout, name: str) -> Ranking 
             part = pq.ParquetFile(file, page_checksum_verification=True)
             if part.metadata.num_rows > MAX_RANKED:
                 raise ValueError(f"it has {part.metadata.num_rows:,} rows")
-            document = json.loads((part.schema_arrow.metadata or {})[_METADATA_KEY])
+            document = parse_json((part.schema_arrow.metadata or {})[_METADATA_KEY])
             rows = part.read(RANKING_SCHEMA.names).replace_schema_metadata(None)
             rows = rows.select(RANKING_SCHEMA.names).cast(RANKING_SCHEMA)
         n_images, state = int(document.pop("images")), str(document.pop("state"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segcore.output.plan_columns import read_plan_columns
 from segcore.planning.plan import Plan, run_name
 from segcore.planning.plan_files import decode_plan
 from segcore.storage import ObjectTooLarge, Storage
+from segcore.text import parse_json
 
 _REQUEST_THREADS = 16
 _MAX_PLAN_IN_MEMORY_BYTES = 32 << 20
@@ -56,7 +56,7 @@ class RunRecord:
             DamagedOutput: It is not a run record.
         """
         try:
-            values = json.loads(data)
+            values = parse_json(data)
             return cls(
                 uri=uri,
                 changed=changed,
@@ -67,7 +67,7 @@ class RunRecord:
                 failed=int(values["failed"]),
                 values=values,
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise DamagedOutput(
                 f"{uri} is not a run record of segcore.", hint="Delete it and run again."
             ) from None

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.output.part_counts import PartCounts
+from segcore.text import parse_json
 
 # Counts by name, as JSON with sorted keys; null where there is nothing to count.
 _COUNTERS = ("failures", "notes", "warnings")
@@ -76,7 +77,7 @@ class UnitCounts:
     @classmethod
     def from_text(cls, text: str) -> UnitCounts:
         """Inverse of `to_text`."""
-        return _row_from_values(*json.loads(text))
+        return _row_from_values(*parse_json(text))
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _row_from_values(
     instances: int,
     *counters: str | None,
 ) -> UnitCounts:
-    failures, notes, warnings = (json.loads(text) if text else {} for text in counters)
+    failures, notes, warnings = (parse_json(text) if text else {} for text in counters)
     counts = PartCounts(unit, ok, failed, instances, failures, notes, warnings)
     return UnitCounts(counts, generation, size, etag)
 
@@ -170,7 +171,7 @@ def _distinct_counters(column: pa.ChunkedArray) -> Iterator[tuple[dict[str, int]
     if not len(texts):
         return
     for entry in pc.value_counts(texts).to_pylist():
-        yield json.loads(entry["values"]), entry["counts"]
+        yield parse_json(entry["values"]), entry["counts"]
 
 
 def encode_unit_counts(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -264,7 +265,7 @@ def _check_counters(column: pa.ChunkedArray) -> None:
 def _failures_are_complete(table: pa.Table) -> bool:
     """Whether the failures of each row sum up to its failed images."""
     texts = pc.unique(table["failures"].drop_null())
-    sums = pa.array([sum(json.loads(text).values()) for text in texts.to_pylist()], pa.int64())
+    sums = pa.array([sum(parse_json(text).values()) for text in texts.to_pylist()], pa.int64())
     sums_of_rows = sums.take(pc.index_in(table["failures"], texts))
     return bool(
         pc.all(pc.equal(pc.fill_null(sums_of_rows, 0), table["failed"])).as_py() is not False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from segcore.errors import NothingFound, SegcoreError, UsageError
@@ -12,6 +11,7 @@ from segcore.sources.references import ReferenceResolver
 from segcore.storage import Storage
 from segcore.storage.listing import Listing
 from segcore.storage.uris import basename, normalize, parent
+from segcore.text import parse_json
 
 _PROBED_IMAGES = 5  # looked for in each candidate folder
 
@@ -49,7 +49,7 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
 
 def _file_names(uri: str, options: SourceOptions, storage: Storage) -> list[str]:
     try:
-        document: Any = json.loads(storage.read(uri))
+        document: Any = parse_json(storage.read(uri))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{uri} is not valid JSON.") from error
     images = document.get("images") if isinstance(document, dict) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from segcore.errors import UsageError
 from segcore.storage import Storage
 from segcore.storage.listing import SCHEMA, Listing
 from segcore.storage.uris import scheme_of, split
-from segcore.text import redact
+from segcore.text import parse_json, redact
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_FILE_BYTES = 4 << 30
@@ -88,7 +87,7 @@ def _read_manifest(uri: str, input_uri: str, storage: Storage) -> _Inventory:
             "that it lists.",
         )
     try:
-        document = json.loads(storage.read(uri, _MAX_MANIFEST_BYTES))
+        document = parse_json(storage.read(uri, _MAX_MANIFEST_BYTES))
         source_bucket = str(document["sourceBucket"])
         file_format = str(document["fileFormat"])
         columns = [name.strip() for name in str(document["fileSchema"]).split(",")]

@@ -17,6 +17,7 @@ from segcore.sources.arrow_types import (
     value_type,
 )
 from segcore.sources.base import SourceOptions
+from segcore.text import parse_json
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 _LIST_COLUMNS = ("images", *_IMAGE_COLUMNS)
@@ -59,7 +60,7 @@ class ParquetColumns:
     @classmethod
     def from_reader(cls, reader: str) -> ParquetColumns:
         """Inverse of `to_reader`."""
-        value = json.loads(reader)
+        value = parse_json(reader)
         rows = value.get("rows")
         return cls(
             value["image"], value["key"], value.get("list", False), tuple(rows) if rows else None

@@ -37,7 +37,7 @@ from segcore.sources.tar_members import (
 )
 from segcore.sources.units import Member, Unit, UnitLimits, make_unit
 from segcore.storage import Storage
-from segcore.text import format_bytes, plural
+from segcore.text import format_bytes, parse_json, plural
 
 _INDEX_BUFFER_BYTES = 1 << 20  # smaller members are read through, larger ones are skipped
 _INDEX_THREADS = 8
@@ -160,7 +160,7 @@ def _add_enclosing(reader: str, enclosing: tuple[InnerTar, ...]) -> str:
 def _enclosing_of(reader: str) -> tuple[InnerTar, ...]:
     """The inner archives in which a unit with this reader begins."""
     inner = reader.partition("\n")[2]
-    return tuple(InnerTar(name, end) for name, end in json.loads(inner)) if inner else ()
+    return tuple(InnerTar(name, end) for name, end in parse_json(inner)) if inner else ()
 
 
 @dataclass

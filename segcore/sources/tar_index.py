@@ -29,6 +29,7 @@ from segcore.sources.tar_members import (
     iter_tar_members,
 )
 from segcore.storage import Storage
+from segcore.text import parse_json
 
 # A shard below this is read again sooner than its index is worth an object in the output.
 MIN_KEPT_BYTES = 64 << 20
@@ -231,4 +232,4 @@ def _format_enclosing(enclosing: tuple[InnerTar, ...]) -> str:
 def _parse_enclosing(text: str) -> tuple[InnerTar, ...]:
     if not text:
         return ()
-    return tuple(InnerTar(str(name), int(end)) for name, end in json.loads(text))
+    return tuple(InnerTar(str(name), int(end)) for name, end in parse_json(text))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segcore.errors import StorageError
+from segcore.text import parse_json
 
 
 @dataclass
@@ -87,7 +88,7 @@ class RunFiles:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of the log in a run's folder."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [parse_json(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,4 +1,7 @@
-"""Users without a home directory, as in containers: no HOME, or one that is not there."""
+"""Users without a home directory, as in containers: no HOME, or one that is not there.
+
+Below /proc nobody can make a folder; root could make /nonexistent.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def _run(home: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize("home", [None, "/nonexistent", "/dev/null/home"])
+@pytest.mark.parametrize("home", [None, "/proc/nowhere", "/dev/null/home"])
 def test_models_and_convert_need_no_home(home: str | None, tmp_path: Path) -> None:
     listed = _run(home, "models")
     assert (listed.returncode, "nuclei-yolo11n" in listed.stdout) == (0, True), listed.stderr
@@ -53,7 +56,7 @@ def test_models_and_convert_need_no_home(home: str | None, tmp_path: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.faults
-@pytest.mark.parametrize("home", [None, "/nonexistent"])
+@pytest.mark.parametrize("home", [None, "/proc/nowhere", "/proc"])
 def test_segment_needs_no_home(home: str | None, tmp_path: Path) -> None:
     source = write_files(tmp_path / "in", {"a.png": bright_png(1)})
     model = ["--model", "tests.support.fake_models:BrightModel"]

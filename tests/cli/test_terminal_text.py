@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+from segcore.cli import console
 from segcore.cli.console import notify, print_table, print_text, safe_cell
+from segcore.cli.main import app
+from tests.support.bright_images import bright_png
+from tests.support.jobs import write_files
 
 HOSTILE = [
     "[/x]",
@@ -50,3 +55,38 @@ def test_a_terminal_of_ascii_alone_shows_escapes(monkeypatch: pytest.MonkeyPatch
     print_table(table)
     stream.flush()
     assert stream.buffer.getvalue().count(b"Z\\xfcrich") == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "/nowhere?sig=hunter2hunter2"],
+        ["status", "/nowhere/token=hunter2hunter2"],
+        ["segment", "IN", "OUT", "--metrics-file", "http://user:hunter2hunter2@host/x"],
+        ["segment", "IN", "OUT", "--set", "storage.key=hunter2hunter2"],
+        ["segment", "IN", "OUT", "--set", "storage.key=[hunter2hunter2"],
+    ],
+)
+def test_an_error_shows_no_secret_in_text_or_json(
+    arguments: list[str],
+    json_flag: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"IN": write_files(tmp_path / "in", {"a.png": bright_png(1)}), "OUT": str(tmp_path)}
+    words = [places.get(word, word) for word in (*arguments, *json_flag)]
+    monkeypatch.setattr(sys, "argv", ["segcore", *words])
+    with pytest.raises(SystemExit) as end:
+        console.run_app(app)
+    assert end.value.code == 2
+    assert "hunter2" not in "".join(capsys.readouterr())
+
+
+def test_the_traceback_of_a_bug_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_bug(ValueError("\x1b[31m\u202ename of token=hunter2hunter2"))
+    printed = capsys.readouterr().err
+    assert "?[31m?name" in printed
+    assert [c for c in printed if not (c.isprintable() or c == "\n")] == []
+    assert "hunter2" not in printed

@@ -95,6 +95,17 @@ def test_a_set_without_key_or_value_shows_the_form(assignment):
     assert "expected KEY=VALUE" in _message(sets=[assignment])
 
 
+def test_the_value_of_a_malformed_set_is_not_shown():
+    assert "hunter2" not in _message(sets=["storage.my key=hunter2"])
+
+
+def test_of_many_problems_the_first_are_shown(tmp_path):
+    path = _write(tmp_path, "".join(f"k{i}: 1\n" for i in range(200)))
+    lines = _message(path).split("\n")
+    assert lines[0].endswith("line 1: unknown key `k0`.")
+    assert lines[50:] == ["And 150 problems more."]
+
+
 def test_a_value_where_a_group_belongs_lists_the_keys_of_the_group(tmp_path):
     path = _write(tmp_path, "model: nuclei\n")
     message = _message(path)

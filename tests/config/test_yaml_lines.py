@@ -48,5 +48,21 @@ def test_a_scalar_has_the_type_of_yaml(text, value):
 
 
 def test_a_scalar_that_is_not_yaml_is_refused():
-    with pytest.raises(UsageError, match=r"--set a: `\[1` is not a YAML value"):
-        parse_scalar("[1", "--set a")
+    with pytest.raises(UsageError, match=r"--set a: what follows the = is not a YAML value") as e:
+        parse_scalar("[hunter2", "--set a")
+    assert "hunter2" not in e.value.message + e.value.hint
+
+
+WRONG_VALUES = [
+    "2001-99-99", "2001-01-01 99:99:99", "0x_", "0b_", "1" * 5000, "!!int abc", "!!float abc",
+    "!!bool abc", "!!timestamp abc", "!!binary abc", "1" + ":00" * 300_000, "a\0b",
+    "1" + ":00" * 2000 + ".5", "{? [a]: 1}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_VALUES, ids=lambda value: value[:12].replace("\0", "0"))
+def test_whatever_yaml_cannot_read_is_an_error_of_the_user(value):
+    with pytest.raises(UsageError, match=r"x\.yaml( line 2)?: not valid YAML: "):
+        load_yaml(f"a:\n  b: {value}\n", "x.yaml")
+    with pytest.raises(UsageError, match="not a YAML value"):
+        parse_scalar(value, "--set a")

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from segcore.distributed.private_folder import _base_folder, private_folder, remove_abandoned
+from segcore.distributed.private_folder import (
+    RAY_FOLDER,
+    _base_folder,
+    private_folder,
+    remove_abandoned,
+)
 from segcore.errors import ClusterError
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -27,8 +33,8 @@ def test_it_is_private_and_goes_at_the_end(base: Path) -> None:
     with private_folder() as folder:
         assert folder.parent == base
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        longest = f"{folder}/session_2026-11-28_09-17-16_123456_4194304/sockets/plasma_store"
-        assert len(longest) <= 107
+        session = "session_2026-11-28_09-17-16_123456_4194304"
+        assert len(f"{folder}/{RAY_FOLDER}/{session}/sockets/plasma_store") <= 107
         (folder / "session" / "logs").mkdir(parents=True)
         (folder / "session" / "logs" / "x").write_text("x")
         (folder / "session_latest").symlink_to(folder / "session")
@@ -87,3 +93,41 @@ def test_where_it_cannot_be_made_the_folder_is_named(monkeypatch: pytest.MonkeyP
         raise AssertionError("made a folder")
     assert "RAY_TMPDIR" in caught.value.hint
     assert not os.path.exists("/no/such")
+
+
+_TWO_LOCAL_RAYS = """
+import os, stat
+from pathlib import Path
+from segcore.config import RayOptions
+from segcore.distributed import cluster
+
+def mode(path):
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+for _ in range(2):
+    with cluster.connected(RayOptions(), num_cpus=1):
+        import ray
+        class Actor:
+            def answer(self):
+                return 42
+        handle = ray.remote(num_cpus=0)(Actor).remote()
+        assert ray.get(handle.answer.remote(), timeout=60) == 42
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        print(mode(token), mode(token.parent), os.environ["RAY_AUTH_MODE"])
+    assert not token.parent.exists()
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_keeps_its_files_and_its_token_from_others(base: Path) -> None:
+    """Ray opens its own folder for all, and needs a home directory for its own token."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": str(base), "HOME": "/proc/nowhere", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _TWO_LOCAL_RAYS]
+    finished = subprocess.run(
+        command, env=environment, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split("\n") == ["0o600 0o700 token"] * 2 + [""]
+    assert list(base.iterdir()) == []

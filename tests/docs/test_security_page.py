@@ -6,11 +6,11 @@ import re
 
 from segcore.config import Config
 from segcore.config.loading import dotted_keys
-from segcore.config.yaml_lines import MAX_CHARACTERS
 from segcore.images.jpeg import _MAX_SCANS
 from segcore.models.downloads import MAX_BYTES
 from segcore.models.pickle_machine import MAX_STEPS
 from segcore.output.documents import MAX_DOCUMENT_BYTES
+from segcore.plain_yaml import MAX_CHARACTERS
 from segcore.sources.manifest import _MAX_LINE_CHARS
 from segcore.sources.tar_members import _MAX_DEPTH, _MAX_HEADER_BYTES
 from tests.support.paths import ROOT

@@ -103,7 +103,7 @@ def test_a_variable_of_the_project_may_have_any_name(results: Results, archive: 
         ("cvat", "{}", {}, "no list of labels"),
         ("cvat", '[{"name": "cat", "type": "rectangle"}, 3, {"name": 4}]', {}, "has no labels"),
         ("labelme", "\n \n", {}, "has no labels"),
-        ("yolo-seg", "a: [", {}, "not YAML"),
+        ("yolo-seg", "a: [", {}, "not valid YAML"),
         ("yolo-seg", "nc: 3", {}, "no `names`"),
         ("yolo-seg", "names: [dog]", {}, "has a label for none of cat"),
         ("coco", "cat", {}, "coco has no configuration of labels"),

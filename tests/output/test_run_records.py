@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_runs_are_ordered_by_their_sequence(layout: EditionLayout) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"{}", b"\xff", b'"text"', json.dumps(VALUES | {"sequence": None}).encode()]
+    [b"", b"{", b"[]", b"{}", b"\xff", b'"text"', b"[" * 100_000]
+    + [json.dumps(VALUES | {"sequence": value}).encode() for value in (None, math.inf, math.nan)]
     + [json.dumps({k: v for k, v in VALUES.items() if k != name}).encode() for name in VALUES],
 )
 def test_what_is_not_a_record_is_named(layout: EditionLayout, data: bytes) -> None:

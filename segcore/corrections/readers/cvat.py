@@ -22,6 +22,10 @@ from segcore.evaluation.remarks import Remarks, shorten
 from segcore.evaluation.truth_masks import Unusable
 
 _BLOCK_BYTES = 1 << 20
+# A zip of a few megabytes may hold an XML of many gigabytes, which is read as a stream. What is
+# held of it at once has bounds.
+_MAX_ELEMENT_BYTES = 64 << 20
+_MAX_IMAGE_CHARACTERS = 128 << 20  # of the masks and polygons of one image
 _MAX_BOX = 1 << 28  # pixels
 _SHAPES = ("mask", "polygon", "box", "polyline", "points", "ellipse", "cuboid", "skeleton")
 
@@ -35,6 +39,7 @@ class _Images:
         self._remarks = remarks
         self._image: CorrectedImage | None = None
         self._groups: dict[tuple[str, str], list[Any]] = {}
+        self._n_characters = 0
 
     def doctype(self, *_: object) -> None:
         """Refuse what could define entities."""
@@ -51,6 +56,7 @@ class _Images:
                 height=as_side(attributes.get("height")),
             )
             self._groups = {}
+            self._n_characters = 0
         elif tag in _SHAPES and self._image is not None:
             self._add(self._image, tag, attributes)
 
@@ -68,6 +74,11 @@ class _Images:
 
     def _add(self, image: CorrectedImage, tag: str, attributes: dict[str, str]) -> None:
         where = shorten(image.name)
+        self._n_characters += sum(map(len, attributes.values()))
+        if self._n_characters > _MAX_IMAGE_CHARACTERS:
+            reason = f"beyond {_MAX_IMAGE_CHARACTERS:,} characters in an image"
+            self._remarks.leave_out("shape", reason, where)
+            return
         try:
             shape = _shape_of(tag, attributes)
         except Unusable as error:
@@ -95,13 +106,17 @@ def read_cvat(file: BinaryIO, name: str, remarks: Remarks) -> Iterator[Corrected
     """
     target = _Images(remarks)
     parser = ElementTree.XMLParser(target=target)
+    n_bytes = 0  # since the last element began
     try:
         while block := file.read(_BLOCK_BYTES):
+            n_bytes = n_bytes + len(block) if b"<" not in block else len(block) - block.rfind(b"<")
+            if n_bytes > _MAX_ELEMENT_BYTES:
+                raise UsageError(f"{name} has an element of over {_MAX_ELEMENT_BYTES:,} bytes.")
             parser.feed(block)
             yield from target.finished
             target.finished.clear()
         parser.close()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # also unknown encodings
         raise UsageError(f"{name} is not whole XML: {error}.") from None
     if not target.is_cvat:
         raise UsageError(f"{name} has no element <annotations>: it is not XML of CVAT.")
@@ -136,5 +151,11 @@ def _mask(attributes: dict[str, str]) -> Box:
         raise Unusable("with runs that are no numbers") from None
     if runs.min() < 0 or runs.max() > width * height or int(runs.sum()) != width * height:
         raise Unusable("whose runs do not fill their box", f"{width} x {height}")
-    values = np.arange(runs.size) % 2 == 1
-    return Box(np.repeat(values, runs).reshape(height, width), left, top)
+
+    def draw(max_pixels: int) -> np.ndarray:
+        if width * height > max_pixels:
+            raise Unusable("much larger than its image", f"{width} x {height}")
+        values = np.arange(runs.size) % 2 == 1
+        return np.repeat(values, runs).reshape(height, width)
+
+    return Box(draw, left, top)

@@ -145,15 +145,17 @@ def _brush(region: dict[str, Any], value: dict[str, Any]) -> Box:
     width, height = as_side(region.get("original_width")), as_side(region.get("original_height"))
     if width is None or height is None or width * height > _MAX_CANVAS:
         raise Unusable("with a brush mask without a usable size")
-    try:
-        alpha = unpack_mask(bytes(items(value["rle"])), 4 * width * height)
-    except (ValueError, TypeError) as error:
-        raise Unusable("with a damaged brush mask", str(error)) from None
-    if alpha.size != width * height:
-        raise Unusable("with a brush mask of another size than its image")
-    pixels = alpha.reshape(height, width) > 127
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    if not rows.size:
-        raise Unusable("without a pixel")
-    box = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Box(box, int(columns[0]), int(rows[0]))
+    packed = items(value["rle"])
+
+    def draw(max_pixels: int) -> np.ndarray:
+        if width * height > max_pixels:
+            raise Unusable("with a brush mask much larger than its image", f"{width} x {height}")
+        try:
+            alpha = unpack_mask(bytes(packed), 4 * width * height)
+        except (ValueError, TypeError) as error:
+            raise Unusable("with a damaged brush mask", str(error)) from None
+        if alpha.size != width * height:
+            raise Unusable("with a brush mask of another size than its image")
+        return alpha.reshape(height, width) > 127
+
+    return Box(draw, 0, 0)

@@ -86,12 +86,17 @@ def _shape_of(shape: dict[str, Any]) -> Any:
 def _mask(shape: dict[str, Any], corners: list[float]) -> Box:
     try:
         data = base64.b64decode(text(shape.get("mask")), validate=True)
-        pixels = decode_image(data, DecodeOptions(max_pixels=_MAX_MASK_PIXELS))
     except (binascii.Error, ValueError) as error:
         raise Unusable("with a mask that is no base64", str(error)) from None
-    except ImageError as error:
-        raise Unusable("with a mask that is no picture", error.message) from None
     left, top = (math.floor(min(corners[i], corners[i + 2])) for i in (0, 1))
     if max(map(abs, (left, top))) > 2**31:
         raise Unusable("without a pixel on its image")
-    return Box(np.asarray(pixels.any(axis=2)), left, top)
+
+    def draw(max_pixels: int) -> np.ndarray:
+        options = DecodeOptions(max_pixels=min(max_pixels, _MAX_MASK_PIXELS))
+        try:
+            return np.asarray(decode_image(data, options).any(axis=2))
+        except ImageError as error:
+            raise Unusable("with a mask that is no picture", error.message) from None
+
+    return Box(draw, left, top)
