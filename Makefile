@@ -20,6 +20,7 @@ $(BIN)/python:
 
 # torch first and by itself: a pinned torch keeps the other packages from choosing another build.
 $(VENV)/.run: $(BIN)/python pyproject.toml .ci/constraints.txt
+	@echo 'Installing torch, Ray and the rest into $(VENV): minutes, 2 to 7 GB ...'
 	$(PIP) install -q -c .ci/constraints.txt torch
 	$(PIP) install -q -c .ci/constraints.txt -e .
 	@touch $@

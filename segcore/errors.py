@@ -21,7 +21,7 @@ it is not that of its base)::
       ClusterError              Ray cannot be reached or has too few resources
       LeaseHeld                 another run works on this edition (segcore.lease.lease)
       LeaseLost                 this run may no longer delete or publish (segcore.lease.lease)
-      Interrupted (130)         somebody stopped the run (segcore.run.segment)
+      Interrupted (130)         somebody stopped the run
 
 An `ImageError` ends nothing: it becomes a `failed` row of the `images` table, with an `ErrorCode`.
 An `ImageWarning` is no exception: it stands in the row of its image, whatever became of that.
@@ -77,6 +77,12 @@ class SegcoreError(Exception):
     def __reduce__(self) -> tuple[type[SegcoreError], tuple[list[str], str]]:
         # survives Ray's pickling with its hint
         return type(self), (self.message.split("\n"), self.hint)
+
+
+class Interrupted(SegcoreError):
+    """Somebody stopped the run; what is done stays."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class UsageError(SegcoreError):
@@ -246,5 +252,7 @@ class ImageWarning(NamedTuple):
 
 def describe_error(error: BaseException, limit: int = 300) -> str:
     """An exception as one line of at most `limit` characters, for the `error_message` column."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    message = str(error)
+    name = type(error).__name__
+    text = " ".join(f"{name}: {message}".split() if message else (name,))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -16,15 +16,24 @@ if TYPE_CHECKING:
 class Results(results.Results):
     """One edition of an output: its tables, and pictures of its images."""
 
-    def plot(self, image_id: str, scale: float = 1.0, labels: bool = True) -> Image:
+    def plot(
+        self,
+        image_id: str,
+        scale: float | None = None,
+        labels: bool | None = None,
+        as_read: bool = False,
+    ) -> Image:
         """The masks of one image over it; a notebook shows the result as a picture.
 
         The image is read from where the job read it.
 
         Args:
             image_id: As in the tables, or the end of it from a slash or # on, such as a file name.
-            scale: Size of the picture relative to the image.
-            labels: Write category and score beside each instance.
+            scale: Size of the picture relative to the image; None: that of the image, but small
+                images are enlarged.
+            labels: Write category and score beside each instance; None: where they leave the
+                masks to be seen.
+            as_read: Do not brighten a dark image.
 
         Raises:
             UsageError: There is no such image, or several; it failed; or it is gone from the
@@ -42,7 +51,7 @@ class Results(results.Results):
         picture = next(iter(read_pictures(self, selected.records)))
         if picture.image is None:
             raise UsageError(f"{picture.record.image_id} cannot be shown: {picture.reason}")
-        return fromarray(draw_picture(picture, scale=scale, labels=labels, as_read=True))
+        return fromarray(draw_picture(picture, scale=scale, labels=labels, as_read=as_read))
 
 
 def open_results(

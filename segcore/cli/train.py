@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segcore.cli import stderr_log
-from segcore.cli.console import ConfigSets, JsonFlag, notify, print_json, print_text
+from segcore.cli.console import (
+    ConfigSets,
+    JsonFlag,
+    ProgressInterval,
+    notify,
+    print_json,
+    print_text,
+)
 from segcore.cli.option_help import command_class
 from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
 
@@ -64,7 +71,7 @@ def command(
 def progress_bar(config: TrainConfig) -> Iterator[Callable[[int, int, int, float], None]]:
     """Show one line on stderr: the epoch, the loss, and the time left in the epoch.
 
-    Where stderr is no terminal, or the log is JSON, there is one message for each epoch instead.
+    Where stderr is no terminal, or the log is JSON, there is a message now and then instead.
 
     Yields:
         What to call after each step with epoch (from 0), step, steps of the epoch, loss.
@@ -88,12 +95,13 @@ def progress_bar(config: TrainConfig) -> Iterator[Callable[[int, int, int, float
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     with Progress(*columns, console=console, disable=not is_bar) as progress:
+        interval = ProgressInterval()
         task = progress.add_task("", total=None, epoch="-", loss=0.0)
 
         def advance(epoch: int, step: int, steps: int, loss: float) -> None:
             epoch_of_all = f"{epoch + 1}/{config.epochs}"
             progress.update(task, total=steps, completed=step, epoch=epoch_of_all, loss=loss)
-            if step == steps and not is_bar:
-                notify(f"epoch {epoch_of_all}: last loss {loss:.3f}")
+            if not is_bar and interval.is_over():
+                notify(f"Epoch {epoch_of_all}: step {step} of {steps}, loss {loss:.3f}")
 
         yield advance

@@ -103,8 +103,9 @@ def run_demo(
         SegcoreError: A step could not be done at all.
     """
     storage, timer = Storage(), _StepTimer()
-    notify(f"Drawing {options.images:,} images of nuclei with known masks ...")
     n_broken = round(options.images * _BROKEN_FRACTION)
+    broken = f", {n_broken} of them broken on purpose" if n_broken else ""
+    notify(f"Drawing {options.images:,} images of nuclei with known masks{broken} ...")
     archive = write_archive(storage, join(options.base, "archive"), options.images, n_broken)
     timer.end_step("draw")
     notify(f"Segmenting {archive.shards} ...")

@@ -103,14 +103,24 @@ class ProgressLine:
         seconds = now - self._work_began
         if progress.units < _MIN_UNITS_FOR_ETA or seconds < _MIN_SECONDS_FOR_ETA:
             return None
-        if self._goal.images:
-            left = self._goal.images - progress.images - progress.in_progress
+        if n_images := self._goal.images or self._estimated_images(progress):
+            left = n_images - progress.images - progress.in_progress
             pace = self._images_per_second(now)
         elif self._goal.bytes:
             left, pace = self._goal.bytes - progress.bytes, progress.bytes / seconds
         else:
             left, pace = self._goal.units - progress.units, progress.units / seconds
         return max(0.0, left / pace) if pace else None
+
+    def _estimated_images(self, progress: ProgressSnapshot) -> float:
+        """Images of all units, if a byte of the others holds as many as one of those committed.
+
+        So the time left goes by all images that have a result: by committed bytes alone it would
+        grow while units are in progress.
+        """
+        if not progress.bytes:
+            return 0.0
+        return self._goal.bytes * progress.images / progress.bytes
 
 
 def _shorten(text: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from segcore import masks
 from segcore.instances import Instances
 from segcore.text import join_counts, plural
-from segcore.visualize.labels import MAX_LABELS, draw_labels
-from segcore.visualize.overlays import overlay
+from segcore.visualize.labels import draw_labels, labels_fit
+from segcore.visualize.overlays import brighten, overlay, picture_scale
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,27 +126,33 @@ class Prediction:
             }
         )
 
-    def plot(self, scale: float = 1.0, labels: bool | None = None) -> Image:
+    def plot(
+        self, scale: float | None = None, labels: bool | None = None, as_read: bool = False
+    ) -> Image:
         """The masks over the image; a notebook shows the result as a picture.
 
         Args:
-            scale: Size of the picture relative to the image.
-            labels: Write category and score beside each instance; None: where there are few.
+            scale: Size of the picture relative to the image; None: that of the image, but small
+                images are enlarged.
+            labels: Write category and score beside each instance; None: where they leave the
+                masks to be seen.
+            as_read: Do not brighten a dark image.
         """
         from PIL import Image
 
-        drawn = overlay(self.image, self.instances.counts, scale)
+        scale = picture_scale(self.image, scale)
+        image = self.image if as_read else brighten(self.image)
+        drawn = overlay(image, self.instances.counts, scale)
+        texts = [
+            f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
+        ]
         if labels is None:
-            labels = len(self) <= MAX_LABELS
+            labels = labels_fit(texts, drawn.shape)
         if labels:
-            texts = [
-                f"{label} {score:.2f}"
-                for label, score in zip(self.labels, self.scores, strict=True)
-            ]
             drawn = draw_labels(drawn, texts, self.boxes * scale)
         return Image.fromarray(drawn)
 
-    def save_plot(self, path: str | os.PathLike[str], scale: float = 1.0) -> Path:
+    def save_plot(self, path: str | os.PathLike[str], scale: float | None = None) -> Path:
         """Write `plot` to a file whose suffix names the format, such as .png or .jpg."""
         target = Path(path)
         self.plot(scale).save(target)

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from segcore.config import Config
 from segcore.distributed.indexing import index_shards
-from segcore.errors import NothingFound, SegcoreError, UsageError
-from segcore.exit_codes import ExitCode
+from segcore.errors import Interrupted, NothingFound, UsageError
 from segcore.lease.acquire import refuse_if_held
 from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.lease.lease import Lease
@@ -56,12 +55,6 @@ from segcore.run.settle import settle
 from segcore.signals import sigterm_as_interrupt
 from segcore.storage import Storage
 from segcore.text import plural
-
-
-class Interrupted(SegcoreError):
-    """Somebody stopped the run; what is committed stays."""
-
-    exit_code = ExitCode.INTERRUPTED
 
 
 def preview(

@@ -18,6 +18,7 @@ from segcore.logs.records import KEPT_ONLY
 from segcore.models.registry import load_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
+from segcore.text import format_duration
 from segcore.training.config import TrainConfig
 from segcore.training.data import CropDataset, collate, label_images
 from segcore.training.files import EpochResult, RunFiles
@@ -82,8 +83,11 @@ class Trainer:
         The state is saved after each epoch; `resume` restores it.
         """
         if self.epoch == 0 and self._is_pretrained and self.validate is not None:
+            _LOGGER.info("Measuring the starting weights ...")
             self.starting_scores = self.validate(self.averaged_weights())
             _LOGGER.info("The starting weights: %s", self.starting_scores, extra=KEPT_ONLY)
+            _LOGGER.info("Starting weights: %s", _describe_score(self.starting_scores))
+        began, progress = time.monotonic(), self.schedule_progress
         while not self.finished:
             losses = self.train_one_epoch()
             scores = self.validate_epoch()
@@ -91,11 +95,24 @@ class Trainer:
             _LOGGER.info("Done with %s.", done, extra=KEPT_ONLY)
             self.save_if_best(scores)
             self.save()
+            pace = (self.schedule_progress - progress) / (time.monotonic() - began)
+            self._tell_epoch(losses, scores, (1 - self.schedule_progress) / pace)
             lr = self.optimizer.param_groups[0]["lr"]
             self.files.append_log(
                 EpochResult(self.epoch, self.step, self.minutes, lr, losses, scores)
             )
         return self.files.load_best()
+
+    def _tell_epoch(
+        self, losses: dict[str, float], scores: dict[str, float], seconds_left: float
+    ) -> None:
+        """One line for people; the log in the output has all losses and scores."""
+        parts = [f"loss {sum(losses.values()):.3f}"]
+        if scores:
+            parts.insert(0, _describe_score(scores))
+        if not self.finished:
+            parts.append(f"about {format_duration(seconds_left)} left")
+        _LOGGER.info("Epoch %d of %d: %s", self.epoch, self.config.epochs, ", ".join(parts))
 
     def train_one_epoch(self) -> dict[str, float]:
         """One pass over the data set, or what is left of the schedule; means of the losses."""
@@ -151,10 +168,14 @@ class Trainer:
         return losses
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer in one epoch."""
+        return max(1, len(self.dataset) // self.config.batch_size)
+
+    @property
     def schedule_progress(self) -> float:
         """How much of the schedule is done, 0 to 1: by epochs or by minutes, whichever is more."""
-        steps_per_epoch = max(1, len(self.dataset) // self.config.batch_size)
-        progress = self.step / (self.config.epochs * steps_per_epoch)
+        progress = self.step / (self.config.epochs * self.steps_per_epoch)
         if self.config.max_minutes:
             progress = max(progress, self.minutes / self.config.max_minutes)
         return min(1.0, progress)
@@ -232,6 +253,10 @@ class Trainer:
     def discard(self) -> None:
         """Remove what an earlier run left in the output folder."""
         self.files.remove()
+
+
+def _describe_score(scores: dict[str, float]) -> str:
+    return f"mask AP50-95 {scores.get('mask_ap', math.nan):.3f}"
 
 
 def build_model(config: TrainConfig, n_classes: int) -> tuple[YOLO11Seg, bool]:

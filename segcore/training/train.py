@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segcore.errors import SegcoreError, describe_error
+from torch import Tensor
+
+from segcore.errors import Interrupted, SegcoreError, describe_error
 from segcore.evaluation.average_precision import Scores
 from segcore.logs.records import KEPT_ONLY
 from segcore.output.execution_log import ExecutionLog, collect_log
 from segcore.output.executions import new_execution_id
+from segcore.text import plural
 from segcore.training.config import TrainConfig
 from segcore.training.data import training_notes
 from segcore.training.export import export_checkpoint
@@ -100,6 +103,7 @@ def train(
 
     Raises:
         SegcoreError: The configuration, the labels or the images cannot be used.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     with collect_log(config.log) as log, _errors_in_log():
         return _train(config, log, restart, config_file, _log_and_tell(notify), progress)
@@ -126,11 +130,29 @@ def _train(
         trainer.discard()
     elif trainer.resume():
         notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
-    weights = trainer.run()
+    n_images, n_objects = trainer.counts
+    notify(
+        f"Training on {plural(n_images, 'image')} with {plural(n_objects, 'object')}: "
+        f"{plural(config.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, "
+        f"measured on {plural(len(labelled.images), 'image')}."
+    )
+    weights = _run(trainer)
     start = trainer.starting_scores
     exported = export_checkpoint(config, weights, labelled, config_file, trainer.counts, start)
     _LOGGER.info("Wrote %s.", exported.checkpoint, extra=KEPT_ONLY)
     return TrainReport(exported.checkpoint, exported.card, exported.scores, start)
+
+
+def _run(trainer: Trainer) -> dict[str, Tensor]:
+    """Train to the end; an interrupt becomes an error that says how to resume."""
+    try:
+        return trainer.run()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped. {trainer.epoch} of {plural(trainer.config.epochs, 'epoch')} "
+            f"{'is' if trainer.epoch == 1 else 'are'} done and kept.",
+            "Run the same command again to resume.",
+        ) from None
 
 
 def _log_and_tell(notify: Callable[[str], None]) -> Callable[[str], None]:

@@ -11,9 +11,34 @@ from segcore.text import printable
 from segcore.visualize.overlays import COLOURS
 
 MAX_LABELS = 60  # on a picture, unless asked for; more hide the masks
+_MAX_COVERED = 0.2  # share of a picture that labels may hide, unless asked for
+_ALWAYS_DRAWN = 3  # so few, unless asked not to
 _MIN_SIZE, _SHARE_OF_IMAGE = 11.0, 1 / 45  # height of the letters, pixels
 _PADDING = 2
 _MAX_LETTERS = 40
+
+
+def labels_fit(texts: Sequence[str], shape: tuple[int, ...], max_labels: int = MAX_LABELS) -> bool:
+    """Whether labels leave the masks to be seen: they are few, and small beside the picture.
+
+    Args:
+        shape: Height and width of the picture.
+    """
+    if len(texts) > max_labels:
+        return False
+    font = _font(shape)
+    sizes = (font.getbbox(_shown(text)) for text in texts)
+    covered = sum((right - left + 2 * _PADDING) * (bottom - top + 2 * _PADDING)
+                  for left, top, right, bottom in sizes)  # fmt: skip
+    return len(texts) <= _ALWAYS_DRAWN or covered <= _MAX_COVERED * shape[0] * shape[1]
+
+
+def _font(shape: tuple[int, ...]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(max(_MIN_SIZE, min(shape[:2]) * _SHARE_OF_IMAGE))
+
+
+def _shown(text: str) -> str:
+    return printable(text)[:_MAX_LETTERS]
 
 
 def draw_labels(image: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> np.ndarray:
@@ -30,11 +55,11 @@ def draw_labels(image: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> n
         (H, W, 3) uint8 RGB.
     """
     picture = Image.fromarray(image)
-    height, width = image.shape[:2]
+    width = image.shape[1]
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(_MIN_SIZE, min(height, width) * _SHARE_OF_IMAGE))
+    font = _font(image.shape)
     for number in reversed(range(len(texts))):
-        text = printable(texts[number])[:_MAX_LETTERS]
+        text = _shown(texts[number])
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         text_width, text_height = right - left + 2 * _PADDING, bottom - top + 2 * _PADDING
         x = max(0.0, min(float(boxes[number, 0]), width - text_width))

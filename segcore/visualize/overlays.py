@@ -27,6 +27,7 @@ _BACKGROUND, _TEXT, _SECONDARY_TEXT = (250, 250, 250), (25, 25, 25), (110, 110, 
 _FILL_OPACITY = 0.30  # of a mask; its outline is opaque
 _BRIGHTNESS_PERCENTILE = 99.8
 _DARK_BELOW, _BRIGHTENED_TO = 200, 240  # values of that percentile
+_ENLARGED_TO, _MAX_ENLARGEMENT = 768, 4  # pixels of the longer side of a small image; times
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MAX_LINE_CHARS = 500  # more than fit into any line, and what is measured letter by letter
 
@@ -55,6 +56,16 @@ class Tile:
     title: str
     subtitle: str = ""
     is_drawn: bool = False
+
+
+def picture_scale(image: np.ndarray, scale: float | None = None) -> float:
+    """The size of a picture relative to its image; None: small images are enlarged.
+
+    On a picture of the size of an image of 256 pixels, labels would hide the masks.
+    """
+    if scale is not None:
+        return scale
+    return float(min(max(_ENLARGED_TO // max(image.shape[:2]), 1), _MAX_ENLARGEMENT))
 
 
 def overlay(image: np.ndarray, counts: Sequence[str | bytes], scale: float = 1.0) -> np.ndarray:

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from segcore.output.image_rows import ImageRecord, read_instances
 from segcore.output.results import Results
 from segcore.text import plural, printable
-from segcore.visualize.labels import MAX_LABELS, draw_labels
+from segcore.visualize.labels import MAX_LABELS, draw_labels, labels_fit
 from segcore.visualize.originals import iter_originals
-from segcore.visualize.overlays import Tile, brighten, overlay
+from segcore.visualize.overlays import Tile, brighten, overlay, picture_scale
 
 INSTANCE_COLUMNS = (
     "image_id", "category", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "counts", "height",
@@ -98,7 +98,7 @@ def _fits(rows: pa.Table, pixels: np.ndarray) -> bool:
 def draw_picture(
     picture: Picture,
     *,
-    scale: float = 1.0,
+    scale: float | None = None,
     labels: bool | None = None,
     as_read: bool = False,
     max_labels: int = MAX_LABELS,
@@ -106,9 +106,10 @@ def draw_picture(
     """Masks, labels and scores over an image; a card with the reason where there is none.
 
     Args:
-        scale: Size of the picture relative to the image.
+        scale: Size of the picture relative to the image; None: that of the image, but small
+            images are enlarged.
         labels: Write category and score beside each instance; None: where there are at most
-            `max_labels`.
+            `max_labels`, and they leave the masks to be seen.
         as_read: Do not brighten a dark image.
 
     Returns:
@@ -117,10 +118,12 @@ def draw_picture(
     if picture.image is None:
         return draw_card(picture.reason, picture.record.status == "ok")
     image = picture.image if as_read else brighten(picture.image)
+    scale = picture_scale(image, scale)
     drawn = overlay(image, picture.counts(), scale)
+    texts = picture.labels()
     if labels is None:
-        labels = picture.instances.num_rows <= max_labels
-    return draw_labels(drawn, picture.labels(), picture.boxes() * scale) if labels else drawn
+        labels = labels_fit(texts, drawn.shape, max_labels)
+    return draw_labels(drawn, texts, picture.boxes() * scale) if labels else drawn
 
 
 def draw_tile(

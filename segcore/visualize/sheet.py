@@ -68,7 +68,7 @@ class ShownImage:
 def write_files(
     results: Results, records: Sequence[ImageRecord], folder: Path, drawing: Drawing
 ) -> list[ShownImage]:
-    """A PNG file for each image, at the size of the image.
+    """A PNG file for each image, at the size of the image; small ones are enlarged.
 
     Raises:
         SegcoreError: A file cannot be written, or the output cannot be read.
@@ -85,7 +85,7 @@ def write_files(
 def write_picture(
     results: Results, record: ImageRecord, target: Path, drawing: Drawing
 ) -> list[ShownImage]:
-    """One image as a file, at its own size; errors as for `write_files`."""
+    """One image as a file, at its own size or enlarged; errors as for `write_files`."""
     picture = next(iter(read_pictures(results, [record])))
     _save(_draw(picture, drawing), target)
     return [ShownImage(record, str(target), picture.problem)]

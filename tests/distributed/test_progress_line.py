@@ -59,6 +59,17 @@ def test_without_a_known_number_of_images_the_estimate_goes_by_committed_bytes()
     assert line == "20 images · 1.0/s · 0 failed · 2 / 4 units · ETA 0:20"
 
 
+def test_the_estimate_does_not_grow_while_units_are_in_progress():
+    """Nothing is committed between the lines, but images are done at the same pace."""
+    goal = ProgressGoal(None, 8, 800)
+    steps = [(10, ProgressSnapshot(100, 0, 0, 2, 200, in_progress=n)) for n in (0, 50, 100, 150)]
+    *_, second, third, fourth = _lines(
+        goal, (1, ProgressSnapshot()), (10, ProgressSnapshot(in_progress=50)), *steps
+    )
+    for line, left in zip((second, third, fourth), ("0:50", "0:40", "0:30"), strict=True):
+        assert line.endswith(f"· 5.0/s · 0 failed · 2 / 8 units · ETA {left}")
+
+
 def test_the_line_of_one_image_is_singular():
     assert _lines(ProgressGoal(1, 1, 10), (0, ProgressSnapshot(1, 0, 2, 1, 10))) == [
         "1 / 1 image · 0.0/s · 0 failed · 1 / 1 unit · ETA -"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segcore.errors import NothingFound, StorageError
+from segcore.errors import Interrupted, NothingFound, StorageError
 from segcore.inspection.status import read_status
 from segcore.lease.lease import LeaseLost
 from segcore.output.executions import new_execution_id, read_recent_executions
@@ -19,7 +19,7 @@ from segcore.output.report import RUNNING, RunReport
 from segcore.output.run_records import read_run_records
 from segcore.run.job import Job
 from segcore.run.passes import Notify, Pass, RunState
-from segcore.run.segment import Interrupted, segment
+from segcore.run.segment import segment
 from segcore.storage import Storage
 from tests.support import serial_run
 from tests.support.archives import tar_bytes

@@ -13,7 +13,7 @@ import pytest
 
 from segcore.distributed import cluster
 from segcore.distributed.cluster import NodeResources
-from segcore.errors import ClusterError, SegcoreError, UsageError
+from segcore.errors import ClusterError, Interrupted, SegcoreError, UsageError
 from segcore.evaluation.evaluate import evaluate
 from segcore.inspection.status import read_status
 from segcore.inspection.verify import verify_output
@@ -24,7 +24,7 @@ from segcore.output.results import open_results
 from segcore.planning.plan import Units
 from segcore.run.job import Job
 from segcore.run.passes import Notify, Pass, RunState
-from segcore.run.segment import Interrupted, preview, segment
+from segcore.run.segment import preview, segment
 from segcore.storage import Storage
 from tests.support import serial_run
 from tests.support.archives import tar_bytes

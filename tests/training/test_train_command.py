@@ -15,11 +15,15 @@ from typer.testing import CliRunner
 
 from segcore.cli import train
 from segcore.cli.console import new_app
+from segcore.errors import Interrupted
 from segcore.evaluation.average_precision import AveragePrecision, Scores
+from segcore.exit_codes import ExitCode
 from segcore.models.base import ModelOptions
 from segcore.models.registry import load_model, read_checkpoint
 from segcore.training.config import TrainConfig
+from segcore.training.loop import Trainer
 from segcore.training.train import TrainReport
+from segcore.training.train import train as run_training
 from segcore.training.validate import summarize_scores
 
 
@@ -38,6 +42,8 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     assert report["scores"]["n_images"] == 6
     assert report["starting_scores"] == {}  # they were random
     assert "before" not in first.stderr
+    assert "Training on 6 images with 18 objects: 2 epochs of 2 steps, measured" in first.stderr
+    assert "Epoch 2 of 2: mask AP50-95 0." in first.stderr
     pieces = sorted((tiny_config.output / "logs").glob("*.log"))
     assert "Done with epoch 2 of 2" in "".join(piece.read_text() for piece in pieces)
     card = Path(report["card"]).read_text()
@@ -68,6 +74,21 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     for name, tensor in initial.items():
         if tensor.ndim > 1:
             torch.testing.assert_close(weights(second)[name], tensor, rtol=2e-3, atol=1e-4)
+
+
+def test_a_stopped_training_says_what_is_kept(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(trainer: Trainer) -> None:
+        trainer.epoch = 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_one_epoch", interrupt)
+    with pytest.raises(Interrupted, match="1 of 4 epochs is done") as stopped:
+        run_training(tiny_config)
+    assert stopped.value.exit_code == ExitCode.INTERRUPTED
+    (piece,) = (tiny_config.output / "logs").glob("*.log")
+    assert "Ended early: Interrupted: Stopped. 1 of 4 epochs" in piece.read_text()
 
 
 @pytest.mark.parametrize(("before", "n_sentences"), [(None, 0), (0.4, 0), (0.5, 2), (0.6, 2)])

@@ -11,7 +11,8 @@ from segcore.errors import UsageError
 from segcore.output.image_rows import read_instances
 from segcore.output.results import open_results
 from segcore.storage import Storage
-from segcore.visualize.overlays import COLOURS
+from segcore.visualize.labels import labels_fit
+from segcore.visualize.overlays import COLOURS, picture_scale
 from segcore.visualize.pictures import draw_card, draw_picture, draw_tile, read_pictures
 from segcore.visualize.selection import Choice, Selection, select_images
 from segcore.visualize.sheet import picture_name
@@ -36,13 +37,34 @@ def test_masks_and_labels_lie_on_their_image(finished: FinishedOutput) -> None:
             assert "not_an_image" in picture.reason
             continue
         assert picture.image is not None
-        plain = draw_picture(picture, labels=False, as_read=True)
+        plain = draw_picture(picture, scale=1, labels=False, as_read=True)
         inside = masks.decode(picture.counts()[0], *picture.image.shape[:2]) > 0
         assert (plain[~inside] == picture.image[~inside]).all()
         assert (plain[inside] != picture.image[inside]).any(axis=-1).all()
-        labelled = draw_picture(picture, as_read=True)
+        labelled = draw_picture(picture, scale=1, as_read=True)
         assert (labelled == COLOURS[0]).all(axis=-1).sum() > 50  # the ground of the label
         assert picture.labels() == [f"bright {picture.instances['score'][0].as_py():.2f}"]
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [((43, 56), 4), ((256, 256), 3), ((384, 100), 2), ((385, 100), 1), ((4000, 9), 1)],
+)
+def test_small_images_are_enlarged(size: tuple[int, int], scale: float) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    assert picture_scale(image) == scale
+    assert picture_scale(image, 0.5) == 0.5
+
+
+def test_labels_that_would_hide_the_masks_are_left_out() -> None:
+    """Nineteen labels cover a third of an image of 256 pixels, and a tenth of it enlarged."""
+    texts = ["nucleus 0.86"] * 19
+    assert not labels_fit(texts, (256, 256, 3))
+    assert labels_fit(texts, (768, 768, 3))
+    assert labels_fit(texts[:3], (40, 40, 3))  # a few are always drawn
+    assert not labels_fit(texts, (768, 768, 3), max_labels=18)
+    assert labels_fit(texts * 3, (1500, 1500, 3))
+    assert not labels_fit(texts * 4, (1500, 1500, 3))
 
 
 @pytest.mark.parametrize("side", [40, 200])
@@ -64,7 +86,8 @@ def test_cards_give_the_reason_whatever_it_is() -> None:
 
 def test_plot_gives_a_picture_of_an_image(finished: FinishedOutput) -> None:
     results = segcore.open_results(finished.output)
-    assert results.plot("image03.png").size == (56, 43)
+    assert results.plot("image03.png", scale=1).size == (56, 43)
+    assert results.plot("image03.png").size == (224, 172)  # small ones are enlarged
     assert results.plot("image03.png", scale=2).size == (112, 86)
     with_labels, without = (results.plot("image03.png", labels=on) for on in (True, False))
     assert (np.asarray(with_labels) != np.asarray(without)).any()
