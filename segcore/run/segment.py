@@ -196,7 +196,7 @@ def _run_job(
     if overwrite:
         job.parts.delete_all_but({})
         delete_reread_marks(job.storage, job.layout, read_reread_marks(job.storage, job.layout))
-    passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
+    passes = [Pass(remaining_units(job.plan.units, job.committed | state.carried))]
     if job.rereads:
         passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
     if state.retry_failed:
@@ -342,7 +342,7 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if state.remove_unlisted and job.last_unlisted is not None and job.last_unlisted.rows.num_rows:
         return False
-    if job.rereads or remaining_units(job.plan, set(job.committed)):
+    if job.rereads or remaining_units(job.plan.units, job.committed):
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False

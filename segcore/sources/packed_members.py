@@ -22,6 +22,7 @@ from segcore.storage.spill import SpillFile
 
 _REFERENCE = b"\xff" * 8  # where a packed value has its length, which is never as large
 _LEVEL = 1
+_SMALL_BYTES = 512  # members of so few bytes are kept as they are: compressing them saves little
 _NO_MEMBERS = bytes(16)  # what `pack_members` would compress
 # References from which no table is left cannot be told from others, so this lives as long as the
 # process does. Only plans of more than a few million images use it.
@@ -90,8 +91,7 @@ def pack_members(members: MemberColumns) -> bytes:
         parts.append(lengths)
         contents.append(content)
     data = b"".join([*(part.tobytes() for part in parts), *contents])
-    compressed = pa.Codec("zstd", _LEVEL).compress(data, asbytes=True)
-    return len(data).to_bytes(8, "little") + compressed
+    return _compress(data, pa.Codec("zstd", _LEVEL))
 
 
 def pack_all(members: MemberColumns, offsets: np.ndarray) -> list[bytes]:
@@ -123,18 +123,25 @@ def pack_all(members: MemberColumns, offsets: np.ndarray) -> list[bytes]:
             text[place[number] : place[number + 1]]
             for text, place in zip(texts, places, strict=True)
         ]
-        data = b"".join(pieces)
-        packed.append(len(data).to_bytes(8, "little") + codec.compress(data, asbytes=True))
+        packed.append(_compress(b"".join(pieces), codec))
     return packed
+
+
+def _compress(data: bytes, codec: Any) -> bytes:
+    """The length of `data`, and its bytes: compressed where that makes them fewer."""
+    length = len(data).to_bytes(8, "little")
+    if len(data) > _SMALL_BYTES:
+        compressed: bytes = codec.compress(data, asbytes=True)
+        if len(compressed) < len(data):
+            return length + compressed
+    return length + data
 
 
 def unpack_members(packed: bytes) -> MemberColumns:
     """Inverse of `pack_members`, also of a reference to members that are set aside."""
     if not packed:
         return MemberColumns.concat([])
-    packed = _resolve(packed)
-    n_bytes = int.from_bytes(packed[:8], "little")
-    data = pa.Codec("zstd").decompress(packed[8:], n_bytes)
+    data = pa.py_buffer(_decompress(packed, pa.Codec("zstd")))
     n, has_ids = np.frombuffer(data, np.int64, 2).tolist()
     sizes = pa.Array.from_buffers(pa.int64(), n, [None, data.slice(16, 8 * n)])
     position = 16 + 8 * n
@@ -196,7 +203,10 @@ def unpack_all(values: Sequence[bytes]) -> tuple[MemberColumns, np.ndarray]:
 def _decompress(packed: bytes, codec: Any) -> bytes:
     packed = _resolve(packed)
     n_bytes = int.from_bytes(packed[:8], "little")
-    return bytes(codec.decompress(packed[8:], n_bytes, asbytes=True))
+    if len(packed) == 8 + n_bytes:  # see `_compress`
+        return packed[8:]
+    data: bytes = codec.decompress(packed[8:], n_bytes, asbytes=True)
+    return data
 
 
 def set_aside(packed: bytes) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segcore.sources.packed_members import (
     MemberColumns,
@@ -82,10 +83,15 @@ class UnitTableBuilder:
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Add rows of `UNIT_SCHEMA`."""
         self._flush()
-        members = [self.keep(packed) for packed in batch["members"].to_pylist()]
-        columns = [*batch.columns]
-        columns[_MEMBERS] = pa.array(members, pa.large_binary())
-        self._batches.append(pa.RecordBatch.from_arrays(columns, schema=UNIT_SCHEMA))
+        n_bytes = int(pc.sum(pc.binary_length(batch["members"])).as_py() or 0)
+        if self._n_bytes + n_bytes <= self._memory_bytes:
+            self._n_bytes += n_bytes
+        else:
+            members = [self.keep(packed) for packed in batch["members"].to_pylist()]
+            columns = [*batch.columns]
+            columns[_MEMBERS] = pa.array(members, pa.large_binary())
+            batch = pa.RecordBatch.from_arrays(columns, schema=UNIT_SCHEMA)
+        self._batches.append(batch)
 
     def keep(self, packed: bytes) -> bytes:
         """The packed members, or a reference to them once there are many."""
