@@ -193,7 +193,7 @@ def remaining_units(units: Units, committed: AbstractSet[str]) -> Units:
     table = units.table
     if not committed:
         return units
-    is_committed = pc.is_in(table["unit"], pa.array(sorted(committed), table["unit"].type))
+    is_committed = pc.is_in(table["unit"], pa.array(list(committed), table["unit"].type))
     return Units(table.filter(pc.invert(is_committed)))
 
 

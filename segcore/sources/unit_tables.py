@@ -158,7 +158,7 @@ def unit_batches(table: pa.Table) -> Iterator[pa.Table]:
 def to_stored_table(batch: pa.Table) -> pa.Table:
     """One of `unit_batches` as a table of `STORED_UNIT_SCHEMA`."""
     stored_field = STORED_UNIT_SCHEMA.field("members")
-    columns, counts = unpack_all(batch["members"].to_pylist())
+    columns, counts = unpack_all(batch["members"].combine_chunks())
     members = pa.StructArray.from_arrays(list(columns.columns()), fields=list(_MEMBER_TYPE))
     offsets = np.concatenate(([0], np.cumsum(counts)))
     nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
@@ -171,7 +171,6 @@ def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = MemberColumns(
         *(nested.values.field(name) for name in ("image_id", "uri", "etag", "size"))
     )
-    packed = pack_all(columns, nested.offsets.to_numpy())
     arrays = [batch[name] for name in UNIT_SCHEMA.names]
-    arrays[_MEMBERS] = pa.array(packed, pa.large_binary())
+    arrays[_MEMBERS] = pack_all(columns, nested.offsets.to_numpy())
     return pa.RecordBatch.from_arrays(arrays, schema=UNIT_SCHEMA)

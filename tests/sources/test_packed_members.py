@@ -49,12 +49,12 @@ def test_all_at_once_are_those_one_by_one(
     whole = MemberColumns.concat([_columns([("a", "ä", "b", 1)] * 2), *columns])
     if not have_ids:
         whole = MemberColumns.of_images(*whole.columns()[1:])
-    assert [_rows(value) for value in pack_all(whole, offsets)] == [
+    assert [_rows(value) for value in pack_all(whole, offsets).to_pylist()] == [
         _rows(value) for value in packed
     ]
     if is_aside:
         packed = [set_aside(value) if value else value for value in packed]
-    found, counts = unpack_all(packed)
+    found, counts = unpack_all(pa.array(packed, pa.large_binary()))
     assert counts.tolist() == [len(unit) for unit in units]
     expected = MemberColumns.concat([unpack_members(value) for value in packed])
     for column, other, own in zip(
