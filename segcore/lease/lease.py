@@ -53,7 +53,13 @@ class LeaseHeld(SegcoreError):
 
 
 class LeaseLost(SegcoreError):
-    """This run must not delete or publish anything any more."""
+    """This run must not delete or publish anything any more.
+
+    Attributes:
+        is_taken: Another process has the lease now; False where no heartbeat could be written.
+    """
+
+    is_taken = False
 
 
 @dataclass(frozen=True)
@@ -217,11 +223,13 @@ class Lease:
         except StorageError:
             successor = None
         holder = "" if successor is None else f": {successor.summary()}"
-        self.lost = self.lost or LeaseLost(
-            f"Another run took over because this one sent no heartbeat in time{holder}.",
-            hint="Finished units are kept. Wait for the other run to end, or stop it and rerun the "
-            "same command to resume.",
-        )
+        if self.lost is None:
+            self.lost = LeaseLost(
+                f"Another run took over because this one sent no heartbeat in time{holder}.",
+                hint="Finished units are kept. Wait for the other run to end, or stop it and rerun "
+                "the same command to resume.",
+            )
+            self.lost.is_taken = True
 
     def _wait_for_earlier_holders(
         self, predecessor: LeaseObservation | None, versions: dict[str, FileVersion]

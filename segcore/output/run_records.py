@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,14 +70,6 @@ class RunRecord:
             raise DamagedOutput(
                 f"{uri} is not a run record of segcore.", hint="Delete it and run again."
             ) from None
-
-
-class PlannedUnit(NamedTuple):
-    """The size of a unit, from the columns of its plan; `images` is None where not known."""
-
-    unit: str
-    images: int | None
-    bytes: int
 
 
 def read_run_records(storage: Storage, layout: EditionLayout) -> list[RunRecord]:
@@ -170,10 +161,3 @@ def read_planned_sizes(storage: Storage, layout: EditionLayout, run: str) -> pa.
     if run_name(units) != run:
         raise SegcoreError(f"{uri} is damaged: its units do not match its name.")
     return units.replace_schema_metadata(None)
-
-
-def planned_units(plan: Plan) -> Iterator[PlannedUnit]:
-    """The units of a plan, from its columns: no `Unit` is made."""
-    table = plan.units.table
-    columns = (table[name].to_pylist() for name in ("unit", "n_images", "n_bytes"))
-    yield from map(PlannedUnit._make, zip(*columns, strict=True))

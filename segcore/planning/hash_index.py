@@ -22,6 +22,7 @@ _MAX_WORDS = 1024  # of four bytes; longer texts are hashed by BLAKE2b first
 _BUCKET_BITS = 6  # the index is sorted bucket by bucket, so that sorting takes little memory
 _BUCKETS = 1 << _BUCKET_BITS
 _PIECE_ROWS = 1 << 16
+_UNDIVIDED_ROWS = 1 << 20  # of an index of no more rows, all buckets are searched at once
 
 
 def _draw_keys(n: int) -> np.ndarray:
@@ -128,10 +129,17 @@ class HashIndex:
         self._buckets: list[tuple[np.ndarray, ...] | None] = []
         while pieces:
             self._buckets.insert(0, _sort_bucket(pieces.pop()))
+        self._whole: tuple[np.ndarray, ...] | None = None
+        if 0 < self.num_rows <= _UNDIVIDED_ROWS:
+            filled = [bucket for bucket in self._buckets if bucket is not None]
+            self._whole = tuple(map(np.concatenate, zip(*filled, strict=True)))
+            self._buckets = []
 
     def find(self, digests: Digests) -> np.ndarray:
         """(M,) int64: the rows of M digests, -1 for a digest that no row has."""
         high, low = digests
+        if self._whole is not None:
+            return _find_in_bucket(self._whole, high, low)
         found = np.full(len(high), -1, np.int64)
         for number, selected in _split_by_bucket(high):
             bucket = self._buckets[number]

@@ -188,12 +188,12 @@ def run_name(units: pa.Table) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def remaining_units(plan: Plan, committed: AbstractSet[str]) -> Units:
-    """The units that are not committed."""
-    table = plan.units.table
+def remaining_units(units: Units, committed: AbstractSet[str]) -> Units:
+    """Those of `units` that are not committed, in their order."""
+    table = units.table
     if not committed:
-        return plan.units
-    is_committed = pc.is_in(table["unit"], pa.array(sorted(committed), table["unit"].type))
+        return units
+    is_committed = pc.is_in(table["unit"], pa.array(list(committed), table["unit"].type))
     return Units(table.filter(pc.invert(is_committed)))
 
 
@@ -206,7 +206,7 @@ def select_units(units: Units, ids: Iterable[str]) -> Units:
 def summarize_plan(plan: Plan, committed: AbstractSet[str]) -> PlanSummary:
     """How much there is in total, how much is done, and how much remains."""
     n_units, n_images, n_bytes = _count(plan.units)
-    todo_units, todo_images, todo_bytes = _count(remaining_units(plan, committed))
+    todo_units, todo_images, todo_bytes = _count(remaining_units(plan.units, committed))
     is_counted = n_images is not None and todo_images is not None
     done_images = n_images - todo_images if is_counted else None  # type: ignore[operator]
     return PlanSummary(

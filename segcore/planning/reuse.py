@@ -122,7 +122,7 @@ class _Reduction:
         """The units of loose images in a batch of the previous plan, and where their images are."""
         numbers = np.flatnonzero(pc.equal(batch["kind"], "objects").to_numpy(False))
         loose = batch.take(pa.array(numbers))
-        images, counts = unpack_all(loose["members"].to_pylist())
+        images, counts = unpack_all(loose["members"])
         digests = object_digests(images.uris, images.sizes.to_numpy(), images.etags)
         rows = self._index.find(digests)
         uris = images.uris.filter(pa.array(rows < 0))

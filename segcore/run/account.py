@@ -45,8 +45,8 @@ def new_report(job: Job) -> RunReport:
         older_edition=changes.older if changes else "",
         edition_changes=changes.fields if changes else (),
         input_notes=job.plan.notes,
-        units=len(job.planned),
-        units_done_before=len(job.planned.keys() & job.committed),
+        units=len(job.plan.units),
+        units_done_before=job.n_done,
     )
 
 

@@ -27,9 +27,16 @@ from segcore.output.preview import Preview
 from segcore.output.registered import refuse_to_overwrite
 from segcore.output.report import NOTHING_FOUND
 from segcore.output.rereads import read_reread_marks
-from segcore.output.run_records import RunRecord, planned_units, read_plan, read_run_records
+from segcore.output.run_records import RunRecord, read_plan, read_run_records
 from segcore.planning.lost import LostEntries
-from segcore.planning.plan import Plan, make_plan, summarize_plan, without_counts
+from segcore.planning.plan import (
+    Plan,
+    Units,
+    make_plan,
+    remaining_units,
+    summarize_plan,
+    without_counts,
+)
 from segcore.run.job_model import JobModel, open_model
 from segcore.run.settle import LastUnlisted, read_last_unlisted
 from segcore.sources import open_source
@@ -74,14 +81,24 @@ class Job:
     changes: EditionChanges | None = None
 
     @cached_property
-    def planned(self) -> dict[str, int | None]:
-        """Ids of all units, and how many images each has, where that is known."""
-        return {planned.unit: planned.images for planned in planned_units(self.plan)}
+    def planned(self) -> frozenset[str]:
+        """Ids of all units."""
+        return frozenset(self.plan.units.ids())
 
     @cached_property
     def committed(self) -> frozenset[str]:
         """Ids of all units that have parts in this edition."""
         return frozenset(self.listed.newest["unit"].to_pylist())
+
+    @cached_property
+    def left(self) -> Units:
+        """The units that have no part in this edition."""
+        return remaining_units(self.plan.units, self.committed)
+
+    @property
+    def n_done(self) -> int:
+        """How many units have parts in this edition."""
+        return len(self.plan.units) - len(self.left)
 
     @property
     def edition(self) -> Edition:
@@ -121,7 +138,7 @@ class Job:
             images_done=counts.done_images,
             bytes_done=counts.done_bytes,
             units_done=counts.done_units,
-            units_stale=len(self.committed - self.planned.keys()),
+            units_stale=len(self.committed) - self.n_done,
             entries_lost=self.plan.lost.lost,
             remove_unlisted=remove_unlisted,
             input_notes=self.plan.notes,

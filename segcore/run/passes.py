@@ -104,7 +104,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Pass:
-    """Units to work through.
+    """Units to work through: of the plan those that the budget of the run has room for.
 
     Attributes:
         retry_failed: They are committed; only their failed images are segmented again.
@@ -117,11 +117,11 @@ class Pass:
         """Those that are still to be done.
 
         What counts is what lies in storage, not what the actors reported. Only of a retried unit
-        storage does not tell.
+        storage does not tell. Units of the plan that are not in this pass stay for other runs.
         """
         if self.retry_failed:
             return select_units(self.units, set(self.units.ids()) - state.done)
-        return remaining_units(job.plan, job.parts.committed_units())
+        return remaining_units(self.units, job.parts.committed_units())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from segcore.inspection.verify import verify_output
 from segcore.lakehouse.publish import describe_other_tables, hold_execution, open_tables
 from segcore.lakehouse.target import TableTarget, parse_target
 from segcore.lease.hold import heartbeat_options, hold_lease
-from segcore.lease.lease import LeaseHeld
+from segcore.lease.lease import LeaseHeld, LeaseLost
 from segcore.output.executions import new_execution_id
 from segcore.output.latest import Published, publish, read_published
 from segcore.output.layout import OutputLayout
@@ -131,6 +131,7 @@ def reprocess(
         UsageError: The configuration, a gate or the golden set is wrong, or the published edition
             is gone; nothing was published.
         LeaseHeld: Another call or run is at work, and `schedule.if_busy` is ``fail``.
+        LeaseLost: Another one took over, as this one was silent for too long; also ``fail``.
         SegcoreError: The call broke off; the next one goes on.
     """
     _, output = locate_input_and_output(config)
@@ -143,8 +144,11 @@ def reprocess(
     while True:
         try:
             return _under_lease(call, logical_date)
-        except LeaseHeld as held:
-            if config.schedule.if_busy == "fail":
+        except (LeaseHeld, LeaseLost) as held:
+            # One that took over is at work as any other: on a machine that has stopped for a while,
+            # each of two calls may find the other one silent.
+            is_busy = isinstance(held, LeaseHeld) or held.is_taken
+            if config.schedule.if_busy == "fail" or not is_busy:
                 raise
             if config.schedule.if_busy == "skip":
                 reasons = (held.message,)

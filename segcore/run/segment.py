@@ -189,7 +189,7 @@ def _run_job(
     if overwrite:
         job.parts.delete_all_but({})
         delete_reread_marks(job.storage, job.layout, read_reread_marks(job.storage, job.layout))
-    passes = [Pass(remaining_units(job.plan, job.committed | state.carried))]
+    passes = [Pass(remaining_units(job.plan.units, job.committed | state.carried))]
     if job.rereads:
         passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
     if state.retry_failed:
@@ -210,7 +210,7 @@ def _say_what_is_compacted(job: Job, notify: Notify) -> None:
     """Name the place of the rows that are in compacted files; the report names that of parts."""
     compacted = job.parts.compacted.units(refresh=False)
     if compacted.layout is not None:
-        n_units = len(compacted.generations.keys() & job.planned.keys())
+        n_units = len(compacted.generations.keys() & job.planned)
         notify(
             f"The rows of {plural(n_units, 'unit')} lie in compacted files, "
             f"{compacted.layout.prefix}; the patterns of the report find only parts beside these."
@@ -239,7 +239,7 @@ def _write_run_start(job: Job, overwrite: bool) -> RunReport:
 
 def _units_to_reread(job: Job, state: RunState, notify: Notify) -> Units:
     """The units done before whose shards hold more; their rows stay, and others join them."""
-    units = sorted(job.rereads.keys() & job.planned.keys() & job.committed)
+    units = sorted(job.rereads.keys() & job.planned & job.committed)
     state.reread = {counts.unit: counts.images for counts in job.parts.read_counts(units)}
     notify(f"Reading {plural(len(set(job.rereads.values())), 'shard')} again for more images.")
     return select_units(job.plan.units, units)
@@ -335,7 +335,7 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if state.remove_unlisted and job.last_unlisted is not None and job.last_unlisted.rows.num_rows:
         return False
-    if job.rereads or remaining_units(job.plan, set(job.committed)):
+    if job.rereads or job.left:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
@@ -352,7 +352,7 @@ def _interrupt_as_error(job: Job, state: RunState) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        done = len(job.planned.keys() & job.parts.committed_units())
+        done = len(job.planned & job.parts.committed_units())
         verb = "is" if done == 1 else "are"
         stopped = Interrupted(
             f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",

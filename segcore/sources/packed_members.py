@@ -9,7 +9,6 @@ members themselves in its place.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.errors import SegcoreError
+from segcore.sources.small_members import Members, pack_small, unpack_small, value_lengths
 from segcore.storage.spill import SpillFile
 
 _REFERENCE = b"\xff" * 8  # where a packed value has its length, which is never as large
 _LEVEL = 1
+_SMALL_BYTES = 512  # members of so few bytes are kept as they are: compressing them saves little
 _NO_MEMBERS = bytes(16)  # what `pack_members` would compress
 # References from which no table is left cannot be told from others, so this lives as long as the
 # process does. Only plans of more than a few million images use it.
@@ -90,51 +91,51 @@ def pack_members(members: MemberColumns) -> bytes:
         parts.append(lengths)
         contents.append(content)
     data = b"".join([*(part.tobytes() for part in parts), *contents])
-    compressed = pa.Codec("zstd", _LEVEL).compress(data, asbytes=True)
-    return len(data).to_bytes(8, "little") + compressed
+    return _compress(data, pa.Codec("zstd", _LEVEL))
 
 
-def pack_all(members: MemberColumns, offsets: np.ndarray) -> list[bytes]:
+def pack_all(members: MemberColumns, offsets: np.ndarray) -> pa.Array:
     """What `pack_members` gives for each unit, at a tenth of the time where units are small.
+
+    Returns:
+        (N,) large_binary.
 
     Args:
         offsets: (N + 1,) int64: where the members of each unit begin, and where the last ends.
     """
     first, last = int(offsets[0]), int(offsets[-1])
     members, bounds = members.slice(first, last - first), (offsets - first).tolist()
-    if members.image_ids.null_count < len(members):  # members of shards
-        return [pack_members(members.slice(i, j - i)) for i, j in pairwise(bounds)]
-    sizes = _numbers(members.sizes).astype(np.int64).tobytes()
-    lengths, places, texts = [], [], []
-    for column in (members.uris, members.etags):
-        text_lengths, text = _split_text(column)
-        lengths.append(text_lengths.tobytes())
-        ends = np.concatenate(([0], np.cumsum(text_lengths, dtype=np.int64)))
-        places.append(ends[offsets - first].tolist())
-        texts.append(bytes(text))
-    packed, codec = [], pa.Codec("zstd", _LEVEL)
-    for number, (i, j) in enumerate(pairwise(bounds)):
-        if i == j:
-            packed.append(b"")
-            continue
-        pieces = [(j - i).to_bytes(8, "little"), bytes(8), sizes[8 * i : 8 * j]]
-        pieces += [column[4 * i : 4 * j] for column in lengths]
-        pieces += [
-            text[place[number] : place[number + 1]]
-            for text, place in zip(texts, places, strict=True)
-        ]
-        data = b"".join(pieces)
-        packed.append(len(data).to_bytes(8, "little") + codec.compress(data, asbytes=True))
-    return packed
+    if not members.image_ids.null_count < len(members):  # not those of shards
+        (uri_lengths, uris), (etag_lengths, etags) = map(_split_text, (members.uris, members.etags))
+        small = Members(
+            np.diff(offsets),
+            _numbers(members.sizes),
+            uri_lengths.astype(np.int64),
+            etag_lengths.astype(np.int64),
+            np.frombuffer(uris, np.uint8),
+            np.frombuffer(etags, np.uint8),
+        )
+        if value_lengths(small).max(initial=0) <= 8 + _SMALL_BYTES:
+            return pack_small(small)
+    packed = [pack_members(members.slice(i, j - i)) for i, j in pairwise(bounds)]
+    return pa.array(packed, pa.large_binary())
+
+
+def _compress(data: bytes, codec: Any) -> bytes:
+    """The length of `data`, and its bytes: compressed where that makes them fewer."""
+    length = len(data).to_bytes(8, "little")
+    if len(data) > _SMALL_BYTES:
+        compressed: bytes = codec.compress(data, asbytes=True)
+        if len(compressed) < len(data):
+            return length + compressed
+    return length + data
 
 
 def unpack_members(packed: bytes) -> MemberColumns:
     """Inverse of `pack_members`, also of a reference to members that are set aside."""
     if not packed:
         return MemberColumns.concat([])
-    packed = _resolve(packed)
-    n_bytes = int.from_bytes(packed[:8], "little")
-    data = pa.Codec("zstd").decompress(packed[8:], n_bytes)
+    data = pa.py_buffer(_decompress(packed, pa.Codec("zstd")))
     n, has_ids = np.frombuffer(data, np.int64, 2).tolist()
     sizes = pa.Array.from_buffers(pa.int64(), n, [None, data.slice(16, 8 * n)])
     position = 16 + 8 * n
@@ -160,17 +161,24 @@ def unpack_members(packed: bytes) -> MemberColumns:
     return MemberColumns(image_ids, texts[0], texts[1], sizes)
 
 
-def unpack_all(values: Sequence[bytes]) -> tuple[MemberColumns, np.ndarray]:
+def unpack_all(values: pa.Array) -> tuple[MemberColumns, np.ndarray]:
     """The members of all units in one, and (N,) int64 how many each has.
 
     As `unpack_members` for each, at a tenth of the time where units are small.
+
+    Args:
+        values: (N,) large_binary.
     """
-    codec = pa.Codec("zstd")
-    contents = [_decompress(packed, codec) if packed else _NO_MEMBERS for packed in values]
+    if (small := unpack_small(values)) is not None:
+        uris = _join_text(small.uri_lengths, small.uris)
+        etags = _join_text(small.etag_lengths, small.etags)
+        return MemberColumns.of_images(uris, etags, pa.array(small.sizes)), small.counts
+    codec, packed_values = pa.Codec("zstd"), values.to_pylist()
+    contents = [_decompress(packed, codec) if packed else _NO_MEMBERS for packed in packed_values]
     headers = np.frombuffer(b"".join([data[:16] for data in contents]), np.int64).reshape(-1, 2)
     counts = headers[:, 0].copy()
     if headers[:, 1].any():  # images with ids of their own are members of shards
-        return MemberColumns.concat([unpack_members(packed) for packed in values]), counts
+        return MemberColumns.concat([unpack_members(packed) for packed in packed_values]), counts
     lengths, texts = [], []
     starts = [16 + 8 * n for n in counts.tolist()]
     sizes = b"".join([data[16:start] for data, start in zip(contents, starts, strict=True)])
@@ -196,7 +204,10 @@ def unpack_all(values: Sequence[bytes]) -> tuple[MemberColumns, np.ndarray]:
 def _decompress(packed: bytes, codec: Any) -> bytes:
     packed = _resolve(packed)
     n_bytes = int.from_bytes(packed[:8], "little")
-    return bytes(codec.decompress(packed[8:], n_bytes, asbytes=True))
+    if len(packed) == 8 + n_bytes:  # see `_compress`
+        return packed[8:]
+    data: bytes = codec.decompress(packed[8:], n_bytes, asbytes=True)
+    return data
 
 
 def set_aside(packed: bytes) -> bytes:
@@ -232,6 +243,13 @@ def inline_members(table: pa.Table) -> pa.Table:
 
 def _numbers(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
+
+
+def _join_text(lengths: np.ndarray, content: np.ndarray) -> pa.Array:
+    """Inverse of `_split_text`."""
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    buffers = pa.py_buffer(offsets), pa.py_buffer(content)
+    return pa.LargeStringArray.from_buffers(len(lengths), *buffers)
 
 
 def _split_text(column: pa.Array) -> tuple[np.ndarray, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segcore.sources.packed_members import (
     MemberColumns,
@@ -82,10 +83,15 @@ class UnitTableBuilder:
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Add rows of `UNIT_SCHEMA`."""
         self._flush()
-        members = [self.keep(packed) for packed in batch["members"].to_pylist()]
-        columns = [*batch.columns]
-        columns[_MEMBERS] = pa.array(members, pa.large_binary())
-        self._batches.append(pa.RecordBatch.from_arrays(columns, schema=UNIT_SCHEMA))
+        n_bytes = int(pc.sum(pc.binary_length(batch["members"])).as_py() or 0)
+        if self._n_bytes + n_bytes <= self._memory_bytes:
+            self._n_bytes += n_bytes
+        else:
+            members = [self.keep(packed) for packed in batch["members"].to_pylist()]
+            columns = [*batch.columns]
+            columns[_MEMBERS] = pa.array(members, pa.large_binary())
+            batch = pa.RecordBatch.from_arrays(columns, schema=UNIT_SCHEMA)
+        self._batches.append(batch)
 
     def keep(self, packed: bytes) -> bytes:
         """The packed members, or a reference to them once there are many."""
@@ -152,7 +158,7 @@ def unit_batches(table: pa.Table) -> Iterator[pa.Table]:
 def to_stored_table(batch: pa.Table) -> pa.Table:
     """One of `unit_batches` as a table of `STORED_UNIT_SCHEMA`."""
     stored_field = STORED_UNIT_SCHEMA.field("members")
-    columns, counts = unpack_all(batch["members"].to_pylist())
+    columns, counts = unpack_all(batch["members"].combine_chunks())
     members = pa.StructArray.from_arrays(list(columns.columns()), fields=list(_MEMBER_TYPE))
     offsets = np.concatenate(([0], np.cumsum(counts)))
     nested = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), members)
@@ -165,7 +171,6 @@ def from_stored_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = MemberColumns(
         *(nested.values.field(name) for name in ("image_id", "uri", "etag", "size"))
     )
-    packed = pack_all(columns, nested.offsets.to_numpy())
     arrays = [batch[name] for name in UNIT_SCHEMA.names]
-    arrays[_MEMBERS] = pa.array(packed, pa.large_binary())
+    arrays[_MEMBERS] = pack_all(columns, nested.offsets.to_numpy())
     return pa.RecordBatch.from_arrays(arrays, schema=UNIT_SCHEMA)

@@ -150,7 +150,7 @@ def plan_step(
     previous_ids = set(previous.units.ids()) if previous else set()
     kept = previous_ids & set(plan.units.ids())
     counts = summarize_plan(plan, kept | plan.carried.keys())
-    assert len(remaining_units(plan, kept | plan.carried.keys())) == counts.todo_units
+    assert len(remaining_units(plan.units, kept | plan.carried.keys())) == counts.todo_units
     took("count")
     out.put(
         {

@@ -132,7 +132,7 @@ def test_the_remaining_units_are_those_that_are_not_committed(
     plan = make_plan(_source(archive), limits)
     ids = plan.units.ids()
     committed = data.draw(st.sets(st.sampled_from([*ids, "of another plan"])))
-    remaining = remaining_units(plan, committed)
+    remaining = remaining_units(plan.units, committed)
     assert remaining.ids() == [unit for unit in ids if unit not in committed]
     counts = summarize_plan(plan, committed)
     assert counts.units == len(ids)

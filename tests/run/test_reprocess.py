@@ -13,8 +13,6 @@ import pytest
 
 from segcore.config.schema import RunOptions
 from segcore.errors import SegcoreError, UsageError
-from segcore.lease.hold import hold_lease
-from segcore.lease.lease import LeaseHeld
 from segcore.output.layout import OutputLayout
 from segcore.run.budget import Budget
 from segcore.run.segment import segment
@@ -305,19 +303,6 @@ def test_damaged_results_are_not_published(folder: Path) -> None:
     assert (damaged.status, damaged.exit_code) == ("damaged", 1)
     assert "segcore verify finds problems" in damaged.reasons[0]
     assert _latest(folder)["edition"] != damaged.edition
-
-
-@pytest.mark.parametrize("if_busy", ["fail", "skip"])
-def test_another_call_is_at_work(folder: Path, if_busy: str) -> None:
-    lease = OutputLayout(str(folder / "out")).reprocess_lease
-    with hold_lease(storage, lease, 60.0):
-        if if_busy == "fail":
-            with pytest.raises(LeaseHeld):
-                night(folder)
-        else:
-            report = night(folder, "schedule.if_busy=skip")
-            assert (report.status, report.exit_code) == ("busy", 0)
-    assert _latest(folder) == {}
 
 
 @pytest.mark.slow

@@ -109,6 +109,16 @@ class DyingModel(BrightModel):
         os._exit(7)
 
 
+class StuckModel(BrightModel):
+    """The same edition; each process waits for ever at its second batch."""
+
+    def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
+        """As `BrightModel.forward`, once."""
+        if self.batches:
+            threading.Event().wait()
+        return super().forward(prepared)
+
+
 class LoggedModel(BrightModel):
     """Writes a line for each image to FAKE_MODEL_LOG/<pid>: when, its parent, its first pixel.
 

@@ -16,6 +16,7 @@ from segcore.storage import Storage
 from tests.support.jobs import BRIGHT_MODEL, job_config
 
 BLIND_MODEL = "tests.support.fake_models:BlindModel"
+STUCK_MODEL = "tests.support.fake_models:StuckModel"
 
 
 def night_config(folder: Path, *sets: str, model: str = BRIGHT_MODEL) -> ReprocessConfig:
