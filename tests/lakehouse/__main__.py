@@ -24,7 +24,7 @@ def main() -> int:
     tools = Path(sys.executable).parent  # the S3 server is one of them
     path = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
-    command = [str(python), "-m", "pytest", "-q", *arguments]
+    command = [str(python), "-m", "pytest", "-q", "-rs", *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables).returncode
 
 
