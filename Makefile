@@ -80,7 +80,7 @@ test-ray:
 
 .PHONY: faults
 faults: $(VENV)/.test ## run the tests that kill, hang and cut whole jobs, and other long ones (half an hour; CI)
-	$(PYTEST) $(PARALLEL) --timeout 600 -m "faults and not chaos and not cluster"
+	$(PYTEST) -rs $(PARALLEL) --timeout 600 -m "faults and not chaos and not cluster"
 
 .PHONY: floors
 floors: ## run the fast tests with the oldest versions of the dependencies that are allowed
@@ -113,7 +113,7 @@ lakehouse: $(VENV)/.test ## publish to Iceberg and Delta tables, in an environme
 
 .PHONY: cluster
 cluster: $(VENV)/.test ## run cluster/ before validators, on a real Slurm (root), Ray job server and Prometheus (an hour)
-	$(PYTEST) --timeout 3600 -m cluster
+	$(PYTEST) -rs --timeout 3600 -m cluster
 
 .PHONY: triton
 triton: $(VENV)/.test ## run the kernels for GPUs in Triton's interpreter, in an environment of its own (1 GB)

@@ -2,7 +2,8 @@
 
 A node whose disk, network, driver or installation is broken fails unit after unit while all others
 work. It is taken out of the pool, and its units are done elsewhere. Where nothing works anywhere,
-that is an outage, and the run ends.
+that is an outage, and the run ends. Where the units run out before there is that much evidence, the
+little that there is must do.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class NodeFailures:
         self.taken_out = taken_out
         self._streaks: Counter[str] = Counter()  # node -> failures since its last success
         self._failing: Counter[str] = Counter()  # the same since the last success anywhere
+        self._errors: dict[str, str] = {}  # node -> its last failure
 
     @property
     def n_consecutive(self) -> int:
@@ -86,6 +88,7 @@ class NodeFailures:
             return Verdict.GO_ON
         self._streaks[node] += weight
         self._failing[node] += weight
+        self._errors[node] = error
         is_bad = self._streaks[node] >= MAX_CONSECUTIVE_FAILURES
         if not is_bad and self.n_consecutive < MAX_CONSECUTIVE_FAILURES:
             return Verdict.GO_ON
@@ -96,6 +99,25 @@ class NodeFailures:
         if not is_bad:
             return Verdict.GO_ON
         return self._take_out(node, error)
+
+    def take_out_at_end(self) -> list[str]:
+        """Take nodes out that failed in a row while others worked, once there are no units left.
+
+        Failures since the last success anywhere do not count: they may be the begin of an outage.
+
+        Returns:
+            Their ids.
+        """
+        failing = [
+            node
+            for node, count in self._streaks.items()
+            if node not in self.taken_out and count - self._failing[node] >= _MIN_EVIDENCE
+        ]
+        if not failing or not self._view().able - self.taken_out.keys() - set(failing):
+            return []
+        for node in failing:
+            self._take_out(node, self._errors[node])
+        return failing
 
     def record_deaths(self, deaths: Mapping[str, int]) -> tuple[Verdict, str]:
         """Take a node out whose processes die while those of other nodes live.

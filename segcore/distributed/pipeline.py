@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ _RESTART_OPTIONS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
 _DEATHS_INTERVAL_S = 5.0
 _SNAPSHOT_TIMEOUT_S = 5
 _DRAIN_TIMEOUT_S = 10
+_END_TIMEOUT_S = 15.0  # for a node that has not begun to work when all is done
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ class Pipeline:
         # In `split`, what is read of a bundle would be in memory at once.
         max_units = 1 if self._pool.readers else max_bundle_units(units.table)
         yield from self._run_units(units, self._pool_stages, max_units)
+        if len(units) >= self._pool.min_actors:
+            self._take_out_silent()
 
     def _pool_stages(self, n_units: int) -> list[_Stage]:
         """The stages of a graph on the nodes that are left."""
@@ -209,17 +212,24 @@ class Pipeline:
                 bad_node = self._take_out_broken()
                 if bad_node is None:
                     raise
+            if not left and bad_node is None:
+                at_end = [self._take_out(node) for node in self._nodes.take_out_at_end()]
+                bad_node = at_end[0] if at_end else None
             if bad_node is not None:
-                taken_out = self._nodes.taken_out
-                again = {unit for unit, failure in failures.items() if failure.node in taken_out}
-                left |= again
-                for unit in again:
-                    del failures[unit]
+                left |= self._forget_failures_of_bad_nodes()
             elif max(sizes) > 1:
                 max_bundle = 1  # the process died of one unit of a bundle: which one?
             else:
                 break  # what is left lost its process
         yield from failures.values()
+
+    def _forget_failures_of_bad_nodes(self) -> set[str]:
+        """The units that failed on nodes that are taken out; others are to do them."""
+        failures, taken_out = self._failures, self._nodes.taken_out
+        again = {unit for unit, failure in failures.items() if failure.node in taken_out}
+        for unit in again:
+            del failures[unit]
+        return again
 
     def _judge(self, outcome: UnitOutcome) -> str | None:
         """Count an outcome; returns the id of a node that is to be taken out.
@@ -277,6 +287,22 @@ class Pipeline:
             taken_out[node] = error
             self._take_out(node)
         return next(iter(broken), None)
+
+    def _take_out_silent(self) -> None:
+        """Take out the nodes on which no actor could begin before the units ran out."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # all units are through: nothing is lost by this
+            nodes = cluster.live_nodes()
+            if not self._pool.fills(nodes):
+                return  # some may have nothing to do
+            able = {node.node_id for node in nodes if self._pool.fits_on(node)}
+            seen = ray.get(self._progress.nodes_seen.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            silent = able - seen - self._nodes.taken_out.keys()
+            broken = find_broken_nodes(silent, self._spec.code, _END_TIMEOUT_S)
+            for node, error in broken.items():
+                self._nodes.taken_out[node] = error
+                self._take_out(node)
 
     def _outage(self, outcome: UnitOutcome) -> SegcoreError:
         """The error of a run that no node can go on with, after this outcome."""

@@ -61,6 +61,11 @@ class PoolSize:
         """Whether the node has room for an actor."""
         return _count_fitting_actors(self.cpus, self.gpus, [node]) > 0
 
+    def fills(self, nodes: Sequence[NodeResources]) -> bool:
+        """Whether there are so many of these actors that each node must have one."""
+        room = _count_fitting_actors(self.cpus, self.gpus, nodes)
+        return not self.grows and self.min_actors >= room
+
     def on_nodes(self, nodes: Sequence[NodeResources]) -> PoolSize:
         """As many of these actors as fit on the nodes that are left; more come where it `grows`.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from segcore.errors import ClusterError
 from segcore.text import one_line
 
-_ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 class PoolFailed(ClusterError):
@@ -22,7 +22,9 @@ class PoolFailed(ClusterError):
         )
 
 
-def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
+def find_broken_nodes(
+    nodes: Collection[str], code: str, timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[str, str]:
     """The nodes that run no task, or have another segcore than the driver; one task tries each.
 
     Where a module is missing or the disk is full, an actor cannot even begin, and Ray does not tell
@@ -55,7 +57,7 @@ def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
         ).remote(): node
         for node in nodes
     }
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_TIMEOUT_S)
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
     broken = {}
     for answer in ready:
         try:

@@ -103,6 +103,7 @@ class ProgressActor(ProgressCounter):
         self._exporter = MetricsExporter(edition) if edition else None
         self._registered: list[bytes] = []
         self._nodes: dict[str, str] = {}  # actor id -> its node
+        self._nodes_seen: set[str] = set()
         self._deaths: Counter[str] = Counter()  # node -> since it committed a unit
         self._log: deque[Entry] = deque(maxlen=_MAX_LOG_ENTRIES)
 
@@ -118,6 +119,7 @@ class ProgressActor(ProgressCounter):
             self._committed = replace(self._committed, deaths=self._committed.deaths + 1)
             self.measure({("segcore_retries_total", "process"): 1})
         self._nodes[actor_id] = node
+        self._nodes_seen.add(node)
         self.measure({("segcore_workers", ""): len(self._nodes)})
 
     def complete_on(self, node: str, unit: str, counts: UnitTotals, n_bytes: int) -> None:
@@ -178,6 +180,10 @@ class ProgressActor(ProgressCounter):
     def placements(self) -> dict[str, str]:
         """Actor id -> node, of all actors that registered since the last `drain`."""
         return dict(self._nodes)
+
+    def nodes_seen(self) -> set[str]:
+        """Nodes on which an actor has ever begun."""
+        return self._nodes_seen
 
     def deaths(self) -> dict[str, int]:
         """Node -> how many of its processes died since it committed a unit."""

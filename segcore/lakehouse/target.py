@@ -23,6 +23,7 @@ DELTA = "delta"
 FORM = (
     "Write iceberg://CATALOG/NAMESPACE.NAME, with a catalog of pyiceberg's configuration, or delta."
 )
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # deltalake paints its errors
 _ICEBERG = re.compile(r"iceberg://([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+)")
 
 
@@ -45,9 +46,8 @@ def translate_errors(describe: Callable[[str, str], SegcoreError]) -> Iterator[N
         raise
     except Exception as error:
         kind = type(error).__name__
-        raise describe(
-            kind, printable(redact(" ".join(str(error).split())))[:300] or kind
-        ) from None
+        text = " ".join(_COLOUR.sub("", str(error)).split())
+        raise describe(kind, printable(redact(text))[:300] or kind) from None
 
 
 @dataclass(frozen=True)

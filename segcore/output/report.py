@@ -229,7 +229,7 @@ class RunReport:
         return [printable(line) for line in self._advice()]
 
     def _advice(self) -> list[str]:
-        lines = self._left_out_lines()
+        lines = [*self._left_out_lines(), *self._node_lines()]
         if self.status == BUDGET_REACHED:
             left = f"{self.units_missing:,} of {plural(self.units, 'unit')}"
             return [
@@ -269,6 +269,11 @@ class RunReport:
         """What was not read or was read otherwise than written: by the listing, and by reading."""
         lines = [*self.input_notes, *describe_left_out(self.notes)]
         return ["Noticed while reading:", *(f"  {line}" for line in lines)] if lines else []
+
+    def _node_lines(self) -> list[str]:
+        """Nodes that need a person, once more: what was said of them is far above."""
+        nodes = self.nodes_taken_out
+        return ["Nodes that did not work:", *(f"  {line}" for line in nodes)] if nodes else []
 
     def _publication_lines(self) -> list[str]:
         """What is published instead of this edition, and how they differ."""

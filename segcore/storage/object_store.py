@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
-from segcore.errors import ObjectNotFound, StorageError
+from segcore.errors import AccessDenied, ObjectNotFound, StorageError
 from segcore.storage.local_disk import translate_errors as translate_disk_errors
 from segcore.storage.remote_errors import (
     is_throttled,
@@ -27,6 +27,7 @@ from segcore.storage.remote_errors import (
 from segcore.storage.retries import Patience, repeat_while_throttled, sleep_before_retry
 from segcore.storage.s3_session import open_session
 from segcore.storage.uris import split
+from segcore.text import redact
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -314,8 +315,17 @@ def write_if_absent(store: Any, uri: str, data: bytes) -> bool:
 
 def copy(store: Any, source: str, target: str) -> None:
     """Let the store copy an object within a bucket; replaces what had this name."""
-    with translate_errors(source):
-        _with_retries(store, lambda: obstore.copy(store, split(source)[2], split(target)[2]))
+    try:
+        with translate_errors(source):
+            _with_retries(store, lambda: obstore.copy(store, split(source)[2], split(target)[2]))
+    except AccessDenied as error:
+        if type(error) is not AccessDenied:
+            raise
+        raise AccessDenied(  # the store does not say which of the two
+            f"{error.message} It was to be copied to {redact(target)}, which needs rights to "
+            "read the one and write the other.",
+            error.hint,
+        ) from error
 
 
 def delete(store: Any, uri: str) -> None:

@@ -136,13 +136,20 @@ def test_a_node_with_another_build_is_taken_out(
         node.kill()
 
 
-def test_a_node_without_segcore_is_taken_out(head: RayHead, work: Path, tmp_path: Path) -> None:
-    """Actors cannot even begin there; that ends the pool once it has been tried three times."""
-    source = write_files(tmp_path / "in", bright_pngs(8 * IMAGES))
+@pytest.mark.parametrize("n_images", [24, 8 * IMAGES])
+def test_a_node_without_segcore_is_taken_out(
+    head: RayHead, work: Path, tmp_path: Path, n_images: int
+) -> None:
+    """Actors cannot even begin there; that ends the pool once it has been tried three times.
+
+    A short job is done before that.
+    """
+    source = write_files(tmp_path / "in", bright_pngs(n_images))
     node = head.add_node("none", _other_build(tmp_path / "build", shutil.rmtree))
     try:
-        said = Job(head, source, tmp_path).check_whole(8 * IMAGES)
+        said = Job(head, source, tmp_path).check_whole(n_images)
         assert "out of the run; its units are done on other nodes" in said
+        assert "Nodes that did not work:" in said
         assert "This node has no segcore (No module named 'segcore')" in said
         assert node.raylet not in _raylets_at_work(work)
     finally:

@@ -2,75 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.manifests import CLUSTER
-from tests.support.bright_images import bright_pngs
+from tests.cluster.policy import POLICY, actions_of, is_allowed, without
 from tests.support.commands import call_segcore
 from tests.support.fake_s3 import FakeS3
 from tests.support.jobs import BRIGHT_MODEL
 from tests.support.run_without_ray import without_ray
-
-POLICY = json.loads((CLUSTER / "aws" / "iam-policy.json").read_text())["Statement"]
-_BUCKET = {"shards": "INPUT-BUCKET", "masks": "OUTPUT-BUCKET"}  # the server has one for both
-
-
-def actions_of(statement: Mapping[str, Any]) -> list[str]:
-    """The actions of a statement, which may name one of them alone."""
-    actions = statement["Action"]
-    return [actions] if isinstance(actions, str) else list(actions)
-
-
-def is_allowed(policy: list[Mapping[str, Any]], action: str, key: str) -> bool:
-    """Whether a policy allows an action.
-
-    Args:
-        key: Of an object; of a listing its prefix, or the key that is missing, where S3 asks
-            whether it may say so.
-    """
-    bucket = f"arn:aws:s3:::{_BUCKET.get(key.partition('/')[0], 'OTHER')}"
-    resource = bucket if action == "s3:ListBucket" else f"{bucket}/{key}"
-    for statement in policy:
-        prefixes = statement.get("Condition", {"StringLike": {"s3:prefix": ["*"]}})
-        assert set(prefixes) == {"StringLike"}
-        assert set(prefixes["StringLike"]) == {"s3:prefix"}
-        if (
-            action in actions_of(statement)
-            and fnmatch.fnmatchcase(resource, statement["Resource"])
-            and any(fnmatch.fnmatchcase(key, one) for one in prefixes["StringLike"]["s3:prefix"])
-        ):
-            return True
-    return False
-
-
-def without(sid: str, action: str) -> list[Mapping[str, Any]]:
-    """The policy without one of its rights."""
-    policy = []
-    for statement in POLICY:
-        actions = actions_of(statement)
-        if statement["Sid"] == sid:
-            actions.remove(action)
-        policy.append({**statement, "Action": actions})
-    return policy
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeS3]:
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    files = {f"shards/{name}": data for name, data in bright_pngs(6).items()}
-    with FakeS3({**files, "private/x.png": b"x"}) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        yield server
 
 
 def segment(

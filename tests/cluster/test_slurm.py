@@ -63,10 +63,16 @@ def segment(source: str, output: Path, *more: str) -> tuple[str, ...]:
 
 
 def wait_for_the_end(slurm: SlurmMachine, job: str, log: Path) -> dict[str, str]:
+    hastened: set[str] = set()  # by their counts of restarts
+
     def ended() -> bool:
         state = slurm.job(job)
-        if state["JobState"] == "PENDING" and state["Restarts"] != "0":
-            slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        restarts = state["Restarts"]
+        if state["JobState"] == "PENDING" and restarts != "0" and restarts not in hastened:
+            # Slurm would wait two minutes. A start in the very second of the requeue is refused as
+            # "Job credential revoked": that of the start before ended then.
+            slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+            hastened.add(restarts)
         return state["JobState"] in ENDED
 
     wait_for(ended, f"end of job {job}", lambda: describe(slurm, job, log), _JOB_S)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sysconfig
-import venv
 from functools import cache
 from pathlib import Path
 
 import ray
 
-from tests.support.paths import ROOT
+from tests.support.environments import environment
 
-FOLDER = ROOT / ".venv-cluster"
 PACKAGES = (
     f"ray[default]=={ray.__version__}",
     "check-jsonschema==0.39.*",
@@ -28,18 +25,7 @@ PACKAGES = (
 @cache
 def cluster_python() -> Path:
     """Python of an environment with what this one has, and `PACKAGES`; made on first use."""
-    python, complete = FOLDER / "bin" / "python", FOLDER / "complete"
-    if complete.exists() and complete.read_text() == str(PACKAGES):
-        return python
-    venv.create(FOLDER, clear=True, with_pip=True)
-    packages = subprocess.check_output(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-    ).strip()
-    (Path(packages) / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "-q", *PACKAGES], check=True)
-    complete.write_text(str(PACKAGES))
-    return python
+    return environment(".venv-cluster", PACKAGES, sees_this_one=True)
 
 
 def run_tool(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

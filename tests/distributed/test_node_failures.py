@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -103,6 +104,33 @@ def test_an_outage_seen_by_one_actor_on_many_nodes_ends_after_a_few_nodes():
     assert len(failures.taken_out) == 2
 
 
+def test_a_node_that_failed_while_others_worked_is_taken_out_when_the_units_run_out():
+    failures = _failures("ABC")
+    _fail(failures, "AAABB")
+    assert failures.take_out_at_end() == []  # perhaps an outage has begun
+    failures.record_success("C")
+    assert failures.take_out_at_end() == ["A"]  # of B there is too little evidence
+    assert failures.taken_out == {"A": "error on A"}
+    assert failures.take_out_at_end() == []
+
+
+def test_the_last_node_is_not_taken_out_when_the_units_run_out():
+    view = ClusterView(frozenset("AB"), frozenset("AB"))
+    failures = NodeFailures(lambda: view, {})
+    _fail(failures, "AAA")
+    failures.record_success("B")
+    view = ClusterView(frozenset("A"), frozenset("A"))  # B is gone
+    assert failures.take_out_at_end() == []
+
+
+def test_a_node_that_works_again_is_not_taken_out_when_the_units_run_out():
+    failures = _failures("AB")
+    _fail(failures, "AAAAA")
+    failures.record_success("A")
+    failures.record_success("B")
+    assert failures.take_out_at_end() == []
+
+
 def test_setup_failures_weigh_more():
     failures = _failures("AB")
     verdict, n_failures = GO_ON, 0
@@ -137,6 +165,7 @@ def test_restarted_actors_are_deaths_of_their_node_until_it_commits():
     assert progress.snapshot().units == 1
     assert progress.drain() == [b""] * 5
     assert progress.placements() == {}
+    assert progress.nodes_seen() == {"A", "B"}  # at any time
 
 
 class _SimulatedPipeline(Pipeline):
@@ -216,6 +245,43 @@ def test_random_clusters_lose_no_unit_and_end_only_without_a_good_node(seed):
     assert set(pipeline._nodes.taken_out) <= set(bad)
     failed = [o for o in outcomes if o.error]
     assert len(failed) < MAX_CONSECUTIVE_FAILURES * max(len(bad), 1)
+
+
+@pytest.mark.parametrize("n_units", [6, 12, 20])
+def test_a_short_job_names_its_bad_node_and_does_its_units_elsewhere(n_units):
+    pipeline = _SimulatedPipeline({"A": 0.1, "B": 10.0, "C": 12.0}, "A")
+    units = Units(UNITS.table.slice(0, n_units))
+    outcomes = list(pipeline._run_units(units, lambda n: []))
+    assert sorted(o.unit for o in outcomes) == [u.unit for u in units]
+    assert not any(o.error for o in outcomes)
+    assert set(pipeline._nodes.taken_out) == {"A"}
+    assert len(pipeline.sentences) == 1
+
+
+@pytest.mark.parametrize(("silent", "answers"), [("C", {"C": "no segcore"}), ("C", {}), ("", {})])
+def test_nodes_where_nothing_began_are_tried_when_the_units_run_out(monkeypatch, silent, answers):
+    """The units were done before Ray gave up starting actors there."""
+    nodes = [NodeResources(1, 0, name) for name in "ABC"]
+    monkeypatch.setattr(cluster, "live_nodes", lambda: nodes)
+    asked: list[set[str]] = []
+
+    def find(nodes: set[str], *_: Any) -> dict[str, str]:
+        asked.append(nodes)
+        return answers
+
+    monkeypatch.setattr("segcore.distributed.pipeline.find_broken_nodes", find)
+    monkeypatch.setattr("ray.get", lambda answer, timeout: answer)
+    pipeline = _SimulatedPipeline(dict.fromkeys("ABC", 1.0), "")
+    seen = {node.node_id for node in nodes} - set(silent)
+    pipeline._spec = SimpleNamespace(code="x")
+    pipeline._progress = SimpleNamespace(nodes_seen=SimpleNamespace(remote=lambda: seen))
+    pipeline._take_out_silent()
+    assert asked == [set(silent)]
+    assert set(pipeline._nodes.taken_out) == set(answers)
+    # Where there are fewer actors than room for them, a node may have had nothing to do.
+    pipeline._pool = PoolSize(2, 2, cpus=1, gpus=0, device="cpu")
+    pipeline._take_out_silent()
+    assert len(asked) == 1
 
 
 def test_changed_inputs_are_no_fault_of_a_node():

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
-import venv
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.environments import environment
+from tests.support.paths import ROOT
+
 PACKAGES = (
     "tifffile==2026.*",
     "imagecodecs==2026.*",
@@ -29,21 +28,7 @@ PACKAGES = (
 )
 
 
-def environment() -> Path:
-    """Python of an environment with the readers, beside the packages of this one."""
-    folder = ROOT / ".venv-grid"
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if not complete.exists():
-        print("making .venv-grid (a minute)", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        purelib = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-        (purelib / "own.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", *PACKAGES], check=True)
-        complete.touch()
-    return python
-
-
 if __name__ == "__main__":
-    command = [str(environment()), "-m", "tests.grid.run", *sys.argv[1:]]
+    python = environment(".venv-grid", ("--no-deps", *PACKAGES), sees_this_one=True)
+    command = [str(python), "-m", "tests.grid.run", *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)

@@ -108,6 +108,14 @@ def test_a_preview_tells_what_is_done_and_what_is_left() -> None:
     assert unknown.to_dict()["images"] is None
 
 
+def test_nodes_that_did_not_work_are_named_at_the_end(report: RunReport) -> None:
+    nodes = ("Took rack1 out of the run.", "Took rack2 out of the run.")
+    named = ["Nodes that did not work:", *(f"  {node}" for node in nodes)]
+    assert replace(report, nodes_taken_out=nodes).advice() == named
+    short = replace(report, status="incomplete", units_missing=1, nodes_taken_out=nodes)
+    assert short.advice()[:3] == named
+
+
 def test_warnings_are_counted_and_explained(report: RunReport) -> None:
     assert "warnings" not in report.summary()
     warned = replace(report, warnings={"narrow_range": 1200, "repaired": 1})

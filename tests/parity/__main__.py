@@ -15,30 +15,26 @@ import argparse
 import os
 import subprocess
 import sys
-import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.parity import segment_command
+from tests.support.environments import environment
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "parity"
-VENV = ROOT / ".venv-peers"
 MODELS = {"tests.parity.yolo11": ("n", "s", "m", "l", "x"), "tests.parity.maskrcnn": ("v1", "v2")}
 
 
-def peers_python() -> Path:
-    """Python of the peers' environment, which is created on first use (several GB)."""
-    python = VENV / "bin" / "python"
-    complete = VENV / "complete"
-    if not complete.exists():
-        print("creating the peers' environment (some minutes, several GB)", file=sys.stderr)
-        venv.create(VENV, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet"]
-        # Together, so that torchvision gets the build of torch that it was made for.
-        subprocess.run([*pip, "ultralytics", "torch", "torchvision"], check=True)
-        subprocess.run([*pip, "--editable", str(ROOT)], check=True)
-        complete.touch()
-    return python
+def peers_python(*installs: Sequence[str]) -> Path:
+    """Python of the peers' environment, which is created on first use (several GB).
+
+    Args:
+        installs: Arguments of further calls of `pip install`.
+    """
+    # Together, so that torchvision gets the build of torch that it was made for.
+    peers = ("ultralytics", "torch", "torchvision")
+    return environment(".venv-peers", peers, ("--editable", str(ROOT)), *installs)
 
 
 def peers_environment(build: Path) -> dict[str, str]:

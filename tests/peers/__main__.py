@@ -14,20 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.parity.__main__ import ROOT, peers_environment, peers_python
+from tests.parity.__main__ import peers_environment, peers_python
+from tests.support.paths import ROOT
 
 BUILD = ROOT / "build" / "peers"
 
 
 def peers_python_with_numba() -> Path:
     """Python of the peers' environment, with the extra for segcore's compiled masks."""
-    python = peers_python()
-    complete = python.parent.parent / "complete-fast"
-    if not complete.exists():
-        pip = [str(python), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--editable", f"{ROOT}[fast]"], check=True)
-        complete.touch()
-    return python
+    return peers_python(("--editable", f"{ROOT}[fast]"))
 
 
 def main() -> int:

@@ -24,7 +24,8 @@ from time import monotonic
 
 import psutil
 
-from tests.parity.__main__ import ROOT, peers_environment
+from tests.parity.__main__ import peers_environment
+from tests.support.paths import ROOT
 
 _SAMPLE_INTERVAL_S = 0.2
 

@@ -18,8 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -33,10 +31,11 @@ from segcore.exports.options import ExportOptions
 from segcore.output.results import open_results
 from segcore.storage import Storage
 from tests.exports.conftest import PICTURES, drawn_masks
+from tests.support.environments import environment
 from tests.support.jobs import write_files
 from tests.support.masks_output import write_results
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "readers"
 LIBRARIES = (
     "pycocotools", "supervision==0.31.*", "datumaro==1.13.*", "cvat-sdk[masks]",
@@ -59,26 +58,13 @@ EXPORTS: dict[str, dict[str, object]] = {
 }
 
 
-def environment(name: str, packages: tuple[str, ...]) -> Path:
-    """Python of an environment with these packages, made on first use.
-
-    That of `BESIDE` also has the packages of the one that this runs in.
-    """
-    folder = ROOT / name
-    python = folder / "bin" / "python"
-    complete = folder / "complete"
-    if not complete.exists():
-        print(f"making {name} (some minutes)", file=sys.stderr)
-        if not python.exists():
-            venv.create(folder, with_pip=True)
-            if packages == BESIDE:
-                path = "{}/lib/python{}.{}/site-packages".format(folder, *sys.version_info[:2])
-                Path(path, "segcore.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for package in packages if "peers" in name else (" ".join(packages),):
-            subprocess.run([*pip, *package.split()], check=True)
-        complete.touch()
-    return python
+def reader_python(packages: tuple[str, ...]) -> Path:
+    """Python of the environment with these packages."""
+    if packages == PEERS:  # one after the other: together they have no solution
+        return environment(".venv-exports-peers", *([package] for package in packages))
+    if packages == BESIDE:
+        return environment(".venv-exports-cvat", packages, sees_this_one=True)
+    return environment(".venv-exports", packages)
 
 
 def write_exports() -> None:
@@ -111,17 +97,13 @@ def main() -> int:
     parser.add_argument("--no-server", action="store_true", help="only the libraries")
     arguments = parser.parse_args()
     write_exports()
-    scripts = [
-        ("libraries.py", ".venv-exports", LIBRARIES),
-        ("cvat_function.py", ".venv-exports-cvat", BESIDE),
-    ]
+    scripts = [("libraries.py", LIBRARIES), ("cvat_function.py", BESIDE)]
     if not arguments.no_server:
-        scripts.append(("label_studio_server.py", ".venv-exports-peers", PEERS))
-        scripts.append(("labelme_loader.py", ".venv-exports-peers", PEERS))
+        scripts += [("label_studio_server.py", PEERS), ("labelme_loader.py", PEERS)]
     failed = 0
     with label_studio_backend() as url:
-        for script, name, packages in scripts:
-            python = environment(name, packages)
+        for script, packages in scripts:
+            python = reader_python(packages)
             command = [str(python), str(Path(__file__).parent / script), str(BUILD), url]
             paths = os.environ | {"PYTHONPATH": str(ROOT) if packages == BESIDE else ""}
             failed |= subprocess.run(command, env=paths, check=False).returncode

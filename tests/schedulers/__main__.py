@@ -14,11 +14,10 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = ROOT / ".venv-airflow"
+from tests.support.environments import environment
+from tests.support.paths import ROOT
+
 WORK = ROOT / "build" / "airflow"
 AIRFLOW = "apache-airflow==3.3.*"
 DATE = "2026-11-{:02d}"
@@ -39,7 +38,7 @@ sys.exit(codes[0])
 
 def airflow(*arguments: str) -> str:
     """Output of a command of Airflow; its own exit code says nothing of the task."""
-    environment = {
+    variables = {
         **os.environ,
         "AIRFLOW_HOME": str(WORK / "home"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "cluster" / "airflow"),
@@ -49,19 +48,14 @@ def airflow(*arguments: str) -> str:
         "SEGCORE_RETRY_S": "1",
         "STANDS_FOR_SEGCORE": str(WORK),
     }
-    command = [str(ENVIRONMENT / "bin" / "airflow"), *arguments]
-    done = subprocess.run(command, cwd=WORK, env=environment, capture_output=True, text=True)
+    programs = environment(".venv-airflow", [AIRFLOW]).parent
+    command = [str(programs / "airflow"), *arguments]
+    done = subprocess.run(command, cwd=WORK, env=variables, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
-def make_environment() -> None:
-    """Airflow, and a command that stands for segcore."""
-    if not (ENVIRONMENT / "complete").exists():
-        print(f"making {ENVIRONMENT.name} (some minutes)", file=sys.stderr)
-        venv.create(ENVIRONMENT, with_pip=True)
-        pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet"]
-        subprocess.run([*pip, AIRFLOW], check=True)
-        (ENVIRONMENT / "complete").touch()
+def prepare() -> None:
+    """Airflow with nothing in it, and a command that stands for segcore."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     (WORK / "segcore").write_text(STANDS_FOR_SEGCORE.format(python=sys.executable))
@@ -83,7 +77,7 @@ def run_case(day: int, codes: list[int]) -> tuple[str, list[list[str]]]:
 
 def main() -> int:
     """Run all cases; 1 if one ended otherwise than expected."""
-    make_environment()
+    prepare()
     is_right = True
     for day, (codes, expected, n_calls) in enumerate(CASES, 1):
         state, calls = run_case(day, codes)

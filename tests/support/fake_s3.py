@@ -117,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         """As IAM has it; keys that are deleted together are asked for one by one, later."""
         if key is None:
             return "delete" in query or self.fake.allows("s3:ListBucket", query.get("prefix", ""))
+        if (source := self._copied()) and not self.fake.allows("s3:GetObject", source):
+            return False
         actions = {"PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}
         return self.fake.allows(actions.get(self.command, "s3:GetObject"), key)
 
@@ -137,8 +139,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode())
 
+    def _copied(self) -> str:
+        """The key that a request asks to copy; "" if it brings bytes itself."""
+        source = unquote(self.headers.get("x-amz-copy-source", ""))
+        return source.removeprefix("/").removeprefix(f"{self.fake.bucket}/")
+
     def _put(self, key: str, body: bytes) -> None:
         fake = self.fake
+        if source := self._copied():
+            if source not in fake.objects:
+                self._refuse(404, "NoSuchKey")
+                return
+            body = fake.objects[source]
         with fake.lock:
             exists = key in fake.objects
             if not (exists and self.headers.get("If-None-Match") == "*"):
@@ -146,10 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
                 names = [name for name in self.headers if name.lower().startswith("x-amz-meta-")]
                 fake.metadata[key] = {name: self.headers[name] for name in names}
                 exists = False
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
         if exists:
             self._refuse(412, "PreconditionFailed")
+        elif source:
+            result = f"<CopyObjectResult><ETag>{escape(etag)}</ETag></CopyObjectResult>"
+            self._answer(200, result.encode())
         else:
-            self._answer(200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+            self._answer(200, b"", {"ETag": etag})
 
     def _delete(self, keys: list[str]) -> None:
         with self.fake.lock:

@@ -15,30 +15,11 @@ import argparse
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
-from pathlib import Path
 
+from tests.support.environments import environment
 from tests.support.paths import ROOT
 
-FOLDER = ROOT / ".venv-triton"
 TESTS = ("tests/masks/test_triton.py", "tests/models/test_triton_nms.py")
-
-
-def environment() -> Path:
-    """Python of an environment with Triton, made on first use."""
-    python = FOLDER / "bin" / "python"
-    complete = FOLDER / "complete"
-    if not complete.exists():
-        print(f"making {FOLDER.name} (a minute)", file=sys.stderr)
-        venv.create(FOLDER, with_pip=True)
-        paths = {"base": str(FOLDER), "platbase": str(FOLDER)}
-        packages = Path(sysconfig.get_path("purelib", "venv", paths))
-        (packages / "segcore-tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", "triton>=3.6"], check=True)
-        complete.touch()
-    return python
 
 
 def main() -> int:
@@ -48,7 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--instances", type=int, default=20_000)
     options = parser.parse_args()
-    python = str(environment())
+    python = str(environment(".venv-triton", ["--no-deps", "triton>=3.6"], sees_this_one=True))
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables["PYTHONPATH"] = str(ROOT)
     interpreted = variables | {"TRITON_INTERPRET": "1"}
