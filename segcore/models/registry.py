@@ -131,8 +131,9 @@ def load_checkpoint(name_or_path: str) -> Checkpoint:
         return read_checkpoint(downloads.fetch(name_or_path, _cached_path(name_or_path)))
     if _OBJECT_URI.match(name_or_path):
         raise CheckpointError(
-            f"The checkpoint {redact_link(name_or_path)} must be read by the caller and passed as "
-            "data."
+            f"The checkpoint {redact_link(name_or_path)} lies in an object store, and here it can "
+            "only be a name, a local file or an https:// link.",
+            hint="Copy it to this machine and give its path.",
         )
     if os.path.exists(name_or_path) or _looks_like_path(name_or_path):
         return read_checkpoint(name_or_path)

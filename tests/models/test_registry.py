@@ -89,7 +89,7 @@ def test_weights_that_float16_cannot_hold_are_found_without_a_gpu(tmp_path):
 
 
 def test_object_uris_need_their_bytes():
-    with pytest.raises(CheckpointError, match="must be read by the caller"):
+    with pytest.raises(CheckpointError, match="lies in an object store"):
         load_model("s3://bucket/mine.safetensors", CPU)
 
 
