@@ -1,9 +1,10 @@
 """Whether a Ray cluster on this machine wants a token: Ray itself guesses, and may guess wrong.
 
-A program that starts a Ray of its own leaves a token in the home directory. From then on, a cluster that is started there
-wants that token, and one that was started before does not. With ``auto`` Ray sends the token
-wherever there is one, and a cluster that knows of none breaks off; with ``host:port`` it never
-does, and a cluster that wants it refuses. So it is asked first, which takes a few milliseconds.
+A program that starts a Ray of its own leaves a token in the home directory. From then on, a cluster
+that is started there wants that token, and one that was started before does not. With ``auto`` Ray
+sends the token wherever there is one, and a cluster that knows of none breaks off; with
+``host:port`` it never does, and a cluster that wants it refuses. So it is asked first, which takes
+a few milliseconds.
 A token is sent to this machine alone, unless RAY_AUTH_MODE says so.
 """
 
