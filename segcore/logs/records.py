@@ -120,6 +120,6 @@ def make_formatter(form: str) -> logging.Formatter:
 
 
 def _with_traceback(line: str, fields: Mapping[str, Any]) -> str:
-    if "traceback" not in fields:
+    if not fields.get("traceback"):
         return line
     return line + "\n" + textwrap.indent(fields["traceback"], _INDENT, lambda _: True)

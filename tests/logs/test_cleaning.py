@@ -6,7 +6,7 @@ import json
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segcore.logs.cleaning import clean, clean_line
@@ -74,6 +74,7 @@ def test_what_is_no_secret_stays() -> None:
 
 
 @given(st.text())
+@example("\n")
 def test_a_record_is_one_line_without_control_characters(text: str) -> None:
     record = _record(text, image=text, traceback=text)
     for formatter in FORMATTERS:
