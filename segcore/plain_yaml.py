@@ -7,6 +7,8 @@ written in sixties (``1:00:00:...``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -42,23 +44,39 @@ def _wrong(problem: str, node: Any) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def parse_yaml(text: str, name: str) -> Any:
-    """The one document of a text, as plain values; None where it is empty.
+@contextmanager
+def plain_loader(text: str, name: str) -> Iterator[PlainLoader]:
+    """A loader of a text.
 
     Raises:
-        UsageError: It is no YAML, too long, nested too deeply, or has what is not plain.
+        UsageError: It is too long; or, in the block: it is no YAML, is nested too deeply, or has
+            what is not plain.
     """
     if len(text) > MAX_CHARACTERS:
         raise UsageError(f"{name} is too long: the limit is {MAX_CHARACTERS:,} characters.")
     try:
-        return yaml.load(text, PlainLoader)
+        loader = PlainLoader(text)
+        try:
+            yield loader
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
-        raise UsageError(describe_yaml_error(error, name)) from None
+        raise UsageError(_describe_yaml_error(error, name)) from None
     except RecursionError:
         raise UsageError(f"{name} is nested too deeply.") from None
 
 
-def describe_yaml_error(error: yaml.YAMLError, name: str) -> str:
+def parse_yaml(text: str, name: str) -> Any:
+    """The one document of a text, as plain values; None where it is empty.
+
+    Raises:
+        UsageError: See `plain_loader`.
+    """
+    with plain_loader(text, name) as loader:
+        return loader.get_single_data()
+
+
+def _describe_yaml_error(error: yaml.YAMLError, name: str) -> str:
     """What is wrong, with the line where that is known."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -62,9 +62,8 @@ def load_config(
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not _KEY.fullmatch(key):
-            shown = (
-                f"{redact(key)}=..." if separator else redact(assignment)
-            )  # the value may be a secret
+            # The value may be a secret.
+            shown = f"{redact(key)}=..." if separator else redact(assignment)
             raise UsageError(f"--set {shown}: expected KEY=VALUE, such as --set model.conf=0.3.")
         value = yaml_lines.parse_scalar(text, f"--set {key}")
         _set_value(values, origins, key, value, f"--set {key}")

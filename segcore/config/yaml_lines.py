@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from segcore.errors import UsageError
-from segcore.plain_yaml import MAX_CHARACTERS, PlainLoader, describe_yaml_error
+from segcore.plain_yaml import PlainLoader, plain_loader
 
 MAX_DEPTH = 20
 
@@ -16,7 +16,7 @@ def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Parse one YAML document whose top level is a mapping.
 
     Args:
-        text: The document; at most `MAX_CHARACTERS`.
+        text: The document; at most `segcore.plain_yaml.MAX_CHARACTERS`.
         name: File name for error messages.
 
     Returns:
@@ -25,11 +25,7 @@ def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         UsageError: Not YAML, a duplicate key, an alias, an unsafe tag, too large or too deep.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise UsageError(f"{name} is too long: the limit is {MAX_CHARACTERS:,} characters.")
-    loader: Any = None
-    try:
-        loader = PlainLoader(text)
+    with plain_loader(text, name) as loader:
         root = loader.get_single_node()
         if root is None:
             return {}, {}
@@ -38,13 +34,6 @@ def load_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         lines: dict[str, int] = {}
         _record_lines(root, "", lines, name)
         return loader.construct_document(root), lines
-    except yaml.YAMLError as error:
-        raise UsageError(describe_yaml_error(error, name)) from None
-    except RecursionError:
-        raise UsageError(f"{name} is nested too deeply.") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def parse_scalar(text: str, name: str) -> Any:
