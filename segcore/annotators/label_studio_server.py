@@ -10,7 +10,7 @@ from typing import Any
 
 from segcore.annotators.label_studio import LabelStudioBackend
 from segcore.errors import SegcoreError, UsageError
-from segcore.text import printable
+from segcore.text import parse_json, printable
 
 MAX_BODY_BYTES = 64 << 20
 _READ_TIMEOUT_S = 60.0
@@ -94,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
                 f"A request has at most {MAX_BODY_BYTES >> 20} MiB, and says its length."
             )
         try:
-            body = json.loads(self.rfile.read(int(length)) or b"{}")
-        except (ValueError, RecursionError):
+            body = parse_json(self.rfile.read(int(length)) or b"{}")
+        except ValueError:
             body = None
         if not isinstance(body, dict):
             raise UsageError("The request is no JSON object.")

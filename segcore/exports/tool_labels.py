@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from segcore.exports.label_studio_config import MaskControl, find_control
 from segcore.exports.options import ExportOptions
 from segcore.plain_yaml import parse_yaml
 from segcore.storage import Storage, normalize
-from segcore.text import redact
+from segcore.text import parse_json, redact
 
 _MAX_BYTES = 16 << 20
 _FORMATS = "label-studio, cvat, labelme or yolo-seg"
@@ -92,8 +91,8 @@ def _label_studio(text: str, file: str, options: ExportOptions) -> ToolLabels:
 def _cvat(text: str, file: str, options: ExportOptions) -> ToolLabels:
     """The labels of a task as its constructor shows them under Raw."""
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError):
+        entries = parse_json(text)
+    except ValueError:
         entries = None
     if not isinstance(entries, list):
         raise UsageError("This is no list of labels in JSON.", "Copy the labels from the tab Raw.")

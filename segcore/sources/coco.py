@@ -50,7 +50,7 @@ def open_coco(uri: str, options: SourceOptions, storage: Storage) -> ObjectsSour
 def _file_names(uri: str, options: SourceOptions, storage: Storage) -> list[str]:
     try:
         document: Any = parse_json(storage.read(uri))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{uri} is not valid JSON.") from error
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):

@@ -96,7 +96,7 @@ def _read_manifest(uri: str, input_uri: str, storage: Storage) -> _Inventory:
             (f"{bucket}/{file['key']}", str(file.get("MD5checksum") or ""))
             for file in document["files"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
             f"{redact(uri)} is not the manifest.json of an S3 Inventory.",
             "Its path ends with a date and /manifest.json.",

@@ -203,7 +203,7 @@ def decode_index(data: bytes, task: IndexTask) -> TarIndex | None:
         if entries.schema.remove_metadata() != _SCHEMA or not _is_possible(entries, task.size):
             return None
         return TarIndex(entries, metadata.get(b"segcore.is_damaged") == b"1")
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segcore.errors import CheckpointError
-from segcore.text import printable
+from segcore.text import parse_json, printable
 
 MODEL_TYPES = ("mask2former", "maskformer")
 BACKBONES = ("swin", "maskformer-swin", "resnet")
@@ -200,8 +200,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} has over {MAX_JSON_BYTES} bytes, more than that of any known model."
         )
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data)
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
