@@ -14,8 +14,7 @@ import numpy as np
 from segcore import masks
 from segcore.instances import Instances
 from segcore.text import join_counts, plural
-from segcore.visualize.labels import draw_labels, labels_fit
-from segcore.visualize.overlays import brighten, overlay, picture_scale
+from segcore.visualize.labels import draw_instances
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,16 +139,18 @@ class Prediction:
         """
         from PIL import Image
 
-        scale = picture_scale(self.image, scale)
-        image = self.image if as_read else brighten(self.image)
-        drawn = overlay(image, self.instances.counts, scale)
         texts = [
             f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
         ]
-        if labels is None:
-            labels = labels_fit(texts, drawn.shape)
-        if labels:
-            drawn = draw_labels(drawn, texts, self.boxes * scale)
+        drawn = draw_instances(
+            self.image,
+            self.instances.counts,
+            texts,
+            self.boxes,
+            scale=scale,
+            labels=labels,
+            as_read=as_read,
+        )
         return Image.fromarray(drawn)
 
     def save_plot(self, path: str | os.PathLike[str], scale: float | None = None) -> Path:

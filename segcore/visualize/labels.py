@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segcore.text import printable
-from segcore.visualize.overlays import COLOURS
+from segcore.visualize.overlays import COLOURS, brighten, overlay, picture_scale
 
 MAX_LABELS = 60  # on a picture, unless asked for; more hide the masks
 _MAX_COVERED = 0.2  # share of a picture that labels may hide, unless asked for
@@ -31,6 +31,40 @@ def labels_fit(texts: Sequence[str], shape: tuple[int, ...], max_labels: int = M
     covered = sum((right - left + 2 * _PADDING) * (bottom - top + 2 * _PADDING)
                   for left, top, right, bottom in sizes)  # fmt: skip
     return len(texts) <= _ALWAYS_DRAWN or covered <= _MAX_COVERED * shape[0] * shape[1]
+
+
+def draw_instances(
+    image: np.ndarray,
+    counts: Sequence[str | bytes],
+    texts: Sequence[str],
+    boxes: np.ndarray,
+    *,
+    scale: float | None = None,
+    labels: bool | None = None,
+    as_read: bool = False,
+    max_labels: int = MAX_LABELS,
+) -> np.ndarray:
+    """Masks over an image, with a text beside each.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        counts: RLE strings of N masks.
+        texts: N texts.
+        boxes: (N, 4) x, y, width, height in pixels of the image.
+        scale: Size of the picture relative to the image; None: that of the image, but small
+            images are enlarged.
+        labels: Write the texts; None: where there are at most `max_labels`, and they leave the
+            masks to be seen.
+        as_read: Do not brighten a dark image.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    scale = picture_scale(image, scale)
+    drawn = overlay(image if as_read else brighten(image), counts, scale)
+    if labels is None:
+        labels = labels_fit(texts, drawn.shape, max_labels)
+    return draw_labels(drawn, texts, boxes * scale) if labels else drawn
 
 
 def _font(shape: tuple[int, ...]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from segcore.output.image_rows import ImageRecord, read_instances
 from segcore.output.results import Results
 from segcore.text import plural, printable
-from segcore.visualize.labels import MAX_LABELS, draw_labels, labels_fit
+from segcore.visualize.labels import MAX_LABELS, draw_instances
 from segcore.visualize.originals import iter_originals
-from segcore.visualize.overlays import Tile, brighten, overlay, picture_scale
+from segcore.visualize.overlays import Tile
 
 INSTANCE_COLUMNS = (
     "image_id", "category", "score", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "counts", "height",
@@ -117,13 +117,16 @@ def draw_picture(
     """
     if picture.image is None:
         return draw_card(picture.reason, picture.record.status == "ok")
-    image = picture.image if as_read else brighten(picture.image)
-    scale = picture_scale(image, scale)
-    drawn = overlay(image, picture.counts(), scale)
-    texts = picture.labels()
-    if labels is None:
-        labels = labels_fit(texts, drawn.shape, max_labels)
-    return draw_labels(drawn, texts, picture.boxes() * scale) if labels else drawn
+    return draw_instances(
+        picture.image,
+        picture.counts(),
+        picture.labels(),
+        picture.boxes(),
+        scale=scale,
+        labels=labels,
+        as_read=as_read,
+        max_labels=max_labels,
+    )
 
 
 def draw_tile(
