@@ -41,7 +41,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from segcore.exit_codes import ExitCode
 from segcore.text import printable
@@ -83,6 +83,19 @@ class Interrupted(SegcoreError):
     """Somebody stopped the run; what is done stays."""
 
     exit_code = ExitCode.INTERRUPTED
+
+    @classmethod
+    def after(cls, n_done: int, total: str) -> Self:
+        """The error of a run that the same command resumes.
+
+        Args:
+            total: All there was to do, such as ``12 units``.
+        """
+        verb = "is" if n_done == 1 else "are"
+        return cls(
+            f"Stopped. {n_done:,} of {total} {verb} done and kept.",
+            "Run the same command again to resume.",
+        )
 
 
 class UsageError(SegcoreError):

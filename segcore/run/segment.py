@@ -353,10 +353,6 @@ def _interrupt_as_error(job: Job, state: RunState) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         done = len(job.planned & job.parts.committed_units())
-        verb = "is" if done == 1 else "are"
-        stopped = Interrupted(
-            f"Stopped. {done:,} of {plural(len(job.planned), 'unit')} {verb} done and kept.",
-            hint="Run the same command again to resume.",
-        )
+        stopped = Interrupted.after(done, plural(len(job.planned), "unit"))
         stopped.details = tuple(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT]
         raise stopped from None

@@ -148,11 +148,7 @@ def _run(trainer: Trainer) -> dict[str, Tensor]:
     try:
         return trainer.run()
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped. {trainer.epoch} of {plural(trainer.config.epochs, 'epoch')} "
-            f"{'is' if trainer.epoch == 1 else 'are'} done and kept.",
-            "Run the same command again to resume.",
-        ) from None
+        raise Interrupted.after(trainer.epoch, plural(trainer.config.epochs, "epoch")) from None
 
 
 def _log_and_tell(notify: Callable[[str], None]) -> Callable[[str], None]:
