@@ -277,16 +277,18 @@ class Pipeline:
         Raises:
             ClusterError: They are all.
         """
-        taken_out = self._nodes.taken_out
         able = {node.node_id for node in cluster.live_nodes() if self._pool.fits_on(node)}
-        able -= taken_out.keys()
+        able -= self._nodes.taken_out.keys()
         broken = find_broken_nodes(able, self._spec.code)
         if able and broken.keys() >= able:
             raise ClusterError(next(iter(broken.values())))
-        for node, error in broken.items():
-            taken_out[node] = error
-            self._take_out(node)
+        self._take_out_all(broken)
         return next(iter(broken), None)
+
+    def _take_out_all(self, broken: Mapping[str, str]) -> None:
+        for node, error in broken.items():
+            self._nodes.taken_out[node] = error
+            self._take_out(node)
 
     def _take_out_silent(self) -> None:
         """Take out the nodes on which no actor could begin before the units ran out."""
@@ -299,10 +301,7 @@ class Pipeline:
             able = {node.node_id for node in nodes if self._pool.fits_on(node)}
             seen = ray.get(self._progress.nodes_seen.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
             silent = able - seen - self._nodes.taken_out.keys()
-            broken = find_broken_nodes(silent, self._spec.code, _END_TIMEOUT_S)
-            for node, error in broken.items():
-                self._nodes.taken_out[node] = error
-                self._take_out(node)
+            self._take_out_all(find_broken_nodes(silent, self._spec.code, _END_TIMEOUT_S))
 
     def _outage(self, outcome: UnitOutcome) -> SegcoreError:
         """The error of a run that no node can go on with, after this outcome."""
