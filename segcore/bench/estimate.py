@@ -9,7 +9,7 @@ from segcore.errors import DamagedOutput, UsageError
 from segcore.output.documents import read_document
 from segcore.output.preview import Preview
 from segcore.storage import Storage
-from segcore.text import format_bytes, format_duration, printable
+from segcore.text import format_bytes, format_duration, plural, printable
 
 _HINT = "Make it with `segcore bench INPUT --model MODEL --json > bench.json`, whole job included."
 
@@ -56,7 +56,7 @@ class Estimate:
     def summary(self) -> str:
         """A sentence or two for people."""
         job = self.measured
-        images = f"{self.images:,} images" if self.is_counted else f"some {self.images:,} images"
+        images = ("" if self.is_counted else "some ") + plural(self.images, "image")
         size = "" if self.is_counted else f" of {format_bytes(round(job.bytes_per_image))}"
         return (
             f"Expected: {images}{size} in {format_duration(self.seconds)} on one machine like that "
