@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,20 +21,13 @@ from segcore.run.prune import PruneReport, prune
 from segcore.run.publish import publish_edition
 from segcore.run.segment import segment
 from segcore.storage import Storage
-from tests.support import serial_run
 from tests.support.bright_images import bright_pngs
 from tests.support.commands import call_segcore
 from tests.support.jobs import job_config, write_files
 from tests.support.run_without_ray import ProcessKilled, killed_when
 
+pytestmark = pytest.mark.usefixtures("serial")
 storage = Storage()
-
-
-@pytest.fixture(autouse=True)
-def _no_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        serial_run.without_ray(patch)
-        yield
 
 
 def _edition(folder: Path, conf: float, *sets: str) -> RunReport:

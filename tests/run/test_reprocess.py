@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from segcore.output.layout import OutputLayout
 from segcore.run.budget import Budget
 from segcore.run.segment import segment
 from segcore.storage import Storage
-from tests.support import serial_run
 from tests.support.bright_images import bright_png, bright_pngs
 from tests.support.commands import call_segcore
 from tests.support.jobs import BRIGHT_MODEL, job_config, write_files
@@ -25,21 +24,8 @@ from tests.support.nights import BLIND_MODEL, fresh_rows, night, night_config, p
 from tests.support.run_without_ray import ProcessKilled, killed_when
 
 NEW_MODEL = "model.conf=0.5"
+pytestmark = pytest.mark.usefixtures("serial")
 storage = Storage()
-
-
-@pytest.fixture(autouse=True)
-def _no_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        serial_run.without_ray(patch)
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An archive of seven images."""
-    write_files(tmp_path / "in", bright_pngs(7))
-    return tmp_path
 
 
 def _latest(folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,26 +14,11 @@ from segcore.run.job import Job
 from segcore.run.passes import Notify, Pass, RunState
 from segcore.storage import Storage
 from tests.support import serial_run
-from tests.support.bright_images import bright_pngs
-from tests.support.jobs import write_files
 from tests.support.lease_files import foreign_holder
 from tests.support.nights import night
 
+pytestmark = pytest.mark.usefixtures("serial")
 storage = Storage()
-
-
-@pytest.fixture(autouse=True)
-def _no_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        serial_run.without_ray(patch)
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An archive of seven images."""
-    write_files(tmp_path / "in", bright_pngs(7))
-    return tmp_path
 
 
 def _is_published(folder: Path) -> bool:
