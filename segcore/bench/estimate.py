@@ -12,6 +12,7 @@ from segcore.storage import Storage
 from segcore.text import format_bytes, format_duration, plural, printable
 
 _HINT = "Make it with `segcore bench INPUT --model MODEL --json > bench.json`, whole job included."
+_LEAST, _MOST = 1e-6, 1e12  # images a second, and bytes of an image: others are no measurement
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def read_bench(storage: Storage, uri: str) -> MeasuredJob:
             float(job["job_images_per_s"]),
             float(job["bytes_per_image"]),
         )
-    except (DamagedOutput, KeyError, TypeError, ValueError) as error:
+    except (DamagedOutput, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{uri} is not a result of `segcore bench --json`.", hint=_HINT) from error
-    if not (
-        0 < measured.images_per_s < float("inf") and 0 < measured.bytes_per_image < float("inf")
+    if not all(
+        _LEAST <= value <= _MOST for value in (measured.images_per_s, measured.bytes_per_image)
     ):
         raise UsageError(f"{uri} holds no speed: {measured.images_per_s} images/s.", hint=_HINT)
     return measured

@@ -75,6 +75,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         (BENCH | {"job": BENCH["job"] | {"job_images_per_s": float("nan")}}, "no speed"),
         (BENCH | {"job": BENCH["job"] | {"bytes_per_image": -1}}, "no speed"),
         (BENCH | {"job": BENCH["job"] | {"bytes_per_image": float("inf")}}, "no speed"),
+        (BENCH | {"job": BENCH["job"] | {"job_images_per_s": 1e-308}}, "no speed"),
+        (BENCH | {"job": BENCH["job"] | {"bytes_per_image": 1e-300}}, "no speed"),
+        (BENCH | {"job": BENCH["job"] | {"job_images_per_s": 10**400}}, "not a result"),
+        (BENCH | {"machine": BENCH["machine"] | {"cores": float("inf")}}, "not a result"),
     ],
 )
 def test_what_is_no_result_is_refused_by_name(
