@@ -12,8 +12,10 @@ from segcore.text import format_duration, plural
 
 _PACE_WINDOW_S = 300.0  # the pace is that of the last minutes
 _STALL_S = 60.0  # from here on the line says that nothing happens
-# No time left is told from the first images: workers are warming up.
+# No time left is told from the first images: workers are warming up. Archives of one or two units
+# commit too late to wait for that, so a share of the images does as well.
 _MIN_UNITS_FOR_ETA = 2
+_MIN_SHARE_FOR_ETA = 0.1
 _MIN_SECONDS_FOR_ETA = 10.0
 _MAX_PROBLEM_CHARACTERS = 120
 
@@ -99,9 +101,9 @@ class ProgressLine:
         return max(0.0, (self._history[-1][1] - images) / seconds) if seconds > 0 else 0.0
 
     def _remaining_seconds(self, progress: ProgressSnapshot, now: float) -> float | None:
-        """Seconds to go at this pace; None where too little is committed to tell."""
+        """Seconds to go at this pace; None where too little is done to tell."""
         seconds = now - self._work_began
-        if progress.units < _MIN_UNITS_FOR_ETA or seconds < _MIN_SECONDS_FOR_ETA:
+        if seconds < _MIN_SECONDS_FOR_ETA or not self._has_pace(progress):
             return None
         if n_images := self._goal.images or self._estimated_images(progress):
             left = n_images - progress.images - progress.in_progress
@@ -111,6 +113,12 @@ class ProgressLine:
         else:
             left, pace = self._goal.units - progress.units, progress.units / seconds
         return max(0.0, left / pace) if pace else None
+
+    def _has_pace(self, progress: ProgressSnapshot) -> bool:
+        if progress.units >= _MIN_UNITS_FOR_ETA:
+            return True
+        n_results = progress.images + progress.in_progress
+        return bool(self._goal.images) and n_results >= _MIN_SHARE_FOR_ETA * self._goal.images
 
     def _estimated_images(self, progress: ProgressSnapshot) -> float:
         """Images of all units, if a byte of the others holds as many as one of those committed.

@@ -42,11 +42,28 @@ def test_the_line_with_a_known_number_of_images():
     )
     assert starting == "starting workers · 0:05"
     assert first == (
-        "250 / 1,000 images, 50 in progress · 30.0/s · 10 failed · 1 / 4 units · ETA -"
+        "250 / 1,000 images, 50 in progress · 30.0/s · 10 failed · 1 / 4 units · ETA 0:23"
     )
     assert second == (
         "500 / 1,000 images, 100 in progress · 30.0/s · 10 failed · 2 / 4 units · ETA 0:13"
     )
+
+
+def test_an_archive_of_one_unit_has_an_estimate_after_a_tenth_of_its_images():
+    _, *lines = _lines(
+        ProgressGoal(200, 1, 10),
+        (5, ProgressSnapshot()),
+        (9, ProgressSnapshot(in_progress=40)),
+        (1, ProgressSnapshot(in_progress=50)),
+    )
+    assert [line.rpartition(" · ")[2] for line in lines] == ["ETA -", "ETA 0:30"]
+    _, *lines = _lines(
+        ProgressGoal(2000, 4, 10),
+        (5, ProgressSnapshot()),
+        (20, ProgressSnapshot(in_progress=199)),
+        (1, ProgressSnapshot(in_progress=210)),
+    )
+    assert [line.rpartition(" · ")[2] for line in lines] == ["ETA -", "ETA 2:59"]
 
 
 def test_without_a_known_number_of_images_the_estimate_goes_by_committed_bytes():
@@ -80,7 +97,7 @@ def test_the_line_of_one_image_is_singular():
     st.lists(st.tuples(st.floats(0, 100), st.integers(0, 500), st.integers(0, 1)), min_size=1),
     st.booleans(),
 )
-def test_no_time_is_told_before_two_units_are_committed(steps, is_known):
+def test_no_time_is_told_before_two_units_are_committed_or_a_tenth_has_results(steps, is_known):
     """And what is called done is what is committed, whatever is in progress."""
     snapshots, units, images = [], 0, 0
     for seconds, in_progress, new_units in steps:
@@ -95,7 +112,7 @@ def test_no_time_is_told_before_two_units_are_committed(steps, is_known):
             assert progress.units == progress.in_progress == 0
             continue
         assert line.startswith(f"{progress.images:,} ")
-        if progress.units < 2:
+        if progress.units < 2 and not (is_known and progress.images + progress.in_progress >= 500):
             assert "ETA -" in line
 
 
