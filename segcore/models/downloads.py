@@ -31,7 +31,8 @@ from segcore.text import printable, redact_link
 MAX_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
 _SHA256_DIGITS = 64
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0  # for a connection, and for any byte to come
+_SLOWEST_BYTES = 30_000  # that have to come in each _TIMEOUT_S
 _FIRST_DELAY_S = 0.5  # before the second attempt; doubles each time
 Progress = Callable[[int, int | None], None]  # bytes so far, total bytes if known
 
@@ -192,7 +193,7 @@ def _transfer(url: str, partial: Path, report: Progress) -> None:
                 f"{redact_link(url)} has {total} bytes, over the limit of {MAX_BYTES}."
             )
         with partial.open("ab") as out:
-            while chunk := response.read(_CHUNK_BYTES):
+            for chunk in _chunks(response):
                 out.write(chunk)
                 received += len(chunk)
                 report(received, total)
@@ -205,6 +206,23 @@ def _transfer(url: str, partial: Path, report: Progress) -> None:
     if total is not None and received != total:
         raise http.client.IncompleteRead(b"", total - received)
     etag_file.unlink(missing_ok=True)
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        TimeoutError: Less than `_SLOWEST_BYTES` came in `_TIMEOUT_S`: a server that sends a byte now
+            and then would never meet the time-out of the connection.
+    """
+    began, n_bytes = time.monotonic(), 0
+    while chunk := response.read1(_CHUNK_BYTES):
+        yield chunk
+        n_bytes += len(chunk)
+        if (now := time.monotonic()) - began >= _TIMEOUT_S:
+            if n_bytes < _SLOWEST_BYTES:
+                raise TimeoutError(f"only {n_bytes} bytes came in {now - began:.0f} s")
+            began, n_bytes = now, 0
 
 
 def _request(url: str) -> urllib.request.Request:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,6 +159,20 @@ def test_a_file_over_the_limit_is_refused(site, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_BYTES", 1000)
     with pytest.raises(CheckpointError, match="over the limit of 1000"):
         downloads.fetch(f"{site.url}/m", tmp_path / "m")
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_left(site, tmp_path, monkeypatch):
+    """Each read has some, so that no time-out of the connection is met."""
+    clock = SimpleNamespace(monotonic=count(step=20).__next__, sleep=lambda _seconds: None)
+    monkeypatch.setattr(downloads, "time", clock)
+    monkeypatch.setattr(downloads, "_SLOWEST_BYTES", len(BODY) + 1)
+    monkeypatch.setattr(downloads, "_CHUNK_BYTES", 1000)
+    with pytest.raises(CheckpointError, match=r"only \d+ bytes came in 40 s"):
+        downloads.fetch(f"{site.url}/m", tmp_path / "m", retries=1)
+    (_, whole), (_, rest) = site.requests
+    assert whole is None
+    assert re.fullmatch(r"bytes=[1-9]\d*-", rest), "it goes on where it stopped"
+    assert not (tmp_path / "m").exists()
 
 
 def test_the_error_for_a_cache_that_cannot_be_written_names_the_variable(site, tmp_path):
