@@ -63,8 +63,10 @@ def command(
         print_json(report.to_dict())
     elif not train_config.log.quiet:
         print_text(report.summary())
-    notify(*report.advice(), level=logging.WARNING)
-    notify(f"To use it: segcore segment INPUT OUTPUT --model {report.checkpoint}")
+    advice = report.advice()
+    notify(*advice, level=logging.WARNING)
+    use_it = "To use it all the same" if advice else "To use it"
+    notify(f"{use_it}: segcore segment INPUT OUTPUT --model {report.checkpoint}")
 
 
 @contextmanager
