@@ -212,8 +212,8 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """The body as it comes.
 
     Raises:
-        TimeoutError: Less than `_SLOWEST_BYTES` came in `_TIMEOUT_S`: a server that sends a byte now
-            and then would never meet the time-out of the connection.
+        TimeoutError: Less than `_SLOWEST_BYTES` came in `_TIMEOUT_S`. A server that sends a byte
+            now and then would never meet the time-out of the connection.
     """
     began, n_bytes = time.monotonic(), 0
     while chunk := response.read1(_CHUNK_BYTES):
