@@ -117,8 +117,9 @@ class ProgressLine:
     def _has_pace(self, progress: ProgressSnapshot) -> bool:
         if progress.units >= _MIN_UNITS_FOR_ETA:
             return True
-        n_results = progress.images + progress.in_progress
-        return bool(self._goal.images) and n_results >= _MIN_SHARE_FOR_ETA * self._goal.images
+        if not self._goal.images:
+            return False
+        return progress.images + progress.in_progress >= _MIN_SHARE_FOR_ETA * self._goal.images
 
     def _estimated_images(self, progress: ProgressSnapshot) -> float:
         """Images of all units, if a byte of the others holds as many as one of those committed.
