@@ -87,17 +87,29 @@ class OptimizerConfig(_StrictModel):
 
 
 class ValidationConfig(_StrictModel):
-    """How the averaged weights are measured; all but conf are stored as the model's defaults."""
+    """How the averaged weights are measured; all but conf are stored as the model's defaults.
+
+    `imgsz`, `iou` and `max_det` are None until it is known what training starts from.
+    """
 
     every: int = Field(1, ge=0, description="Epochs between two measurements; 0: never.")
-    imgsz: int = Field(
-        640, ge=32, multiple_of=32, description="Longest side of the model's input in pixels."
+    imgsz: int | None = Field(
+        None,
+        ge=32,
+        multiple_of=32,
+        description="Longest side of the model's input in pixels. By default that of init, or 640.",
     )
     conf: float = Field(0.01, ge=0, le=1, description="Lowest score that is measured.")
-    iou: float = Field(
-        0.6, gt=0, le=1, description="IoU above which the weaker of two detections is dropped."
+    iou: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="IoU above which the weaker of two detections is dropped. By default that of "
+        "init, or 0.6.",
     )
-    max_det: int = Field(500, ge=1, description="Most instances in one image.")
+    max_det: int | None = Field(
+        None, ge=1, description="Most instances in one image. By default that of init, or 500."
+    )
 
 
 class TrainConfig(_StrictModel):
@@ -149,8 +161,12 @@ class TrainConfig(_StrictModel):
         description="Type of the forward pass (autocast); the loss is always float32.",
     )
     seed: int = Field(0, description="Seed of all random choices.")
-    conf: float = Field(
-        0.25, ge=0, le=1, description="Score threshold that is stored as the model's default."
+    conf: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Score threshold that is stored as the model's default. By default that of "
+        "init, or 0.25.",
     )
     log: LogOptions = Field(
         LogOptions(), description="What is said on stderr; each run keeps a log in the output, too."

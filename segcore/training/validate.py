@@ -73,7 +73,8 @@ def measure_accuracy(
             prepared = [model.preprocess(image)]
             (instances,) = model.postprocess(model.forward(prepared), prepared)
             detections += to_coco_results(image_id, instances, category_ids)
-    return mask_and_box_ap(labelled.truth, labelled.images, detections, config.validation.max_det)
+    max_det = meta.with_options(options).max_det
+    return mask_and_box_ap(labelled.truth, labelled.images, detections, max_det)
 
 
 def checkpoint_categories(truth: GroundTruth) -> list[dict[str, Any]]:
