@@ -91,6 +91,8 @@ class Interrupted(SegcoreError):
         Args:
             total: All there was to do, such as ``12 units``.
         """
+        if n_done == 0:
+            return cls(f"Stopped. 0 of {total} are done.", "The same command begins again.")
         verb = "is" if n_done == 1 else "are"
         return cls(
             f"Stopped. {n_done:,} of {total} {verb} done and kept.",

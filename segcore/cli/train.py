@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +59,8 @@ def command(
     train_config = load_config(config, sets or (), flags, schema=TrainConfig)
     show_log(train_config.log)
     with progress_bar(train_config) as advance:
-        report = train(train_config, restart=restart, config_file=config, progress=advance)
+        arguments = shlex.join([config, *(word for one in sets or () for word in ("--set", one))])
+        report = train(train_config, restart=restart, config_file=arguments, progress=advance)
     if as_json:
         print_json(report.to_dict())
     elif not train_config.log.quiet:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from segcore.text import plural
 from segcore.training.config import TrainConfig
 from segcore.training.files import read_log
 
@@ -25,6 +26,7 @@ in float16).
 | started from | {init} |
 | training images / instances | {train_images} / {train_instances} |
 | measured on | {val_images} images, {val_instances} instances; not trained on, chose the epoch |
+| weights | of epoch {best_epoch} of {epochs} |
 | steps, batch, crop | {steps}, {batch_size}, {crop} px |
 | time | {minutes:.0f} minutes on {hardware} |
 | software | torch {torch}, Python {python} |
@@ -53,7 +55,14 @@ def describe_machine() -> str:
     """Name of the device, without the name of the host."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return f"{plural(torch.get_num_threads(), 'CPU thread')} ({platform.machine()})"
+
+
+def best_epoch(log: list[dict[str, Any]]) -> int:
+    """The epoch whose weights are kept: the first with the highest score, else the last one."""
+    measured = [line for line in log if line["scores"]]
+    best = max(measured or log[-1:], key=lambda line: line["scores"].get("mask_ap", 0.0))
+    return int(best["epoch"])
 
 
 def curve_rows(log: list[dict[str, Any]], max_rows: int = 40) -> str:
@@ -98,6 +107,8 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         seed=config.seed,
         init=config.init or "random weights",
         steps=log[-1]["step"],
+        best_epoch=best_epoch(log),
+        epochs=log[-1]["epoch"],
         minutes=log[-1]["minutes"],
         batch_size=config.batch_size,
         crop=config.augment.crop,

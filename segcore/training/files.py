@@ -80,8 +80,13 @@ class RunFiles:
         with self.log.open("a") as log:
             log.write(json.dumps(asdict(result)) + "\n")
 
+    @property
+    def n_epochs(self) -> int:
+        """Epochs in the log."""
+        return len(self.log.read_bytes().splitlines()) if self.log.exists() else 0
+
     def remove(self) -> None:
-        """Remove all of them."""
+        """Remove all of them but the messages."""
         for path in (self.state, self.best, self.log):
             path.unlink(missing_ok=True)
 

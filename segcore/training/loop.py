@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class Trainer:
     Attributes:
         starting_scores: Those of the weights that training starts from; empty where some of
             them are random, because there is no `init` or its classes are others.
+        changes: Options that were others when the state was saved that was resumed, in words.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trainer:
         self.minutes = 0.0  # spent on steps
         self.best_score = -1.0
         self.starting_scores: dict[str, float] = {}
+        self.changes: list[str] = []
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end; returns the averaged weights of the best epoch.
@@ -223,6 +226,7 @@ class Trainer:
                 "minutes": self.minutes,
                 "best": self.best_score,
                 "starting_scores": self.starting_scores,
+                "config": self.config.model_dump(mode="json"),
             }
         )
 
@@ -248,11 +252,32 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.minutes, self.best_score = state["minutes"], state["best"]
         self.starting_scores = state.get("starting_scores", {})  # which older states lack
+        if "config" in state:
+            self.changes = describe_changes(state["config"], self.config.model_dump(mode="json"))
         return True
 
-    def discard(self) -> None:
-        """Remove what an earlier run left in the output folder."""
+    def discard(self) -> int:
+        """Remove what an earlier run left in the output folder; returns its epochs."""
+        n_epochs = self.files.n_epochs
         self.files.remove()
+        return n_epochs
+
+
+_WITHOUT_EFFECT = ("log", "output", "device", "workers")  # on what is trained
+
+
+def describe_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
+    """What differs between two configurations as JSON, such as ``epochs 6 -> 8``."""
+    changes = []
+    for name, value in after.items():
+        old = before.get(name)
+        if f"{path}{name}" in _WITHOUT_EFFECT:
+            continue
+        if isinstance(value, dict) and isinstance(old, dict):
+            changes += describe_changes(old, value, f"{path}{name}.")
+        elif old != value:
+            changes.append(f"{path}{name} {old} -> {value}")
+    return changes
 
 
 def _describe_score(scores: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from segcore.output.executions import new_execution_id
 from segcore.text import plural
 from segcore.training.config import TrainConfig
 from segcore.training.data import training_notes
+from segcore.training.defaults import with_defaults
 from segcore.training.export import export_checkpoint
 from segcore.training.loop import Progress, Trainer
 from segcore.training.validate import load_validation, measure_accuracy, summarize_scores
@@ -61,8 +62,8 @@ class TrainReport:
         return [
             "The masks are no better than those of the starting weights "
             f"(AP50-95 {before:.3f}, now {self.scores.mask.ap:.3f}).",
-            "Train for longer or with a lower optimizer.lr, or check that the starting weights had "
-            "not seen these images.",
+            "Train for longer (more epochs, with --restart) or with another optimizer.lr, or check "
+            "that the starting weights had not seen these images.",
         ]
 
     def summary(self) -> str:
@@ -97,7 +98,7 @@ def train(
     Args:
         config: The whole configuration; ``load_config(path, schema=TrainConfig)`` reads one.
         restart: Start over; replace what ``config.output`` holds.
-        config_file: Named in the card as what reproduces the run.
+        config_file: Named in the card as what reproduces the run, with options if there were some.
         notify: Takes messages for people while the run goes on.
         progress: Called after each step with epoch (from 0), step, steps of the epoch, loss.
 
@@ -106,6 +107,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM.
     """
     with collect_log(config.log) as log, _errors_in_log():
+        config = with_defaults(config)
         return _train(config, log, restart, config_file, _log_and_tell(notify), progress)
 
 
@@ -126,21 +128,37 @@ def _train(
     labelled = load_validation(config.data, trainer.labelled.truth)
     for note in dict.fromkeys((*training_notes(trainer.labelled), *labelled.notes)):
         notify(note)
-    if restart:
-        trainer.discard()
-    elif trainer.resume():
-        notify(f"Resuming {config.output} after epoch {trainer.epoch}.")
-    n_images, n_objects = trainer.counts
-    notify(
-        f"Training on {plural(n_images, 'image')} with {plural(n_objects, 'object')}: "
-        f"{plural(config.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, "
-        f"measured on {plural(len(labelled.images), 'image')}."
-    )
+    _begin(trainer, restart, notify)
+    if not trainer.finished:
+        n_images, n_objects = trainer.counts
+        notify(
+            f"Training on {plural(n_images, 'image')} with {plural(n_objects, 'object')}: "
+            f"{plural(config.epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, "
+            f"measured on {plural(len(labelled.images), 'image')}."
+        )
     weights = _run(trainer)
     start = trainer.starting_scores
     exported = export_checkpoint(config, weights, labelled, config_file, trainer.counts, start)
     _LOGGER.info("Wrote %s.", exported.checkpoint, extra=KEPT_ONLY)
     return TrainReport(exported.checkpoint, exported.card, exported.scores, start)
+
+
+def _begin(trainer: Trainer, restart: bool, notify: Callable[[str], None]) -> None:
+    """Take up what the output holds, or discard it, and say so."""
+    output = trainer.config.output
+    if restart:
+        if n_done := trainer.discard():
+            notify(f"Starting over: {plural(n_done, 'epoch')} in {output} are discarded.")
+    elif trainer.resume():
+        if trainer.changes:
+            notify(f"Changed since the last start: {', '.join(trainer.changes)}.")
+        if trainer.finished:
+            notify(
+                f"All epochs in {output} are done: measuring and writing the checkpoint again. "
+                "--restart trains anew."
+            )
+        else:
+            notify(f"Resuming {output} after epoch {trainer.epoch}.")
 
 
 def _run(trainer: Trainer) -> dict[str, Tensor]:

@@ -49,13 +49,29 @@ def test_the_keys_of_the_saved_state_do_not_change(
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert set(state) == {
         *("architecture", "model", "average", "optimizer", "epoch", "step", "minutes", "best"),
-        "starting_scores",
+        *("starting_scores", "config"),
     }
-    del state["starting_scores"]  # which version 0.1 did not keep at first
+    del state["starting_scores"], state["config"]  # which version 0.1 did not keep at first
     torch.save(state, tmp_path / "run" / "last.pt")
     assert trainer.resume()
     assert trainer.starting_scores == {}
+    assert trainer.changes == []
     assert list(state["average"]) == list(state["model"]) == list(trainer.model.state_dict())
+
+
+@pytest.mark.slow
+def test_options_that_changed_since_the_last_start_are_named(tiny_config: TrainConfig) -> None:
+    Trainer(tiny_config).save()
+    changed = tiny_config.model_copy(
+        update={
+            "epochs": 8,
+            "workers": 1,  # has no effect on the result
+            "augment": tiny_config.augment.model_copy(update={"noise": 0.0}),
+        }
+    )
+    trainer = Trainer(changed)
+    assert trainer.resume()
+    assert trainer.changes == ["augment.noise 0.2 -> 0.0", "epochs 4 -> 8"]
 
 
 @pytest.mark.faults

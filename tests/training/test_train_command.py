@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
     pieces = sorted((tiny_config.output / "logs").glob("*.log"))
     assert "Done with epoch 2 of 2" in "".join(piece.read_text() for piece in pieces)
     card = Path(report["card"]).read_text()
+    assert f"`segcore train {config_file} --set epochs=2`" in card
+    assert re.search(r"\| weights \| of epoch [12] of 2 \|", card)
     assert "CC0-1.0" in card
     assert f"| {tiny_config.seed} |" in card
     assert hashlib.sha256(Path(report["checkpoint"]).read_bytes()).hexdigest() in card
@@ -59,11 +62,17 @@ def test_the_command_leaves_a_model_that_loads(tiny_config: TrainConfig, tmp_pat
         return read_checkpoint(json.loads(result.stdout)["checkpoint"]).state_dict
 
     initial = weights(first)
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0, again.output
+    assert "All epochs in" in again.stderr
+    assert "Training on" not in again.stderr
+    assert json.loads(again.stdout)["scores"] == report["scores"]
     # Fine-tuning takes over all of its tensors, and --restart really begins anew.
     copy = shutil.copy(report["checkpoint"], tmp_path / "copy.safetensors")
     fine_tuning = [*arguments, "--restart", "--set", f"init={copy}", "--set", "optimizer.lr=1e-9"]
     second = CliRunner().invoke(app, [*fine_tuning, "--set", "epochs=1"])
     assert second.exit_code == 0, second.output
+    assert "Starting over: 2 epochs in" in second.stderr
     before = json.loads(second.stdout)["starting_scores"]
     for name in ("ap", "ap50", "ap75"):
         assert before[f"mask_{name}"] == pytest.approx(report["scores"]["mask"][name], abs=0.02)
@@ -89,6 +98,18 @@ def test_a_stopped_training_says_what_is_kept(
     assert stopped.value.exit_code == ExitCode.INTERRUPTED
     (piece,) = (tiny_config.output / "logs").glob("*.log")
     assert "Ended early: Interrupted: Stopped. 1 of 4 epochs" in piece.read_text()
+
+
+def test_a_training_that_is_stopped_in_its_first_epoch_does_not_speak_of_resuming(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_one_epoch", interrupt)
+    with pytest.raises(Interrupted, match="0 of 4 epochs are done") as stopped:
+        run_training(tiny_config)
+    assert stopped.value.hint == "The same command begins again."
 
 
 @pytest.mark.parametrize(("before", "n_sentences"), [(None, 0), (0.4, 0), (0.5, 2), (0.6, 2)])
