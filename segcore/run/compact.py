@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from segcore.lease.hold import heartbeat_options, hold_lease
 from segcore.output.compacted_rows import CompactedParts
 from segcore.output.compaction import (
     CompactedPointer,
+    CoveredUnit,
     covered_units,
     encode_covered,
     generation_folders,
@@ -84,7 +85,11 @@ def compact(
         found = look_up(storage, layout)
         before, to_do = found, found.needs_compaction(options)
         if to_do:
-            _write_generation(found, options, lease.check, progress)
+            is_resumed = _write_generation(found, options, lease.check, progress)
+            if is_resumed:
+                found = look_up(storage, layout)
+                if found.needs_compaction(options):  # units have come since it was begun
+                    _write_generation(found, options, lease.check, progress)
             deleted += _delete_superseded(storage, layout, options.grace_s, lease.check)
             found = look_up(storage, layout)
         deadline = _deadline(storage, layout, options.grace_s)
@@ -134,11 +139,16 @@ def _write_generation(
     options: CompactOptions,
     check_lease: Callable[[], None],
     progress: Callable[[int, int], None],
-) -> None:
-    """Write all files of a new generation, and let readers take it."""
+) -> bool:
+    """Write all files of a new generation, and let readers take it.
+
+    Returns:
+        Whether it had been begun before, so that it may lack units.
+    """
     storage, layout = found.storage, found.layout
     base = found.pointer.generation if found.pointer else ""
-    files = _unfinished_generation(storage, layout, base, options)
+    files = _unfinished_generation(found, base, options)
+    is_resumed = files is not None
     if files is None:
         files = _new_generation(storage, layout, base, options)
         found = look_up(storage, layout)  # what was withdrawn before the announcement is gone now
@@ -171,6 +181,7 @@ def _write_generation(
     kept = tuple(name for name in previous if name in existing)
     check_lease()
     write_pointer(storage, layout, CompactedPointer(files.name, kept, options.sort))
+    return is_resumed
 
 
 def _begun_document(base: str, options: CompactOptions) -> dict[str, Any]:
@@ -178,18 +189,30 @@ def _begun_document(base: str, options: CompactOptions) -> dict[str, Any]:
 
 
 def _unfinished_generation(
-    storage: Storage, layout: EditionLayout, base: str, options: CompactOptions
+    found: FoundEdition, base: str, options: CompactOptions
 ) -> CompactedLayout | None:
-    """The newest generation, if it was begun with the same options on the same base."""
-    folders = [files for files in generation_folders(storage, layout) if files.name > base]
+    """The newest generation, if it was begun with the same options on the same base.
+
+    And only if all that it is to hold is still read: rows of units that were replaced or withdrawn
+    since would be in its files, and perhaps marked nowhere as such.
+    """
+    storage = found.storage
+    folders = [files for files in generation_folders(storage, found.layout) if files.name > base]
     for files in folders[-1:]:
         try:
-            begun = read_document(storage, files.begun_json)
+            if read_document(storage, files.begun_json) != _begun_document(base, options):
+                return None
+            work = read_covered(storage, files.work)
         except (ObjectNotFound, UsageError):
             return None
-        if begun == _begun_document(base, options) and storage.exists(files.work):
+        if _versions(covered_units(work)) <= _versions(plan_work(found)):
             return files
     return None
+
+
+def _versions(units: Iterable[CoveredUnit]) -> set[tuple[str, int, str]]:
+    """What is to be copied of each unit."""
+    return {(unit.unit, unit.generation, unit.etag) for unit in units}
 
 
 def _new_generation(
