@@ -231,11 +231,13 @@ class RunReport:
     def _advice(self) -> list[str]:
         lines = [*self._left_out_lines(), *self._node_lines()]
         if self.status == BUDGET_REACHED:
-            left = f"{self.units_missing:,} of {plural(self.units, 'unit')}"
+            left = f"{self.units_missing:,} of {plural(self.units, 'unit')} are left."
+            if not self.units_missing:  # of those to be done again
+                left = " ".join(self.errors)
             return [
                 *lines,
                 "The budget of this run (run.max_images, max_seconds, max_cost) is used up: "
-                f"{left} are left. Run the same command again to go on.",
+                f"{left} Run the same command again to go on.",
             ]
         if self.status == INCOMPLETE:
             return lines + _advice_on_incomplete_run(self)
@@ -244,8 +246,10 @@ class RunReport:
                 "Some images have warnings; the images table has their texts (column warnings), "
                 "and docs/output.md explains each."
             )
+        if self.status == SUCCESS:
+            lines += self.errors
         lines += self._publication_lines()
-        if self.units_done_before == self.units and not self.images_retried:
+        if self.units_done_before == self.units and not (self.images_retried or self.errors):
             lines.append(
                 "Nothing was left to do: this edition already has results for every image of this "
                 f"input ({plural(self.images, 'image')}). Use --overwrite to segment them again."

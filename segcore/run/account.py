@@ -12,6 +12,7 @@ from segcore.output.committed import CommittedParts
 from segcore.output.metrics import to_document
 from segcore.output.report import (
     BUDGET_REACHED,
+    COMPLETE,
     INCOMPLETE,
     RUNNING,
     TOO_MANY_FAILED,
@@ -67,8 +68,9 @@ def take_account(job: Job, state: RunState, committed: CommittedParts) -> RunRep
     account = reconcile(planned, counts)
     done_before = _rows_of(counts, job.committed | state.carried)
     new_images = account.images - _sum_images(done_before)
-    failed_again = pc.sum(_rows_of(counts, state.retried)["failed"]).as_py() or 0
-    images_retried = sum(state.retried.values())
+    tried = state.retried.keys() & state.done  # not those that an outage or the budget left
+    failed_again = pc.sum(_rows_of(counts, tried)["failed"]).as_py() or 0
+    images_retried = sum(state.retried[unit] for unit in tried)
     reread = _rows_of(counts, state.reread)
     images_before = sum(state.reread[unit] for unit in reread["unit"].to_pylist())
     new_images += _sum_images(reread) - images_before
@@ -106,6 +108,33 @@ def _status(account: Account, state: RunState, max_failed_fraction: float) -> st
     status = final_status(account, max_failed_fraction)
     is_sound = not state.errors and not account.unbalanced
     return BUDGET_REACHED if status == INCOMPLETE and state.budget.reached and is_sound else status
+
+
+def with_work_left(report: RunReport, state: RunState) -> RunReport:
+    """The report of a run that did not come to all committed units that it was to do again.
+
+    They have their rows of before, so counts alone would make it a success. It is one where only
+    its budget left failed images: some may fail for ever, and take all of it every time.
+    """
+    n_shards = len(state.reread.keys() - state.done)
+    n_images = sum(state.retried[unit] for unit in state.retried.keys() - state.done)
+    is_left = state.budget.reached and report.status in (BUDGET_REACHED, *COMPLETE)
+    errors, status = report.errors, report.status
+    if n_images:
+        errors = (_describe_left(n_images, "failed image", "tried again", is_left), *errors)
+        status = status if is_left else INCOMPLETE
+    if n_shards:
+        what = "read again for more images"
+        errors = (_describe_left(n_shards, "shard", what, is_left), *errors)
+        status = BUDGET_REACHED if is_left else INCOMPLETE
+    return replace(report, status=status, errors=errors)
+
+
+def _describe_left(number: int, noun: str, what: str, is_left: bool) -> str:
+    verb = "could not be"
+    if is_left:
+        verb = f"{'is' if number == 1 else 'are'} left to be"
+    return f"{plural(number, noun)} {verb} {what}."
 
 
 def _describe_errors(

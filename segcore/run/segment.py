@@ -28,16 +28,14 @@ from segcore.output.latest import publish, read_published, should_publish
 from segcore.output.left_out import describe_left_out
 from segcore.output.preview import Preview
 from segcore.output.report import (
-    BUDGET_REACHED,
     COMPLETE,
-    INCOMPLETE,
     NOTHING_FOUND,
     RunReport,
 )
 from segcore.output.rereads import delete_reread_marks, read_reread_marks
 from segcore.planning.plan import Units, remaining_units, select_units
 from segcore.planning.plan_files import write_plan
-from segcore.run.account import MAX_ERRORS_KEPT, new_report, take_account
+from segcore.run.account import MAX_ERRORS_KEPT, new_report, take_account, with_work_left
 from segcore.run.budget import Budget
 from segcore.run.carry_over import carry_over
 from segcore.run.history import log_and_tell, log_end, open_log, record_early_end, utc_now
@@ -269,12 +267,7 @@ def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
     report = replace(report, started=started.started, execution=started.execution, log=started.log)
     if not report.images and not report.units_missing and not job.config.source.allow_empty:
         report = replace(report, status=NOTHING_FOUND)
-    if unread := state.reread.keys() - state.done:
-        is_left = state.budget.reached and report.status in (BUDGET_REACHED, *COMPLETE)
-        verb = "are left to be" if is_left else "could not be"
-        error = f"{plural(len(unread), 'shard')} {verb} read again for more images."
-        status = BUDGET_REACHED if is_left else INCOMPLETE
-        report = replace(report, status=status, errors=(error, *report.errors))
+    report = with_work_left(report, state)
     state.check_lease()
     if report.status in COMPLETE:
         report = _settle(job, state, report, committed)

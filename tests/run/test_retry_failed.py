@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ import pytest
 from PIL import Image
 
 from segcore.config import Config
-from segcore.errors import UsageError
+from segcore.errors import StorageError, UsageError
 from segcore.images import DecodeOptions
 from segcore.inspection.verify import verify_output
+from segcore.output.part_counts import PartCounts
 from segcore.output.parts import Parts
 from segcore.output.tables import results_from_tables
 from segcore.planning.plan import make_plan
 from segcore.run.segment import segment
 from segcore.sources import SourceOptions, open_source
-from segcore.sources.units import UnitLimits
+from segcore.sources.units import Unit, UnitLimits
 from segcore.storage import Storage
 from segcore.worker.image_worker import ImageWorker
 from segcore.worker.read_options import ReadOptions
@@ -28,7 +30,8 @@ from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support import serial_run
 from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.fake_models import RAISES, BrightModel
-from tests.support.jobs import job_config, part_bytes, part_bytes_by_unit
+from tests.support.jobs import job_config, part_bytes, part_bytes_by_unit, write_files
+from tests.support.run_without_ray import without_ray
 
 
 class MendedModel(BrightModel):
@@ -190,3 +193,52 @@ def test_a_run_tries_failed_images_again_when_asked(ray_session, tmp_path):
     assert part_bytes_by_unit(retried.prefix) == part_bytes_by_unit(expected.prefix)
     with pytest.raises(UsageError, match="contradict"):
         segment(_config(source, output), retry_failed=True, overwrite=True)
+
+
+def _two_units_with_failures(folder: Path) -> Config:
+    failing = {f"{seed}.png": _png(seed, RAISES) for seed in (1, 2)}
+    write_files(folder / "in", {**failing, "3.png": _png(3), "4.png": _png(4)})
+    sets = ("plan.images=1", "run.max_failed_fraction=0.5")
+    config = job_config(folder / "in", folder / "out", *sets)
+    assert segment(config).failed == 2
+    return config
+
+
+def test_failed_images_that_an_outage_left_were_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_ray():
+        config = _two_units_with_failures(tmp_path)
+        monkeypatch.setattr(BrightModel, "forward", MendedModel.forward)
+        MendedModel.images_seen = BrightModel.images_seen = 0  # type: ignore[attr-defined]
+        with pytest.MonkeyPatch.context() as outage:
+            outage.setattr(UnitWorker, "segment", _refuse_first(UnitWorker.segment))
+            report = segment(config, retry_failed=True)
+        assert (report.status, report.exit_code) == ("incomplete", 1)
+        assert (report.images_retried, report.images_recovered, report.failed) == (1, 1, 1)
+        assert report.errors == ("1 failed image could not be tried again.", "an outage")
+        report = segment(config, retry_failed=True)
+        assert (report.exit_code, report.images_retried, report.failed) == (0, 1, 0)
+        assert segment(config).nothing_to_do
+
+
+def _refuse_first(method: Callable[..., PartCounts]) -> Callable[..., PartCounts]:
+    calls: list[Unit] = []
+
+    def segment_or_refuse(worker: UnitWorker, unit: Unit, **options: bool) -> PartCounts:
+        calls.append(unit)
+        if len(calls) == 1:
+            raise StorageError("an outage")
+        return method(worker, unit, **options)
+
+    return segment_or_refuse
+
+
+def test_failed_images_that_the_budget_left_were_not_tried(tmp_path: Path) -> None:
+    with without_ray():
+        config = _two_units_with_failures(tmp_path)
+        run = config.run.model_copy(update={"max_images": 1})
+        report = segment(config.model_copy(update={"run": run}), retry_failed=True)
+    assert (report.status, report.exit_code) == ("success", 0)
+    assert (report.images_retried, report.images_this_time, report.failed) == (1, 1, 2)
+    assert "1 failed image is left to be tried again." in report.advice()
