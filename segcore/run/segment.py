@@ -332,11 +332,20 @@ def _nothing_to_do(job: Job, state: RunState) -> bool:
         return False
     if last_run is None or last_run.run != job.plan.run or last_run.status not in COMPLETE:
         return False
-    if not job.storage.exists(job.layout.plan(last_run.run)):
-        return False  # somebody deleted it: readers need it
+    if not all(map(job.storage.exists, _files_that_readers_need(job, last_run.run))):
+        return False  # somebody deleted one
     if not should_publish(job.published, job.edition.name, job.config.run.publish):
         return True
     return job.published == (job.edition.name, job.plan.run)
+
+
+def _files_that_readers_need(job: Job, run: str) -> Iterator[str]:
+    """The files besides parts that this run wrote, and of which it is not known that they exist."""
+    yield job.layout.plan(run)
+    if job.published.edition != job.edition.name:
+        yield job.layout.edition_json
+    if not job.committed <= job.planned:
+        yield job.layout.unlisted(run)
 
 
 @contextmanager
