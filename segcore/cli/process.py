@@ -22,7 +22,8 @@ from segcore.exit_codes import ExitCode
 def run_as_process(main: Callable[[], NoReturn]) -> NoReturn:
     """Call the entry point of a program and end the process with the code that it exits with."""
     # Threads of torch that wait for each other sleep. By default OpenMP lets them spin, so a
-    # training beside other work took three times the CPU time and five times as long.
+    # training beside other work took three times the CPU time and five times as long; without
+    # such work, sleeping costs a few per cent.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     codes: list[int] = []
     # What is registered first is called last: after threads were awaited, and Ray was stopped.
