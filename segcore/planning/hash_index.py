@@ -114,21 +114,19 @@ class HashIndex:
 
     Args:
         digests: The digests of all rows in order, in pieces of any length.
+        n_rows: How many they are.
     """
 
-    def __init__(self, digests: Iterable[Digests]) -> None:
-        pieces: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(_BUCKETS)]
-        self.num_rows = 0
+    def __init__(self, digests: Iterable[Digests], n_rows: int) -> None:
+        filling = [_Bucket(n_rows) for _ in range(_BUCKETS)]
+        first = 0
         for high, low in _gather(digests):
-            rows = np.arange(self.num_rows, self.num_rows + len(high))
-            rows = rows.astype(np.uint32 if rows[-1] < 2**32 else np.int64)
-            self.num_rows += len(rows)
-            for bucket, selected in _split_by_bucket(high):
-                pieces[bucket].append((high[selected], low[selected], rows[selected]))
+            for number, selected in _split_by_bucket(high):
+                filling[number].append(high[selected], low[selected], first + selected)
+            first += len(high)
+        self.num_rows = n_rows
         # Of each bucket: the first 64 bits of its digests, ascending; 32 more bits; their rows.
-        self._buckets: list[tuple[np.ndarray, ...] | None] = []
-        while pieces:
-            self._buckets.insert(0, _sort_bucket(pieces.pop()))
+        self._buckets = [bucket.sort() for bucket in filling]
         self._whole: tuple[np.ndarray, ...] | None = None
         if 0 < self.num_rows <= _UNDIVIDED_ROWS:
             filled = [bucket for bucket in self._buckets if bucket is not None]
@@ -146,6 +144,47 @@ class HashIndex:
             if bucket is not None:
                 found[selected] = _find_in_bucket(bucket, high[selected], low[selected])
         return found
+
+
+class _Bucket:
+    """Digests with the same first bits, and their rows.
+
+    They go into arrays that have room for all of them. Pieces that are joined at the end would
+    take twice the memory, since the allocator does not give back so many small ones.
+
+    Args:
+        n_rows: Of all buckets; each gets about the same share, unless objects are listed often.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        share = n_rows / _BUCKETS
+        capacity = int(share + 6 * share**0.5) + 1
+        row_type = np.uint32 if n_rows < 2**32 else np.int64
+        self._columns = [np.empty(capacity, t) for t in (np.uint64, np.uint32, row_type)]
+        self._n = 0
+
+    def append(self, *values: np.ndarray) -> None:
+        """Add the two parts of digests, and their rows."""
+        stop = self._n + len(values[0])
+        if stop > len(self._columns[0]):
+            room = stop - self._n + stop // 4
+            self._columns = [
+                np.concatenate([column[: self._n], np.empty(room, column.dtype)])
+                for column in self._columns
+            ]
+        for column, new in zip(self._columns, values, strict=True):
+            column[self._n : stop] = new
+        self._n = stop
+
+    def sort(self) -> tuple[np.ndarray, ...] | None:
+        """What was added, by the first part of the digests; None if nothing was."""
+        if not self._n:
+            return None
+        columns = [column[: self._n] for column in self._columns]
+        order = np.argsort(columns[0], kind="stable")
+        for column in columns:
+            column[:] = column[order]
+        return tuple(columns)
 
 
 def _gather(digests: Iterable[Digests]) -> Iterator[Digests]:
@@ -173,14 +212,6 @@ def _split_by_bucket(high: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     bounds = np.searchsorted(numbers, np.arange(_BUCKETS + 1))
     for bucket in np.flatnonzero(np.diff(bounds)).tolist():
         yield bucket, order[bounds[bucket] : bounds[bucket + 1]]
-
-
-def _sort_bucket(pieces: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...] | None:
-    if not pieces:
-        return None
-    high, low, rows = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-    order = np.argsort(high, kind="stable")
-    return high[order], low[order], rows[order]
 
 
 def _find_in_bucket(

@@ -51,7 +51,8 @@ class UnmatchedImages:
 
     def find_lost(self, entries: Listing) -> LostEntries:
         """Those that are not listed in any version; forgets the images."""
-        index = HashIndex(_take_all(self.digests))
+        n_digests = sum(len(piece.high) for piece in self.digests)
+        index = HashIndex(_take_all(self.digests), n_digests)
         is_lost = np.ones(index.num_rows + 1, bool)
         if index.num_rows:
             for uris in entries.column_batches("uri"):

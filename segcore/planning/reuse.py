@@ -78,7 +78,7 @@ def reuse_objects(previous_units: pa.Table, entries: Listing) -> ReusedUnits:
 
     Looks images up by hashes, 16 bytes per image, instead of holding both lists of names.
     """
-    reduction = _Reduction(HashIndex(_entry_digests(entries)), entries.num_rows)
+    reduction = _Reduction(HashIndex(_entry_digests(entries), entries.num_rows), entries.num_rows)
     is_kept = reduction.reduce(previous_units)
     remaining = entries.take_where(~reduction.is_covered[:-1])
     units = pa.concat_tables([previous_units.filter(pa.array(is_kept)), reduction.builder.finish()])
@@ -209,7 +209,7 @@ def reuse_returned(reused: ReusedUnits, unlisted: pa.Table) -> ReusedUnits:
     columns = (loose[name].to_pylist() for name in ("uri", "etag", "unit"))
     images = list(dict.fromkeys(zip(*columns, strict=True)))  # each page of a file is a row
     ids, etags, old_units = ([image[i] for image in images] for i in range(3))
-    index = HashIndex([_version_digests(pa.array(ids), pa.array(etags))])
+    index = HashIndex([_version_digests(pa.array(ids), pa.array(etags))], len(ids))
     is_covered = np.zeros(entries.num_rows, bool)
     members: dict[str, list[tuple[int, Member]]] = {}  # old unit -> (row of `loose`, image)
     start = 0

@@ -332,10 +332,25 @@ def test_a_hash_index_distinguishes_objects_that_share_half_a_hash() -> None:
         high, low = zip(*pairs, strict=True)
         return Digests(np.array(high, np.uint64), np.array(low, np.uint32))
 
-    index = HashIndex([digests([(7, 3), (5, 1)]), digests([(7, 1), (7, 2), (2**63, 0)])])
+    pieces = [digests([(7, 3), (5, 1)]), digests([(7, 1), (7, 2), (2**63, 0)])]
+    index = HashIndex(pieces, 5)
     queries = digests([(7, 2), (7, 9), (2**63, 0), (5, 1), (6, 0), (7, 1), (2**64 - 1, 0), (7, 3)])
     assert index.find(queries).tolist() == [3, -1, 4, 1, -1, 2, -1, 0]
-    assert HashIndex([]).find(queries).tolist() == [-1] * 8
+    assert HashIndex([], 0).find(queries).tolist() == [-1] * 8
+
+
+def test_a_hash_index_finds_each_row_however_the_hashes_are_spread() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 63, 70_000, 1_200_000):
+        for most in (2**64 - 1, 2**58, 3 * 2**58):  # all buckets, one, three
+            high = rng.integers(0, most, n, np.uint64, endpoint=True)
+            digests = Digests(high, np.arange(n, dtype=np.uint32))
+            pieces = [
+                Digests(high[i : i + 9999], digests.low[i : i + 9999]) for i in range(0, n, 9999)
+            ]
+            index = HashIndex(pieces, n)
+            assert np.array_equal(index.find(digests), np.arange(n))
+            assert (index.find(Digests(high, digests.low + np.uint32(n))) == -1).all()
 
 
 texts = st.text("ab\0é/", max_size=9) | st.sampled_from(["a" * 4096, "a" * 4097, "a" * 4096 + "b"])
