@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,11 +38,25 @@ from segcore.storage.listing import CHUNK_ROWS, Listing
 _IMAGES_PER_FOLDER = 1000
 
 
-def peak_rss_mb() -> int:
+def memory_mb(name: str) -> int:
     """Of this process alone; getrusage would count what its parent held when it was started."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match, "peak memory is read from /proc, which this machine lacks"
+    match = re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match, "memory is read from /proc, which this machine lacks"
     return int(match[1]) // 1024
+
+
+class PeakOfOwnMemory(threading.Thread):
+    """Samples what the process cannot give back; pages of temporary files that it maps can go."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mb = 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.mb = max(self.mb, memory_mb("RssAnon"))
+            time.sleep(0.05)
 
 
 def tables(n: int, changed: float, clustered: bool) -> Iterator[pa.Table]:
@@ -121,7 +136,7 @@ def plan_step(
 ) -> None:
     """Plan once, in a fresh process, and put the figures into the queue `out`."""
     times: dict[str, float] = {}
-    at = 0.0
+    at, own_memory = 0.0, PeakOfOwnMemory()
 
     def took(name: str) -> None:
         nonlocal at
@@ -162,7 +177,8 @@ def plan_step(
             "images_to_do": counts.todo_images,
             "plan_bytes": Path(after).stat().st_size,
             "cpu_seconds": times,
-            "peak_rss_mb": peak_rss_mb(),
+            "peak_rss_mb": memory_mb("VmHWM"),
+            "peak_own_mb": own_memory.mb,
         }
     )
 
