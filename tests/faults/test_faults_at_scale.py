@@ -40,7 +40,7 @@ _WORKERS = 4
 _IMAGES_PER_FOLDER = 100
 _MAX_RUNS = 6  # of the same command, until it says that all is done
 
-pytestmark = [pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.timeout(7200)]
 scales = pytest.mark.parametrize(
     "n_units",
     [
