@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from segcore.storage import Storage
 from tests.faults.walked_archive import Version, WalkedArchive
 from tests.support.jobs import job_config
 from tests.support.nights import night
-from tests.support.run_without_ray import ProcessKilled, without_ray
+from tests.support.run_without_ray import ProcessKilled, changes_made_by, without_ray
 
 _STEPS = 40
 _CONFIDENCES = (0.25, 0.5)  # each is an edition
@@ -105,28 +105,19 @@ class Walk:
         """Before the change of storage of this number, the process dies or another command runs."""
         n_changes, main = 0, threading.current_thread()
 
-        def watched(name: str) -> Callable[..., Any]:
-            method = getattr(Storage, name)
+        def make(change: Callable[[], Any], name: str, uri: str) -> Any:
+            nonlocal n_changes
+            n_changes += 1
+            if how == _DEATH and n_changes > number:
+                raise ProcessKilled(uri)
+            if n_changes > number and threading.current_thread() is main:
+                n_changes = -(10**9)
+                other = self._rng.choice([self._segment, self._compact, self._publish])
+                self.log[-1] += f" {other.__name__}"
+                self._call(other)
+            return change()
 
-            def change(storage: Storage, uri: str, *args: Any) -> Any:
-                nonlocal n_changes
-                if "/lease/" not in uri and threading.current_thread().name != "log":
-                    n_changes += 1
-                    if how == _DEATH and n_changes > number:
-                        raise ProcessKilled(uri)
-                    if n_changes > number and threading.current_thread() is main:
-                        n_changes = -(10**9)
-                        other = self._rng.choice([self._segment, self._compact, self._publish])
-                        self.log[-1] += f" {other.__name__}"
-                        self._call(other)
-                return method(storage, uri, *args)
-
-            return change
-
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write", "write_with", "write_if_absent", "delete"):
-                patch.setattr(Storage, name, watched(name))
-            patch.setattr(Storage, "delete_all", _delete_one_by_one)
+        with changes_made_by(make):
             yield
 
     def _segment(self) -> None:
@@ -277,11 +268,6 @@ def _edition_name(folder: Path, conf: float) -> str:
     config = job_config(folder / "in", folder / "out", f"model.conf={conf}")
     model = load_model(config.model.name, config.model.options())
     return make_edition(model.info, config.decode).name
-
-
-def _delete_one_by_one(storage: Storage, uris: Iterable[str]) -> None:
-    for uri in list(uris):
-        storage.delete(uri)
 
 
 def _walk(folder: Path, seeds: Sequence[int], n_steps: int = _STEPS) -> None:

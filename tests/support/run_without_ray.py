@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,35 +51,28 @@ class ProcessKilled(BaseException):
 
 
 def _delete_one_by_one(storage: Storage, uris: Iterable[str]) -> None:
-    for uri in uris:
+    for uri in list(uris):
         storage.delete(uri)
 
 
 @contextmanager
-def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
-    """Within the block, a process dies before some change of storage; nothing changes after that.
+def changes_made_by(make: Callable[[Callable[[], Any], str, str], Any]) -> Iterator[None]:
+    """Within the block, each change of storage is left to `make`.
 
     Leases, which name a process, and logs, which a thread writes, are left out.
 
     Args:
-        is_last: Called with the number of changes so far, ``write`` or ``delete``, and the URI.
+        make: Called with what makes the change, the method's name, such as ``write`` or ``delete``,
+            and the URI.
     """
-    n_changes, is_dead = 0, False
-    lock = threading.Lock()
 
     def watched(name: str) -> Callable[..., Any]:
         method = getattr(Storage, name)
 
         def change(storage: Storage, uri: str, *args: Any) -> Any:
-            nonlocal n_changes, is_dead
             if "/lease/" in uri or threading.current_thread().name == "log":
                 return method(storage, uri, *args)
-            with lock:
-                is_dead = is_dead or is_last(n_changes, name, uri)
-                n_changes += 1
-                if is_dead:
-                    raise ProcessKilled(uri)
-                return method(storage, uri, *args)
+            return make(partial(method, storage, uri, *args), name, uri)
 
         return change
 
@@ -86,4 +80,27 @@ def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
         for name in ("write", "write_with", "write_if_absent", "delete"):
             patch.setattr(Storage, name, watched(name))
         patch.setattr(Storage, "delete_all", _delete_one_by_one)
+        yield
+
+
+@contextmanager
+def killed_when(is_last: Callable[[int, str, str], bool]) -> Iterator[None]:
+    """Within the block, a process dies before some change of storage; nothing changes after that.
+
+    Args:
+        is_last: Called with the number of changes so far, ``write`` or ``delete``, and the URI.
+    """
+    n_changes, is_dead = 0, False
+    lock = threading.Lock()
+
+    def make(change: Callable[[], Any], name: str, uri: str) -> Any:
+        nonlocal n_changes, is_dead
+        with lock:
+            is_dead = is_dead or is_last(n_changes, name, uri)
+            n_changes += 1
+            if is_dead:
+                raise ProcessKilled(uri)
+            return change()
+
+    with changes_made_by(make):
         yield
