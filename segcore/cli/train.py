@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from segcore.cli.console import (
 )
 from segcore.cli.option_help import command_class
 from segcore.cli.stderr_log import LogFormat, LogLevel, Quiet, log_flags, show_log
+from segcore.text import printable, redact
 
 if TYPE_CHECKING:
     from segcore.training.config import TrainConfig
@@ -59,7 +60,7 @@ def command(
     train_config = load_config(config, sets or (), flags, schema=TrainConfig)
     show_log(train_config.log)
     with progress_bar(train_config) as advance:
-        arguments = shlex.join([config, *(word for one in sets or () for word in ("--set", one))])
+        arguments = _without_secrets(config, sets or ())
         report = train(train_config, restart=restart, config_file=arguments, progress=advance)
     if as_json:
         print_json(report.to_dict())
@@ -69,6 +70,15 @@ def command(
     notify(*advice, level=logging.WARNING)
     use_it = "To use it all the same" if advice else "To use it"
     notify(f"{use_it}: segcore segment INPUT OUTPUT --model {report.checkpoint}")
+
+
+def _without_secrets(config: str, sets: Sequence[str]) -> str:
+    """The arguments of the command for the card; a link to a model may hold a password."""
+    words = [config]
+    for assignment in sets:
+        key, separator, value = assignment.partition("=")
+        words += ["--set", f"{key}{separator}{redact(value)}"]
+    return printable(shlex.join(words))
 
 
 @contextmanager

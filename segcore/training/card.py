@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segcore.text import plural
+from segcore.text import plural, redact_link
 from segcore.training.config import TrainConfig
 from segcore.training.files import read_log
 
@@ -105,7 +105,7 @@ def write_card(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
         architecture=config.architecture,
         licence=config.licence,
         seed=config.seed,
-        init=config.init or "random weights",
+        init=redact_link(config.init) if config.init else "random weights",
         steps=log[-1]["step"],
         best_epoch=best_epoch(log),
         epochs=log[-1]["epoch"],

@@ -19,7 +19,8 @@ from segcore.logs.records import KEPT_ONLY
 from segcore.models.registry import load_checkpoint
 from segcore.models.yolo.model import pick_device
 from segcore.models.yolo.network import YOLO11Seg, build_network
-from segcore.text import format_duration
+from segcore.output.edition_changes import describe_differences
+from segcore.text import format_duration, redact
 from segcore.training.config import TrainConfig
 from segcore.training.data import CropDataset, collate, label_images
 from segcore.training.files import EpochResult, RunFiles
@@ -226,7 +227,7 @@ class Trainer:
                 "minutes": self.minutes,
                 "best": self.best_score,
                 "starting_scores": self.starting_scores,
-                "config": self.config.model_dump(mode="json"),
+                "config": _what_is_trained(self.config),
             }
         )
 
@@ -253,7 +254,7 @@ class Trainer:
         self.minutes, self.best_score = state["minutes"], state["best"]
         self.starting_scores = state.get("starting_scores", {})  # which older states lack
         if "config" in state:
-            self.changes = describe_changes(state["config"], self.config.model_dump(mode="json"))
+            self.changes = describe_differences(state["config"], _what_is_trained(self.config))
         return True
 
     def discard(self) -> int:
@@ -263,21 +264,11 @@ class Trainer:
         return n_epochs
 
 
-_WITHOUT_EFFECT = ("log", "output", "device", "workers")  # on what is trained
-
-
-def describe_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
-    """What differs between two configurations as JSON, such as ``epochs 6 -> 8``."""
-    changes = []
-    for name, value in after.items():
-        old = before.get(name)
-        if f"{path}{name}" in _WITHOUT_EFFECT:
-            continue
-        if isinstance(value, dict) and isinstance(old, dict):
-            changes += describe_changes(old, value, f"{path}{name}.")
-        elif old != value:
-            changes.append(f"{path}{name} {old} -> {value}")
-    return changes
+def _what_is_trained(config: TrainConfig) -> dict[str, Any]:
+    """The options that decide about the weights, as JSON without secrets."""
+    without_effect = {"log", "output", "device", "workers"}
+    options = config.model_dump(mode="json", exclude=without_effect)
+    return options | {"init": config.init and redact(config.init)}
 
 
 def _describe_score(scores: dict[str, float]) -> str:

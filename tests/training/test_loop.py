@@ -71,7 +71,7 @@ def test_options_that_changed_since_the_last_start_are_named(tiny_config: TrainC
     )
     trainer = Trainer(changed)
     assert trainer.resume()
-    assert trainer.changes == ["augment.noise 0.2 -> 0.0", "epochs 4 -> 8"]
+    assert trainer.changes == ["augment.noise: 0.2 -> 0.0", "epochs: 4 -> 8"]
 
 
 @pytest.mark.faults

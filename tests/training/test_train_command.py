@@ -112,6 +112,15 @@ def test_a_training_that_is_stopped_in_its_first_epoch_does_not_speak_of_resumin
     assert stopped.value.hint == "The same command begins again."
 
 
+def test_the_card_names_the_options_without_secrets() -> None:
+    arguments = train._without_secrets(
+        "my file.yaml", ["epochs=2", "init=https://user:pass@host/w.pt?token=secret"]
+    )
+    assert arguments.startswith("'my file.yaml' --set epochs=2 --set ")
+    assert "host/w.pt" in arguments
+    assert not any(word in arguments for word in ("user", "pass", "secret"))
+
+
 @pytest.mark.parametrize(("before", "n_sentences"), [(None, 0), (0.4, 0), (0.5, 2), (0.6, 2)])
 def test_a_training_that_gained_nothing_says_so(before: float | None, n_sentences: int) -> None:
     precision = AveragePrecision(0.5, 0.7, 0.6, 0.5, 0.5, 0.5, 0.8, 0.9)
