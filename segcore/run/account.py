@@ -142,7 +142,15 @@ def _describe_errors(
 ) -> tuple[str, ...]:
     """What is wrong: nothing only where the run is a success."""
     errors = list(dict.fromkeys(state.errors.values()))[:MAX_ERRORS_KEPT]
-    lost = [unit for unit in account.missing if unit not in state.errors]
+    unexplained = [unit for unit in account.missing if unit not in state.errors]
+    not_listed = [unit for unit in unexplained if unit in state.done]
+    lost = [unit for unit in unexplained if unit not in state.done]
+    if not_listed:
+        errors.append(
+            f"{plural(len(not_listed), 'unit')} written by this run and not listed, for example "
+            f"{not_listed[0]}: the storage lists objects late, or something deleted them. The same "
+            "command, run again, does what is still missing then."
+        )
     if lost and state.budget.reached:
         errors.append(
             f"{plural(len(lost), 'unit')} left for the next run: the budget of this one "
