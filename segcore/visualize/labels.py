@@ -76,10 +76,11 @@ def _shown(text: str) -> str:
 
 
 def draw_labels(image: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> np.ndarray:
-    """Write a text at the top-left corner of each box, on the colour of its mask in `overlay`.
+    """Write a text beside each box, on the colour of its mask in `overlay`.
 
-    The texts of the first instances, which have the highest scores, lie on top. A text that would
-    reach over the border of the image is moved inside.
+    It lies above the top-left corner of the box or, where another text is, at another corner. The
+    texts of the first instances, which have the highest scores, choose first and lie on top. A
+    text that would reach over the border of the image is moved inside.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
@@ -89,16 +90,47 @@ def draw_labels(image: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> n
         (H, W, 3) uint8 RGB.
     """
     picture = Image.fromarray(image)
-    width = image.shape[1]
     draw = ImageDraw.Draw(picture)
     font = _font(image.shape)
-    for number in reversed(range(len(texts))):
-        text = _shown(texts[number])
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        text_width, text_height = right - left + 2 * _PADDING, bottom - top + 2 * _PADDING
-        x = max(0.0, min(float(boxes[number, 0]), width - text_width))
-        y = max(0.0, float(boxes[number, 1]) - text_height)
+    shown = [_shown(text) for text in texts]
+    letters = np.array([draw.textbbox((0, 0), text, font=font) for text in shown]).reshape(-1, 4)
+    sizes = np.ceil(letters[:, 2:] - letters[:, :2]) + 2 * _PADDING
+    corners = _place(boxes, sizes, (image.shape[1], image.shape[0]))
+    for number in reversed(range(len(shown))):
+        x, y = corners[number]
+        width, height = sizes[number]
         colour = COLOURS[number % len(COLOURS)]
-        draw.rectangle((x, y, x + text_width, y + text_height), fill=colour)
-        draw.text((x + _PADDING - left, y + _PADDING - top), text, fill=(0, 0, 0), font=font)
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+        start = x + _PADDING - letters[number, 0], y + _PADDING - letters[number, 1]
+        draw.text(start, shown[number], fill=(0, 0, 0), font=font)
     return np.asarray(picture)
+
+
+def _place(boxes: np.ndarray, sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Where each text goes: of the places around its box the one that other texts cover least.
+
+    Args:
+        boxes: (N, 4) x, y, width, height.
+        sizes: (N, 2) width, height of the texts.
+        canvas: Width and height of the picture.
+
+    Returns:
+        (N, 2) x, y of the texts' top-left corners.
+    """
+    corners, ends = np.zeros((2, len(boxes), 2))
+    for number, (box, size) in enumerate(zip(np.rint(boxes), sizes, strict=True)):
+        start, end = box[:2], box[:2] + box[2:]
+        above, below = start[1] - size[1], end[1]
+        right, left_of = end[0] - size[0], start[0] - size[0]
+        places = [
+            *((start[0], above), (right, above), (start[0], below), (right, below)),
+            *((end[0], start[1]), (left_of, start[1]), tuple(start), (right, start[1])),
+        ]
+        places_inside = np.clip(places, 0, np.maximum(np.array(canvas) - size, 0))
+        places_end, others, others_end = places_inside + size, corners[:number], ends[:number]
+        overlap = np.minimum(places_end[:, None], others_end)
+        overlap -= np.maximum(places_inside[:, None], others)
+        covered = np.prod(np.maximum(overlap, 0), axis=2).sum(axis=1)
+        best = np.argmin(covered)
+        corners[number], ends[number] = places_inside[best], places_end[best]
+    return corners
