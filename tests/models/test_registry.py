@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import textwrap
 
@@ -17,7 +18,7 @@ from segcore.models.checkpoints import save_safetensors
 from segcore.models.families import PublishedModel
 from segcore.models.registry import BUNDLED, bundled_names, known_names, load_model
 from segcore.models.yolo.network import build_network
-from tests.support.checkpoint_files import half
+from tests.support.checkpoint_files import half, torch_file
 
 CPU = ModelOptions(device="cpu")
 OFFLINE = "http://127.0.0.1:9"  # nothing listens there
@@ -44,6 +45,24 @@ def test_a_model_from_a_local_file_runs(checkpoint_file):
     prepared = [model.preprocess(np.zeros((40, 60, 3), np.uint8))]
     (instances,) = model.postprocess(model.forward(prepared), prepared)
     assert (instances.height, instances.width) == (40, 60)
+
+
+def test_a_worker_does_not_import_the_compiler_of_torch(tmp_path):
+    """It takes a second and 60 MB in each process; operations on "meta" import it."""
+    path = tmp_path / "yolo11n-seg.pt"
+    path.write_bytes(torch_file(half(build_network("yolo11n-seg", 1).state_dict())))
+    code = f"""
+import sys, numpy as np
+from segcore.models.base import ModelOptions
+from segcore.models.registry import load_model, probe_model
+for load in (probe_model, load_model):
+    model = load({str(path)!r}, ModelOptions(device="cpu"))
+prepared = [model.preprocess(np.zeros((40, 60, 3), np.uint8))]
+model.postprocess(model.forward(prepared), prepared)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_bytes_passed_by_the_caller_give_the_same_model(checkpoint_file):
