@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from segcore.distributed import cluster
 from segcore.distributed.code_version import code_version
-from segcore.distributed.prepared_units import objects_from_table, objects_to_table
+from segcore.distributed.prepared_units import Packer, unpack
 from segcore.distributed.progress import ProgressReporter
 from segcore.distributed.worker_logs import collect_log
 from segcore.errors import (
@@ -44,8 +44,9 @@ from segcore.worker import memory
 from segcore.worker.batch_size import fit_batch_size
 from segcore.worker.batching import DeviceLost
 from segcore.worker.measures import MEASURES
+from segcore.worker.preprocessing import PreparedSample
 from segcore.worker.read_options import ReadOptions
-from segcore.worker.unit_worker import HostOutOfMemory, PreparedUnit, UnitReader, UnitWorker
+from segcore.worker.unit_worker import HostOutOfMemory, Remarks, UnitReader, UnitWorker
 
 Worker = TypeVar("Worker")
 _SETUP_FAILURE_PAUSE_S = 2.0
@@ -197,6 +198,7 @@ class ReadActor:
         self._node = register_current_actor(progress)
         self._progress = spec.reporter(progress)
         self._retry_failed = retry_failed
+        self._packer = Packer()
         self._setup = WorkerSetup(lambda: self._make_reader(spec))
         self._progress.flush()
 
@@ -205,40 +207,42 @@ class ReadActor:
         return UnitReader(model, spec.read_options, spec.parts)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Read the units of a batch (one).
+        """Read the unit of a batch.
 
         Returns:
-            For each unit a row with the unit and its `PreparedUnit`, or the outcome of a unit that
-            failed; see `objects_to_table`.
+            What `Packer` makes of the unit, its images and the `Remarks`; or of the unit and its
+            `UnitOutcome`, if it cannot be read.
         """
-        units = list(units_from_table(batch))
-        table = objects_to_table([(unit, self._read(unit)) for unit in units])
+        (unit,) = units_from_table(batch)
+        try:
+            table = self._packer.pack(self._read(unit))
+        except Exception as error:  # goes to the driver; the unit stays undone
+            outcome = replace(failed_outcome(unit, error), node=self._node)
+            table = self._packer.pack([unit, outcome])
         self._progress.flush()
         return table
 
-    def _read(self, unit: Unit) -> PreparedUnit | UnitOutcome:
+    def _read(self, unit: Unit) -> Iterator[Unit | PreparedSample | Remarks | UnitOutcome]:
+        yield unit
         if (failed := self._setup.failed_outcome(unit)) is not None:
-            return replace(failed, node=self._node)
-        try:
-            return self._setup.result.read(unit, retry_failed=self._retry_failed)
-        except Exception as error:  # goes to the driver; the unit stays undone
-            return replace(failed_outcome(unit, error), node=self._node)
+            yield replace(failed, node=self._node)
+        else:
+            yield (yield from self._setup.result.read(unit, retry_failed=self._retry_failed))
 
 
 class SegmentActor(UnitActor):
     """Second stage of the layout `split`: holds the model and gets the units of `ReadActor`."""
 
     def __call__(self, batch: pa.Table) -> dict[str, list]:
-        """Segment the units of a batch (one) and return what became of them."""
-        outcomes = [
-            prepared
-            if isinstance(prepared, UnitOutcome)
-            else self._run(unit, UnitWorker.segment_prepared, prepared)
-            for unit, prepared in objects_from_table(batch)
-        ]
+        """Segment the unit of a batch and return what became of it."""
+        unit, *images, last = unpack(batch)
+        if isinstance(last, UnitOutcome):
+            outcome = last
+        else:
+            outcome = self._run(unit, UnitWorker.segment_prepared, images, last)
         self._measure_memory()
         self._progress.flush()
-        return outcomes_to_columns(outcomes)
+        return outcomes_to_columns([outcome])
 
 
 class WorkerSetup(Generic[Worker]):

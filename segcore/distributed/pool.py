@@ -11,9 +11,9 @@ from segcore.distributed.cluster import NodeResources
 from segcore.errors import ClusterError, UsageError
 from segcore.text import plural
 
-# More readers of fewer CPUs each would hold more copies of the libraries in memory.
+# Where ray.readers asks for few. By default each has one: threads that decode wait for each other
+# (docs/performance.md), and another copy of the libraries takes only 0.3 GB.
 _MAX_CPUS_PER_READER = 4
-_MIN_USED_SHARE = 0.9  # of the CPUs that readers could use
 # Layout `auto`: with fewer CPUs for each GPU, one for the worker is missed in decoding.
 _MIN_CPUS_PER_SPLIT_GPU = 3
 _MIN_CPU_SHARE = 0.01
@@ -239,7 +239,7 @@ def _should_split(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResou
 
 
 def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResources]) -> PoolSize:
-    """The same actors with one CPU each, and readers on the remaining CPUs.
+    """The same actors with one CPU each, and readers with one CPU each on the remaining CPUs.
 
     Without GPUs the network is nearly all of the work: then there is one reader. Where nodes are
     added on demand, each actor with a GPU has a reader with one CPU.
@@ -258,7 +258,8 @@ def _add_readers(pool: PoolSize, options: RayOptions, nodes: Sequence[NodeResour
     elif pool.gpus and options.readers:
         cpus_per_reader = float(max(1, min(_MAX_CPUS_PER_READER, int(remaining_cpus / readers))))
     elif pool.gpus:
-        readers, cpus_per_reader = _fill_with_readers(_cpus_left(actors, cpus, pool.gpus, nodes))
+        left = _cpus_left(actors, cpus, pool.gpus, nodes)
+        readers = max(1, sum(int(free + _ROUNDING_SLACK) for free in left))
     if readers * cpus_per_reader > remaining_cpus and not options.autoscaling:
         raise ClusterError(
             f"The layout `split` needs {_describe_actors(readers, cpus_per_reader, 0.0, 'reader')} "
@@ -286,17 +287,6 @@ def _cpus_left(
         actors -= here
         left.append(node.cpus - here * cpus)
     return left
-
-
-def _fill_with_readers(cpus_left: Sequence[float]) -> tuple[int, float]:
-    """How many readers of how many CPUs: the largest that leave few CPUs of the nodes unused."""
-    counts = {
-        cpus: sum(int(free / cpus + _ROUNDING_SLACK) for free in cpus_left)
-        for cpus in range(1, _MAX_CPUS_PER_READER + 1)
-    }
-    most = max(cpus * count for cpus, count in counts.items())
-    cpus = max(cpus for cpus, count in counts.items() if cpus * count >= _MIN_USED_SHARE * most)
-    return max(1, counts[cpus]), float(cpus)
 
 
 def uses_gpus(options: RayOptions, device: str, nodes: Sequence[NodeResources]) -> bool:

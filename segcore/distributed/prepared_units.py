@@ -1,14 +1,16 @@
 """Units that are read, on their way from the readers to the workers with the model.
 
-Pixels are written once into one buffer, which Ray copies into its object store and workers map: in
-columns of Python objects they would be pickled into the block, and each worker would unpickle a
-copy of its own.
+As its images are decoded, the arrays of a unit are written into one buffer, which Ray copies into
+its object store and workers map: in columns of Python objects they would be pickled into the block,
+and each worker would unpickle a copy of its own. Canvases are freed at once, so the next ones find
+memory that is mapped and still in the cache of the CPU.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -16,26 +18,64 @@ import numpy as np
 import pyarrow as pa
 
 _ALIGNMENT = 64  # bytes: of arrays of any type
+_GROWTH = 2
 
 
-def objects_to_table(objects: Sequence[Any]) -> pa.Table:
-    """One row for each object; arrays within the objects are not pickled, but laid side by side."""
-    parts = [_pack(value) for value in objects]
-    return pa.table(
-        {
-            "header": pa.array([header for header, _, _ in parts], pa.large_binary()),
-            "ends": pa.array([ends for _, ends, _ in parts], pa.list_(pa.int64())),
-            "arrays": _binary_column([arrays for _, _, arrays in parts]),
+class Packer:
+    """Packs objects into tables; arrays within them are not pickled, but laid side by side.
+
+    Its buffer is used again once nothing holds the last table any more. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+        self._references_when_free = sys.getrefcount(self._buffer)
+
+    def pack(self, objects: Iterable[Any]) -> pa.Table:
+        """A table of one row with all objects, each of which is taken once the last is packed.
+
+        Raises:
+            Exception: Whatever `objects` raises; the packer can be used again.
+        """
+        if sys.getrefcount(self._buffer) > self._references_when_free:
+            self._buffer = np.empty_like(self._buffer)
+        headers, ends, end = [], [], 0
+        for value in objects:
+            header, arrays = _pickle_without_arrays(value)
+            headers.append(header)
+            ends.append([end := self._append(array, end) for array in arrays])
+        columns = {
+            "headers": pa.array([headers], pa.list_(pa.large_binary())),
+            "ends": pa.array([ends], pa.list_(pa.list_(pa.int64()))),
+            "arrays": _binary_column(self._buffer[:end]),
         }
-    )
+        return pa.table(columns)
+
+    def _append(self, array: np.ndarray, end: int) -> int:
+        """Write the array behind what ends at `end`; returns where it ends."""
+        start = _aligned(end)
+        stop = start + array.size
+        if stop > self._buffer.size:
+            larger = np.empty(max(stop, _GROWTH * self._buffer.size), np.uint8)
+            larger[:end] = self._buffer[:end]
+            self._buffer = larger
+        self._buffer[start:stop] = array
+        return stop
 
 
-def objects_from_table(table: pa.Table) -> Iterator[Any]:
-    """The objects; their arrays are views of the table's memory, and read-only."""
-    rows = zip(table["header"], table["ends"], _buffers(table["arrays"]), strict=True)
-    for header, ends, arrays in rows:
-        spans = pairwise([0, *ends.as_py()])
-        buffers = [arrays[_aligned(start) : end] for start, end in spans]
+def unpack(table: pa.Table) -> Iterator[Any]:
+    """The objects of a table of `Packer`; their arrays are views of its memory, and read-only.
+
+    Raises:
+        ValueError: It has not exactly one row.
+    """
+    if table.num_rows != 1:
+        raise ValueError(f"a table of {table.num_rows} rows, not of one")
+    memory = _memory_of_value(table["arrays"])
+    end = 0
+    for header, ends in zip(table["headers"][0].values, table["ends"][0].as_py(), strict=True):
+        buffers = [memory[_aligned(start) : stop] for start, stop in pairwise([end, *ends])]
+        end = ends[-1] if ends else end
         yield pickle.loads(header.as_py(), buffers=buffers)  # noqa: S301
 
 
@@ -64,41 +104,29 @@ class _Bytes:
         return len(piece)
 
 
-def _pack(value: Any) -> tuple[bytes, list[int], np.ndarray]:
-    """The pickled object without its arrays, where each of these ends, and all of them."""
+def _pickle_without_arrays(value: Any) -> tuple[bytes, list[np.ndarray]]:
+    """The pickled object without its arrays, and the bytes of these."""
     buffers: list[pickle.PickleBuffer] = []
     header = _Bytes()
     _Pickler(header, protocol=5, buffer_callback=buffers.append).dump(value)
-    views = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-    ends, end = [], 0
-    for view in views:
-        end = _aligned(end) + view.size
-        ends.append(end)
-    arrays = np.empty(end, np.uint8)
-    for view, stop in zip(views, ends, strict=True):
-        arrays[stop - view.size : stop] = view
-    return b"".join(header.pieces), ends, arrays
+    return b"".join(header.pieces), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer]:
-    """The memory of each row; a scalar of pyarrow would be a copy."""
-    for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        ends = np.frombuffer(offsets, np.int64)[chunk.offset :]
-        for row in range(len(chunk)):
-            yield data.slice(ends[row], ends[row + 1] - ends[row])
+def _memory_of_value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The memory of a column of one value; a scalar of pyarrow would be a copy."""
+    (chunk,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = chunk.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[chunk.offset :][:2]
+    return data.slice(start, stop - start)
 
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def _binary_column(rows: Sequence[np.ndarray]) -> pa.ChunkedArray:
-    """A column with a chunk for each row, which is its memory and no copy."""
-    chunks = [
-        pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, row.size])), pa.py_buffer(row)]
-        )
-        for row in rows
-    ]
-    return pa.chunked_array(chunks, pa.large_binary())
+def _binary_column(value: np.ndarray) -> pa.Array:
+    """A column of one value, which is its memory and no copy."""
+    offsets = pa.py_buffer(np.array([0, value.size]))
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, offsets, pa.py_buffer(value)]
+    )

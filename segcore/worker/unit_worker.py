@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class UnitImages:
         self._model = model
         self._read_options = read_options
 
-    def stream(self, window: int, watchdog: Watchdog) -> Iterator[PreparedSample]:
+    def stream(self, window: int, watchdog: Watchdog) -> Generator[PreparedSample]:
         """The images in the unit's order, read at most `window` ahead of the caller.
 
         Raises:
@@ -67,16 +67,14 @@ class UnitImages:
 
 
 @dataclass(frozen=True)
-class PreparedUnit:
-    """A unit that is read and prepared as a whole: what travels from stage to stage.
+class Remarks:
+    """What reading a unit told besides its images.
 
     Attributes:
-        images: Those that have no row yet, in the unit's order.
         notes: What reading noticed.
         file_order: See `ReusedRows`.
     """
 
-    images: list[PreparedSample]
     notes: Counter[str]
     file_order: list[str]
 
@@ -90,16 +88,26 @@ class UnitReader:
         self._parts = parts
         self._watchdog = Watchdog(read_options.image_timeout_s)
 
-    def read(self, unit: Unit, *, retry_failed: bool = False) -> PreparedUnit:
-        """Read and prepare a unit, with `retry_failed` only its failed images.
+    def read(
+        self, unit: Unit, *, retry_failed: bool = False
+    ) -> Generator[PreparedSample, None, Remarks]:
+        """Read and prepare the images of a unit, with `retry_failed` only its failed ones.
+
+        Yields:
+            Those that have no row yet, in the unit's order.
+
+        Returns:
+            The remarks, which are complete only now.
 
         Raises:
             StorageError: The unit as a whole cannot be read.
         """
         reused = read_reused_rows(self._parts, unit, retry_failed)
         unit_images = UnitImages(unit, reused, self._model, self._read_options)
-        images = list(unit_images.stream(2 * self._read_options.threads, self._watchdog))
-        return PreparedUnit(images, unit_images.notes, reused.file_order)
+        window = 2 * self._read_options.threads
+        with closing(unit_images.stream(window, self._watchdog)) as images:
+            yield from images
+        return Remarks(unit_images.notes, reused.file_order)
 
 
 class UnitWorker:
@@ -155,19 +163,20 @@ class UnitWorker:
     def segment_prepared(
         self,
         unit: Unit,
-        prepared: PreparedUnit,
+        images: Iterable[PreparedSample],
+        remarks: Remarks,
         report: ReportProgress = lambda ok, failed, instances: None,
         *,
         retry_failed: bool = False,
     ) -> PartCounts:
         """Segment and commit a unit that a `UnitReader` has read; otherwise as `segment`."""
         reused = read_reused_rows(self._parts, unit, retry_failed)
-        reused.file_order = prepared.file_order
-        rows = self._segment_images(iter(prepared.images), report)
-        return commit_rows(self._parts, unit, reused.merge(rows), prepared.notes, retry_failed)
+        reused.file_order = remarks.file_order
+        rows = self._segment_images(images, report)
+        return commit_rows(self._parts, unit, reused.merge(rows), remarks.notes, retry_failed)
 
     def _segment_images(
-        self, images: Iterator[PreparedSample], report: ReportProgress
+        self, images: Iterable[PreparedSample], report: ReportProgress
     ) -> list[ImageResult]:
         """The rows of all images, in order.
 

@@ -52,11 +52,11 @@ def test_auto_takes_gpus_and_shares_the_cpus():
 @pytest.mark.parametrize(
     ("nodes", "options", "readers", "cpus_per_reader"),
     [
-        ([NodeResources(16, 1)], {}, 5, 3),  # no CPU is left over
-        ([NodeResources(13, 1)], {}, 3, 4),
-        ([NodeResources(3, 1)], {}, 1, 2),
-        ([NodeResources(4, 1)] * 4, {}, 4, 3),  # larger ones would fit on no node
-        ([NodeResources(16, 1), NodeResources(64, 0)], {}, 19, 4),  # few are left over
+        ([NodeResources(16, 1)], {}, 15, 1),
+        ([NodeResources(3, 1)], {}, 2, 1),
+        ([NodeResources(3.5, 1)], {}, 2, 1),
+        ([NodeResources(4, 1)] * 4, {}, 12, 1),
+        ([NodeResources(16, 1), NodeResources(64, 0)], {}, 79, 1),
         ([NodeResources(2, 1)], {}, 0, 1),  # too few CPUs
         ([NodeResources(16, 1)], {"gpus_per_actor": 0.1}, 0, 1),
         ([NodeResources(16, 1)], {"layout": "fused"}, 0, 1),
@@ -148,13 +148,13 @@ def test_readers_grow_with_the_actors():
     readers = pool.reader_pool()
     assert (readers.min_actors, readers.max_actors, readers.cpus) == (1, 16, 1)
     fixed = _pool(SERVER, layout="split").reader_pool()
-    assert (fixed.min_actors, fixed.max_actors) == (3, 3)
+    assert (fixed.min_actors, fixed.max_actors) == (12, 12)
 
 
 def test_a_pool_fits_the_nodes_that_are_left_of_a_cluster():
     left = _pool(SERVER * 2, layout="split").on_nodes(SERVER)
-    assert (left.min_actors, left.max_actors, left.readers) == (4, 4, 3)
-    assert left.reader_pool().min_actors == 3
+    assert (left.min_actors, left.max_actors, left.readers) == (4, 4, 12)
+    assert left.reader_pool().min_actors == 12
     small = [NodeResources(1, 0)] * 4
     left = _pool(small, layout="split").on_nodes(small[:3])
     assert (left.min_actors, left.max_actors, left.readers) == (2, 2, 1)
@@ -219,9 +219,9 @@ def test_contradictions_are_usage_errors(device, gpus):
 def test_split_leaves_the_cpus_beside_the_gpus_to_readers():
     pool = _pool(SERVER, layout="split")
     assert (pool.max_actors, pool.cpus, pool.gpus) == (4, 1, 1)
-    assert (pool.readers, pool.cpus_per_reader, pool.decode_threads) == (3, 4, 4)
+    assert (pool.readers, pool.cpus_per_reader, pool.decode_threads) == (12, 1, 1)
     assert pool.summary() == (
-        "4 actors with 1 CPU and 1 GPU each (cuda) and 3 readers with 4 CPUs each"
+        "4 actors with 1 CPU and 1 GPU each (cuda) and 12 readers with 1 CPU each"
     )
 
 

@@ -14,6 +14,7 @@ from segcore.distributed.progress import (
     ProgressSnapshot,
 )
 from segcore.logs.relay import LogBuffer
+from segcore.worker.measures import MEASURES
 
 
 def test_a_retried_unit_is_counted_once():
@@ -97,6 +98,7 @@ def test_the_first_commit_of_a_process_clears_its_node_at_once():
 
 
 def test_what_workers_log_travels_with_their_progress():
+    MEASURES.take()  # what other tests left
     handle = _Handle()
     reporter = ProgressReporter(handle, 1, log := LogBuffer(logging.INFO, "worker 1"))
     logger = logging.Logger("segcore.x")

@@ -2,6 +2,7 @@
 
     python -m tests.faults.kills --kills 1000           # a job in one process, without Ray
     python -m tests.faults.kills --kills 100 --pool     # driver and workers on a real cluster
+    python -m tests.faults.kills --kills 100 --pool --layout split    # readers, too
 
 A process is killed at a random moment, or just before a random one of its operations on files of
 the output: between the two files of a part, before a rename, while the plan, the lease or the
@@ -123,9 +124,17 @@ class KillRounds:
     Args:
         folder: For archives, outputs and logs.
         cluster: With the pool; None: without Ray.
+        layout: Of the pool.
     """
 
-    def __init__(self, folder: Path, seed: int, cluster: RealCluster | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        cluster: RealCluster | None = None,
+        layout: str = "fused",
+    ) -> None:
+        self._layout = layout
         self._folder = folder
         self._rng = random.Random(seed)
         self._cluster = cluster
@@ -217,6 +226,7 @@ class KillRounds:
         if self._cluster is not None:
             os.environ.update(self._cluster.environment)
             sets += [f"ray.address={self._cluster.address}", "ray.shared_paths=true"]
+            sets.append(f"ray.layout={self._layout}")
         config = job_config(archive.uri, output, *sets, model=_MODEL)
         with without_ray() if self._cluster is None else nullcontext():
             return int(segment(config, notify=lambda text: print(text, flush=True)).exit_code)
@@ -283,6 +293,7 @@ def kill(
     seed: int,
     *,
     pool: bool,
+    layout: str = "fused",
     max_s: float = float("inf"),
     notify: Callable[[str], None] = lambda text: None,
 ) -> KillCounts:
@@ -299,7 +310,7 @@ def kill(
         environment["FAKE_MODEL_DELAY"] = "0.01"
         cluster = RealCluster(environment, folder / "cluster.log")
         try:
-            return KillRounds(folder, seed, cluster).run(kills, max_s, notify)
+            return KillRounds(folder, seed, cluster, layout).run(kills, max_s, notify)
         finally:
             cluster.stop()
 
@@ -313,11 +324,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no new job after that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", action="store_true", help="with Ray")
+    parser.add_argument("--layout", default="fused", help="of the pool: fused or split")
     options = parser.parse_args()
     kill(
         options.kills,
         options.seed,
         pool=options.pool,
+        layout=options.layout,
         max_s=60 * options.minutes,
         notify=lambda text: print(text, flush=True),
     )

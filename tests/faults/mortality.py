@@ -21,6 +21,7 @@ from tests.support.fake_models import BrightModel
 FOLDER_VARIABLE = "KILLS_FOLDER"  # environment of the workers
 OUTPUTS = "out"  # in that folder
 _ORDER = "order"  # the same: how many file operations of a worker are left
+_WRITERS, _READER = ("UnitActor", "SegmentActor"), "ReadActor"  # in the names of processes
 _TAKEN = "taken-by-"  # the same, with the process id of the worker that obeys
 
 
@@ -62,7 +63,7 @@ class _WorkerMortality(Mortality):
 
     def before_operation(self) -> None:
         """As in the base class."""
-        if self.last is None and self._order.exists() and _is_unit_actor(psutil.Process()):
+        if self.last is None and self._order.exists() and _is_actor(psutil.Process(), _WRITERS):
             taken = self._order.with_name(f"{_TAKEN}{os.getpid()}")
             with suppress(FileNotFoundError):  # another worker was faster, or it was revoked
                 self._order.rename(taken)
@@ -122,7 +123,8 @@ class WorkerKiller:
         if n_parts < min_parts or n_parts <= self._parts_at_death:
             return
         if n_operations is None:
-            actors = [p for p in pool_actors(self._cluster.workers()) if _is_unit_actor(p)]
+            processes = pool_actors(self._cluster.workers())
+            actors = [p for p in processes if _is_actor(p, (*_WRITERS, _READER))]
             if actors:
                 actors[n_parts % len(actors)].kill()
                 self._count("worker at a moment", n_parts)
@@ -148,9 +150,13 @@ class WorkerKiller:
             path.unlink(missing_ok=True)
 
 
-def _is_unit_actor(process: psutil.Process) -> bool:
-    """No process that tries images one by one: an image is blamed for the second death."""
-    return "UnitActor" in " ".join(command_line(process))
+def _is_actor(process: psutil.Process, kinds: Sequence[str]) -> bool:
+    """Whether it is one of these actors.
+
+    Never one that tries images one by one: an image is blamed for the second death.
+    """
+    name = " ".join(command_line(process))
+    return any(kind in name for kind in kinds)
 
 
 def fork(run: Callable[[], int], log: Path) -> int:

@@ -32,6 +32,7 @@ from tests.support.archives import parquet_bytes, tar_bytes
 from tests.support.fake_models import RAISES, BrightModel
 from tests.support.jobs import job_config, part_bytes, part_bytes_by_unit, write_files
 from tests.support.run_without_ray import without_ray
+from tests.support.whole_units import read_whole
 
 
 class MendedModel(BrightModel):
@@ -126,9 +127,9 @@ def test_the_result_is_that_of_a_run_without_failures(tmp_path, kind, path):
         if path == "image_by_image":
             counts = _segment_image_by_image(ImageWorker(model, read_options, parts), unit, True)
         elif path == "split":
-            read = UnitReader(model, read_options, parts).read(unit, retry_failed=True)
+            read = read_whole(UnitReader(model, read_options, parts).read(unit, retry_failed=True))
             counts = UnitWorker(model, read_options, parts).segment_prepared(
-                unit, read, retry_failed=True
+                unit, *read, retry_failed=True
             )
         else:
             counts = UnitWorker(model, read_options, parts).segment(unit, retry_failed=True)

@@ -24,7 +24,7 @@ from tests.support.paths import PYTHONPATH, ROOT
 # whatever catches it; a shell calls both 130.
 INTERRUPTED = (130, -signal.SIGINT)
 MAX_WAIT_S = 600.0  # far more than any command here takes, on a busy machine too
-_ACTOR_CLASSES = ("UnitActor", "Isolator", "ImageActor")
+_ACTOR_CLASSES = ("UnitActor", "ReadActor", "SegmentActor", "Isolator", "ImageActor")
 POLL_S = 0.02  # listing S3 without pause would take a core from the job
 
 

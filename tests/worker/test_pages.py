@@ -28,6 +28,7 @@ from tests.support.bright_images import bright_png
 from tests.support.fake_models import RAISES, BrightModel
 from tests.support.jobs import part_bytes_by_unit
 from tests.support.tiff_files import Page, tiff_file
+from tests.support.whole_units import read_whole
 
 
 class MendedModel(BrightModel):
@@ -102,8 +103,8 @@ def _segment(path: str, model: BrightModel, parts: Parts, unit: Unit, retry: boo
     if path == "batches":
         return UnitWorker(model, options, parts).segment(unit, retry_failed=retry)
     if path == "split":
-        read = UnitReader(model, options, parts).read(unit, retry_failed=retry)
-        return UnitWorker(model, options, parts).segment_prepared(unit, read, retry_failed=retry)
+        read = read_whole(UnitReader(model, options, parts).read(unit, retry_failed=retry))
+        return UnitWorker(model, options, parts).segment_prepared(unit, *read, retry_failed=retry)
     rows: list[ImageResult] = []
     worker = ImageWorker(model, options, parts)
     worker.open(unit, 0, retry)
