@@ -32,16 +32,29 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def head(work: Path) -> Iterator[RayHead]:
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file exists, each process stops after one image."""
+    return tmp_path_factory.mktemp("hold") / "hold"
+
+
+@pytest.fixture(scope="module")
+def head(work: Path, hold: Path) -> Iterator[RayHead]:
     """A head without work, and two nodes."""
     environment = {**HEALTH, "FAKE_MODEL_DELAY": "0.3", "FAKE_MODEL_LOG": str(work)}
-    head = RayHead(environment, cpus=0)
+    head = RayHead({**environment, "FAKE_MODEL_HOLD": str(hold)}, cpus=0)
     try:
         for name in ("first", "second"):
             head.add_node(name)
         yield head
     finally:
         head.stop()
+
+
+@pytest.fixture(autouse=True)
+def _release(hold: Path) -> Iterator[None]:
+    """A test that failed holds nobody up."""
+    yield
+    hold.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +77,15 @@ class Job:
 
     def wait_for_parts(self, number: int) -> None:
         """Wait until so many units are committed, which is the middle of the job."""
+        self._wait_until(lambda: len(list(self.output.glob("*/images/*.parquet"))) >= number)
+
+    def wait_for_work_of(self, raylet: int, work: Path) -> None:
+        """Wait until an image was segmented on this node."""
+        self._wait_until(lambda: raylet in _raylets_at_work(work))
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
         give_up_at = time.monotonic() + 400
-        while len(list(self.output.glob("*/images/*.parquet"))) < number:
+        while not is_so():
             assert self.process.poll() is None, self._log.read_text()
             assert time.monotonic() < give_up_at
             time.sleep(0.1)
@@ -94,18 +114,21 @@ def _raylets_at_work(work: Path) -> set[int]:
 
 
 def test_a_node_comes_and_another_goes_in_the_middle(
-    head: RayHead, work: Path, tmp_path: Path
+    head: RayHead, archive: str, work: Path, hold: Path, tmp_path: Path
 ) -> None:
-    source = write_files(tmp_path / "in", bright_pngs(6 * IMAGES))  # it takes a node long to start
     going = head.add_node("going")
-    job = Job(head, source, tmp_path)
-    job.wait_for_parts(12)
-    assert going.raylet in _raylets_at_work(work)
+    hold.touch()
+    job = Job(head, archive, tmp_path)
+    job.wait_for_work_of(going.raylet, work)
+    hold.unlink()
+    job.wait_for_parts(6)
+    hold.touch()
     going.kill()
     coming = head.add_node("coming")
     try:
-        job.check_whole(6 * IMAGES)
-        assert coming.raylet in _raylets_at_work(work)
+        job.wait_for_work_of(coming.raylet, work)
+        hold.unlink()
+        job.check_whole()
     finally:
         coming.kill()
 
@@ -181,18 +204,20 @@ def _fill(folder: Path) -> None:
 
 @pytest.mark.parametrize("full_at", ["before", "middle"])
 def test_a_full_disk_of_one_node_loses_nothing(
-    head: RayHead, archive: str, work: Path, tmp_path: Path, full_at: str
+    head: RayHead, archive: str, work: Path, hold: Path, tmp_path: Path, full_at: str
 ) -> None:
     with _small_disk(100) as folder:
         node = head.add_node(f"full-{full_at}", {"TMPDIR": str(folder)}, folder)
         try:
             if full_at == "before":
                 _fill(folder)
+            else:
+                hold.touch()
             job = Job(head, archive, tmp_path)
             if full_at == "middle":
-                job.wait_for_parts(6)
-                assert node.raylet in _raylets_at_work(work)
+                job.wait_for_work_of(node.raylet, work)
                 _fill(folder)
+                hold.unlink()
             said = job.check_whole()
             if full_at == "before":  # no process of the job starts there
                 assert "out of the run; its units are done on other nodes" in said

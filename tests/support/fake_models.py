@@ -122,7 +122,8 @@ class StuckModel(BrightModel):
 class LoggedModel(BrightModel):
     """Writes a line for each image to FAKE_MODEL_LOG/<pid>: when, its parent, its first pixel.
 
-    The parent of a worker is the raylet of its node.
+    The parent of a worker is the raylet of its node. It then waits as long as there is a file
+    FAKE_MODEL_HOLD.
     """
 
     def forward(self, prepared: Sequence[_PreparedImage]) -> list[np.ndarray]:
@@ -132,6 +133,9 @@ class LoggedModel(BrightModel):
         with log.open("a") as lines:
             for item in prepared:
                 print(time.time(), os.getppid(), *item.first_pixel, file=lines)
+        hold = os.environ.get("FAKE_MODEL_HOLD")
+        while hold and Path(hold).exists():
+            time.sleep(0.05)
         return raw
 
 
