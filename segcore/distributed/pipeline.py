@@ -42,7 +42,6 @@ _RESTART_OPTIONS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
 _DEATHS_INTERVAL_S = 5.0
 _SNAPSHOT_TIMEOUT_S = 5
 _DRAIN_TIMEOUT_S = 10
-_END_TIMEOUT_S = 15.0  # for a node that has not begun to work when all is done
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ class Pipeline:
             able = {node.node_id for node in nodes if self._pool.fits_on(node)}
             seen = ray.get(self._progress.nodes_seen.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
             silent = able - seen - self._nodes.taken_out.keys()
-            self._take_out_all(find_broken_nodes(silent, self._spec.code, _END_TIMEOUT_S))
+            self._take_out_all(find_broken_nodes(silent, self._spec.code))
 
     def _outage(self, outcome: UnitOutcome) -> SegcoreError:
         """The error of a run that no node can go on with, after this outcome."""

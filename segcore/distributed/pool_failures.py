@@ -7,7 +7,7 @@ from collections.abc import Collection
 from segcore.errors import ClusterError
 from segcore.text import one_line
 
-ANSWER_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 60.0  # a busy machine takes half a minute to start a process
 
 
 class PoolFailed(ClusterError):
@@ -22,9 +22,7 @@ class PoolFailed(ClusterError):
         )
 
 
-def find_broken_nodes(
-    nodes: Collection[str], code: str, timeout_s: float = ANSWER_TIMEOUT_S
-) -> dict[str, str]:
+def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
     """The nodes that run no task, or have another segcore than the driver; one task tries each.
 
     Where a module is missing or the disk is full, an actor cannot even begin, and Ray does not tell
@@ -57,7 +55,7 @@ def find_broken_nodes(
         ).remote(): node
         for node in nodes
     }
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_TIMEOUT_S)
     broken = {}
     for answer in ready:
         try:

@@ -265,7 +265,7 @@ def test_nodes_where_nothing_began_are_tried_when_the_units_run_out(monkeypatch,
     monkeypatch.setattr(cluster, "live_nodes", lambda: nodes)
     asked: list[set[str]] = []
 
-    def find(nodes: set[str], *_: Any) -> dict[str, str]:
+    def find(nodes: set[str], code: str) -> dict[str, str]:
         asked.append(nodes)
         return answers
 
