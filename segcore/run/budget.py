@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +59,21 @@ class Budget:
             return True
         return False
 
-    def cut(self, units: Units, most_images: int) -> Units:
+    def cut(self, units: Units, most_images: int, retried: Mapping[str, int]) -> Units:
         """The first units that fit, and at least one if any image is left.
 
         Args:
             most_images: What a unit counts whose images are not known before it is read.
+            retried: Unit -> the images of it that are segmented, where these are not all.
         """
         if self.images is None or not len(units):
             return units
         sizes = units.table["n_images"].fill_null(most_images).to_numpy()
+        if retried:
+            ids = units.table["unit"].to_pylist()
+            sizes = np.array(
+                [retried.get(unit, size) for unit, size in zip(ids, sizes, strict=True)]
+            )
         ends = np.cumsum(sizes)
         n_units = int(np.searchsorted(ends, self.images, side="right"))
         if self.images > 0:

@@ -8,6 +8,7 @@ dies in between, running the same command again resumes from what exists.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -192,8 +193,9 @@ def _run_job(
         passes.append(Pass(_units_to_reread(job, state, notify), retry_failed=True))
     if state.retry_failed:
         passes.append(Pass(_units_to_retry(job, state, notify), retry_failed=True))
+    most_images = job.config.plan.images
     passes = [
-        replace(candidate, units=state.budget.cut(candidate.units, job.config.plan.images))
+        replace(candidate, units=state.budget.cut(candidate.units, most_images, state.retried))
         for candidate in passes
     ]
     passes = [candidate for candidate in passes if candidate.units]
@@ -244,7 +246,10 @@ def _units_to_reread(job: Job, state: RunState, notify: Notify) -> Units:
 
 
 def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
-    """The units done before that have failed images; records how many in `state`."""
+    """The units done before that have failed images; records how many in `state`.
+
+    In any order: some fail for ever, and a run with a budget must come to the others, too.
+    """
     listed = job.parts.list_committed() if state.carried else job.listed
     job.counts.compacted = listed.compacted
     counts = job.counts.counts_of(listed.rows_of(job.plan.units.table["unit"]))
@@ -255,7 +260,8 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
     }
     images = plural(sum(state.retried.values()), "failed image")
     notify(f"Trying {images} in {plural(len(state.retried), 'unit')} again.")
-    return select_units(job.plan.units, state.retried)
+    units = select_units(job.plan.units, state.retried)
+    return Units(units.table.take(random.sample(range(len(units)), len(units))))
 
 
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from segcore.worker.read_options import ReadOptions
 from segcore.worker.unit_worker import UnitReader, UnitWorker
 from tests.support import serial_run
 from tests.support.archives import parquet_bytes, tar_bytes
+from tests.support.bright_images import bright_pngs
 from tests.support.fake_models import RAISES, BrightModel
 from tests.support.jobs import job_config, part_bytes, part_bytes_by_unit, write_files
 from tests.support.run_without_ray import without_ray
@@ -243,3 +245,28 @@ def test_failed_images_that_the_budget_left_were_not_tried(tmp_path: Path) -> No
     assert (report.status, report.exit_code) == ("success", 0)
     assert (report.images_retried, report.images_this_time, report.failed) == (1, 1, 2)
     assert "1 failed image is left to be tried again." in report.advice()
+
+
+def test_a_budget_counts_failed_images_and_comes_to_all_of_them(tmp_path: Path) -> None:
+    """Eight units of two images, of which one always fails; two failed images a call."""
+    pngs = bright_pngs(16)
+    files = {f"{i:02}.png": b"no image" if i % 2 else png for i, png in enumerate(pngs.values())}
+    source = write_files(tmp_path / "in", files)
+    sets = ("plan.images=2", "run.max_failed_fraction=0.9", "run.max_images=2")
+    tried: list[set[str]] = []
+
+    def note(worker: UnitWorker, unit: Unit, **options: bool) -> PartCounts:
+        tried[-1].add(unit.unit)
+        return segment_unit(worker, unit, **options)
+
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        assert segment(job_config(source, tmp_path / "out", *sets[:2])).failed == 8
+        segment_unit = UnitWorker.segment
+        patch.setattr(UnitWorker, "segment", note)
+        config = job_config(source, tmp_path / "out", *sets)
+        random.seed(0)
+        for _ in range(20):
+            tried.append(set())
+            assert segment(config, retry_failed=True).images_retried == 2
+    assert {len(units) for units in tried} == {2}
+    assert len(set().union(*tried)) == 8
