@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from functools import partial
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from segcore.config import Config
@@ -261,7 +262,8 @@ def _units_to_retry(job: Job, state: RunState, notify: Notify) -> Units:
     images = plural(sum(state.retried.values()), "failed image")
     notify(f"Trying {images} in {plural(len(state.retried), 'unit')} again.")
     units = select_units(job.plan.units, state.retried)
-    return Units(units.table.take(random.sample(range(len(units)), len(units))))
+    order = random.sample(range(len(units)), len(units))
+    return Units(units.table.take(pa.array(order, pa.int64())))
 
 
 def _finish(job: Job, state: RunState, started: RunReport) -> RunReport:
