@@ -175,7 +175,8 @@ def test_term_to_the_steps_takes_ray_away_and_loses_nothing(
     state = wait_for_the_end(slurm, job, log)
     assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), describe(slurm, job, log)
     assert part_bytes(prefix_of(output)) == expected
-    assert "Ray has ended" in log.read_text()
+    # Which of segcore and the step of Ray ends first is not ours to say.
+    assert "back into the queue (start 2 of 11)" in log.read_text()
 
 
 def test_a_cancelled_job_stays_cancelled(slurm: SlurmMachine, archive: str, tmp_path: Path) -> None:
