@@ -1,6 +1,6 @@
 """Proves the kernels for GPUs where there is none.
 
-    python -m tests.triton_kernels                  # 20,000 instances: some 40 minutes of one core
+    python -m tests.triton_kernels                  # 20,000 instances: 12 to 40 minutes of one core
     python -m tests.triton_kernels --instances 300
 
 Makes an environment of its own on first use (`.venv-triton`, 1 GB), which takes torch and the rest
