@@ -229,6 +229,18 @@ def away_from(nodes: Iterable[str]) -> dict[str, Any]:
     return {"label_selector": {"ray.io/node-id": f"!in({excluded})"}} if excluded else {}
 
 
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor on the driver's node, which works as long as the driver does.
+
+    On any other, segcore may be missing.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
 def _node_resources(node: dict[str, Any]) -> NodeResources:
     return NodeResources(
         cpus=node["Resources"].get("CPU", 0.0),
