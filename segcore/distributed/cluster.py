@@ -215,11 +215,16 @@ def all_nodes() -> list[NodeResources]:
     return [_node_resources(node) for node in ray.nodes()]
 
 
-def cpus_of_this_node() -> float:
-    """The CPUs of the node that the calling actor is on."""
+def this_node() -> str:
+    """The id of the node that the calling process, driver or actor, is on."""
     import ray
 
-    node_id = ray.get_runtime_context().get_node_id()
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def cpus_of_this_node() -> float:
+    """The CPUs of the node that the calling actor is on."""
+    node_id = this_node()
     return sum(node.cpus for node in live_nodes() if node.node_id == node_id)
 
 
@@ -229,16 +234,11 @@ def away_from(nodes: Iterable[str]) -> dict[str, Any]:
     return {"label_selector": {"ray.io/node-id": f"!in({excluded})"}} if excluded else {}
 
 
-def beside_driver() -> dict[str, Any]:
-    """Options of an actor on the driver's node, which works as long as the driver does.
-
-    On any other, segcore may be missing.
-    """
-    import ray
+def on_node(node_id: str) -> dict[str, Any]:
+    """Options of an actor or a task that must be on this node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
 def _node_resources(node: dict[str, Any]) -> NodeResources:

@@ -79,10 +79,7 @@ class ImageActor:
 
     def node(self) -> str:
         """The id of the node that the process is on."""
-        import ray
-
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
+        return cluster.this_node()
 
     def set_up(self, spec: ActorSpec, progress: Any) -> None:
         """Load the model, and segment a plain image with it.

@@ -85,7 +85,8 @@ class Pipeline:
         self._retry_failed = retry_failed
         self._nodes = NodeFailures(self._view, {} if taken_out is None else taken_out)
         self._notify = notify
-        actor = ray.remote(num_cpus=0, max_restarts=-1, **cluster.beside_driver())(ProgressActor)
+        here = cluster.on_node(cluster.this_node())  # on others segcore may be missing
+        actor = ray.remote(num_cpus=0, max_restarts=-1, **here)(ProgressActor)
         self._progress: Any = actor.remote(spec.edition.name if export_metrics else "")
         self._deaths_read_at = time.monotonic()
         self._failures: dict[str, UnitOutcome] = {}  # of the graph that runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from segcore.distributed import cluster
 from segcore.errors import ClusterError
 from segcore.text import one_line
 
@@ -36,7 +37,6 @@ def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
         Node id -> what is wrong there, for people. Nodes that do not answer in time are left out.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not nodes:
         return {}
@@ -49,12 +49,7 @@ def find_broken_nodes(nodes: Collection[str], code: str) -> dict[str, str]:
         return f"segcore {code_version()}"
 
     task = ray.remote(num_cpus=0, max_retries=0)(read_code)
-    answers = {
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(): node
-        for node in nodes
-    }
+    answers = {task.options(**cluster.on_node(node)).remote(): node for node in nodes}
     ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_TIMEOUT_S)
     broken = {}
     for answer in ready:

@@ -32,7 +32,7 @@ class Packer:
         self._references_when_free = sys.getrefcount(self._buffer)
 
     def pack(self, objects: Iterable[Any]) -> pa.Table:
-        """A table of one row with all objects, each of which is taken once the last is packed.
+        """A table of one row with all objects; each is asked for when the one before is packed.
 
         Raises:
             Exception: Whatever `objects` raises; the packer can be used again.

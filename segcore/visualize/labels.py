@@ -26,11 +26,8 @@ def labels_fit(texts: Sequence[str], shape: tuple[int, ...], max_labels: int = M
     """
     if len(texts) > max_labels:
         return False
-    font = _font(shape)
-    sizes = (font.getbbox(_shown(text)) for text in texts)
-    covered = sum((right - left + 2 * _PADDING) * (bottom - top + 2 * _PADDING)
-                  for left, top, right, bottom in sizes)  # fmt: skip
-    return len(texts) <= _ALWAYS_DRAWN or covered <= _MAX_COVERED * shape[0] * shape[1]
+    covered = np.prod(_sizes(_letters(texts, _font(shape))), axis=1).sum()
+    return len(texts) <= _ALWAYS_DRAWN or bool(covered <= _MAX_COVERED * shape[0] * shape[1])
 
 
 def draw_instances(
@@ -71,6 +68,18 @@ def _font(shape: tuple[int, ...]) -> ImageFont.FreeTypeFont | ImageFont.ImageFon
     return ImageFont.load_default(max(_MIN_SIZE, min(shape[:2]) * _SHARE_OF_IMAGE))
 
 
+def _letters(
+    texts: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> np.ndarray:
+    """(N, 4) left, top, right, bottom of the texts, written at the origin."""
+    return np.array([font.getbbox(_shown(text)) for text in texts]).reshape(-1, 4)
+
+
+def _sizes(letters: np.ndarray) -> np.ndarray:
+    """(N, 2) width and height of labels with these letters."""
+    return letters[:, 2:] - letters[:, :2] + 2 * _PADDING
+
+
 def _shown(text: str) -> str:
     return printable(text)[:_MAX_LETTERS]
 
@@ -92,17 +101,16 @@ def draw_labels(image: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> n
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     font = _font(image.shape)
-    shown = [_shown(text) for text in texts]
-    letters = np.array([draw.textbbox((0, 0), text, font=font) for text in shown]).reshape(-1, 4)
-    sizes = np.ceil(letters[:, 2:] - letters[:, :2]) + 2 * _PADDING
+    letters = _letters(texts, font)
+    sizes = _sizes(letters)
     corners = _place(boxes, sizes, (image.shape[1], image.shape[0]))
-    for number in reversed(range(len(shown))):
+    for number in reversed(range(len(texts))):
         x, y = corners[number]
         width, height = sizes[number]
         colour = COLOURS[number % len(COLOURS)]
         draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
         start = x + _PADDING - letters[number, 0], y + _PADDING - letters[number, 1]
-        draw.text(start, shown[number], fill=(0, 0, 0), font=font)
+        draw.text(start, _shown(texts[number]), fill=(0, 0, 0), font=font)
     return np.asarray(picture)
 
 

@@ -121,7 +121,7 @@ def test_a_node_comes_and_another_goes_in_the_middle(
     job = Job(head, archive, tmp_path)
     job.wait_for_work_of(going.raylet, work)
     hold.unlink()
-    job.wait_for_parts(6)
+    job.wait_for_parts(12)
     hold.touch()
     going.kill()
     coming = head.add_node("coming")
@@ -216,8 +216,9 @@ def test_a_full_disk_of_one_node_loses_nothing(
             job = Job(head, archive, tmp_path)
             if full_at == "middle":
                 job.wait_for_work_of(node.raylet, work)
-                _fill(folder)
                 hold.unlink()
+                job.wait_for_parts(6)
+                _fill(folder)
             said = job.check_whole()
             if full_at == "before":  # no process of the job starts there
                 assert "out of the run; its units are done on other nodes" in said

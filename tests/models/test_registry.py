@@ -48,7 +48,7 @@ def test_a_model_from_a_local_file_runs(checkpoint_file):
 
 
 def test_a_worker_does_not_import_the_compiler_of_torch(tmp_path):
-    """It takes a second and 60 MB in each process; operations on "meta" import it."""
+    """It takes a second and 70 MB in each process; operations on "meta" import it."""
     path = tmp_path / "yolo11n-seg.pt"
     path.write_bytes(torch_file(half(build_network("yolo11n-seg", 1).state_dict())))
     code = f"""

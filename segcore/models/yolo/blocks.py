@@ -173,5 +173,5 @@ class Integral(nn.Module):
     def __init__(self, bins: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(bins, 1, 1, bias=False).requires_grad_(False)
-        # `torch.arange` on the device "meta" imports torch's compiler: a second, and 60 MB.
+        # `torch.arange` on the device "meta" imports torch's compiler: a second, and 70 MB.
         self.conv.weight.data[:] = torch.tensor([[[[float(value)]] for value in range(bins)]])
